@@ -1,0 +1,36 @@
+"""Argument checks: one clear line that says what was expected and what came."""
+
+import math
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def positive(name: str, value: float) -> float:
+    """Return `value` if it is finite and > 0, else raise ValueError."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"Expected {name} > 0, got {value}.")
+    return value
+
+
+def at_least(name: str, value: float, least: float) -> float:
+    """Return `value` if it is >= `least`, else raise ValueError."""
+    if not value >= least:
+        raise ValueError(f"Expected {name} >= {least}, got {value}.")
+    return value
+
+
+def in_open_unit_interval(name: str, value: float) -> float:
+    """Return `value` if 0 < value < 1, else raise ValueError."""
+    if not 0 < value < 1:
+        raise ValueError(f"Expected 0 < {name} < 1, got {value}.")
+    return value
+
+
+def one_of(name: str, value: str, choices: Iterable[str]) -> str:
+    """Return `value` if it is one of `choices`, else raise ValueError naming the near ones."""
+    choices = sorted(choices)
+    if value not in choices:
+        near = get_close_matches(str(value), choices, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"Expected {name} to be one of {', '.join(choices)}, got {value!r}.{hint}")
+    return value

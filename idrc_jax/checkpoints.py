@@ -1,0 +1,237 @@
+"""Weights on disk: `weights.safetensors` with the model's description, and Orbax training checkpoints.
+
+`weights.safetensors` holds every tensor of the network under its dotted path (`blocks.3.conv1.kernel`)
+and, as metadata, one JSON text that rebuilds the network; it is what certification loads.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from idrc_jax import _validate
+from idrc_jax.models.resnet import ResNet
+from idrc_jax.progress import write_json
+
+WEIGHTS = "weights.safetensors"
+_FORMAT = 1
+Tensors = dict[str, Any]
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A base classifier: a pure function of the noisy image alone.
+
+    Attributes:
+      apply_fn: (params, images float32 [N, H, W, C]) -> logits float32 [N, classes]; normalisation inside.
+      params: the pytree that `apply_fn` takes.
+      classes: number of classes.
+      image_shape: (H, W, C) it was made for.
+      dtype: compute type, part of what is certified.
+      sha256: of the tensors; empty for a network that was not loaded from a file.
+      description: what rebuilds the network, and how it was trained.
+    """
+
+    apply_fn: Any
+    params: Any = field(repr=False)
+    classes: int
+    image_shape: tuple[int, int, int]
+    dtype: str = "float32"
+    sha256: str = ""
+    description: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return self.apply_fn(self.params, images)
+
+
+def build(description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs) -> ResNet:
+    """The network that a description names, newly initialised."""
+    _validate.one_of("model.architecture", description["architecture"], ("resnet",))
+    _validate.one_of("model.dtype", dtype, _DTYPES)
+    return ResNet(
+        depth=description["depth"],
+        classes=description["classes"],
+        channels=description["image_shape"][-1],
+        shortcut=description["shortcut"],
+        mean=tuple(description["mean"]),
+        std=tuple(description["std"]),
+        dtype=_DTYPES[dtype],
+        rngs=rngs,
+    )
+
+
+def split(model: nnx.Module) -> tuple[Any, Tensors, Tensors]:
+    """A network as (graph, trained parameters, running statistics), tensors under their dotted names."""
+    graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return graph, _flatten(nnx.to_pure_dict(params)), _flatten(nnx.to_pure_dict(stats))
+
+
+def merge(graph: Any, *tensors: Tensors) -> Any:
+    """The inverse of `split`."""
+    return nnx.merge(graph, *(nnx.State(_unflatten(flat)) for flat in tensors), copy=True)
+
+
+def abstract(description: dict[str, Any], *, dtype: str) -> tuple[Any, Tensors, Tensors]:
+    """`split` of the network without computing its values: shapes and types only."""
+    return split(nnx.eval_shape(lambda: build(description, dtype=dtype, rngs=nnx.Rngs(0))))
+
+
+def save_weights(path: Path, tensors: Tensors, description: dict[str, Any], *, half: bool = False) -> None:
+    """Write tensors and description, atomically; `half` stores them in float16, for sharing."""
+    flat = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    if half:
+        flat = {name: value.astype(np.float16) for name, value in flat.items()}
+    partial = path.with_suffix(".partial")
+    save_file(flat, partial, metadata={"idrc_jax": json.dumps({"format": _FORMAT, **description})})
+    os.replace(partial, path)
+
+
+def load_classifier(path: str | Path, *, dtype: str = "", expect: dict[str, Any] | None = None) -> Classifier:
+    """The classifier in a run's folder or a `.safetensors` file of this project.
+
+    Args:
+      path: the file, or a folder holding `weights.safetensors`.
+      dtype: compute type ("float32", "bfloat16"); empty takes the one it was trained in.
+      expect: entries of the description (architecture, depth ...) that must agree.
+
+    Raises:
+      ValueError: no such file, not a file of this project, another architecture than expected, or tensors
+        that are missing, unexpected, of another shape or not finite.
+    """
+    file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise ValueError(f"Expected trained weights at {file}, got no such file. Train first, or set model.weights.")
+    tensors, description = _read(file)
+    for name, value in (expect or {}).items():
+        if description.get(name) != value:
+            raise ValueError(
+                f"Expected a checkpoint with {name} = {value}, got {name} = {description.get(name)} in {file}."
+            )
+    dtype = dtype or description["dtype"]
+    graph, params, stats = abstract(description, dtype=dtype)
+    wanted = params | stats
+    _check_tensors(tensors, {name: value.shape for name, value in wanted.items()}, file)
+
+    def apply_fn(weights: Tensors, images: jax.Array) -> jax.Array:
+        trained = {name: weights[name] for name in params}
+        running = {name: weights[name] for name in stats}
+        return merge(graph, trained, running)(images)
+
+    return Classifier(
+        apply_fn=apply_fn,
+        params={name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()},
+        classes=description["classes"],
+        image_shape=tuple(description["image_shape"]),
+        dtype=dtype,
+        sha256=_hash(tensors),
+        description=description,
+    )
+
+
+def same_or_refuse(path: Path, description: dict[str, Any]) -> None:
+    """Write a run's description as JSON at the first call; refuse another one ever after."""
+    description = json.loads(json.dumps(description))
+    if not path.is_file():
+        write_json(path, description)
+        return
+    stored, asked = _flatten(json.loads(path.read_text())), _flatten(description)
+    changed = [
+        f"{name} was {stored.get(name)}, is {asked.get(name)}"
+        for name in sorted(stored.keys() | asked.keys())
+        if stored.get(name) != asked.get(name)
+    ]
+    if changed:
+        raise ValueError(f"Expected the settings of the run in {path.parent}, got {'; '.join(changed)}: use another workdir.")
+
+
+class TrainingCheckpoints:
+    """Orbax checkpoints of a training state, the newest two kept; a save that was cut off is never seen."""
+
+    def __init__(self, folder: Path) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def latest(self) -> int | None:
+        """The step of the newest whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any) -> None:
+        """Store the state of a step, unless it is stored already."""
+        if step != self.latest():
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+            self._manager.wait_until_finished()
+
+    def restore(self, step: int, like: Any) -> Any:
+        """The state of a step; `like` is the same tree of `jax.ShapeDtypeStruct` with shardings."""
+        return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    try:
+        with safe_open(file, framework="numpy") as handle:
+            metadata = handle.metadata() or {}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"Expected a whole .safetensors file, got {file}: {error}.") from None
+    if "idrc_jax" not in metadata:
+        raise ValueError(f"Expected weights written by idrc_jax, got {file} without its description.")
+    description = json.loads(metadata["idrc_jax"])
+    if description.pop("format", None) != _FORMAT:
+        raise ValueError(f"Expected weights of format {_FORMAT} in {file}, got another: use the release that wrote it.")
+    return tensors, description
+
+
+def _check_tensors(tensors: dict[str, np.ndarray], wanted: dict[str, tuple[int, ...]], file: Path) -> None:
+    missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or unexpected:
+        raise ValueError(f"Expected the network's tensors in {file}, got missing {missing}, unexpected {unexpected}.")
+    for name, shape in wanted.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"Expected {name} of shape {shape} in {file}, got {tensors[name].shape}.")
+        if not np.isfinite(tensors[name]).all():
+            raise ValueError(f"Expected finite weights in {file}, got a non-finite value in {name}.")
+
+
+def _hash(tensors: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].shape} {tensors[name].dtype}".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).data)
+    return digest.hexdigest()
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts to one level with dotted names."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _unflatten(flat: dict[str, Any]) -> dict:
+    """The inverse of `flatten`; digits become integers, as NNX lists have them."""
+    tree: dict = {}
+    for name, value in flat.items():
+        *path, last = [int(part) if part.isdigit() else part for part in name.split(".")]
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return tree

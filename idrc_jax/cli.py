@@ -1,0 +1,257 @@
+"""The installed commands. `train.py` and `certify.py` at the top of a checkout are the first two.
+
+A wrong setting or damaged file ends in one line on standard error and exit status 1; a job that stopped
+for its time limit exits 0 and says in its status file how far it got; Ctrl-C exits 130.
+"""
+
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from idrc_jax import checkpoints, config, data, devices, figures, prng, results, training
+from idrc_jax.certification import certify_dataset, estimate
+from idrc_jax.certification import predict as predict_images
+
+
+def train() -> None:
+    """idrc-train: train a network under noise."""
+    _main(_train, config_file=True)
+
+
+def certify() -> None:
+    """idrc-certify: certify images with a trained network."""
+    _main(_certify, config_file=True, define=_define_dry_run)
+
+
+def predict() -> None:
+    """idrc-predict: the smoothed classifier's class of each image, or an abstention."""
+    _main(_predict, config_file=True, define=_define_predict)
+
+
+def merge() -> None:
+    """idrc-merge: unite the result files of several processes into one."""
+    _main(_merge, config_file=False, define=_define_merge)
+
+
+def _train(values: flags.FlagValues) -> int:
+    settings, workdir = values.config, _workdir(values)
+    scheme, recipe = config.training_scheme(settings), config.recipe(settings)
+    train_set = data.load(settings.data.name, "train", directory=settings.data.dir, seed=settings.seed)
+    finished = training.train(
+        train_set,
+        scheme,
+        recipe,
+        config.description(settings, train_set),
+        workdir,
+        seed=settings.seed,
+        mesh=devices.mesh(settings.devices),
+        max_minutes=settings.max_minutes,
+        checkpoint_minutes=settings.train.checkpoint_minutes,
+        steps_per_dispatch=settings.train.steps_per_dispatch,
+        tensorboard=settings.train.tensorboard,
+    )
+    print(f"Trained: {workdir / checkpoints.WEIGHTS}" if finished else _go_on("Training", workdir))
+    return 0
+
+
+def _certify(values: flags.FlagValues) -> int:
+    settings, workdir = values.config, _workdir(values)
+    classifier, dataset, indices = _classifier_and_images(settings, workdir)
+    scheme, mesh = config.noise_scheme(settings), devices.mesh(settings.devices)
+    certify_settings = config.settings(settings)
+    if values.dry_run:
+        said = estimate(
+            classifier, scheme, dataset, indices, certify_settings, chunk=settings.chunk, mesh=mesh
+        )
+        memory = "unknown" if said.memory is None else f"{said.memory / 2**20:.0f} MiB a device for a chunk"
+        print(
+            f"Dry run: {said.images} images, {said.samples:,} samples at {said.samples_per_second:,.0f}/s: about "
+            f"{_duration(said.seconds)}; memory {memory}."
+        )
+        return 0
+    finished = certify_dataset(
+        classifier,
+        scheme,
+        dataset,
+        indices,
+        certify_settings,
+        workdir,
+        chunk=settings.chunk,
+        mesh=mesh,
+        max_minutes=settings.max_minutes,
+        process=settings.process,
+        processes=settings.processes,
+        provenance=_provenance(settings),
+    )
+    if not finished:
+        print(_go_on("Certification", workdir))
+    elif settings.processes == 1:
+        read = results.read_results(workdir)
+        print(results.summary_table(read))
+        figures.plot_certified_accuracy([read], workdir / "certified_accuracy.png")
+        print(f"Rows: {workdir / 'certificates.tsv'}\nFigure: {workdir / 'certified_accuracy.png'}")
+    else:
+        print(f"Done. When all processes are: idrc-merge --out {workdir} {workdir}/certificates.*-of-*.tsv")
+    return 0
+
+
+def _predict(values: flags.FlagValues) -> int:
+    settings, workdir = values.config, _workdir(values)
+    classifier, dataset, indices = _classifier_and_images(settings, workdir)
+    scheme, mesh = config.noise_scheme(settings), devices.mesh(settings.devices)
+    print("idx\tlabel\tpredict\tcorrect", flush=True)
+    for start in range(0, len(indices), 16):
+        chosen = indices[start : start + 16]
+        predictions = predict_images(
+            classifier,
+            scheme,
+            data.to_unit(dataset.images[chosen]),
+            indices=chosen,
+            n=values.n,
+            alpha=settings.certify.alpha,
+            key=prng.root(settings.seed),
+            chunk=settings.chunk,
+            mesh=mesh,
+        )
+        for index, prediction in zip(chosen, predictions, strict=True):
+            label = dataset.labels[index]
+            print(f"{index}\t{label}\t{prediction}\t{int(prediction == label)}", flush=True)
+    return 0
+
+
+def _merge(values: flags.FlagValues, paths: list[str]) -> int:
+    if not paths or not values.out:
+        raise ValueError("Expected result files and --out FOLDER, got none: idrc-merge --out FOLDER FILE ...")
+    results.merge([Path(path) for path in paths], Path(values.out))
+    print(results.summary_table(results.read_results(Path(values.out))))
+    return 0
+
+
+def _classifier_and_images(settings: ConfigDict, workdir: Path) -> tuple:
+    where = settings.model.weights or workdir
+    classifier = checkpoints.load_classifier(where, dtype=settings.model.dtype, expect=_expected(settings))
+    dataset = data.load(settings.data.name, "test", directory=settings.data.dir, seed=settings.seed)
+    chosen = data.select(
+        len(dataset), skip=settings.data.skip, start=settings.data.start, stop=settings.data.stop
+    )
+    return classifier, dataset, chosen
+
+
+def _expected(settings: ConfigDict) -> dict:
+    model = settings.model
+    return {"architecture": model.architecture, "depth": model.depth, "shortcut": model.shortcut}
+
+
+def _workdir(values: flags.FlagValues) -> Path:
+    workdir = Path(values.workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"Expected a folder that can be made as workdir, got {workdir}: {error.strerror}.") from None
+    if not os.access(workdir, os.W_OK):
+        raise ValueError(f"Expected a writable workdir, got {workdir}.")
+    return workdir
+
+
+def _provenance(settings: ConfigDict) -> dict:
+    versions = {name: importlib.metadata.version(name) for name in ("idrc_jax", "jax", "jaxlib", "flax", "numpy")}
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "weights": settings.model.weights,
+        "chunk": settings.chunk,
+    }
+
+
+def _go_on(what: str, workdir: Path) -> str:
+    return f"{what} in {workdir} stopped before its time limit; the same command goes on from here."
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+
+
+def _define_dry_run(values: flags.FlagValues) -> None:
+    flags.DEFINE_bool("dry_run", False, "Say how many samples, how long, how much memory; do nothing.", values)
+
+
+def _define_predict(values: flags.FlagValues) -> None:
+    flags.DEFINE_integer("n", 1000, "Samples an image.", flag_values=values)
+
+
+def _define_merge(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("out", "", "Folder for the united certificates.tsv.", flag_values=values)
+
+
+def _main(job: Callable, *, config_file: bool, define: Callable[[flags.FlagValues], None] | None = None) -> None:
+    values = flags.FlagValues()
+    flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
+    flags.DEFINE_bool("help", False, "Show this help.", flag_values=values)
+    if config_file:
+        config_flags.DEFINE_config_file(
+            "config", str(config.folder() / "quickstart.py"), "Config file.", flag_values=values
+        )
+        flags.DEFINE_string("workdir", "runs/quickstart", "Folder of the run.", flag_values=values)
+    if define:
+        define(values)
+    debug = "--debug" in sys.argv
+    try:
+        rest = _parse(values)
+        if values.help:
+            print(f"{sys.argv[0]}\n{values.main_module_help() or values.get_help()}")
+            sys.exit(0)
+        if not config_file:
+            sys.exit(job(values, rest))
+        if rest:
+            raise ValueError(f"Expected only --flags, got {rest[0]!r}.")
+        devices.configure_cpu(values.config.devices or os.cpu_count() or 1)
+        sys.exit(job(values))
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _parse(values: flags.FlagValues) -> list[str]:
+    """Parse the command line, or raise a ValueError of one line."""
+    try:
+        return values(sys.argv)[1:]
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
+    except AttributeError as error:
+        raise ValueError(_unknown_field()) from error
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _unknown_field() -> str:
+    known = _paths(config.base())
+    for argument in sys.argv[1:]:
+        match = re.match(r"--(?:no)?config\.([\w.]+)", argument)
+        if match and match[1] not in known:
+            near = get_close_matches(match[1], known, n=3, cutoff=0.5)
+            hint = f" Near: {', '.join(near)}." if near else ""
+            return f"Expected a known config field, got --config.{match[1]}.{hint}"
+    return "Expected known config fields: see configs/."
+
+
+def _paths(node: ConfigDict, prefix: str = "") -> list[str]:
+    paths = []
+    for name, value in node.items():
+        paths += _paths(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [f"{prefix}{name}"]
+    return paths

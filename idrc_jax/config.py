@@ -1,0 +1,111 @@
+"""The settings that configs fill in, and what the entry points make of them.
+
+A file in `configs/` takes `base()` and changes it; the command line overrides with `--config.a.b=value`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from idrc_jax import _validate, data, schemes, training
+from idrc_jax.certification import Settings
+from idrc_jax.schemes import Scheme
+
+
+def base() -> ml_collections.ConfigDict:
+    """Every setting with its default: ResNet-110 on CIFAR-10 by Cohen's recipe."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.max_minutes = 0.0  # stop cleanly before, exit 0, go on at the next call; 0: no limit
+    config.devices = 0  # 0: all
+    config.chunk = 0  # samples a device takes at a time; sets memory, not votes; 0 chooses
+    config.process = 0  # this process certifies images process, process + processes, ...
+    config.processes = 1
+
+    config.data = ml_collections.ConfigDict()
+    config.data.name = "cifar10"  # cifar10, digits, npz, synthetic
+    config.data.dir = ""  # cifar10: folder of the binary version (empty: tensorflow-datasets); npz: the file
+    config.data.skip = 20  # certify images start, start + skip, ... below stop
+    config.data.start = 0
+    config.data.stop = -1
+
+    config.noise = ml_collections.ConfigDict()
+    config.noise.scheme = "gaussian"
+    config.noise.sigma = 0.25
+    config.noise.ref = 1.0
+
+    config.model = ml_collections.ConfigDict()
+    config.model.architecture = "resnet"
+    config.model.depth = 110
+    config.model.shortcut = "projection"  # or zero_pad
+    config.model.dtype = "float32"  # or bfloat16
+    config.model.mean = (0.4914, 0.4822, 0.4465)
+    config.model.std = (0.2023, 0.1994, 0.2010)
+    config.model.weights = ""  # certify and predict with this file instead of the workdir's
+
+    config.train = ml_collections.ConfigDict()
+    config.train.scheme = ""  # empty: the noise's
+    config.train.sigma = 0.0  # 0: the noise's
+    config.train.ref = 0.0  # 0: the noise's
+    recipe = training.Recipe()
+    for name in training.Recipe.__dataclass_fields__:
+        config.train[name] = getattr(recipe, name)
+    config.train.checkpoint_minutes = 5.0
+    config.train.steps_per_dispatch = 50  # accelerators only
+    config.train.tensorboard = False
+
+    config.certify = ml_collections.ConfigDict()
+    config.certify.n0 = 100
+    config.certify.n = 100_000
+    config.certify.alpha = 0.001
+    return config
+
+
+def folder() -> Path:
+    """Where the config files are: in the wheel inside the package, in a checkout beside it."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def noise_scheme(config: ml_collections.ConfigDict) -> Scheme:
+    """The scheme that predictions and certificates use."""
+    return schemes.make(config.noise.scheme, sigma=config.noise.sigma, ref=config.noise.ref)
+
+
+def training_scheme(config: ml_collections.ConfigDict) -> Scheme:
+    """The scheme that training uses: the noise's unless `config.train` says otherwise."""
+    name = config.train.scheme or config.noise.scheme
+    ref = config.train.ref or (config.noise.ref if name == config.noise.scheme else 1.0)
+    return schemes.make(name, sigma=config.train.sigma or config.noise.sigma, ref=ref)
+
+
+def recipe(config: ml_collections.ConfigDict) -> training.Recipe:
+    """The training recipe."""
+    return training.Recipe(**{name: config.train[name] for name in training.Recipe.__dataclass_fields__})
+
+
+def settings(config: ml_collections.ConfigDict) -> Settings:
+    """The certification settings."""
+    certify = config.certify
+    return Settings(n0=certify.n0, n=certify.n, alpha=certify.alpha, seed=config.seed)
+
+
+def description(config: ml_collections.ConfigDict, train_set: data.Dataset) -> dict[str, Any]:
+    """What rebuilds the network (see `checkpoints.build`); mean and std of length 1 serve every channel."""
+    model, shape = config.model, train_set.images.shape[1:]
+    _validate.one_of("model.dtype", model.dtype, ("float32", "bfloat16"))
+
+    def per_channel(values: tuple[float, ...]) -> list[float]:
+        return list(values) * shape[-1] if len(values) == 1 else list(values)
+
+    return {
+        "architecture": model.architecture,
+        "depth": model.depth,
+        "classes": train_set.classes,
+        "image_shape": list(shape),
+        "shortcut": model.shortcut,
+        "mean": per_channel(model.mean),
+        "std": per_channel(model.std),
+        "dtype": model.dtype,
+    }

@@ -1,0 +1,237 @@
+"""Data sets as plain arrays on the host: uint8 (or float32 in [0, 1]) images [N, H, W, C] and int32 labels.
+
+`cifar10` reads the official binary version from a folder, or goes through tensorflow-datasets; `digits` is
+scikit-learn's; `npz` is any .npz file with `images` and `labels`; `synthetic` is seeded, for tests. No
+pickle is ever loaded.
+"""
+
+import hashlib
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from idrc_jax import _validate
+
+NAMES = ("cifar10", "digits", "npz", "synthetic")
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_CIFAR10_FILES = {"train": [f"data_batch_{k}.bin" for k in range(1, 6)], "test": ["test_batch.bin"]}
+_CIFAR10_RECORD = 1 + 3 * 32 * 32
+_CIFAR10_RECORDS = 10_000
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels of one split.
+
+    Attributes:
+      images: uint8 [N, H, W, C], or float32 in [0, 1].
+      labels: int32 [N], each in 0 .. classes - 1.
+      classes: number of classes.
+    """
+
+    name: str
+    split: str
+    images: np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the shape, type and bytes of images and labels."""
+        digest = hashlib.sha256()
+        for array in (self.images, self.labels):
+            digest.update(f"{array.shape} {array.dtype}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+def load(name: str, split: str, *, directory: str = "", seed: int = 0) -> Dataset:
+    """One split ("train" or "test") of a data set.
+
+    Args:
+      name: one of `NAMES`.
+      directory: for cifar10 the folder with the binary version (empty: tensorflow-datasets); for npz the
+        .npz file, or a folder holding train.npz and test.npz.
+      seed: of the synthetic set.
+
+    Raises:
+      ValueError: an unknown name or split, a missing or truncated file, labels or pixels out of range.
+    """
+    _validate.one_of("data.name", name, NAMES)
+    _validate.one_of("split", split, ("train", "test"))
+    if name == "cifar10":
+        images, labels = _cifar10_binary(Path(directory), split) if directory else _cifar10_tfds(split)
+        classes = 10
+    elif name == "digits":
+        images, labels = _digits(split)
+        classes = 10
+    elif name == "npz":
+        images, labels = _npz(directory, split)
+        classes = 0
+    else:
+        images, labels = _synthetic(split, seed)
+        classes = 4
+    return from_arrays(images, labels, name=name, split=split, classes=classes)
+
+
+def from_arrays(
+    images: np.ndarray, labels: np.ndarray, *, name: str = "arrays", split: str = "test", classes: int = 0
+) -> Dataset:
+    """A checked data set from arrays; `classes` = 0 takes the largest label + 1."""
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"Expected images [N, H, W, C] with N >= 1 in {name}, got shape {images.shape}.")
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"Expected {len(images)} integer labels in {name}, got shape {labels.shape} of {labels.dtype}."
+        )
+    if images.dtype != np.uint8:
+        if not np.issubdtype(images.dtype, np.floating):
+            raise ValueError(f"Expected images of uint8 or floats in {name}, got {images.dtype}.")
+        low, high = float(images.min()), float(images.max())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"Expected images within [0, 1] in {name}, got values from {low:g} to {high:g}.")
+        images = images.astype(np.float32)
+    classes = classes or int(labels.max()) + 1
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"Expected labels from 0 to {classes - 1} in {name}, got {labels.min()} to {labels.max()}."
+        )
+    return Dataset(name, split, images, labels.astype(np.int32), classes)
+
+
+def select(count: int, *, skip: int = 1, start: int = 0, stop: int = -1) -> np.ndarray:
+    """Indices start, start + skip, ... below stop (-1: the end); every 20th is the field's habit.
+
+    Raises ValueError when nothing is left.
+    """
+    _validate.at_least("data.skip", skip, 1)
+    _validate.at_least("data.start", start, 0)
+    _validate.at_least("data.stop", stop, -1)
+    indices = np.arange(start, count if stop == -1 else min(stop, count), skip)
+    if not len(indices):
+        raise ValueError(f"Expected data.start={start}, data.stop={stop} to leave images of {count}, got none.")
+    return indices
+
+
+def to_unit(images: Any) -> Any:
+    """uint8 images to float32 in [0, 1] (NumPy or JAX); float32 images pass unchanged."""
+    return images.astype("float32") / np.float32(255) if images.dtype == np.uint8 else images
+
+
+def augment(images: jax.Array, key: jax.Array) -> jax.Array:
+    """Random crop after padding by 4 with zeros, and random horizontal flip: [N, H, W, C] -> the same."""
+    count, height, width, channels = images.shape
+    crop_key, flip_key = jax.random.split(key)
+    padded = jnp.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    corners = jax.random.randint(crop_key, (count, 2), 0, 9)
+    flips = jax.random.bernoulli(flip_key, shape=(count,))
+
+    def one(image: jax.Array, corner: jax.Array, flip: jax.Array) -> jax.Array:
+        crop = jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
+        return jnp.where(flip, crop[:, ::-1], crop)
+
+    return jax.vmap(one)(padded, corners, flips)
+
+
+def _cifar10_binary(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    inner = directory / "cifar-10-batches-bin"
+    folder = inner if inner.is_dir() else directory
+    parts = []
+    for name in _CIFAR10_FILES[split]:
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(
+                f"Expected the binary version of CIFAR-10 in data.dir, got no file {path}. "
+                "Unpack cifar-10-binary.tar.gz there."
+            )
+        expected = _CIFAR10_RECORDS * _CIFAR10_RECORD
+        if path.stat().st_size != expected:
+            raise ValueError(
+                f"Expected {expected} bytes in {path}, got {path.stat().st_size}: fetch or unpack it again."
+            )
+        parts.append(np.fromfile(path, np.uint8).reshape(_CIFAR10_RECORDS, _CIFAR10_RECORD))
+    records = np.concatenate(parts)
+    planes = records[:, 1:].reshape(-1, 3, 32, 32)
+    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), records[:, 0].astype(np.int32)
+
+
+def _cifar10_tfds(split: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        import tensorflow_datasets as tfds  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError(
+            "Expected data.dir to hold the binary version of CIFAR-10, or tensorflow-datasets to fetch it; got "
+            "neither. Set --config.data.dir=FOLDER or pip install 'idrc_jax[datasets]'."
+        ) from None
+    builder = tfds.builder("cifar10", file_format="array_record")
+    if not builder.is_prepared():
+        _require_network()
+        builder.download_and_prepare()
+    source = builder.as_data_source(split=split)
+    images = np.stack([record["image"] for record in source])
+    return images, np.asarray([record["label"] for record in source], np.int32)
+
+
+def _require_network() -> None:
+    """tensorflow-datasets would retry for minutes; ask once, for seconds."""
+    try:
+        socket.create_connection(("www.cs.toronto.edu", 443), timeout=5).close()
+    except OSError as error:
+        raise ValueError(
+            f"Expected a network to download CIFAR-10 once, got: {error}. Fetch cifar-10-binary.tar.gz on "
+            "another machine, unpack it and set --config.data.dir=FOLDER."
+        ) from None
+
+
+def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ValueError(
+            "Expected scikit-learn for data.name=digits, got no such package. pip install 'idrc_jax[quickstart]'."
+        ) from None
+    digits: Any = load_digits()
+    images = np.rint(digits.images[..., None] * (255 / 16)).astype(np.uint8)
+    held_out = np.arange(len(images)) % 5 == 0
+    chosen = held_out if split == "test" else ~held_out
+    return images[chosen], digits.target[chosen].astype(np.int32)
+
+
+def _npz(directory: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    path = Path(directory)
+    if path.is_dir():
+        path = path / f"{split}.npz"
+    if not directory or not path.is_file():
+        raise ValueError(
+            f"Expected data.dir to be an .npz file, or a folder with {split}.npz, got {directory!r}."
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = {"images", "labels"} - set(file.files)
+            if missing:
+                raise ValueError(f"Expected arrays images and labels in {path}, got {sorted(file.files)}.")
+            return file["images"], file["labels"]
+    except ValueError:
+        raise
+    except Exception as error:  # zipfile and zlib raise several kinds for a damaged file
+        raise ValueError(f"Expected a readable .npz file, got {path}: {error}.") from None
+
+
+def _synthetic(split: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Four classes: one bright quadrant each, on 8x8x1 images; easy enough for a tiny network."""
+    generator = np.random.default_rng([seed, {"train": 0, "test": 1}[split]])
+    count = {"train": 512, "test": 64}[split]
+    labels = generator.integers(0, 4, count)
+    images = generator.integers(0, 80, (count, 8, 8, 1))
+    for image, label in zip(images, labels, strict=True):
+        row, column = divmod(int(label), 2)
+        image[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 150
+    return images.astype(np.uint8), labels.astype(np.int32)

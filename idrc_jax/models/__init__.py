@@ -1,0 +1,1 @@
+"""Network architectures, as Flax NNX modules."""

@@ -1,0 +1,135 @@
+"""Residual networks for small images: depth 6n + 2 with basic blocks (He et al. 2016, section 4.2).
+
+Three stages of n blocks with 16, 32 and 64 channels. Every padding is written out, so that strided
+convolutions see the pixels that PyTorch's see.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from idrc_jax import _validate
+
+Shortcut = Literal["projection", "zero_pad"]
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2023, 0.1994, 0.2010)
+
+_he_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+_linear_default = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def _conv(features_in: int, features_out: int, size: int, stride: int, dtype: Any, rngs: nnx.Rngs) -> nnx.Conv:
+    return nnx.Conv(
+        features_in,
+        features_out,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        use_bias=False,
+        kernel_init=_he_fan_out,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def _batch_norm(features: int, dtype: Any, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    # Flax's momentum is the weight of the old value: 0.9 is PyTorch's default of 0.1.
+    return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
+
+
+class BasicBlock(nnx.Module):
+    """Two 3x3 convolutions and a shortcut: [N, H, W, C] -> [N, H/stride, W/stride, features]."""
+
+    def __init__(
+        self, features_in: int, features: int, stride: int, shortcut: Shortcut, dtype: Any, rngs: nnx.Rngs
+    ) -> None:
+        self.conv1 = _conv(features_in, features, 3, stride, dtype, rngs)
+        self.norm1 = _batch_norm(features, dtype, rngs)
+        self.conv2 = _conv(features, features, 3, 1, dtype, rngs)
+        self.norm2 = _batch_norm(features, dtype, rngs)
+        self.stride = stride
+        self.new_channels = features - features_in
+        self.changes_shape = stride != 1 or self.new_channels != 0
+        if self.changes_shape and shortcut == "projection":
+            self.projection = nnx.data(_conv(features_in, features, 1, stride, dtype, rngs))
+            self.projection_norm = nnx.data(_batch_norm(features, dtype, rngs))
+        else:
+            self.projection = nnx.data(None)
+            self.projection_norm = nnx.data(None)
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        y = nnx.relu(self.norm1(self.conv1(x), use_running_average=not train))
+        y = self.norm2(self.conv2(y), use_running_average=not train)
+        return nnx.relu(y + self._shortcut(x, train))
+
+    def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
+        if not self.changes_shape:
+            return x
+        if self.projection is not None:
+            return self.projection_norm(self.projection(x), use_running_average=not train)
+        before = self.new_channels // 2
+        channels = (before, self.new_channels - before)
+        return jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), channels))
+
+
+class ResNet(nnx.Module):
+    """A CIFAR ResNet with its input normalisation inside.
+
+    Calls map images float32 [N, H, W, C] in [0, 1] (noisy ones may leave it) to logits float32 [N, classes].
+
+    Args:
+      depth: 6n + 2: 8, 20, 56, 110 ...
+      classes: number of classes.
+      channels: image channels.
+      shortcut: "projection" (1x1 convolution, as in Cohen's networks) or "zero_pad" (option A of He et al.).
+      mean, std: per channel, applied to the image before the first convolution.
+      dtype: compute type; weights are float32.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        classes: int,
+        channels: int = 3,
+        shortcut: Shortcut = "projection",
+        mean: tuple[float, ...] = CIFAR_MEAN,
+        std: tuple[float, ...] = CIFAR_STD,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"Expected a ResNet depth of 6n + 2 (8, 20, 56, 110 ...), got {depth}.")
+        _validate.one_of("model.shortcut", shortcut, ("projection", "zero_pad"))
+        if not len(mean) == len(std) == channels:
+            raise ValueError(f"Expected a mean and a std for each of {channels} channels, got {mean} and {std}.")
+        self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
+        self.stem = _conv(channels, 16, 3, 1, dtype, rngs)
+        self.stem_norm = _batch_norm(16, dtype, rngs)
+        blocks = []
+        features_in = 16
+        for stage, features in enumerate((16, 32, 64)):
+            for block in range((depth - 2) // 6):
+                stride = 2 if stage > 0 and block == 0 else 1
+                blocks.append(BasicBlock(features_in, features, stride, shortcut, dtype, rngs))
+                features_in = features
+        self.blocks = nnx.List(blocks)
+        self.head = nnx.Linear(
+            64, classes, kernel_init=_linear_default, bias_init=_head_bias, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        x = (images - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
+        x = x.astype(self.dtype)
+        x = nnx.relu(self.stem_norm(self.stem(x), use_running_average=not train))
+        for block in self.blocks:
+            x = block(x, train)
+        x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        return self.head(x).astype(jnp.float32)
+
+
+def _head_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+    # PyTorch's nn.Linear: uniform in +-1/sqrt(fan_in), and fan_in is 64 here.
+    return jax.random.uniform(key, shape, dtype, -1 / 8, 1 / 8)

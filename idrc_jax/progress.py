@@ -1,0 +1,119 @@
+"""What a long job tells its user and its job queue: a bar with an ETA, a deadline, a status file."""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from idrc_jax import _validate
+
+
+class Deadline:
+    """A time limit (0: none) that leaves room for the work in hand.
+
+    `over` is true once what is left would not hold `margin_ticks` more ticks at the pace so far and a
+    twentieth of the whole (at most a minute) for saving.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self._limit = 60 * _validate.at_least("max_minutes", minutes, 0) or math.inf
+        self._start = time.monotonic()
+        self._first_tick = math.nan
+        self._ticks = 0
+        self._pace = 0.0
+
+    def expect(self, seconds_a_tick: float) -> None:
+        """Set the pace until enough ticks have been seen to measure it."""
+        self._pace = seconds_a_tick
+
+    def tick(self, count: int = 1) -> None:
+        """Note that `count` units of work are done."""
+        now = time.monotonic()
+        if self._ticks == 0:
+            self._first_tick = now  # the first tick holds the compilation
+        else:
+            self._pace = (now - self._first_tick) / self._ticks
+        self._ticks += count
+
+    def over(self, *, margin_ticks: int = 1) -> bool:
+        """Whether to stop now."""
+        left = self._limit - (time.monotonic() - self._start)
+        return left <= min(60.0, self._limit / 20) + margin_ticks * self._pace
+
+
+class Progress:
+    """A progress bar on standard error: rate and time left; quiet when that is not a terminal."""
+
+    def __init__(self, title: str, total: int, done: int, *, unit: str) -> None:
+        self._bar = tqdm(
+            total=total, initial=done, desc=title, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1,
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+        )
+
+    def update(self, done: int, **shown: Any) -> None:
+        """Set the work done so far and what to show beside it."""
+        self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_status(path: Path, job: str, *, done: int, total: int) -> None:
+    """The machine-readable status of a job: whether it is finished and how far it got."""
+    write_json(path, {"job": job, "finished": done >= total, "done": done, "total": total})
+
+
+@dataclass
+class Interrupt:
+    """Whether the user or the job queue has asked to stop."""
+
+    requested: bool = False
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Interrupt]:
+    """Turn Ctrl-C and SIGTERM into a request that a loop looks at, so that it stops between two steps.
+
+    A second Ctrl-C stops at once. On leaving, a request becomes the KeyboardInterrupt that it was. Outside
+    the main thread signals cannot be caught and nothing changes.
+    """
+    interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+
+    def request(number: int, frame: object) -> None:
+        if interrupt.requested:
+            raise KeyboardInterrupt
+        interrupt.requested = True
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if interrupt.requested:
+        raise KeyboardInterrupt
