@@ -96,7 +96,13 @@ def certify(
     dim = int(np.prod(classifier.image_shape))
     return [
         certificates.from_votes(
-            scheme, statistic[i], scales[i], votes[prng.SELECTION][i], votes[prng.ESTIMATION][i], alpha=alpha, dim=dim
+            scheme,
+            statistic[i],
+            scales[i],
+            votes[prng.SELECTION][i],
+            votes[prng.ESTIMATION][i],
+            alpha=alpha,
+            dim=dim,
         )
         for i in range(len(images))
     ]
@@ -158,7 +164,13 @@ class _Sampler:
     """Dispatches pieces for one run and says how fast they go."""
 
     def __init__(
-        self, classifier: Classifier, scheme: Scheme, images: np.ndarray, indices: np.ndarray, seed: int, chunk: int,
+        self,
+        classifier: Classifier,
+        scheme: Scheme,
+        images: np.ndarray,
+        indices: np.ndarray,
+        seed: int,
+        chunk: int,
         mesh: Mesh,
     ) -> None:
         self.statistic, self.scales = host_scale(scheme, images)
@@ -354,8 +366,14 @@ def describe_guarantee(
 
 
 def estimate(
-    classifier: Classifier, scheme: Scheme, dataset: data.Dataset, indices: np.ndarray, settings: Settings, *,
-    chunk: int = 0, mesh: Mesh | None = None,
+    classifier: Classifier,
+    scheme: Scheme,
+    dataset: data.Dataset,
+    indices: np.ndarray,
+    settings: Settings,
+    *,
+    chunk: int = 0,
+    mesh: Mesh | None = None,
 ) -> Estimate:
     """A dry run: measure the rate on one image, and say what certifying all of them takes."""
     mesh = mesh or devices.mesh()

@@ -19,9 +19,9 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from idrc_jax import _validate
+from idrc_jax import _files, _validate
 from idrc_jax.models.resnet import ResNet
-from idrc_jax.progress import write_json
+from idrc_jax.results import differences
 
 WEIGHTS = "weights.safetensors"
 _FORMAT = 1
@@ -87,14 +87,18 @@ def abstract(description: dict[str, Any], *, dtype: str) -> tuple[Any, Tensors, 
     return split(nnx.eval_shape(lambda: build(description, dtype=dtype, rngs=nnx.Rngs(0))))
 
 
-def save_weights(path: Path, tensors: Tensors, description: dict[str, Any], *, half: bool = False) -> None:
-    """Write tensors and description, atomically; `half` stores them in float16, for sharing."""
+def save_weights(path: Path, tensors: Tensors, description: dict[str, Any]) -> None:
+    """Write tensors and description to a `.safetensors` file, whole or not at all."""
     flat = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    if half:
-        flat = {name: value.astype(np.float16) for name, value in flat.items()}
     partial = path.with_suffix(".partial")
     save_file(flat, partial, metadata={"idrc_jax": json.dumps({"format": _FORMAT, **description})})
     os.replace(partial, path)
+
+
+def save_half(source: str | Path, path: Path) -> None:
+    """Copy a run's weights in float16, half the size, for sharing: another classifier, to be certified anew."""
+    tensors, description = _read(_weights_file(source))
+    save_weights(path, {name: value.astype(np.float16) for name, value in tensors.items()}, description)
 
 
 def load_classifier(path: str | Path, *, dtype: str = "", expect: dict[str, Any] | None = None) -> Classifier:
@@ -109,9 +113,7 @@ def load_classifier(path: str | Path, *, dtype: str = "", expect: dict[str, Any]
       ValueError: no such file, not a file of this project, another architecture than expected, or tensors
         that are missing, unexpected, of another shape or not finite.
     """
-    file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise ValueError(f"Expected trained weights at {file}, got no such file. Train first, or set model.weights.")
+    file = _weights_file(path)
     tensors, description = _read(file)
     for name, value in (expect or {}).items():
         if description.get(name) != value:
@@ -143,16 +145,11 @@ def same_or_refuse(path: Path, description: dict[str, Any]) -> None:
     """Write a run's description as JSON at the first call; refuse another one ever after."""
     description = json.loads(json.dumps(description))
     if not path.is_file():
-        write_json(path, description)
+        _files.write_json(path, description)
         return
-    stored, asked = _flatten(json.loads(path.read_text())), _flatten(description)
-    changed = [
-        f"{name} was {stored.get(name)}, is {asked.get(name)}"
-        for name in sorted(stored.keys() | asked.keys())
-        if stored.get(name) != asked.get(name)
-    ]
+    changed = differences(_flatten(json.loads(path.read_text())), _flatten(description))
     if changed:
-        raise ValueError(f"Expected the settings of the run in {path.parent}, got {'; '.join(changed)}: use another workdir.")
+        raise ValueError(f"Expected the settings of the run in {path.parent}, got {changed}: use another workdir.")
 
 
 class TrainingCheckpoints:
@@ -180,11 +177,18 @@ class TrainingCheckpoints:
         self._manager.close()
 
 
+def _weights_file(path: str | Path) -> Path:
+    file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise ValueError(f"Expected trained weights at {file}, got no such file. Train first, or set model.weights.")
+    return file
+
+
 def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with safe_open(file, framework="numpy") as handle:
             metadata = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"Expected a whole .safetensors file, got {file}: {error}.") from None
     if "idrc_jax" not in metadata:

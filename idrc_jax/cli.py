@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from idrc_jax import checkpoints, config, data, devices, figures, prng, results, training
+from idrc_jax import __version__, checkpoints, config, data, devices, figures, prng, results, summary, training
 from idrc_jax.certification import certify_dataset, estimate
 from idrc_jax.certification import predict as predict_images
 
@@ -69,9 +69,7 @@ def _certify(values: flags.FlagValues) -> int:
     scheme, mesh = config.noise_scheme(settings), devices.mesh(settings.devices)
     certify_settings = config.settings(settings)
     if values.dry_run:
-        said = estimate(
-            classifier, scheme, dataset, indices, certify_settings, chunk=settings.chunk, mesh=mesh
-        )
+        said = estimate(classifier, scheme, dataset, indices, certify_settings, chunk=settings.chunk, mesh=mesh)
         memory = "unknown" if said.memory is None else f"{said.memory / 2**20:.0f} MiB a device for a chunk"
         print(
             f"Dry run: {said.images} images, {said.samples:,} samples at {said.samples_per_second:,.0f}/s: about "
@@ -96,7 +94,7 @@ def _certify(values: flags.FlagValues) -> int:
         print(_go_on("Certification", workdir))
     elif settings.processes == 1:
         read = results.read_results(workdir)
-        print(results.summary_table(read))
+        print(summary.summary_table(read))
         figures.plot_certified_accuracy([read], workdir / "certified_accuracy.png")
         print(f"Rows: {workdir / 'certificates.tsv'}\nFigure: {workdir / 'certified_accuracy.png'}")
     else:
@@ -132,7 +130,7 @@ def _merge(values: flags.FlagValues, paths: list[str]) -> int:
     if not paths or not values.out:
         raise ValueError("Expected result files and --out FOLDER, got none: idrc-merge --out FOLDER FILE ...")
     results.merge([Path(path) for path in paths], Path(values.out))
-    print(results.summary_table(results.read_results(Path(values.out))))
+    print(summary.summary_table(results.read_results(Path(values.out))))
     return 0
 
 
@@ -140,9 +138,7 @@ def _classifier_and_images(settings: ConfigDict, workdir: Path) -> tuple:
     where = settings.model.weights or workdir
     classifier = checkpoints.load_classifier(where, dtype=settings.model.dtype, expect=_expected(settings))
     dataset = data.load(settings.data.name, "test", directory=settings.data.dir, seed=settings.seed)
-    chosen = data.select(
-        len(dataset), skip=settings.data.skip, start=settings.data.start, stop=settings.data.stop
-    )
+    chosen = data.select(len(dataset), skip=settings.data.skip, start=settings.data.start, stop=settings.data.stop)
     return classifier, dataset, chosen
 
 
@@ -163,7 +159,8 @@ def _workdir(values: flags.FlagValues) -> Path:
 
 
 def _provenance(settings: ConfigDict) -> dict:
-    versions = {name: importlib.metadata.version(name) for name in ("idrc_jax", "jax", "jaxlib", "flax", "numpy")}
+    packages = ("jax", "jaxlib", "flax", "numpy", "scipy")
+    versions = {name: importlib.metadata.version(name) for name in packages} | {"idrc_jax": __version__}
     return {
         "versions": versions,
         "python": platform.python_version(),

@@ -101,9 +101,7 @@ def from_arrays(
         images = images.astype(np.float32)
     classes = classes or int(labels.max()) + 1
     if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(
-            f"Expected labels from 0 to {classes - 1} in {name}, got {labels.min()} to {labels.max()}."
-        )
+        raise ValueError(f"Expected labels from 0 to {classes - 1} in {name}, got {labels.min()} to {labels.max()}.")
     return Dataset(name, split, images, labels.astype(np.int32), classes)
 
 
@@ -210,9 +208,7 @@ def _npz(directory: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     if path.is_dir():
         path = path / f"{split}.npz"
     if not directory or not path.is_file():
-        raise ValueError(
-            f"Expected data.dir to be an .npz file, or a folder with {split}.npz, got {directory!r}."
-        )
+        raise ValueError(f"Expected data.dir to be an .npz file, or a folder with {split}.npz, got {directory!r}.")
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = {"images", "labels"} - set(file.files)

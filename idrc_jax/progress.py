@@ -1,9 +1,7 @@
 """What a long job tells its user and its job queue: a bar with an ETA, a deadline, a status file."""
 
 import contextlib
-import json
 import math
-import os
 import signal
 import sys
 import threading
@@ -15,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from idrc_jax import _validate
+from idrc_jax import _files, _validate
 
 
 class Deadline:
@@ -56,7 +54,12 @@ class Progress:
 
     def __init__(self, title: str, total: int, done: int, *, unit: str) -> None:
         self._bar = tqdm(
-            total=total, initial=done, desc=title, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1,
+            total=total,
+            initial=done,
+            desc=title,
+            unit=f" {unit}",
+            dynamic_ncols=True,
+            smoothing=0.1,
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
 
@@ -69,20 +72,9 @@ class Progress:
         self._bar.close()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
 def write_status(path: Path, job: str, *, done: int, total: int) -> None:
     """The machine-readable status of a job: whether it is finished and how far it got."""
-    write_json(path, {"job": job, "finished": done >= total, "done": done, "total": total})
+    _files.write_json(path, {"job": job, "finished": done >= total, "done": done, "total": total})
 
 
 @dataclass

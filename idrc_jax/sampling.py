@@ -127,9 +127,7 @@ def _votes_on_mesh(
         return sample_votes(apply_fn, law, classes, chunk, *traced, shard[0], mesh.size)[None]
 
     shards = jnp.arange(mesh.size, dtype=jnp.int32)
-    split = jax.shard_map(
-        on_one_device, mesh=mesh, in_specs=(P(devices.AXIS), *[P()] * 7), out_specs=P(devices.AXIS)
-    )
+    split = jax.shard_map(on_one_device, mesh=mesh, in_specs=(P(devices.AXIS), *[P()] * 7), out_specs=P(devices.AXIS))
     return split(shards, params, key, images, indices, scales, first, n)
 
 

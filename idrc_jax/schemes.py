@@ -177,9 +177,7 @@ class Uniform(Scheme):
         return self.sigma * (statistic - distance), self.sigma * (statistic + distance)
 
 
-SCHEMES: dict[str, type[Scheme]] = {
-    scheme.name: scheme for scheme in (Gaussian, L1, L2, Uniform, InverseSqrtNorm)
-}
+SCHEMES: dict[str, type[Scheme]] = {scheme.name: scheme for scheme in (Gaussian, L1, L2, Uniform, InverseSqrtNorm)}
 
 
 def make(name: str, *, sigma: float, ref: float = 1.0) -> Scheme:

@@ -205,7 +205,11 @@ def train(
     total = recipe.epochs * steps_per_epoch
     optimiser = recipe.optimiser(steps_per_epoch)
     description = description | {
-        "training": {"scheme": {"name": scheme.name, **asdict(scheme)}, "recipe": asdict(recipe), "seed": seed}
+        "training": {
+            "scheme": {"name": scheme.name, **asdict(scheme)},
+            "recipe": asdict(recipe),
+            "seed": seed,
+        }
         | {"data": train_set.name, "data_sha256": train_set.fingerprint()}
     }
 
@@ -361,5 +365,7 @@ def _summary_writer(workdir: Path) -> Any:
     try:
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ValueError("Expected tensorboardX for train.tensorboard, got none: pip install 'idrc_jax[tensorboard]'.") from None
+        raise ValueError(
+            "Expected tensorboardX for train.tensorboard, got none: pip install 'idrc_jax[tensorboard]'."
+        ) from None
     return SummaryWriter(str(workdir / "tensorboard"))

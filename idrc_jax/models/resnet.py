@@ -116,9 +116,7 @@ class ResNet(nnx.Module):
                 blocks.append(BasicBlock(features_in, features, stride, shortcut, dtype, rngs))
                 features_in = features
         self.blocks = nnx.List(blocks)
-        self.head = nnx.Linear(
-            64, classes, kernel_init=_linear_default, bias_init=_head_bias, dtype=dtype, rngs=rngs
-        )
+        self.head = nnx.Linear(64, classes, kernel_init=_linear_default, bias_init=_head_bias, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         x = (images - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)

@@ -1,0 +1,81 @@
+"""idrc_jax: certified robustness by randomized smoothing, with constant and input-dependent noise.
+
+Names are imported when first used, so that reading results or computing bounds never loads JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Classifier": "checkpoints",
+    "abstention_rate": "summary",
+    "average_certified_radius": "summary",
+    "certified_accuracy": "summary",
+    "certify": "certification",
+    "count_votes": "sampling",
+    "load_classifier": "checkpoints",
+    "plot_certified_accuracy": "figures",
+    "predict": "certification",
+    "read_results": "results",
+    "summary_table": "summary",
+}
+_MODULES = (
+    "certificates",
+    "certification",
+    "checkpoints",
+    "config",
+    "data",
+    "devices",
+    "figures",
+    "noise",
+    "prng",
+    "results",
+    "sampling",
+    "schemes",
+    "statistics",
+    "summary",
+    "training",
+)
+__all__ = ["__version__", *_HOME, *_MODULES]
+
+if TYPE_CHECKING:
+    from idrc_jax import (
+        certificates,
+        certification,
+        checkpoints,
+        config,
+        data,
+        devices,
+        figures,
+        noise,
+        prng,
+        results,
+        sampling,
+        schemes,
+        statistics,
+        summary,
+        training,
+    )
+    from idrc_jax.certification import certify, predict
+    from idrc_jax.checkpoints import Classifier, load_classifier
+    from idrc_jax.figures import plot_certified_accuracy
+    from idrc_jax.results import read_results
+    from idrc_jax.sampling import count_votes
+    from idrc_jax.summary import abstention_rate, average_certified_radius, certified_accuracy, summary_table
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,315 @@
+"""Certification results on disk: one TSV row an image, and a manifest beside it.
+
+`certificates.tsv` starts with the six columns of the field (`idx label predict radius correct time`, abstain =
+-1), so that other projects' tools read it, and goes on with what recomputes every radius. Numbers are
+written in full precision. `manifest.json` holds the settings that the certificates depend on (`guarantee`,
+compared whenever a run goes on) and one entry a call (`sessions`: versions, devices, date; never compared).
+"""
+
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from idrc_jax import _files
+from idrc_jax.certificates import Certificate
+
+SCHEMA_VERSION = 1
+NAME = "certificates.tsv"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image. The fields after `time` are None in other projects' six-column logs.
+
+    Attributes:
+      idx, label: of the image in its data set.
+      predict: the class, or -1 (abstain).
+      radius: valid l2 radius in pixel units; nan where the scheme has no certificate.
+      correct: 1 where `predict` is the label, else 0.
+      time: seconds.
+      radius_published: the paper's radius.
+      selected: class chosen by the n0 selection votes, -1 for none.
+      statistic: the image's statistic under the scheme.
+      sigma_x: the noise level.
+      p_lower: lower bound on the probability of `selected`.
+      n, n0: estimation and selection samples.
+      votes: estimation votes by class, zeros left out; -1 counts the votes with logits that were not finite.
+    """
+
+    idx: int
+    label: int
+    predict: int
+    radius: float
+    correct: int
+    time: float
+    radius_published: float | None = None
+    selected: int | None = None
+    statistic: float | None = None
+    sigma_x: float | None = None
+    p_lower: float | None = None
+    n: int | None = None
+    n0: int | None = None
+    votes: dict[int, int] | None = None
+
+    @classmethod
+    def from_certificate(cls, certificate: Certificate, idx: int, label: int, seconds: float) -> Self:
+        """The row of a certificate."""
+        *classes, non_finite = certificate.votes
+        votes = {number: count for number, count in enumerate(classes) if count}
+        if non_finite:
+            votes[-1] = non_finite
+        return cls(
+            idx=idx,
+            label=label,
+            correct=int(certificate.predict == label),
+            time=round(seconds, 3),
+            **{name: getattr(certificate, name) for name in _SHARED},
+            votes=votes,
+        )
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
+_SIX = COLUMNS[:6]
+_SHARED = [field.name for field in dataclasses.fields(Certificate) if field.name in COLUMNS and field.name != "votes"]
+_INTEGERS = {"idx", "label", "predict", "correct", "selected", "n", "n0"}
+
+
+@dataclass(frozen=True)
+class Results:
+    """A result file: its rows in file order, the manifest beside it (None for other projects'), where it is."""
+
+    rows: tuple[Row, ...]
+    manifest: dict[str, Any] | None
+    path: Path
+
+
+def read_results(path: str | Path) -> Results:
+    """Read a result file of this project, or a six-column log of another.
+
+    Args:
+      path: the file, or a run's folder. In six-column logs `time` is seconds or h:mm:ss.
+
+    Raises:
+      ValueError: no such file, an unknown header, a malformed line (named) or an index that comes twice. A last line
+        without its newline, in a file of this project, was cut off by a crash: it is left out with a warning.
+    """
+    path = Path(path) / NAME if Path(path).is_dir() else Path(path)
+    if not path.is_file():
+        raise ValueError(f"Expected a result file at {path}, got no such file.")
+    rows, whole = _read_rows(path)
+    if not whole:
+        warnings.warn(f"The last line of {path} was cut off by a crash and is left out.", stacklevel=2)
+    return Results(rows, _read_manifest(path.parent), path)
+
+
+class ResultsFile:
+    """A result file being written; a context manager. Opening one that exists goes on from it.
+
+    Args:
+      workdir: existing folder for the file and its manifest.
+      guarantee: all that the certificates depend on, as JSON values; must be that of the rows already there.
+      session: provenance of this call, kept in the manifest.
+      name: of the file.
+
+    Raises:
+      ValueError: rows made under another guarantee (every difference is shown), or another process writes the file.
+
+    Guarantee: a row is in the file whole or not at all, also when the process is killed or the disk is full.
+    """
+
+    def __init__(self, workdir: Path, *, guarantee: dict[str, Any], session: dict[str, Any], name: str = NAME) -> None:
+        self._workdir, self._guarantee, self._session = workdir, _as_json(guarantee), _as_json(session)
+        self._path = workdir / name
+        self.done: set[int] = set()
+
+    def __enter__(self) -> Self:
+        with _files.folder_lock(self._workdir):
+            manifest = self._manifest()
+            existed = self._path.exists()
+            self._file = self._path.open("a+b", buffering=0)
+            try:
+                _files.lock_or_refuse(self._file.fileno(), self._path)
+                self._repair()
+                _files.write_json(self._workdir / MANIFEST, manifest)
+            except BaseException:
+                self._file.close()
+                if not existed:
+                    self._path.unlink()
+                raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def append(self, row: Row) -> None:
+        """Write a row and wait until it is on the disk; OSError, and the file as it was, if that fails."""
+        self._write(_line(row))
+        self.done.add(row.idx)
+
+    def _manifest(self) -> dict[str, Any]:
+        stored = _read_manifest(self._workdir)
+        if stored is None or (stored["guarantee"] != self._guarantee and not _any_rows(self._workdir)):
+            stored = {"schema_version": SCHEMA_VERSION, "guarantee": self._guarantee, "sessions": []}
+        _same_guarantee(stored["guarantee"], self._guarantee, self._workdir)
+        return stored | {"sessions": [*stored["sessions"], self._session]}
+
+    def _repair(self) -> None:
+        """Cut off what a crash left half-written, and write the header of a new file."""
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            self._file.truncate(whole)
+        if whole == 0:
+            self._write("\t".join(COLUMNS) + "\n")
+        self.done = {row.idx for row in _read_rows(self._path)[0]}
+
+    def _write(self, line: str) -> None:
+        before = os.fstat(self._file.fileno()).st_size
+        data = line.encode()
+        try:
+            written = self._file.write(data)
+            if written != len(data):
+                raise OSError(f"only {written} of {len(data)} bytes fitted")
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(before)
+            raise OSError(
+                f"Expected to write a row to {self._path}, got: {error}. Finished rows are kept; free space and run again."
+            ) from error
+
+
+def merge(paths: Iterable[Path], out: Path) -> None:
+    """Unite result files of one guarantee into `out/certificates.tsv`, sorted by index.
+
+    A file already at `out` is one of the inputs, so nothing is lost. Rows of the same image must agree in all
+    but `time`.
+
+    Raises:
+      ValueError: a file without a manifest, another guarantee, or rows that disagree.
+    """
+    paths = [Path(path) for path in paths]
+    if (out / NAME).is_file():
+        paths.append(out / NAME)
+    rows: dict[int, Row] = {}
+    manifest: dict[str, Any] = {}
+    for path in paths:
+        read = read_results(path)
+        if read.manifest is None:
+            raise ValueError(f"Expected {MANIFEST} beside {read.path}, got none.")
+        manifest = manifest or read.manifest | {"sessions": []}
+        _same_guarantee(manifest["guarantee"], read.manifest["guarantee"], read.path)
+        manifest["sessions"] += [one for one in read.manifest["sessions"] if one not in manifest["sessions"]]
+        for row in read.rows:
+            other = rows.setdefault(row.idx, row)
+            if not _agree(row, other):
+                raise ValueError(f"Expected one result for image {row.idx}, got two that differ, one in {read.path}.")
+    text = "\t".join(COLUMNS) + "\n" + "".join(_line(rows[idx]) for idx in sorted(rows))
+    out.mkdir(parents=True, exist_ok=True)
+    _files.write_text(out / NAME, text)
+    _files.write_json(out / MANIFEST, manifest)
+
+
+def _line(row: Row) -> str:
+    votes = ",".join(f"{number}:{count}" for number, count in (row.votes or {}).items())
+    values = [repr(getattr(row, name)) for name in COLUMNS[:-1]]
+    return "\t".join([*values, votes]) + "\n"
+
+
+def _agree(row: Row, other: Row) -> bool:
+    same_time = dataclasses.replace(row, time=other.time)
+    return _line(same_time) == _line(other)
+
+
+def _read_rows(path: Path) -> tuple[tuple[Row, ...], bool]:
+    """The rows, and whether the last line was whole."""
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError:
+        raise ValueError(f"Expected a text file of results, got {path}.") from None
+    lines = text.split("\n")
+    columns = tuple(lines[0].split("\t"))
+    if columns not in (COLUMNS, _SIX):
+        raise ValueError(f"Expected a header {' '.join(_SIX)} (and ours beyond) in {path}, got {lines[0][:80]!r}.")
+    whole = columns == _SIX or lines[-1] == ""
+    body = lines[1:] if columns == _SIX else lines[1:-1]
+    rows: dict[int, Row] = {}
+    for number, line in enumerate(body, start=2):
+        if line == "" and number == len(body) + 1:
+            continue
+        try:
+            row = _parse(columns, line)
+        except ValueError as error:
+            raise ValueError(f"Expected {len(columns)} columns of numbers in {path}, line {number}: {error}.") from None
+        if row.idx in rows:
+            raise ValueError(f"Expected each image once in {path}, got {row.idx} again in line {number}.")
+        rows[row.idx] = row
+    return tuple(rows.values()), whole
+
+
+def _parse(columns: tuple[str, ...], line: str) -> Row:
+    texts = line.split("\t")
+    if len(texts) != len(columns):
+        raise ValueError(f"got {len(texts)} columns")
+    values: dict[str, Any] = {}
+    for name, text in zip(columns, texts, strict=True):
+        if name == "votes":
+            values[name] = {int(c): int(k) for c, k in (pair.split(":") for pair in text.split(",") if pair)}
+        elif name in _INTEGERS:
+            values[name] = int(text)
+        else:
+            values[name] = _seconds(text) if name == "time" else float(text)
+    return Row(**values)
+
+
+def _seconds(text: str) -> float:
+    """Seconds, or h:mm:ss with a fraction."""
+    total = 0.0
+    for part in text.split(":"):
+        total = 60 * total + float(part)
+    return total
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text())
+        version = manifest["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"Expected a manifest of this project, got {path}.") from None
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"Expected schema_version {SCHEMA_VERSION} in {path}, got {version}: use the release that wrote it."
+        )
+    return manifest
+
+
+def _same_guarantee(stored: dict[str, Any], asked: dict[str, Any], where: Path) -> None:
+    changed = differences(stored, asked)
+    if changed:
+        raise ValueError(f"Expected the settings of the certificates in {where}, got {changed}: use another workdir.")
+
+
+def differences(stored: dict[str, Any], asked: dict[str, Any]) -> str:
+    """`name was x, is y; ...` over the entries that differ; empty when none does."""
+    return "; ".join(
+        f"{name} was {stored.get(name)}, is {asked.get(name)}"
+        for name in sorted(stored.keys() | asked.keys())
+        if stored.get(name) != asked.get(name)
+    )
+
+
+def _any_rows(folder: Path) -> bool:
+    return any(path.read_bytes().count(b"\n") > 1 for path in folder.glob("certificates*.tsv"))
+
+
+def _as_json(value: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(value))

@@ -1,0 +1,94 @@
+"""What a result file says about a data set: certified accuracy, average certified radius, a table."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from idrc_jax import certificates, statistics
+from idrc_jax.results import Results
+
+RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+
+
+def correct_radii(results: Results, *, published: bool = False) -> np.ndarray:
+    """Each image's radius where its prediction is right and certified, else -inf: float64 [images].
+
+    Args:
+      published: take the paper's radii, which are not valid except for `gaussian`, instead of the valid ones. A radius
+        that is nan (no certificate) counts as not certified.
+
+    Raises ValueError for a file without rows, or without published radii when they are asked for.
+    """
+    if not results.rows:
+        raise ValueError(f"Expected at least one row in {results.path}, got none.")
+    radii = []
+    for row in results.rows:
+        radius = row.radius_published if published else row.radius
+        if radius is None:
+            raise ValueError(f"Expected a file with radius_published, got the six columns of {results.path}.")
+        radii.append(radius if row.correct and not math.isnan(radius) else -math.inf)
+    return np.asarray(radii)
+
+
+def has_certificates(results: Results) -> bool:
+    """Whether the file's scheme has valid radii; False when every radius is nan."""
+    return not all(math.isnan(row.radius) for row in results.rows)
+
+
+def certified_accuracy(results: Results, radius: float, *, published: bool = False) -> float:
+    """The fraction of images predicted rightly with a radius >= `radius` (pixel units)."""
+    return float(np.mean(correct_radii(results, published=published) >= radius))
+
+
+def average_certified_radius(results: Results, *, published: bool = False) -> float:
+    """ACR (Zhai et al. 2020): the mean over all images of the radius, 0 where the prediction is wrong or uncertified."""
+    return float(np.mean(np.maximum(correct_radii(results, published=published), 0.0)))
+
+
+def abstention_rate(results: Results) -> float:
+    """The fraction of images whose prediction is an abstention."""
+    correct_radii(results)  # refuses an empty file
+    return float(np.mean([row.predict == statistics.ABSTAIN for row in results.rows]))
+
+
+def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
+    """A text table: certified and published accuracy with 95 % intervals at `radii`, ACR, abstentions.
+
+    Accuracies are rounded to the nearest, ACR down. Where no radius is valid the certified column says so.
+    """
+    certified = correct_radii(results) if has_certificates(results) else None
+    ours = results.rows[0].radius_published is not None if results.rows else False
+    published = correct_radii(results, published=True) if ours else None
+    lines = [_title(results), f"{'radius':>6}  {'certified':>22}  {'published':>22}"]
+    for radius in radii:
+        lines.append(f"{radius:6.2f}  {_accuracy(certified, radius):>22}  {_accuracy(published, radius):>22}")
+    lines.append(f"{'ACR':>6}  {_acr(certified):>22}  {_acr(published):>22}")
+    lines.append(f"Abstained: {sum(row.predict == statistics.ABSTAIN for row in results.rows)} of {len(results.rows)}.")
+    if results.manifest:
+        lines.append(certificates.explain(results.manifest["guarantee"]["scheme"]))
+    if certified is None:
+        lines.append("The published column counts the paper's radii, which are not certificates.")
+    return "\n".join(lines)
+
+
+def _title(results: Results) -> str:
+    if not results.manifest:
+        return f"{results.path}: {len(results.rows)} images"
+    made = results.manifest["guarantee"]
+    return (
+        f"{made['scheme']}, sigma {made['sigma']:g}, ref {made['ref']:g}, {len(results.rows)} images of "
+        f"{made['data']}, n0 {made['n0']:,}, n {made['n']:,}, alpha {made['alpha']:g}"
+    )
+
+
+def _accuracy(radii: np.ndarray | None, radius: float) -> str:
+    if radii is None:
+        return "-"
+    count = int(np.sum(radii >= radius))
+    low, high = statistics.proportion_interval(count, len(radii))
+    return f"{count / len(radii):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _acr(radii: np.ndarray | None) -> str:
+    return "-" if radii is None else f"{math.floor(1000 * np.mean(np.maximum(radii, 0))) / 1000:.3f}"
