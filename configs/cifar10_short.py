@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-10, 8 epochs, sigma = .25, 500 test images at n = 10,000: what two CPU cores can do.
+"""ResNet-20 on CIFAR-10, 8 epochs, sigma = .25, 500 test images at n = 2,000: what two CPU cores can do.
 
 The scheme is the argument, of the certification; training is under gaussian noise.
 Command:   python train.py --config=configs/cifar10_short.py --config.data.dir=FOLDER --workdir=runs/short
@@ -19,5 +19,5 @@ def get_config(scheme="gaussian"):
     config.train.weight_decay = 5e-4
     config.train.schedule = "cosine"
     config.train.warmup_epochs = 1.0
-    config.certify.n = 10_000
+    config.certify.n = 2_000
     return config
