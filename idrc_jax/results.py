@@ -181,7 +181,7 @@ class ResultsFile:
         except OSError as error:
             self._file.truncate(before)
             raise OSError(
-                f"Expected to write a row to {self._path}, got: {error}. Finished rows are kept; free space and run again."
+                f"Expected to write a row to {self._path}, got: {error}. Finished rows are kept: free space, run again."
             ) from error
 
 

@@ -226,7 +226,7 @@ def check_images(images: np.ndarray, classifier: Classifier) -> np.ndarray:
     images = np.asarray(images)
     if images.shape[1:] != classifier.image_shape:
         raise ValueError(
-            f"Expected images [N, {', '.join(map(str, classifier.image_shape))}] as the classifier takes, got {images.shape}."
+            f"Expected images of shape {classifier.image_shape} as the classifier takes, got {images.shape[1:]}."
         )
     if images.dtype != np.float32 or not (images.min() >= 0 and images.max() <= 1):
         raise ValueError(

@@ -42,7 +42,7 @@ def certified_accuracy(results: Results, radius: float, *, published: bool = Fal
 
 
 def average_certified_radius(results: Results, *, published: bool = False) -> float:
-    """ACR (Zhai et al. 2020): the mean over all images of the radius, 0 where the prediction is wrong or uncertified."""
+    """ACR (Zhai et al. 2020): the mean over images of the radius, 0 where the prediction is wrong or uncertified."""
     return float(np.mean(np.maximum(correct_radii(results, published=published), 0.0)))
 
 

@@ -312,13 +312,14 @@ class _MetricsLog:
         self._rows = [row for row in _read_rows(self._path) if int(row["step"]) <= step]
         self._epoch_steps, self._lr, self.step = epoch_steps, lr, step
         self._losses: list[float] = []
+        self._last_loss = math.nan
         self._accuracies: list[float] = []
         self._started = time.monotonic()
         self._board = _summary_writer(workdir) if tensorboard else None
 
     @property
     def mean_loss(self) -> float:
-        return float(np.mean(self._losses)) if self._losses else math.nan
+        return float(np.mean(self._losses)) if self._losses else self._last_loss
 
     def add(self, loss: float, accuracy: float) -> None:
         self.step += 1
@@ -342,6 +343,7 @@ class _MetricsLog:
         if self._board:
             for name in ("lr", "loss", "accuracy"):
                 self._board.add_scalar(name, values[name], epoch)
+        self._last_loss = values["loss"]
         self._losses, self._accuracies, self._started = [], [], time.monotonic()
 
     def flush(self) -> None:

@@ -1,0 +1,68 @@
+# Everything sets itself up: only Python >= 3.11 and make are needed.
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3 python,$(shell command -v $(p) 2>/dev/null)))
+BIN := $(VENV)/bin
+
+# make reproduce SIGMA=0.25 SCHEME=gaussian DATA=FOLDER
+SIGMA ?= 0.25
+SCHEME ?= gaussian
+DATA ?=
+CONFIG ?= configs/cifar10.py
+SLICE ?= 60
+RUN ?= runs/$(SCHEME)-$(SIGMA)
+ARGS ?=
+SETTINGS = --config=$(CONFIG):$(SCHEME) --config.noise.sigma=$(SIGMA) --config.data.dir=$(DATA) \
+	--config.max_minutes=$(SLICE) --workdir=$(RUN) $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-all lint typecheck reproduce overhead clean
+
+help:  ## Show this help.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+quickstart: $(VENV)/.quickstart  ## Train and certify a small network on the embedded digits: table, TSV, figure.
+	$(BIN)/python train.py --workdir=runs/quickstart
+	$(BIN)/python certify.py --workdir=runs/quickstart
+
+test: $(VENV)/.dev  ## Run the tests that need nothing but this checkout.
+	$(BIN)/pytest -m "not shared and not peers"
+
+test-all: $(VENV)/.peers  ## Run the tests that need ../shared or PyTorch; a skip is a failure.
+	$(BIN)/pytest -m "shared or peers" --forbid-skips
+
+lint: $(VENV)/.dev  ## Check style.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: $(VENV)/.dev  ## Check types.
+	$(BIN)/pyright
+
+reproduce: $(VENV)/.quickstart  ## Train by the full recipe, certify 500 images: SIGMA=0.25 SCHEME=gaussian DATA=FOLDER.
+	until grep -qs '"finished": true' $(RUN)/train_status.json; do $(BIN)/python train.py $(SETTINGS) || exit; done
+	until grep -qs '"finished": true' $(RUN)/certify_status.json; do $(BIN)/python certify.py $(SETTINGS) || exit; done
+
+overhead: $(VENV)/.quickstart  ## Measure what the sampling core adds to the bare forward pass.
+	$(BIN)/python benchmarks/overhead.py
+
+clean:  ## Remove the virtual environment and caches; runs/ stays.
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Expected Python >= 3.11, got $$($(PYTHON) --version): make PYTHON=/path/to/python ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.quickstart: $(VENV)/.python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[quickstart]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.quickstart
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.peers: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
+	@touch $@
