@@ -103,7 +103,9 @@ def sample_votes(
         votes = slot_votes(apply_fn, law, classes, params, key, images, indices, scales, slot, sample, live)
         return counts + votes
 
-    start = jnp.zeros((images.shape[0], classes + 1), jnp.int32) + 0 * shard
+    # Zeros that vary over the mesh as the votes will: a constant carry is refused inside shard_map.
+    varying = shard + n + first.astype(jnp.int32) + indices.astype(jnp.int32)[:, None]
+    start = jnp.zeros((images.shape[0], classes + 1), jnp.int32) + 0 * varying
     return jax.lax.fori_loop(0, (total + stride - 1) // stride, body, start)
 
 

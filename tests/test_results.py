@@ -1,0 +1,215 @@
+import contextlib
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from idrc_jax import certificates, results, schemes
+
+GUARANTEE = {"scheme": "gaussian", "sigma": 0.5, "ref": 1.0, "n0": 10, "n": 100, "alpha": 0.001, "data": "x/test"}
+
+
+def row(idx, label=1, votes=(3, 95, 0, 2), seconds=0.25):
+    made = certificates.from_votes(
+        schemes.Gaussian(sigma=0.5), 0.0, 0.5, np.array([0, 10, 0, 0]), np.array(votes), alpha=0.001, dim=48
+    )
+    return results.Row.from_certificate(made, idx, label, seconds)
+
+
+def write(folder, rows, guarantee=GUARANTEE, **more):
+    with results.ResultsFile(folder, guarantee=guarantee, session={"date": "today"}, **more) as file:
+        for one in rows:
+            file.append(one)
+
+
+def test_rows_come_back_in_full_precision(tmp_path):
+    rows = [row(0), row(20, label=0), row(40, votes=(50, 50, 0, 0))]
+    write(tmp_path, rows)
+    read = results.read_results(tmp_path)
+    assert read.rows == tuple(rows)
+    assert read.manifest["guarantee"] == GUARANTEE
+    assert read.rows[0].votes == {0: 3, 1: 95, -1: 2}
+    assert [one.correct for one in rows] == [1, 0, 0]
+
+
+def test_first_columns_are_the_fields(tmp_path):
+    write(tmp_path, [row(7)])
+    header, line = (tmp_path / "certificates.tsv").read_text().splitlines()
+    assert header.split("\t") == (
+        "idx label predict radius correct time radius_published selected statistic sigma_x p_lower n n0 votes".split()
+    )
+    assert line.split("\t")[:3] == ["7", "1", "1"]
+    assert line.split("\t")[-1] == "0:3,1:95,-1:2"
+
+
+def test_nan_radius_survives(tmp_path):
+    made = certificates.from_votes(
+        schemes.L1(sigma=0.5), 0.4, 0.2, np.array([0, 9, 0]), np.array([1, 99, 0]), alpha=0.01, dim=48
+    )
+    write(tmp_path, [results.Row.from_certificate(made, 3, 1, 0.1)])
+    (read,) = results.read_results(tmp_path).rows
+    assert np.isnan(read.radius)
+    assert read.predict == 1
+
+
+def test_going_on_skips_what_is_done_and_keeps_every_session(tmp_path):
+    write(tmp_path, [row(0), row(20)])
+    with results.ResultsFile(tmp_path, guarantee=GUARANTEE, session={"date": "tomorrow"}) as file:
+        assert file.done == {0, 20}
+        file.append(row(40))
+        assert file.done == {0, 20, 40}
+    read = results.read_results(tmp_path)
+    assert [one.idx for one in read.rows] == [0, 20, 40]
+    assert [one["date"] for one in read.manifest["sessions"]] == ["today", "tomorrow"]
+
+
+def test_another_guarantee_is_refused_with_both_values_and_nothing_changes(tmp_path):
+    write(tmp_path, [row(0)])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"alpha was 0\.001, is 0\.01; sigma was 0\.5, is 0\.25"):
+        write(tmp_path, [row(20)], GUARANTEE | {"sigma": 0.25, "alpha": 0.01})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_manifest_without_rows_binds_nobody(tmp_path):
+    write(tmp_path, [])
+    write(tmp_path, [row(0)], GUARANTEE | {"sigma": 0.25})
+    assert results.read_results(tmp_path).manifest["guarantee"]["sigma"] == 0.25
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30])
+def test_a_torn_last_line_is_left_out_by_the_reader_and_cut_off_by_the_writer(tmp_path, cut):
+    write(tmp_path, [row(0), row(20)])
+    path = tmp_path / "certificates.tsv"
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.warns(UserWarning, match="cut off"):
+        assert [one.idx for one in results.read_results(path).rows] == [0]
+    write(tmp_path, [row(20)])
+    assert results.read_results(path).rows == (row(0), row(20))
+
+
+@contextlib.contextmanager
+def no_file_above(size):
+    """The operating system refuses to let any file grow beyond `size` bytes, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room", [0, 30])
+def test_a_full_disk_leaves_whole_rows_and_a_clear_error(tmp_path, room):
+    path = tmp_path / "certificates.tsv"
+    with results.ResultsFile(tmp_path, guarantee=GUARANTEE, session={}) as file:
+        file.append(row(0))
+        before = path.read_bytes()
+        with no_file_above(len(before) + room), pytest.raises(OSError, match="Expected to write a row .* free space"):
+            file.append(row(20))
+        assert path.read_bytes() == before
+        assert file.done == {0}
+        file.append(row(20))
+    assert results.read_results(path).rows == (row(0), row(20))
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_nothing(tmp_path):
+    with no_file_above(10), pytest.raises(OSError, match="Expected to write"):
+        write(tmp_path, [row(0)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def _hold(folder, ready):
+    with results.ResultsFile(folder, guarantee=GUARANTEE, session={}) as file:
+        file.append(row(0))
+        ready.set()
+        time.sleep(60)
+
+
+def test_two_processes_cannot_write_one_file_and_a_killed_one_lets_go(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    holder = context.Process(target=_hold, args=(tmp_path, ready))
+    holder.start()
+    assert ready.wait(60)
+    with pytest.raises(ValueError, match="no other process"):
+        write(tmp_path, [row(20)])
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    write(tmp_path, [row(20)])
+    assert [one.idx for one in results.read_results(tmp_path).rows] == [0, 20]
+
+
+def test_merge_unites_sorts_and_is_repeatable(tmp_path):
+    names = [f"certificates.{number}-of-2.tsv" for number in range(2)]
+    write(tmp_path, [row(0), row(40)], name=names[0])
+    write(tmp_path, [row(20), row(40, seconds=9.0)], name=names[1])
+    for _ in range(2):
+        results.merge([tmp_path / name for name in names], tmp_path)
+        read = results.read_results(tmp_path)
+        assert [one.idx for one in read.rows] == [0, 20, 40]
+        assert len(read.manifest["sessions"]) == 2  # one a process, however often merged
+
+
+def test_merge_refuses_other_guarantees_disagreeing_rows_and_lone_files(tmp_path):
+    for name, guarantee, votes in (
+        ("a", GUARANTEE, (3, 95, 0, 2)),
+        ("b", GUARANTEE | {"n": 200}, (3, 95, 0, 2)),
+        ("c", GUARANTEE, (4, 94, 0, 2)),
+    ):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, [row(0, votes=votes)], guarantee)
+    with pytest.raises(ValueError, match="n was 100, is 200"):
+        results.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    with pytest.raises(ValueError, match="two that differ"):
+        results.merge([tmp_path / "a", tmp_path / "c"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "c" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"manifest\.json beside"):
+        results.merge([tmp_path / "c"], tmp_path / "out")
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("15.4", 15.4), ("0:00:03.5", 3.5), ("1:02:03", 3723.0)])
+def test_six_column_logs_of_other_projects(tmp_path, text, seconds):
+    path = tmp_path / "log"
+    path.write_text(f"idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t3\t3\t0.378\t1\t{text}\n20\t3\t-1\t0.0\t0\t{text}")
+    read = results.read_results(path)
+    assert len(read.rows) == 2
+    assert (read.rows[0].radius, read.rows[0].time, read.rows[1].predict) == (0.378, seconds, -1)
+    assert read.rows[0].votes is None
+    assert read.manifest is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["idx\tlabel"], "header"),
+        (["idx\tlabel\tpredict\tradius\tcorrect\ttime", "0\t1\t1\t0.5\t1"], "line 2: got 5 columns"),
+        (["idx\tlabel\tpredict\tradius\tcorrect\ttime", "0\t1\tone\t0.5\t1\t2"], "line 2"),
+        (["idx\tlabel\tpredict\tradius\tcorrect\ttime", "0\t1\t1\t0.5\t1\t2", "", "1\t1\t1\t0.5\t1\t2"], "line 3"),
+        (["idx\tlabel\tpredict\tradius\tcorrect\ttime", "0\t1\t1\t.5\t1\t2", "0\t1\t1\t.5\t1\t2"], "once"),
+    ],
+)
+def test_malformed_files_are_refused_by_line(tmp_path, lines, message):
+    path = tmp_path / "log"
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=message):
+        results.read_results(path)
+
+
+def test_missing_files_foreign_manifests_and_newer_schemas_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        results.read_results(tmp_path)
+    write(tmp_path, [row(0)])
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 2}))
+    with pytest.raises(ValueError, match="schema_version 1"):
+        results.read_results(tmp_path)
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(ValueError, match="manifest of this project"):
+        results.read_results(tmp_path)
