@@ -26,6 +26,7 @@ from idrc_jax.results import differences
 WEIGHTS = "weights.safetensors"
 _FORMAT = 1
 Tensors = dict[str, Any]
+_DESCRIBED = {"architecture", "depth", "classes", "image_shape", "shortcut", "mean", "std", "dtype"}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -193,9 +194,16 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise ValueError(f"Expected a whole .safetensors file, got {file}: {error}.") from None
     if "idrc_jax" not in metadata:
         raise ValueError(f"Expected weights written by idrc_jax, got {file} without its description.")
-    description = json.loads(metadata["idrc_jax"])
-    if description.pop("format", None) != _FORMAT:
-        raise ValueError(f"Expected weights of format {_FORMAT} in {file}, got another: use the release that wrote it.")
+    try:
+        description = json.loads(metadata["idrc_jax"])
+        version = description.pop("format")
+    except (ValueError, KeyError):
+        raise ValueError(f"Expected a readable description in {file}, got {metadata['idrc_jax'][:80]!r}.") from None
+    if version != _FORMAT:
+        raise ValueError(f"Expected weights of format {_FORMAT} in {file}, got {version}: use the release that wrote it.")
+    missing = sorted(_DESCRIBED - description.keys())
+    if missing:
+        raise ValueError(f"Expected a whole description in {file}, got none of {', '.join(missing)}.")
     return tensors, description
 
 

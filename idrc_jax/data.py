@@ -210,7 +210,7 @@ def _npz(directory: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     if not directory or not path.is_file():
         raise ValueError(f"Expected data.dir to be an .npz file, or a folder with {split}.npz, got {directory!r}.")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             missing = {"images", "labels"} - set(file.files)
             if missing:
                 raise ValueError(f"Expected arrays images and labels in {path}, got {sorted(file.files)}.")

@@ -98,36 +98,45 @@ class Metrics(NamedTuple):
     accuracy: jax.Array
 
 
+def make_batch(recipe: Recipe, scheme: Scheme, seed: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """The function (step, images, labels of the whole set) -> (noisy batch float32 [B, H, W, C], its labels [B]).
+
+    Order, augmentation and noise follow from the seed and the step alone. An epoch takes every image at most
+    once, in a new order; what is left over when the batch does not divide the set is dropped.
+    """
+    key = prng.stage(prng.root(seed), prng.TRAINING)
+
+    def batch(step: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        epoch, position = jnp.divmod(step, images.shape[0] // recipe.batch)
+        order_key, step_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+        order = jax.random.permutation(jax.random.fold_in(order_key, epoch), images.shape[0])
+        chosen = jax.lax.dynamic_slice(order, (position * recipe.batch,), (recipe.batch,))
+        augment_key, noise_key, sigma_key = jax.random.split(jax.random.fold_in(step_key, step), 3)
+        picked = data.to_unit(images[chosen])
+        if recipe.augment:
+            picked = data.augment(picked, augment_key)
+        factor = None
+        if recipe.sigma_low > 0:
+            low = recipe.sigma_low / scheme.sigma
+            factor = jax.random.uniform(sigma_key, (recipe.batch,), minval=low, maxval=1.0)
+        return noise.add(scheme, picked, noise_key, factor), labels[chosen]
+
+    return batch
+
+
 def make_step(
     graph: Any, recipe: Recipe, scheme: Scheme, optimiser: optax.GradientTransformation, seed: int, mesh: Mesh
 ) -> Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]:
     """The training step (state, images, labels of the whole set) -> (state, metrics); not yet jitted.
 
-    The batch, its augmentation and its noise follow from the seed and `state.step`. Batch statistics are
-    those of the whole batch, on however many devices it lies.
+    Batch statistics are those of the whole batch, on however many devices it lies.
     """
-    key = prng.stage(prng.root(seed), prng.TRAINING)
+    batch_of = make_batch(recipe, scheme, seed)
     whole = devices.replicated(mesh)
     dealt = devices.split_first_axis(mesh)
 
-    def batch_of(state: State, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        steps_per_epoch = images.shape[0] // recipe.batch
-        epoch, position = jnp.divmod(state.step, steps_per_epoch)
-        order_key, step_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
-        order = jax.random.permutation(jax.random.fold_in(order_key, epoch), images.shape[0])
-        chosen = jax.lax.dynamic_slice(order, (position * recipe.batch,), (recipe.batch,))
-        augment_key, noise_key, sigma_key = jax.random.split(jax.random.fold_in(step_key, state.step), 3)
-        batch = data.to_unit(images[chosen])
-        if recipe.augment:
-            batch = data.augment(batch, augment_key)
-        factor = None
-        if recipe.sigma_low > 0:
-            low = recipe.sigma_low / scheme.sigma
-            factor = jax.random.uniform(sigma_key, (recipe.batch,), minval=low, maxval=1.0)
-        return noise.add(scheme, batch, noise_key, factor), labels[chosen]
-
     def step(state: State, images: jax.Array, labels: jax.Array) -> tuple[State, Metrics]:
-        noisy, targets = batch_of(state, images, labels)
+        noisy, targets = batch_of(state.step, images, labels)
         noisy = jax.lax.with_sharding_constraint(noisy, dealt)
         targets = jax.lax.with_sharding_constraint(targets, dealt)
 

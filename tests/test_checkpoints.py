@@ -1,0 +1,124 @@
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from idrc_jax import checkpoints
+
+DESCRIPTION = {
+    "architecture": "resnet", "depth": 8, "classes": 4, "image_shape": [8, 8, 1], "shortcut": "projection",
+    "mean": [0.3], "std": [0.4], "dtype": "float32",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def network():
+    return checkpoints.build(DESCRIPTION, dtype="float32", rngs=nnx.Rngs(4))
+
+
+@pytest.fixture
+def saved(network, tmp_path):
+    _, params, stats = checkpoints.split(network)
+    path = tmp_path / "weights.safetensors"
+    tensors = {name: np.asarray(value) for name, value in (params | stats).items()}
+    checkpoints.save_weights(path, tensors, DESCRIPTION)
+    return path
+
+
+def rewrite(path, change):
+    """Apply `change` to the tensors and metadata of a file."""
+    with safe_open(path, framework="numpy") as handle:
+        metadata = handle.metadata()
+        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    change(tensors, metadata)
+    save_file(tensors, path, metadata=metadata)
+
+
+def test_weights_come_back_as_the_same_function(network, saved):
+    images = jnp.asarray(np.random.default_rng(0).uniform(size=(3, 8, 8, 1)), jnp.float32)
+    for where in (saved, saved.parent, str(saved)):
+        classifier = checkpoints.load_classifier(where)
+        np.testing.assert_array_equal(classifier(images), network(images))
+    assert (classifier.classes, classifier.image_shape, classifier.dtype) == (4, (8, 8, 1), "float32")
+    assert checkpoints.load_classifier(saved, dtype="bfloat16").dtype == "bfloat16"
+
+
+def test_loading_does_not_depend_on_the_batch_mates(saved):
+    """BatchNorm is in inference mode: a certificate needs samples that do not see each other."""
+    classifier = checkpoints.load_classifier(saved)
+    images = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 8, 8, 1)), jnp.float32)
+    np.testing.assert_allclose(classifier(images)[:1], classifier(images.at[1:].set(0.0))[:1], rtol=1e-6)
+
+
+def test_half_precision_copies(saved, tmp_path):
+    half = tmp_path / "half.safetensors"
+    checkpoints.save_half(saved, half)
+    assert half.stat().st_size < 0.6 * saved.stat().st_size
+    full, small = checkpoints.load_classifier(saved), checkpoints.load_classifier(half)
+    assert full.sha256 != small.sha256
+    images = jnp.full((1, 8, 8, 1), 0.5)
+    np.testing.assert_allclose(full(images), small(images), rtol=0.02, atol=0.02)
+
+
+def test_hash_is_of_the_tensors(saved):
+    before = checkpoints.load_classifier(saved).sha256
+    rewrite(saved, lambda tensors, metadata: None)
+    assert checkpoints.load_classifier(saved).sha256 == before
+    rewrite(saved, lambda tensors, metadata: tensors["head.bias"].__setitem__(0, 9.0))
+    assert checkpoints.load_classifier(saved).sha256 != before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, m: t.pop("head.bias"), r"missing \['head.bias'\]"),
+        (lambda t, m: t.update(extra=np.zeros(2)), r"unexpected \['extra'\]"),
+        (lambda t, m: t.update({"head.bias": np.zeros(5, np.float32)}), "head.bias of shape"),
+        (lambda t, m: t["head.bias"].__setitem__(1, np.nan), "non-finite value in head.bias"),
+        (lambda t, m: m.pop("idrc_jax"), "without its description"),
+        (lambda t, m: m.update(idrc_jax=json.dumps({"format": 9})), "format 1"),
+        (lambda t, m: m.update(idrc_jax="{"), "description"),
+        (lambda t, m: m.update(idrc_jax=json.dumps({"format": 1, "architecture": "resnet"})), "description"),
+    ],
+)
+def test_damaged_or_foreign_files_are_refused(saved, change, message):
+    rewrite(saved, change)
+    with pytest.raises(ValueError, match=message):
+        checkpoints.load_classifier(saved)
+
+
+def test_truncated_and_missing_files_are_refused(saved, tmp_path):
+    saved.write_bytes(saved.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"whole \.safetensors file"):
+        checkpoints.load_classifier(saved)
+    with pytest.raises(ValueError, match="Train first"):
+        checkpoints.load_classifier(tmp_path / "nowhere")
+
+
+def test_another_architecture_is_refused(saved):
+    with pytest.raises(ValueError, match="depth = 20, got depth = 8"):
+        checkpoints.load_classifier(saved, expect={"architecture": "resnet", "depth": 20})
+
+
+def test_settings_of_a_run_are_kept(tmp_path):
+    path = tmp_path / "train_config.json"
+    checkpoints.same_or_refuse(path, {"depth": 8, "recipe": {"lr": 0.1, "mean": (0.5,)}})
+    checkpoints.same_or_refuse(path, {"depth": 8, "recipe": {"lr": 0.1, "mean": [0.5]}})
+    with pytest.raises(ValueError, match=r"recipe\.lr was 0\.1, is 0\.2"):
+        checkpoints.same_or_refuse(path, {"depth": 8, "recipe": {"lr": 0.2, "mean": [0.5]}})
+
+
+def test_training_checkpoints_keep_the_newest_two(tmp_path):
+    store = checkpoints.TrainingCheckpoints(tmp_path / "checkpoints")
+    assert store.latest() is None
+    for step in (1, 5, 9):
+        store.save(step, {"a": jnp.full(3, step)})
+    store.save(9, {"a": jnp.zeros(3)})  # stored already
+    assert store.latest() == 9
+    np.testing.assert_array_equal(store.restore(9, {"a": jnp.zeros(3, int)})["a"], [9, 9, 9])
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["5", "9"]
+    store.close()
