@@ -27,6 +27,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder that can be written, or ValueError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"Expected a workdir that can be made, got {folder}: {error.strerror}.") from None
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"Expected a workdir that can be written, got {folder}.")
+
+
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Wait until no other process is inside this lock of the folder."""

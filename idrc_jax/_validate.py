@@ -3,6 +3,9 @@
 import math
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
 
 
 def positive(name: str, value: float) -> float:
@@ -12,7 +15,7 @@ def positive(name: str, value: float) -> float:
     return value
 
 
-def at_least(name: str, value: float, least: float) -> float:
+def at_least(name: str, value: Number, least: float) -> Number:
     """Return `value` if it is >= `least`, else raise ValueError."""
     if not value >= least:
         raise ValueError(f"Expected {name} >= {least}, got {value}.")

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from idrc_jax import _validate, certificates, data, devices, prng, sampling, statistics
+from idrc_jax import _files, _validate, certificates, data, devices, prng, sampling, statistics
 from idrc_jax.certificates import Certificate
 from idrc_jax.checkpoints import Classifier
 from idrc_jax.progress import Deadline, Progress, interruptible, write_status
@@ -175,7 +175,7 @@ class _Sampler:
     ) -> None:
         self.statistic, self.scales = host_scale(scheme, images)
         self._classifier, self._scheme, self._images, self._indices = classifier, scheme, images, indices
-        self._mesh, self.chunk = mesh, chunk or sampling.default_chunk(mesh)
+        self._mesh, self._chunk = mesh, chunk
         root = prng.root(seed)
         self._keys = {stage: prng.stage(root, stage) for stage in (prng.SELECTION, prng.ESTIMATION)}
 
@@ -190,13 +190,13 @@ class _Sampler:
             first=piece.first,
             n=piece.n,
             key=self._keys[piece.stage],
-            chunk=self.chunk,
+            chunk=self._chunk,
             mesh=self._mesh,
         )
 
     def samples_per_second(self) -> float:
         """Compile, then time a few chunks of the first image."""
-        stride = self.chunk * self._mesh.size
+        stride = self._chunk * self._mesh.size
         jax.block_until_ready(self(Piece(prng.ESTIMATION, (0,), 0, stride)))
         start = time.perf_counter()
         jax.block_until_ready(self(Piece(prng.ESTIMATION, (0,), 0, 4 * stride)))
@@ -204,7 +204,7 @@ class _Sampler:
 
     def piece_size(self, rate: float) -> int:
         """Samples of a piece that takes a few seconds, whole chunks."""
-        stride = self.chunk * self._mesh.size
+        stride = self._chunk * self._mesh.size
         return stride * max(1, round(rate * _SECONDS_A_PIECE / stride))
 
 
@@ -253,6 +253,7 @@ def certify_dataset(
     if not 0 <= process < processes:
         raise ValueError(f"Expected 0 <= process < processes, got {process} of {processes}.")
     check_fits(classifier, dataset)
+    chunk = _validate.at_least("chunk", chunk or sampling.default_chunk(mesh), 2)
     indices = np.asarray(indices)[process::processes]
     images = sampling.check_images(data.to_unit(dataset.images[indices]), classifier)
     labels = dataset.labels[indices]
@@ -262,6 +263,7 @@ def certify_dataset(
     session = {"devices": mesh.size, "device": mesh.devices.flat[0].device_kind, **(provenance or {})}
     guarantee = describe_guarantee(classifier, scheme, dataset, settings)
 
+    _files.make_folder(workdir)
     with ResultsFile(workdir, guarantee=guarantee, session=session, name=name) as file:
         todo = [position for position, index in enumerate(indices) if int(index) not in file.done]
         done = len(indices) - len(todo)
@@ -380,8 +382,9 @@ def estimate(
     check_fits(classifier, dataset)
     first = np.asarray(indices)[:1]
     images = sampling.check_images(data.to_unit(dataset.images[first]), classifier)
+    chunk = chunk or sampling.default_chunk(mesh)
     sampler = _Sampler(classifier, scheme, images, first, settings.seed, chunk, mesh)
     rate = sampler.samples_per_second()
     samples = len(indices) * (settings.n0 + settings.n)
-    memory = sampling.memory_estimate(classifier, scheme, chunk=sampler.chunk, mesh=mesh)
+    memory = sampling.memory_estimate(classifier, scheme, chunk=chunk, mesh=mesh)
     return Estimate(len(indices), samples, rate, samples / rate, memory)

@@ -200,7 +200,9 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except (ValueError, KeyError):
         raise ValueError(f"Expected a readable description in {file}, got {metadata['idrc_jax'][:80]!r}.") from None
     if version != _FORMAT:
-        raise ValueError(f"Expected weights of format {_FORMAT} in {file}, got {version}: use the release that wrote it.")
+        raise ValueError(
+            f"Expected weights of format {_FORMAT} in {file}, got {version}: use the release that wrote it."
+        )
     missing = sorted(_DESCRIBED - description.keys())
     if missing:
         raise ValueError(f"Expected a whole description in {file}, got none of {', '.join(missing)}.")

@@ -24,26 +24,26 @@ from idrc_jax.certification import predict as predict_images
 
 def train() -> None:
     """idrc-train: train a network under noise."""
-    _main(_train, config_file=True)
+    _main(train.__doc__, _train, config_file=True)
 
 
 def certify() -> None:
     """idrc-certify: certify images with a trained network."""
-    _main(_certify, config_file=True, define=_define_dry_run)
+    _main(certify.__doc__, _certify, config_file=True, define=_define_dry_run)
 
 
 def predict() -> None:
     """idrc-predict: the smoothed classifier's class of each image, or an abstention."""
-    _main(_predict, config_file=True, define=_define_predict)
+    _main(predict.__doc__, _predict, config_file=True, define=_define_predict)
 
 
 def merge() -> None:
     """idrc-merge: unite the result files of several processes into one."""
-    _main(_merge, config_file=False, define=_define_merge)
+    _main(merge.__doc__, _merge, config_file=False, define=_define_merge)
 
 
 def _train(values: flags.FlagValues) -> int:
-    settings, workdir = values.config, _workdir(values)
+    settings, workdir = values.config, Path(values.workdir)
     scheme, recipe = config.training_scheme(settings), config.recipe(settings)
     train_set = data.load(settings.data.name, "train", directory=settings.data.dir, seed=settings.seed)
     finished = training.train(
@@ -64,10 +64,10 @@ def _train(values: flags.FlagValues) -> int:
 
 
 def _certify(values: flags.FlagValues) -> int:
-    settings, workdir = values.config, _workdir(values)
-    classifier, dataset, indices = _classifier_and_images(settings, workdir)
+    settings, workdir = values.config, Path(values.workdir)
     scheme, mesh = config.noise_scheme(settings), devices.mesh(settings.devices)
     certify_settings = config.settings(settings)
+    classifier, dataset, indices = _classifier_and_images(settings, workdir)
     if values.dry_run:
         said = estimate(classifier, scheme, dataset, indices, certify_settings, chunk=settings.chunk, mesh=mesh)
         memory = "unknown" if said.memory is None else f"{said.memory / 2**20:.0f} MiB a device for a chunk"
@@ -103,9 +103,9 @@ def _certify(values: flags.FlagValues) -> int:
 
 
 def _predict(values: flags.FlagValues) -> int:
-    settings, workdir = values.config, _workdir(values)
-    classifier, dataset, indices = _classifier_and_images(settings, workdir)
+    settings, workdir = values.config, Path(values.workdir)
     scheme, mesh = config.noise_scheme(settings), devices.mesh(settings.devices)
+    classifier, dataset, indices = _classifier_and_images(settings, workdir)
     print("idx\tlabel\tpredict\tcorrect", flush=True)
     for start in range(0, len(indices), 16):
         chosen = indices[start : start + 16]
@@ -134,7 +134,7 @@ def _merge(values: flags.FlagValues, paths: list[str]) -> int:
     return 0
 
 
-def _classifier_and_images(settings: ConfigDict, workdir: Path) -> tuple:
+def _classifier_and_images(settings: config.Config, workdir: Path) -> tuple:
     where = settings.model.weights or workdir
     classifier = checkpoints.load_classifier(where, dtype=settings.model.dtype, expect=_expected(settings))
     dataset = data.load(settings.data.name, "test", directory=settings.data.dir, seed=settings.seed)
@@ -142,23 +142,12 @@ def _classifier_and_images(settings: ConfigDict, workdir: Path) -> tuple:
     return classifier, dataset, chosen
 
 
-def _expected(settings: ConfigDict) -> dict:
+def _expected(settings: config.Config) -> dict:
     model = settings.model
     return {"architecture": model.architecture, "depth": model.depth, "shortcut": model.shortcut}
 
 
-def _workdir(values: flags.FlagValues) -> Path:
-    workdir = Path(values.workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"Expected a folder that can be made as workdir, got {workdir}: {error.strerror}.") from None
-    if not os.access(workdir, os.W_OK):
-        raise ValueError(f"Expected a writable workdir, got {workdir}.")
-    return workdir
-
-
-def _provenance(settings: ConfigDict) -> dict:
+def _provenance(settings: config.Config) -> dict:
     packages = ("jax", "jaxlib", "flax", "numpy", "scipy")
     versions = {name: importlib.metadata.version(name) for name in packages} | {"idrc_jax": __version__}
     return {
@@ -191,22 +180,14 @@ def _define_merge(values: flags.FlagValues) -> None:
     flags.DEFINE_string("out", "", "Folder for the united certificates.tsv.", flag_values=values)
 
 
-def _main(job: Callable, *, config_file: bool, define: Callable[[flags.FlagValues], None] | None = None) -> None:
-    values = flags.FlagValues()
-    flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
-    flags.DEFINE_bool("help", False, "Show this help.", flag_values=values)
-    if config_file:
-        config_flags.DEFINE_config_file(
-            "config", str(config.folder() / "quickstart.py"), "Config file.", flag_values=values
-        )
-        flags.DEFINE_string("workdir", "runs/quickstart", "Folder of the run.", flag_values=values)
-    if define:
-        define(values)
+def _main(
+    about: str | None, job: Callable, *, config_file: bool, define: Callable[[flags.FlagValues], None] | None = None
+) -> None:
     debug = "--debug" in sys.argv
     try:
-        rest = _parse(values)
+        values, rest = _parse(config_file, define)
         if values.help:
-            print(f"{sys.argv[0]}\n{values.main_module_help() or values.get_help()}")
+            print(_help(about, values))
             sys.exit(0)
         if not config_file:
             sys.exit(job(values, rest))
@@ -224,19 +205,42 @@ def _main(job: Callable, *, config_file: bool, define: Callable[[flags.FlagValue
         sys.exit(1)
 
 
-def _parse(values: flags.FlagValues) -> list[str]:
-    """Parse the command line, or raise a ValueError of one line."""
+def _help(about: str | None, values: flags.FlagValues) -> str:
+    own = [values[name] for name in values if not name.startswith("config.") and values[name].help]
+    names = ("config", "workdir", "dry_run", "n", "out", "debug", "help")
+    lines = [about or "", *(f"  --{flag.name:<9} {flag.help}" for flag in own if flag.name in names)]
+    if "config" in values:
+        lines += ["", "Fields, to be set by --config.FIELD=VALUE, with the values of this config:"]
+        lines += [f"  {path} = {_get(values.config, path)!r}" for path in _paths(values.config)]
+    return "\n".join(lines)
+
+
+def _get(node: config.Config, path: str) -> object:
+    for name in path.split("."):
+        node = node[name]
+    return node
+
+
+def _parse(config_file: bool, define: Callable[[flags.FlagValues], None] | None) -> tuple[flags.FlagValues, list[str]]:
+    """The flags and what is left of the command line, or a ValueError of one line."""
+    values = flags.FlagValues()
+    flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
+    flags.DEFINE_bool("help", False, "Show this help.", flag_values=values)
     try:
-        return values(sys.argv)[1:]
-    except flags.Error as error:
-        raise ValueError(str(error)) from error
-    except AttributeError as error:
-        raise ValueError(_unknown_field()) from error
-    except TypeError as error:
+        if config_file:
+            default = str(config.folder() / "quickstart.py")
+            config_flags.DEFINE_config_file("config", default, "Config file.", flag_values=values)
+            flags.DEFINE_string("workdir", "runs/quickstart", "Folder of the run.", flag_values=values)
+        if define:
+            define(values)
+        return values, values(sys.argv)[1:]
+    except (AttributeError, KeyError) as error:
+        raise ValueError(_unknown_field(error)) from error
+    except (flags.Error, TypeError) as error:
         raise ValueError(str(error)) from error
 
 
-def _unknown_field() -> str:
+def _unknown_field(error: Exception) -> str:
     known = _paths(config.base())
     for argument in sys.argv[1:]:
         match = re.match(r"--(?:no)?config\.([\w.]+)", argument)
@@ -244,10 +248,10 @@ def _unknown_field() -> str:
             near = get_close_matches(match[1], known, n=3, cutoff=0.5)
             hint = f" Near: {', '.join(near)}." if near else ""
             return f"Expected a known config field, got --config.{match[1]}.{hint}"
-    return "Expected known config fields: see configs/."
+    return f"Expected known config fields: {error}"
 
 
-def _paths(node: ConfigDict, prefix: str = "") -> list[str]:
+def _paths(node: config.Config, prefix: str = "") -> list[str]:
     paths = []
     for name, value in node.items():
         paths += _paths(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [f"{prefix}{name}"]

@@ -12,10 +12,12 @@ from idrc_jax import _validate, data, schemes, training
 from idrc_jax.certification import Settings
 from idrc_jax.schemes import Scheme
 
+Config = Any  # an ml_collections.ConfigDict: its fields have no static types
 
-def base() -> ml_collections.ConfigDict:
-    """Every setting with its default: ResNet-110 on CIFAR-10 by Cohen's recipe."""
-    config = ml_collections.ConfigDict()
+
+def base() -> Config:
+    """Every setting with its default: ResNet-110 on CIFAR-10 by Cohen's recipe. No field can be added to it."""
+    config: Config = ml_collections.ConfigDict()
     config.seed = 0
     config.max_minutes = 0.0  # stop cleanly before, exit 0, go on at the next call; 0: no limit
     config.devices = 0  # 0: all
@@ -59,7 +61,7 @@ def base() -> ml_collections.ConfigDict:
     config.certify.n0 = 100
     config.certify.n = 100_000
     config.certify.alpha = 0.001
-    return config
+    return config.lock()
 
 
 def folder() -> Path:
@@ -68,30 +70,30 @@ def folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
 
 
-def noise_scheme(config: ml_collections.ConfigDict) -> Scheme:
+def noise_scheme(config: Config) -> Scheme:
     """The scheme that predictions and certificates use."""
     return schemes.make(config.noise.scheme, sigma=config.noise.sigma, ref=config.noise.ref)
 
 
-def training_scheme(config: ml_collections.ConfigDict) -> Scheme:
+def training_scheme(config: Config) -> Scheme:
     """The scheme that training uses: the noise's unless `config.train` says otherwise."""
     name = config.train.scheme or config.noise.scheme
     ref = config.train.ref or (config.noise.ref if name == config.noise.scheme else 1.0)
     return schemes.make(name, sigma=config.train.sigma or config.noise.sigma, ref=ref)
 
 
-def recipe(config: ml_collections.ConfigDict) -> training.Recipe:
+def recipe(config: Config) -> training.Recipe:
     """The training recipe."""
     return training.Recipe(**{name: config.train[name] for name in training.Recipe.__dataclass_fields__})
 
 
-def settings(config: ml_collections.ConfigDict) -> Settings:
+def settings(config: Config) -> Settings:
     """The certification settings."""
     certify = config.certify
     return Settings(n0=certify.n0, n=certify.n, alpha=certify.alpha, seed=config.seed)
 
 
-def description(config: ml_collections.ConfigDict, train_set: data.Dataset) -> dict[str, Any]:
+def description(config: Config, train_set: data.Dataset) -> dict[str, Any]:
     """What rebuilds the network (see `checkpoints.build`); mean and std of length 1 serve every channel."""
     model, shape = config.model, train_set.images.shape[1:]
     _validate.one_of("model.dtype", model.dtype, ("float32", "bfloat16"))

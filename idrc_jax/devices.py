@@ -3,7 +3,6 @@
 import os
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -33,7 +32,7 @@ def mesh(count: int = 0) -> Mesh:
     devices = jax.local_devices()
     if count > len(devices):
         raise ValueError(f"Expected {count} devices, got {len(devices)} ({devices[0].platform}).")
-    chosen = np.asarray(devices[: count or len(devices)])
+    chosen = devices[: count or len(devices)]
     return jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
 
 

@@ -126,7 +126,8 @@ def _votes_on_mesh(
     mesh: Mesh,
 ) -> jax.Array:
     def on_one_device(shard: jax.Array, *traced: Any) -> jax.Array:
-        return sample_votes(apply_fn, law, classes, chunk, *traced, shard[0], mesh.size)[None]
+        kernel: Callable[..., jax.Array] = sample_votes
+        return kernel(apply_fn, law, classes, chunk, *traced, shard[0], mesh.size)[None]
 
     shards = jnp.arange(mesh.size, dtype=jnp.int32)
     split = jax.shard_map(on_one_device, mesh=mesh, in_specs=(P(devices.AXIS), *[P()] * 7), out_specs=P(devices.AXIS))

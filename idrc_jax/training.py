@@ -8,7 +8,7 @@ import csv
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from idrc_jax import _validate, checkpoints, data, devices, noise, prng
+from idrc_jax import _files, _validate, checkpoints, data, devices, noise, prng
 from idrc_jax.progress import Deadline, Progress, interruptible, write_status
 from idrc_jax.schemes import Scheme
 
@@ -156,7 +156,7 @@ def make_step(
     return step
 
 
-def dispatches(step: Callable, *, on_cpu: bool) -> Callable[[State, jax.Array, jax.Array, int], tuple[State, Metrics]]:
+def dispatches(step: Callable, *, on_cpu: bool) -> Callable[..., tuple[State, Metrics]]:
     """Jit the step, donating its state, as (state, images, labels, count) -> (state, metrics [count]).
 
     On the CPU a dispatch is one step whatever `count` says (XLA runs kernel-gradient convolutions inside loops
@@ -224,7 +224,7 @@ def train(
 
     # The state: new, or the last checkpoint's.
     graph, params, stats = checkpoints.abstract(description, dtype=description["dtype"])
-    workdir.mkdir(parents=True, exist_ok=True)
+    _files.make_folder(workdir)
     checkpoints.same_or_refuse(workdir / "train_config.json", description)
     store = checkpoints.TrainingCheckpoints(workdir / "checkpoints")
     done = store.latest()
@@ -246,6 +246,8 @@ def train(
 
     # The loop: dispatch ahead, read behind.
     on_cpu = devices.is_cpu()
+    ahead = _IN_FLIGHT if on_cpu else 1
+    margin = ahead + 1 if on_cpu else (ahead + 1) * steps_per_dispatch
     run = dispatches(make_step(graph, recipe, scheme, optimiser, seed, mesh), on_cpu=on_cpu)
     log = _MetricsLog(workdir, done, steps_per_epoch, recipe.learning_rate(steps_per_epoch), tensorboard)
     progress = Progress("train", total, done, unit="steps")
@@ -271,12 +273,12 @@ def train(
 
     try:
         with interruptible() as interrupt:
-            while step < total and not interrupt.requested and not deadline.over(margin_ticks=steps_per_dispatch):
+            while step < total and not interrupt.requested and not deadline.over(margin_ticks=margin):
                 count = 1 if on_cpu else min(steps_per_dispatch, total - step)
                 state, metrics = run(state, images, labels, count=count)
                 pending.append(metrics)
                 step += count
-                drain(_IN_FLIGHT if on_cpu else 1)
+                drain(ahead)
                 if time.monotonic() - saved_at >= 60 * checkpoint_minutes:
                     save()
                     saved_at = time.monotonic()
@@ -314,7 +316,7 @@ def _require_finite_state(state: State, store: checkpoints.TrainingCheckpoints) 
 class _MetricsLog:
     """Means per epoch, to a CSV (and TensorBoard); rows after the step resumed from are dropped."""
 
-    _columns = ("epoch", "step", "lr", "loss", "accuracy", "seconds")
+    _columns: Sequence[str] = ("epoch", "step", "lr", "loss", "accuracy", "seconds")
 
     def __init__(self, workdir: Path, step: int, epoch_steps: int, lr: optax.Schedule, tensorboard: bool) -> None:
         self._path = workdir / METRICS
@@ -342,7 +344,7 @@ class _MetricsLog:
         values = {
             "epoch": epoch,
             "step": self.step,
-            "lr": float(self._lr(self.step - 1)),
+            "lr": float(np.asarray(self._lr(self.step - 1))),
             "loss": self.mean_loss,
             "accuracy": float(np.mean(self._accuracies)),
             "seconds": time.monotonic() - self._started,

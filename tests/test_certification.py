@@ -72,7 +72,7 @@ def test_no_certificate_exceeds_the_truth(linear, dataset, tmp_path):
 
 
 def test_coverage_of_the_whole_chain_by_simulation(linear, dataset):
-    """A half-space with known class probability: over 1500 independent runs the bound fails at most alpha of the time."""
+    """A half-space with known class probability: in 1500 runs the bound fails at most alpha of the time."""
     image = np.full((1, 4, 4, 1), 0.5, np.float32)
     sign = Classifier(
         lambda params, images: jnp.stack([images[:, 0, 0, 0] - 0.3, 0.3 - images[:, 0, 0, 0]], axis=1), (), 2, (4, 4, 1)

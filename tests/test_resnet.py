@@ -46,7 +46,12 @@ def test_normalisation_is_inside():
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"depth": 21}, "6n \\+ 2"), ({"depth": 2}, "6n \\+ 2"), ({"shortcut": "none"}, "shortcut"), ({"mean": (0.5,)}, "3 channels")],
+    [
+        ({"depth": 21}, "6n \\+ 2"),
+        ({"depth": 2}, "6n \\+ 2"),
+        ({"shortcut": "none"}, "shortcut"),
+        ({"mean": (0.5,)}, "3 channels"),
+    ],
 )
 def test_bad_networks_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):

@@ -40,9 +40,8 @@ def test_rows_come_back_in_full_precision(tmp_path):
 def test_first_columns_are_the_fields(tmp_path):
     write(tmp_path, [row(7)])
     header, line = (tmp_path / "certificates.tsv").read_text().splitlines()
-    assert header.split("\t") == (
-        "idx label predict radius correct time radius_published selected statistic sigma_x p_lower n n0 votes".split()
-    )
+    names = "idx label predict radius correct time radius_published selected statistic sigma_x p_lower n n0 votes"
+    assert header == names.replace(" ", "\t")
     assert line.split("\t")[:3] == ["7", "1", "1"]
     assert line.split("\t")[-1] == "0:3,1:95,-1:2"
 
@@ -110,7 +109,7 @@ def test_a_full_disk_leaves_whole_rows_and_a_clear_error(tmp_path, room):
     with results.ResultsFile(tmp_path, guarantee=GUARANTEE, session={}) as file:
         file.append(row(0))
         before = path.read_bytes()
-        with no_file_above(len(before) + room), pytest.raises(OSError, match="Expected to write a row .* free space"):
+        with no_file_above(len(before) + room), pytest.raises(OSError, match=r"Expected to write a row .* free space"):
             file.append(row(20))
         assert path.read_bytes() == before
         assert file.done == {0}

@@ -33,8 +33,12 @@ def train(synthetic, workdir, recipe=None, scheme=SCHEME, **more):
 def fresh_state(recipe, mesh):
     graph, params, stats = checkpoints.split(checkpoints.build(DESCRIPTION, dtype="float32", rngs=nnx.Rngs(0)))
     optimiser = recipe.optimiser(4)
-    return graph, optimiser, jax.device_put(
-        State(params, stats, optimiser.init(params), jnp.zeros((), jnp.int32)), devices.replicated(mesh)
+    return (
+        graph,
+        optimiser,
+        jax.device_put(
+            State(params, stats, optimiser.init(params), jnp.zeros((), jnp.int32)), devices.replicated(mesh)
+        ),
     )
 
 
@@ -51,16 +55,19 @@ def test_steps_lower_the_loss_on_a_fixed_batch_the_same_on_one_and_four_devices(
     for count in (1, 4):
         mesh = devices.mesh(count)
         graph, optimiser, state = fresh_state(recipe, mesh)
-        step = training.dispatches(
-            training.make_step(graph, recipe, SCHEME, optimiser, 0, mesh), on_cpu=True
-        )
+        step = training.dispatches(training.make_step(graph, recipe, SCHEME, optimiser, 0, mesh), on_cpu=True)
         before = loss_on(graph, state, data.to_unit(images), labels)
         placed = [jax.device_put(array, devices.replicated(mesh)) for array in (images, labels)]
         for _ in range(5):
             state, metrics = step(state, *placed, count=1)
         assert int(state.step) == 5
         after[count] = state
-        assert loss_on(graph, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), state), data.to_unit(images), labels) < 0.8 * before
+        assert (
+            loss_on(
+                graph, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), state), data.to_unit(images), labels
+            )
+            < 0.8 * before
+        )
         assert np.isfinite(metrics.loss).all()
     for one, four in zip(jax.tree.leaves(after[1].params), jax.tree.leaves(after[4].params), strict=True):
         np.testing.assert_allclose(one, four, rtol=1e-3, atol=1e-4)

@@ -67,7 +67,7 @@ class BasicBlock(nnx.Module):
     def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
         if not self.changes_shape:
             return x
-        if self.projection is not None:
+        if self.projection is not None and self.projection_norm is not None:
             return self.projection_norm(self.projection(x), use_running_average=not train)
         before = self.new_channels // 2
         channels = (before, self.new_channels - before)

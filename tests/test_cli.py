@@ -1,0 +1,221 @@
+"""The commands as a user runs them, each in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import ROOT
+
+from idrc_jax import results
+
+SYNTHETIC = [
+    "--config.data.name=synthetic", "--config.train.epochs=2", "--config.devices=1", "--config.data.skip=4",
+    "--config.certify.n=400",
+]  # fmt: skip
+
+
+def environment():
+    """Without the test session's own JAX settings."""
+    return {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+
+
+def start(script, workdir, *arguments):
+    command = [
+        sys.executable,
+        str(ROOT / script),
+        f"--workdir={workdir}",
+        *[a for a in arguments if a.startswith("--config=")],
+    ]
+    command += [*SYNTHETIC, *[a for a in arguments if not a.startswith("--config=")]]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+
+
+def run(script, workdir, *arguments, status=0):
+    process = start(script, workdir, *arguments)
+    out, error = process.communicate(timeout=200)
+    assert process.returncode == status, error
+    return out, error
+
+
+def weights(workdir):
+    return safetensors.numpy.load_file(workdir / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained")
+    out, _ = run("train.py", workdir)
+    assert "weights.safetensors" in out
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def certified(trained):
+    return run("certify.py", trained)[0]
+
+
+def test_train_then_certify_prints_the_table_and_writes_rows_and_figure(trained, certified):
+    assert "radius" in certified
+    assert "ACR" in certified
+    read = results.read_results(trained)
+    assert [row.idx for row in read.rows] == list(range(0, 64, 4))
+    assert np.mean([row.correct for row in read.rows]) > 0.4  # chance is .25
+    assert (trained / "certified_accuracy.png").stat().st_size > 5000
+    assert json.loads((trained / "certify_status.json").read_text())["finished"]
+    session = read.manifest["sessions"][0]
+    assert {"versions", "device", "started", "python"} <= session.keys()
+
+
+def test_training_that_is_killed_goes_on_to_the_same_weights(trained, tmp_path):
+    """SIGKILL in the middle of a run that saves after every step, twice."""
+    every_step = "--config.train.checkpoint_minutes=0"
+    for steps in (2, 4):
+        process = start("train.py", tmp_path, every_step)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            saved = [int(path.name) for path in (tmp_path / "checkpoints").glob("*") if path.name.isdigit()]
+            if saved and max(saved) >= steps:
+                break
+            time.sleep(0.02)
+        assert process.poll() is None, process.communicate()
+        process.kill()
+        process.communicate()
+        assert not (tmp_path / "weights.safetensors").exists()
+    run("train.py", tmp_path, every_step)
+    whole, resumed = weights(trained), weights(tmp_path)
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, resumed[name])
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_certification_that_is_stopped_goes_on(trained, certified, tmp_path, number, status):
+    arguments = (f"--config.model.weights={trained}", "--config.data.skip=1", "--config.certify.n=20000")
+    process = start("certify.py", tmp_path, *arguments)
+    path = tmp_path / "certificates.tsv"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (path.exists() and path.read_bytes().count(b"\n") > 3):
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == status, error
+    done = {row.idx: row for row in results.read_results(path).rows}
+    assert 2 <= len(done) < 64
+    if number == signal.SIGINT:
+        assert "goes on from here" in error
+        assert "Traceback" not in error
+        assert not json.loads((tmp_path / "certify_status.json").read_text())["finished"]
+    # The images that were done stay as they are, and the rest joins them.
+    run("certify.py", tmp_path, *arguments, "--config.data.stop=12")
+    after = {row.idx: row for row in results.read_results(path).rows}
+    assert {idx: after[idx] for idx in done} == done
+    assert set(after) >= set(range(12))
+
+
+def test_a_time_limit_ends_in_status_zero_and_says_so(trained, tmp_path):
+    arguments = ("--config.data.skip=1", "--config.certify.n=200000", f"--config.model.weights={trained}")
+    started = time.monotonic()
+    out, _ = run("certify.py", tmp_path, *arguments, "--config.max_minutes=0.5")
+    assert time.monotonic() - started < 60  # start-up included
+    assert "stopped before its time limit" in out
+    status = json.loads((tmp_path / "certify_status.json").read_text())
+    assert not status["finished"]
+    assert status["done"] == len(results.read_results(tmp_path).rows)
+
+
+def test_a_dry_run_writes_nothing(trained, tmp_path):
+    out, _ = run("certify.py", tmp_path / "new", f"--config.model.weights={trained}", "--dry_run")
+    assert "16 images, 8,000 samples" in out
+    assert "MiB" in out
+    assert not (tmp_path / "new").exists()
+
+
+def test_predict_prints_a_line_an_image(trained):
+    code = "from idrc_jax import cli; cli.predict()"
+    command = [sys.executable, "-c", code, f"--workdir={trained}", *SYNTHETIC, "--n=200"]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment(), check=True, cwd=ROOT)
+    lines = [line.split("\t") for line in answer.stdout.splitlines()]
+    assert lines[0] == ["idx", "label", "predict", "correct"]
+    assert [int(line[0]) for line in lines[1:]] == list(range(0, 64, 4))
+    assert sum(int(line[3]) for line in lines[1:]) > 4
+
+
+def test_processes_and_merge(trained, certified, tmp_path):
+    for process in range(2):
+        out, _ = run(
+            "certify.py", tmp_path, f"--config.model.weights={trained}", "--config.processes=2",
+            f"--config.process={process}",
+        )  # fmt: skip
+        assert "idrc-merge" in out
+    code = "from idrc_jax import cli; cli.merge()"
+    files = sorted(str(path) for path in tmp_path.glob("certificates.*-of-2.tsv"))
+    answer = subprocess.run(
+        [sys.executable, "-c", code, "--out", str(tmp_path), *files],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert "ACR" in answer.stdout
+    merged, single = (results.read_results(folder).rows for folder in (tmp_path, trained))
+    assert [row.votes for row in merged] == [row.votes for row in single]
+    refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (refused.returncode, refused.stderr[:24]) == (1, "error: Expected result f")
+
+
+BAD = [
+    ("train.py", ["--config.nosie.sigma=1"], "got --config.nosie.sigma. Near: noise.sigma"),
+    ("train.py", ["--config.noise.sigma=0"], "Expected sigma > 0, got 0.0"),
+    ("train.py", ["--config.noise.sigma=loud"], "noise.sigma"),
+    ("train.py", ["--config.noise.scheme=gausian"], "Did you mean 'gaussian'"),
+    ("train.py", ["--config.model.depth=21"], "6n + 2"),
+    ("train.py", ["--config.data.name=npz", "--config.data.dir=/nowhere.npz"], ".npz file"),
+    ("train.py", ["--config.data.name=cifar10", "--config.data.dir=/nowhere"], "Expected the binary version"),
+    ("train.py", ["--config=nowhere.py"], "nowhere.py"),
+    ("train.py", ["--unknown=3"], "unknown"),
+    ("train.py", ["stray"], "Expected only --flags, got 'stray'"),
+    ("train.py", ["--config.max_minutes=-1"], "max_minutes >= 0"),
+    ("certify.py", [], "Train first"),
+    ("certify.py", ["--config.certify.n=5"], "Expected certify.n >= 10, the fewest samples"),
+    ("certify.py", ["--config.certify.alpha=1.5"], "0 < certify.alpha < 1"),
+    (
+        "certify.py",
+        ["--config.model.weights={trained}", "--config.model.depth=20"],
+        "Expected a checkpoint with depth = 20",
+    ),
+    ("certify.py", ["--config.model.weights={trained}", "--config.data.name=digits"], "4 classes, got 9"),
+    ("certify.py", ["--config.model.weights={trained}", "--config.data.start=64"], "got none"),
+    ("certify.py", ["--config.model.weights={trained}", "--config.devices=1", "--config.chunk=1"], "chunk >= 2"),
+]
+
+
+@pytest.mark.parametrize(("script", "arguments", "message"), BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(trained, tmp_path, script, arguments, message):
+    arguments = [argument.format(trained=trained) for argument in arguments]
+    out, error = run(script, tmp_path / "run", *arguments, status=1)
+    assert out == ""
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_cannot_be_made_or_written(trained, tmp_path):
+    (tmp_path / "file").write_text("x")
+    _, error = run("train.py", tmp_path / "file" / "run", status=1)
+    assert error.startswith("error: Expected")
+    assert "workdir" in error
+
+
+def test_help_and_debug(tmp_path):
+    out, _ = run("certify.py", tmp_path / "run", "--help")
+    for word in ("--config", "--workdir", "--dry_run", "noise.sigma"):
+        assert word in out
+    _, error = run("train.py", tmp_path / "run", "--debug", "--config.noise.sigma=0", status=1)
+    assert "Traceback" in error

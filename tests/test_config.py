@@ -1,0 +1,68 @@
+import importlib.util
+
+import ml_collections
+import pytest
+from conftest import ROOT
+
+from idrc_jax import config, data, schemes
+
+
+def get(name, *arguments):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*arguments)
+
+
+@pytest.mark.parametrize("scheme", schemes.SCHEMES)
+def test_cifar10_takes_the_scheme_and_is_the_papers_experiment(scheme):
+    made = get("cifar10", scheme)
+    assert config.noise_scheme(made) == config.training_scheme(made) == schemes.make(scheme, sigma=0.25)
+    assert (made.model.depth, made.data.skip, made.certify.n0, made.certify.n, made.certify.alpha) == (
+        110, 20, 100, 100_000, 0.001,
+    )  # fmt: skip
+    assert config.recipe(made).epochs == 90
+
+
+def test_training_noise_can_differ_from_the_predictions():
+    made = get("cifar10", "l1")
+    made.noise.ref = 0.47
+    assert config.training_scheme(made) == schemes.L1(sigma=0.25, ref=0.47)
+    made.train.sigma = 0.5
+    assert config.training_scheme(made) == schemes.L1(sigma=0.5, ref=0.47)
+    assert config.noise_scheme(made) == schemes.L1(sigma=0.25, ref=0.47)
+    made.train.scheme = "gaussian"
+    assert config.training_scheme(made) == schemes.Gaussian(sigma=0.5)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "cifar10", "cifar10_short"])
+def test_every_config_makes_valid_settings(name):
+    made = get(name)
+    assert isinstance(made, ml_collections.ConfigDict)
+    config.noise_scheme(made)
+    config.recipe(made)
+    assert config.settings(made).n == made.certify.n
+    assert (config.folder() / f"{name}.py").is_file()
+    header = (config.folder() / f"{name}.py").read_text().split('"""')[1]
+    assert "Command:" in header
+    assert "Hardware:" in header
+
+
+def test_overrides_keep_the_type():
+    made = config.base()
+    with pytest.raises(TypeError):
+        made.certify.n = "many"
+    with pytest.raises(AttributeError):
+        made.certify.samples = 5
+
+
+def test_one_mean_serves_every_channel():
+    made = get("quickstart")
+    digits = data.load("digits", "train")
+    assert config.description(made, digits)["mean"] == [0.3]
+    made.data.name = "cifar10"
+    three = data.from_arrays(digits.images.repeat(3, axis=-1), digits.labels)
+    assert config.description(made, three)["mean"] == [0.3] * 3
+    made.model.dtype = "float16"
+    with pytest.raises(ValueError, match=r"model\.dtype"):
+        config.description(made, three)
