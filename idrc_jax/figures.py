@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from idrc_jax import statistics, summary
@@ -20,9 +21,9 @@ def plot_certified_accuracy(
     labels: Sequence[str] | None = None,
     title: str = "",
 ) -> Figure:
-    """Certified accuracy against l2 radius, one colour a file, with pointwise 95 % bands.
+    """Certified accuracy against l2 radius, one colour a file.
 
-    Solid lines are valid radii; dashed ones the paper's published radii, drawn where they differ from the valid
+    Solid lines with pointwise 95 % bands are valid radii; dashed ones the paper's published radii, drawn where they differ from the valid
     ones.
 
     Args:
@@ -32,13 +33,14 @@ def plot_certified_accuracy(
     labels = labels or [_label(one) for one in results]
     if len(labels) != len(results):
         raise ValueError(f"Expected {len(results)} labels, got {len(labels)}.")
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(layout="constrained")
     axes = figure.add_subplot()
     for number, (one, label) in enumerate(zip(results, labels, strict=True)):
         colour = _COLOURS[number % len(_COLOURS)]
         valid = summary.correct_radii(one) if summary.has_certificates(one) else None
         if valid is not None:
             _curve(axes, valid, colour, "-", label)
+            _band(axes, valid, colour)
         if one.rows[0].radius_published is not None:
             published = summary.correct_radii(one, published=True)
             if valid is None or not np.allclose(valid, published, rtol=1e-6):
@@ -46,20 +48,29 @@ def plot_certified_accuracy(
     axes.set(xlabel="l2 radius (pixels in [0, 1])", ylabel="certified accuracy", ylim=(0, 1), title=title)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", frameon=False)
+    figure.set_size_inches(6.4, 4.0 + 0.23 * len(axes.get_lines()))
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
 
 
-def _curve(axes, radii: np.ndarray, colour: str, style: str, label: str) -> None:
-    """A step curve: at r the fraction of radii >= r; it falls just after each radius."""
+def _curve(axes: Axes, radii: np.ndarray, colour: str, style: str, label: str) -> None:
+    at, counts = _steps(radii)
+    axes.step(at, counts / len(radii), style, where="pre", color=colour, label=label)
+
+
+def _band(axes: Axes, radii: np.ndarray, colour: str) -> None:
+    at, counts = _steps(radii)
+    low, high = statistics.proportion_interval(counts, len(radii))
+    axes.fill_between(at, low, high, step="pre", color=colour, alpha=0.15, linewidth=0)
+
+
+def _steps(radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the number of radii >= r falls (just after each radius), and that number there."""
     ends = np.unique(radii[radii >= 0])
     at = np.concatenate([[0.0], ends, [max(ends, default=0.0) + 0.02]])
-    counts = (radii[:, None] >= at).sum(axis=0)
-    low, high = statistics.proportion_interval(counts, len(radii))
-    axes.step(at, counts / len(radii), style, where="pre", color=colour, label=label)
-    axes.fill_between(at, low, high, step="pre", color=colour, alpha=0.12, linewidth=0)
+    return at, (radii[:, None] >= at).sum(axis=0)
 
 
 def _label(one: Results) -> str:
