@@ -1,7 +1,8 @@
 # Everything sets itself up: only Python >= 3.11 and make are needed.
 SHELL := /bin/bash
 VENV ?= .venv
-PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3 python,$(shell command -v $(p) 2>/dev/null)))
+PYTHON ?= $(shell for p in python3 python python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
 BIN := $(VENV)/bin
 
 # make reproduce SIGMA=0.25 SCHEME=gaussian DATA=FOLDER
@@ -16,7 +17,7 @@ SETTINGS = --config=$(CONFIG):$(SCHEME) --config.noise.sigma=$(SIGMA) --config.d
 	--config.max_minutes=$(SLICE) --workdir=$(RUN) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all lint typecheck reproduce overhead clean
+.PHONY: help quickstart test test-all lint typecheck reproduce overhead invariance clean
 
 help:  ## Show this help.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,13 +46,15 @@ reproduce: $(VENV)/.quickstart  ## Train by the full recipe, certify 500 images:
 overhead: $(VENV)/.quickstart  ## Measure what the sampling core adds to the bare forward pass.
 	$(BIN)/python benchmarks/overhead.py
 
+invariance: $(VENV)/.quickstart  ## Count the votes that change with chunk and devices: DATA=FOLDER.
+	$(BIN)/python benchmarks/invariance.py $(DATA)
+
 clean:  ## Remove the virtual environment and caches; runs/ stays.
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: Expected Python >= 3.11, got $$($(PYTHON) --version): make PYTHON=/path/to/python ..." >&2; exit 1; }
+	@test -n '$(PYTHON)' || { echo "error: Expected Python >= 3.11, found none: make PYTHON=/path/to/python ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
