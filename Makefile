@@ -37,7 +37,7 @@ lint: $(VENV)/.dev  ## Check style.
 	$(BIN)/ruff format --check .
 
 typecheck: $(VENV)/.dev  ## Check types.
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 reproduce: $(VENV)/.quickstart  ## Train by the full recipe, certify 500 images: SIGMA=0.25 SCHEME=gaussian DATA=FOLDER.
 	until grep -qs '"finished": true' $(RUN)/train_status.json; do $(BIN)/python train.py $(SETTINGS) || exit; done

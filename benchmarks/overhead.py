@@ -6,6 +6,7 @@ Command:   make overhead
 import os
 import statistics
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -59,9 +60,7 @@ def compare(network: checkpoints.Classifier, mesh: jax.sharding.Mesh, chunk: int
         )  # fmt: skip
 
     jobs = {"bare": bare} | {
-        name: (lambda scheme=scheme(sigma=0.25): core(scheme))
-        for name, scheme in schemes.SCHEMES.items()
-        if name in ("gaussian", "l2", "uniform")
+        name: partial(core, schemes.make(name, sigma=0.25)) for name in ("gaussian", "l2", "uniform")
     }
     for job in jobs.values():
         seconds(job)

@@ -23,8 +23,8 @@ def plot_certified_accuracy(
 ) -> Figure:
     """Certified accuracy against l2 radius, one colour a file.
 
-    Solid lines with pointwise 95 % bands are valid radii; dashed ones the paper's published radii, drawn where they differ from the valid
-    ones.
+    Solid lines with pointwise 95 % bands are valid radii; dashed ones the paper's published radii, drawn where they
+    differ from the valid ones.
 
     Args:
       path: where to save; the suffix chooses the format. None draws only.
