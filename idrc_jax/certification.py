@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from idrc_jax import _files, _validate, certificates, data, devices, prng, sampling, statistics
 from idrc_jax.certificates import Certificate
 from idrc_jax.checkpoints import Classifier
-from idrc_jax.progress import Deadline, Progress, interruptible, write_status
+from idrc_jax.progress import Deadline, Progress, interruptible, require_progress, write_status
 from idrc_jax.results import ResultsFile, Row
 from idrc_jax.schemes import Scheme, host_scale
 
@@ -266,7 +266,7 @@ def certify_dataset(
     _files.make_folder(workdir)
     with ResultsFile(workdir, guarantee=guarantee, session=session, name=name) as file:
         todo = [position for position, index in enumerate(indices) if int(index) not in file.done]
-        done = len(indices) - len(todo)
+        done = before = len(indices) - len(todo)
         write_status(workdir / status, "certify", done=done, total=len(indices))
         if not todo:
             return True
@@ -327,6 +327,8 @@ def certify_dataset(
         finally:
             progress.close()
             write_status(workdir / status, "certify", done=done, total=len(indices))
+    if done < len(indices):
+        require_progress(before, done, max_minutes)
     return done == len(indices)
 
 

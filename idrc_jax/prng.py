@@ -11,7 +11,6 @@ ESTIMATION = 1
 PREDICTION = 2
 INITIALISATION = 3
 TRAINING = 4
-EVALUATION = 5
 
 
 def root(seed: int) -> jax.Array:

@@ -77,6 +77,12 @@ def write_status(path: Path, job: str, *, done: int, total: int) -> None:
     _files.write_json(path, {"job": job, "finished": done >= total, "done": done, "total": total})
 
 
+def require_progress(before: int, after: int, max_minutes: float) -> None:
+    """ValueError if a call's time limit left no room for any work: called again and again, it would never end."""
+    if after == before:
+        raise ValueError(f"Expected max_minutes to leave room for any work after start-up, got {max_minutes}.")
+
+
 @dataclass
 class Interrupt:
     """Whether the user or the job queue has asked to stop."""

@@ -149,6 +149,8 @@ def dispatch_votes(
 ) -> jax.Array:
     """Start counting and return at once: int32 [devices, N, classes + 1], to be summed over the first axis."""
     _validate.at_least("chunk", chunk, 2)
+    if np.min(indices) < 0 or np.max(indices) >= 2**32 or first < 0 or first + n > 2**32:
+        raise ValueError(f"Expected indices and sample numbers in 0 .. 2**32 - 1, got {indices}, {first} + {n}.")
     if len(images) * n + chunk * mesh.size >= 2**31:
         raise ValueError(f"Expected images * n < 2**31 in one dispatch, got {len(images)} * {n}.")
     return _votes_on_mesh(

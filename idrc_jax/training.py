@@ -21,7 +21,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from idrc_jax import _files, _validate, checkpoints, data, devices, noise, prng
-from idrc_jax.progress import Deadline, Progress, interruptible, write_status
+from idrc_jax.progress import Deadline, Progress, interruptible, require_progress, write_status
 from idrc_jax.schemes import Scheme
 
 _IN_FLIGHT = 8
@@ -210,6 +210,7 @@ def train(
     mesh = mesh or devices.mesh()
     if recipe.batch % mesh.size:
         raise ValueError(f"Expected train.batch to be a multiple of {mesh.size} devices, got {recipe.batch}.")
+    summary_writer = _summary_writer() if tensorboard else None
     steps_per_epoch = len(train_set) // recipe.batch
     total = recipe.epochs * steps_per_epoch
     optimiser = recipe.optimiser(steps_per_epoch)
@@ -249,7 +250,8 @@ def train(
     ahead = _IN_FLIGHT if on_cpu else 1
     margin = ahead + 1 if on_cpu else (ahead + 1) * steps_per_dispatch
     run = dispatches(make_step(graph, recipe, scheme, optimiser, seed, mesh), on_cpu=on_cpu)
-    log = _MetricsLog(workdir, done, steps_per_epoch, recipe.learning_rate(steps_per_epoch), tensorboard)
+    board = summary_writer(str(workdir / "tensorboard")) if summary_writer else None
+    log = _MetricsLog(workdir, done, steps_per_epoch, recipe.learning_rate(steps_per_epoch), board)
     progress = Progress("train", total, done, unit="steps")
     pending: deque[Metrics] = deque()
     saved_at = time.monotonic()
@@ -288,6 +290,7 @@ def train(
         log.close()
         store.close()
     if step < total:
+        require_progress(done, step, max_minutes)
         return False
     tensors = {name: np.asarray(value) for name, value in (state.params | state.stats).items()}
     checkpoints.save_weights(workdir / checkpoints.WEIGHTS, tensors, description)
@@ -318,7 +321,7 @@ class _MetricsLog:
 
     _columns: Sequence[str] = ("epoch", "step", "lr", "loss", "accuracy", "seconds")
 
-    def __init__(self, workdir: Path, step: int, epoch_steps: int, lr: optax.Schedule, tensorboard: bool) -> None:
+    def __init__(self, workdir: Path, step: int, epoch_steps: int, lr: optax.Schedule, board: Any) -> None:
         self._path = workdir / METRICS
         self._rows = [row for row in _read_rows(self._path) if int(row["step"]) <= step]
         self._epoch_steps, self._lr, self.step = epoch_steps, lr, step
@@ -326,7 +329,7 @@ class _MetricsLog:
         self._last_loss = math.nan
         self._accuracies: list[float] = []
         self._started = time.monotonic()
-        self._board = _summary_writer(workdir) if tensorboard else None
+        self._board = board
 
     @property
     def mean_loss(self) -> float:
@@ -374,11 +377,11 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield from csv.DictReader(file)
 
 
-def _summary_writer(workdir: Path) -> Any:
+def _summary_writer() -> Any:
     try:
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(
             "Expected tensorboardX for train.tensorboard, got none: pip install 'idrc_jax[tensorboard]'."
         ) from None
-    return SummaryWriter(str(workdir / "tensorboard"))
+    return SummaryWriter

@@ -161,6 +161,16 @@ def test_a_limit_too_short_for_one_image_is_refused(linear, dataset, tmp_path):
         run(linear, dataset, tmp_path, Settings(n0=20, n=3_000_000), max_minutes=0.001)
 
 
+def test_a_call_without_time_for_any_work_fails_rather_than_be_repeated_for_ever(
+    linear, dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(certification.Deadline, "over", lambda *_, **__: True)
+    with pytest.raises(ValueError, match="room for any work"):
+        run(linear, dataset, tmp_path, max_minutes=9)
+    monkeypatch.undo()
+    assert run(linear, dataset, tmp_path, max_minutes=9)
+
+
 @pytest.mark.parametrize("n", [1, 5, 250, 300, 1000])
 def test_pieces_name_every_sample_once(n):
     settings = Settings(n0=10, n=300)

@@ -92,5 +92,5 @@ def test_keys_differ_in_stage_index_and_sample():
 
 
 def test_stages_are_all_different():
-    names = ("SELECTION", "ESTIMATION", "PREDICTION", "INITIALISATION", "TRAINING", "EVALUATION")
+    names = ("SELECTION", "ESTIMATION", "PREDICTION", "INITIALISATION", "TRAINING")
     assert len({getattr(prng, name) for name in names}) == len(names)

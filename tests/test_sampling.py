@@ -185,6 +185,9 @@ def test_black_images_are_sampled_without_noise(linear):
         ({"n": 0}, "n >= 1"),
         ({"indices": INDICES[:2]}, "one index an image"),
         ({"n": 2**29}, r"images \* n < 2\*\*31"),
+        ({"indices": -INDICES}, "indices and sample numbers"),
+        ({"indices": INDICES + 2**32}, "indices and sample numbers"),
+        ({"first": 2**32 - 100}, "indices and sample numbers"),
     ],
 )
 def test_bad_arguments_are_refused(linear, pictures, changed, message):

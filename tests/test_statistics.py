@@ -119,6 +119,12 @@ def test_predict_is_the_two_sided_binomial_test(first, second, alpha):
     assert predicted == expected
 
 
+@pytest.mark.parametrize(("top", "answer"), [(14, 0), (13, statistics.ABSTAIN)])
+def test_predict_turns_at_alpha(top, answer):
+    # Against one vote, 14 have the p-value 2 * 16 / 2**15 = .00098 and 13 have 2 * 15 / 2**14 = .00183.
+    assert statistics.predict(np.array([top, 1, 0]), 0.001) == answer
+
+
 def test_predict_errs_at_most_alpha_of_the_time_by_simulation():
     alpha, runs = 0.05, 4000
     votes = np.random.default_rng(5).multinomial(60, [0.36, 0.34, 0.3, 0.0], runs)

@@ -204,6 +204,11 @@ def test_a_run_in_two_slices_ends_at_the_weights_of_one(synthetic, finished, tmp
     assert len(rows) == 3  # an epoch cut in two is one row all the same
 
 
+def test_a_call_without_time_for_a_step_fails_rather_than_be_repeated_for_ever(synthetic, tmp_path):
+    with pytest.raises(ValueError, match="room for any work"):
+        train(synthetic, tmp_path, max_minutes=1e-6)
+
+
 def test_another_recipe_in_the_same_folder_is_refused(synthetic, tmp_path):
     checkpoints.same_or_refuse(tmp_path / "train_config.json", {"depth": 8})
     with pytest.raises(ValueError, match="use another workdir"):
