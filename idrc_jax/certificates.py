@@ -1,16 +1,21 @@
 """From a lower bound on the top class's probability to a radius, in float64, rounded down.
 
-`radius` is the valid one; `published_radius` is what the paper reports for every scheme, which for
-input-dependent noise is not a certificate.
+`radius` and `two_sided_radius` are valid; `published_radius` is what the paper reports for every scheme, which for
+input-dependent noise is not a certificate. The theorems, their sources and the numerical errors are in
+docs/certificates.md.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import special
 
-from idrc_jax import statistics
-from idrc_jax.schemes import Gaussian, Scheme, Uniform
+from idrc_jax import _validate, neyman_pearson, radial, statistics
+from idrc_jax.schemes import L2, Gaussian, Scheme, Stepped, Uniform, drawn_level
+
+CERTIFICATES = ("one_sided", "two_sided")
 
 # SciPy's normal quantile is good to about 1e-15 of itself; radii lose 2**-40 (9e-13) of themselves.
 _MARGIN = 2.0**-40
@@ -22,8 +27,8 @@ class Certificate:
 
     Attributes:
       predict: the class, or -1 (abstain).
-      radius: valid l2 radius in pixel units; 0 when abstaining, nan where the scheme has no certificate.
-      radius_published: the paper's radius; 0 when abstaining.
+      radius: valid l2 radius in pixel units; 0 when abstaining.
+      radius_published: the paper's radius; 0 when abstaining, nan for a scheme that is not in the paper.
       selected: the class that the selection votes chose, -1 for none.
       statistic: the image's statistic under the scheme.
       sigma_x: the noise level that was used, a float32 value.
@@ -44,94 +49,210 @@ class Certificate:
     votes: tuple[int, ...]
 
 
-def radius(scheme: Scheme, statistic: float, p_lower: float, *, dim: int) -> float:
+def radius(scheme: Scheme, statistic: Any, p_lower: Any, *, dim: int) -> Any:
     """The valid l2 radius in pixel units.
 
     Args:
       scheme: the noise that the votes were drawn under.
-      statistic: the image's, `scheme.statistic(image)`.
-      p_lower: lower bound on the top class's probability.
+      statistic: the image's, `scheme.statistic(image)` in float64; scalar or [rows].
+      p_lower: lower bound on the top class's probability, in [0, 1); broadcasts with statistic.
       dim: number of values of an image, H * W * C.
 
     Returns:
-      `gaussian`: sigma * Phi^-1(p_lower) (Cohen et al. 2019); `uniform`: 0 (noise spheres around different images
-      meet in a set of measure zero, so nothing carries over); nan for the schemes whose certificate is not
-      implemented. 0 when p_lower <= 1/2.
+      float64 of the broadcast shape, 0 where p_lower <= 1/2 or the noise level is 0.
+      `gaussian`: sigma * Phi^-1(p_lower) (Cohen et al. 2019).
+      `stepped`: the same with the bin's level, cut at the distance to the bin's edge.
+      `l2`: level sets of the likelihood ratio (`radial`).
+      `uniform`: 0; noise spheres around different images meet in a set of measure zero, so nothing carries over.
+      Any other scheme with the law "normal" (`l1`, `inverse_sqrt_norm`, your own): Neyman and Pearson's worst case over
+      all levels that `scale_bounds` allows (`neyman_pearson`).
 
-    Guarantee: where the result is a number r, a smoothed classifier whose class probability at the image is at
-    least `p_lower` predicts that class at every image within l2 distance r. Rounding errs below, by at
-    most 1e-12 of the radius and, since noise levels are float32, the rounding of sigma to float32.
+    Raises:
+      ValueError: p_lower outside [0, 1), dim < 1, a statistic that is not finite, or a scheme without bounds.
+
+    Guarantee: a smoothed classifier whose class probability at the image is at least `p_lower` predicts that class at
+    every image nearer than the result, each under its own noise. Rounding errs below; by how much is stated in
+    `neyman_pearson.radius` and `radial.radius`, and is at most 1e-12 of the radius for the others.
     """
-    _check(p_lower)
-    if isinstance(scheme, Uniform):
-        return 0.0
-    if isinstance(scheme, Gaussian):
-        return _cohen(min(scheme.sigma, float(np.float32(scheme.sigma))), p_lower)
-    return float("nan")
+    level, p = _prepare(scheme, statistic, p_lower, dim)
+    rows = np.flatnonzero(level > 0)
+    statistics_of = np.broadcast_to(np.asarray(statistic, np.float64), level.shape)
+    found = np.zeros(level.shape)
+    found.flat[rows] = _valid(scheme, statistics_of.flat[rows], level.flat[rows], p.flat[rows], dim)
+    return found[()]
 
 
-def published_radius(scheme: Scheme, p_lower: float) -> float:
+def two_sided_radius(scheme: Scheme, statistic: Any, p_lower: Any, p_upper: Any, *, dim: int) -> Any:
+    """sigma / 2 * (Phi^-1(p_lower) - Phi^-1(p_upper)), the paper's formula, where the level near the image is constant.
+
+    Args:
+      p_upper: upper bound on every other class's probability, in (0, 1]; both bounds hold at once.
+      Others: as for `radius`.
+
+    Returns:
+      float64; 0 where p_lower <= p_upper.
+
+    Raises:
+      ValueError: a scheme other than `gaussian` and `stepped`, or arguments as for `radius`.
+
+    Guarantee: as for `radius`, of a class that has at least `p_lower` where no other has more than `p_upper`.
+    """
+    check_certificate("two_sided", scheme)
+    level, lower = _prepare(scheme, statistic, p_lower, dim)
+    level = _constant_level(scheme, statistic, level)
+    upper = np.asarray(p_upper, np.float64)
+    if not (np.all(upper > 0) and np.all(upper <= 1)):
+        raise ValueError(f"Expected 0 < p_upper <= 1, got {p_upper}.")
+    with np.errstate(divide="ignore"):
+        low, high = special.ndtri(lower), special.ndtri(upper)
+        gap = low - high - _MARGIN * (np.abs(low) + np.abs(high))
+    found = np.where(lower > upper, np.maximum(level / 2 * gap, 0.0), 0.0)
+    return _cut(scheme, statistic, found, dim)[()]
+
+
+def published_radius(scheme: Scheme, p_lower: Any) -> Any:
     """The paper's radius sigma * Phi^-1(p_lower), whatever the scheme; 0 when p_lower <= 1/2.
 
-    Not a certificate except for `gaussian`: it ignores that the noise changes with the image.
+    nan for `stepped`, which is not in the paper. Not a certificate except for `gaussian`: it ignores that the noise
+    changes with the image.
     """
     _check(p_lower)
-    return _cohen(scheme.sigma, p_lower)
+    published = _cohen(scheme.sigma, np.asarray(p_lower, np.float64))
+    return np.where(isinstance(scheme, Stepped), np.nan, published)[()]
 
 
 def explain(scheme: str) -> str:
-    """One sentence: what the radius of a scheme, named as in result files, is worth."""
+    """One sentence: what the radius of a scheme, named as in result files, is worth. Your own are like `l1`."""
+    input_dependent = (
+        "The radius is the Neyman-Pearson worst case over every noise level within reach; the published one ignores "
+        "that the noise changes with the image and is not a certificate."
+    )
     return {
         "gaussian": "The radius is Cohen et al.'s (2019), valid for constant Gaussian noise.",
+        "l2": "The radius comes from the level sets of this noise's likelihood ratio; the published one is that of "
+        "Gaussian noise, which this is not, and is not a certificate.",
         "uniform": "The radius is 0: under this noise the laws at two different images never overlap, so votes "
         "at one say nothing about the other.",
-    }.get(scheme, "No certificate for this scheme is implemented, so no radius is claimed.")
+        "stepped": "The radius is Cohen et al.'s (2019) with the level of the image's bin, cut at the distance to the "
+        "bin's edge.",
+    }.get(scheme, input_dependent)
+
+
+def check_certificate(certificate: str, scheme: Scheme) -> None:
+    """ValueError unless this certificate exists for this scheme."""
+    _validate.one_of("certify.certificate", certificate, CERTIFICATES)
+    if certificate == "two_sided" and not isinstance(scheme, Gaussian | Stepped):
+        raise ValueError(
+            f"Expected the scheme gaussian or stepped for a two_sided certificate, got {scheme.name}: its formula "
+            "needs the same Gaussian noise at both images. Use one_sided."
+        )
 
 
 def from_votes(
     scheme: Scheme,
-    statistic: float,
-    sigma_x: float,
-    selection: np.ndarray,
-    estimation: np.ndarray,
+    statistic: Sequence[float] | np.ndarray,
+    selected: Sequence[int] | np.ndarray,
+    votes: np.ndarray,
     *,
+    n0: int,
     alpha: float,
     dim: int,
-) -> Certificate:
-    """The certificate of one image from its votes.
+    certificate: str = "one_sided",
+) -> list[Certificate]:
+    """The certificates of images from their votes.
 
     Args:
-      statistic, sigma_x: of the image, from `schemes.host_scale`.
-      selection, estimation: int [K + 1] votes of disjoint samples (see `statistics.certify_bound`).
-      alpha: error probability.
+      statistic: float64 [rows], the images'.
+      selected: int [rows], the classes that n0 selection votes chose (`statistics.select`).
+      votes: int [rows, K + 1], the estimation votes, of other samples (see `statistics`).
+      alpha: error probability of each image.
       dim: number of values of an image.
+      certificate: "one_sided" (p_lower against 1/2), or "two_sided" (against the largest upper bound of the other
+        classes, each of the K bounds at alpha / K; see `check_certificate`).
 
-    A level `sigma_x` of 0 (a black image) abstains: no noise was drawn, so nothing is known.
+    A noise level of 0 (a black image) abstains: no noise was drawn, so nothing is known.
 
-    Guarantee: where `radius` is a number, with probability at least 1 - alpha over the votes it is valid.
+    Guarantee: for each image on its own, with probability at least 1 - alpha over the votes, `radius` is valid.
     """
-    selected, p_lower = statistics.certify_bound(selection, estimation, alpha)
-    if sigma_x == 0:
-        p_lower = 0.0
-    certain = p_lower > 0.5
-    return Certificate(
-        predict=selected if certain else statistics.ABSTAIN,
-        radius=radius(scheme, statistic, p_lower, dim=dim),
-        radius_published=published_radius(scheme, p_lower),
-        selected=selected,
-        statistic=float(statistic),
-        sigma_x=float(sigma_x),
-        p_lower=p_lower,
-        n=int(np.sum(estimation)),
-        n0=int(np.sum(selection)),
-        votes=tuple(int(count) for count in estimation),
-    )
+    check_certificate(certificate, scheme)
+    statistic, votes = np.asarray(statistic, np.float64), np.asarray(votes)
+    level = drawn_level(scheme, statistic)
+    if certificate == "two_sided":
+        bounds = [statistics.simultaneous_bounds(*row, alpha) for row in zip(selected, votes, strict=True)]
+    else:
+        bounds = [(statistics.lower_bound(*row, alpha), 0.5) for row in zip(selected, votes, strict=True)]
+    p_lower, rival = np.reshape(bounds, (-1, 2)).T
+    p_lower = np.where(level > 0, p_lower, 0.0)
+    if certificate == "two_sided":
+        radii = two_sided_radius(scheme, statistic, p_lower, rival, dim=dim)
+    else:
+        radii = radius(scheme, statistic, p_lower, dim=dim)
+    published = published_radius(scheme, np.where(p_lower > rival, p_lower, 0.0))
+    return [
+        Certificate(
+            predict=int(selected[i]) if p_lower[i] > rival[i] else statistics.ABSTAIN,
+            radius=float(radii[i]),
+            radius_published=float(published[i]),
+            selected=int(selected[i]),
+            statistic=float(statistic[i]),
+            sigma_x=float(level[i]),
+            p_lower=float(p_lower[i]),
+            n=int(np.sum(votes[i])),
+            n0=n0,
+            votes=tuple(int(count) for count in votes[i]),
+        )
+        for i in range(len(votes))
+    ]
 
 
-def _cohen(sigma: float, p_lower: float) -> float:
-    return max(0.0, float(sigma * special.ndtri(p_lower) * (1 - _MARGIN)))
+def _prepare(scheme: Scheme, statistic: Any, p_lower: Any, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Drawn level and p_lower, of one shape, checked."""
+    _check(p_lower)
+    _validate.at_least("dim", dim, 1)
+    if not np.all(np.isfinite(np.asarray(statistic, np.float64))):
+        raise ValueError(f"Expected finite statistics, got {statistic}.")
+    level, p = np.broadcast_arrays(drawn_level(scheme, statistic), np.asarray(p_lower, np.float64))
+    return level, p
 
 
-def _check(p_lower: float) -> None:
-    if not 0 <= p_lower < 1:
+def _valid(scheme: Scheme, statistic: np.ndarray, level: np.ndarray, p: np.ndarray, dim: int) -> np.ndarray:
+    """`radius` for [rows] with a level above 0."""
+    if isinstance(scheme, Uniform):
+        return np.zeros(p.shape)
+    if isinstance(scheme, L2):
+        return level * radial.radius(p, dim)
+    if isinstance(scheme, Gaussian | Stepped):
+        return _cut(scheme, statistic, _cohen(_constant_level(scheme, statistic, level), p), dim)
+    if scheme.law != "normal" or type(scheme).scale_bounds is Scheme.scale_bounds:
+        raise ValueError(
+            f"Expected the scheme {scheme.name} to have the law 'normal' and to give scale_bounds, from which its "
+            "certificate follows."
+        )
+
+    def bounds(rows: np.ndarray, distance: np.ndarray) -> tuple:
+        return scheme.scale_bounds(statistic[rows], distance, dim)
+
+    return neyman_pearson.radius(p, level, bounds, dim)
+
+
+def _constant_level(scheme: Scheme, statistic: Any, level: np.ndarray) -> np.ndarray:
+    """The smaller of the level drawn and the level asked for, before it was rounded to float32."""
+    return np.minimum(level, scheme.scale(np.asarray(statistic, np.float64)))
+
+
+def _cut(scheme: Scheme, statistic: Any, radii: np.ndarray, dim: int) -> np.ndarray:
+    """Radii end where the noise level changes."""
+    if isinstance(scheme, Stepped):
+        return np.minimum(radii, scheme.distance_to_edge(statistic, dim))
+    return radii
+
+
+def _cohen(sigma: Any, p_lower: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.where(p_lower > 0.5, sigma * special.ndtri(p_lower) * (1 - _MARGIN), 0.0)
+
+
+def _check(p_lower: Any) -> None:
+    p_lower = np.asarray(p_lower)
+    if not (np.all(p_lower >= 0) and np.all(p_lower < 1)):
         raise ValueError(f"Expected 0 <= p_lower < 1, got {p_lower}.")

@@ -20,7 +20,7 @@ from idrc_jax.certificates import Certificate
 from idrc_jax.checkpoints import Classifier
 from idrc_jax.progress import Deadline, Progress, interruptible, require_progress, write_status
 from idrc_jax.results import ResultsFile, Row
-from idrc_jax.schemes import Scheme, host_scale
+from idrc_jax.schemes import Scheme, describe, host_scale
 
 _AHEAD = 2
 _SELECTION_WINDOW = 16
@@ -36,12 +36,14 @@ class Settings:
       n: fresh samples that bound its probability.
       alpha: error probability of each image's certificate.
       seed: of the key tree.
+      certificate: "one_sided" or "two_sided" (see `certificates.from_votes`).
     """
 
     n0: int = 100
     n: int = 100_000
     alpha: float = 0.001
     seed: int = 0
+    certificate: str = "one_sided"
 
     def __post_init__(self) -> None:
         _validate.at_least("certify.n0", self.n0, 1)
@@ -63,6 +65,7 @@ def certify(
     n0: int = 100,
     n: int = 100_000,
     alpha: float = 0.001,
+    certificate: str = "one_sided",
     key: jax.Array,
     chunk: int = 0,
     mesh: Mesh | None = None,
@@ -74,12 +77,12 @@ def certify(
       indices: [N] data-set indices, which name the noise.
       key: the run's typed key, `prng.root(seed)`; selection and estimation use branches of their own.
 
-    Guarantee: under a scheme that has a certificate, for each image on its own, with probability at least
-    1 - alpha over the sampling, no image within l2 distance `radius` (pixel units) changes the smoothed
-    classifier's prediction. Under a scheme that has none `radius` is nan.
+    Guarantee: for each image on its own, with probability at least 1 - alpha over the sampling, no image nearer than
+    `radius` (l2, pixel units) has another prediction of the smoothed classifier, under its own noise.
     """
-    Settings(n0=n0, n=n, alpha=alpha)
-    statistic, scales = host_scale(scheme, sampling.check_images(images, classifier))
+    Settings(n0=n0, n=n, alpha=alpha, certificate=certificate)
+    certificates.check_certificate(certificate, scheme)
+    statistic, _ = host_scale(scheme, sampling.check_images(images, classifier))
     votes = {
         stage: sampling.count_votes(
             classifier,
@@ -94,18 +97,10 @@ def certify(
         for stage, count in ((prng.SELECTION, n0), (prng.ESTIMATION, n))
     }
     dim = int(np.prod(classifier.image_shape))
-    return [
-        certificates.from_votes(
-            scheme,
-            statistic[i],
-            scales[i],
-            votes[prng.SELECTION][i],
-            votes[prng.ESTIMATION][i],
-            alpha=alpha,
-            dim=dim,
-        )
-        for i in range(len(images))
-    ]
+    selected = [statistics.select(row) for row in votes[prng.SELECTION]]
+    return certificates.from_votes(
+        scheme, statistic, selected, votes[prng.ESTIMATION], n0=n0, alpha=alpha, dim=dim, certificate=certificate
+    )
 
 
 def predict(
@@ -252,6 +247,7 @@ def certify_dataset(
     mesh = mesh or devices.mesh()
     if not 0 <= process < processes:
         raise ValueError(f"Expected 0 <= process < processes, got {process} of {processes}.")
+    certificates.check_certificate(settings.certificate, scheme)
     check_fits(classifier, dataset)
     chunk = _validate.at_least("chunk", chunk or sampling.default_chunk(mesh), 2)
     indices = np.asarray(indices)[process::processes]
@@ -298,14 +294,15 @@ def certify_dataset(
             if piece.first + piece.n < settings.n:
                 return
             now = time.perf_counter()
-            certificate = certificates.from_votes(
+            (certificate,) = certificates.from_votes(
                 scheme,
-                sampler.statistic[position],
-                sampler.scales[position],
-                selection.pop(position),
-                estimation.pop(position),
+                sampler.statistic[position : position + 1],
+                [statistics.select(selection.pop(position))],
+                estimation.pop(position)[None],
+                n0=settings.n0,
                 alpha=settings.alpha,
                 dim=dim,
+                certificate=settings.certificate,
             )
             label = int(labels[position])
             file.append(Row.from_certificate(certificate, int(indices[position]), label, now - since))
@@ -351,11 +348,9 @@ def describe_guarantee(
 ) -> dict[str, Any]:
     """Everything that the certificates of a file depend on: compared when a run goes on."""
     return {
-        "scheme": scheme.name,
-        "sigma": scheme.sigma,
-        "ref": getattr(scheme, "ref", 1.0),
+        **describe(scheme),
         "plan": "fixed",
-        "certificate": "one_sided",
+        "certificate": settings.certificate,
         "n0": settings.n0,
         "n": settings.n,
         "alpha": settings.alpha,

@@ -17,7 +17,19 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from idrc_jax import __version__, checkpoints, config, data, devices, figures, prng, results, summary, training
+from idrc_jax import (
+    __version__,
+    _command,
+    checkpoints,
+    config,
+    data,
+    devices,
+    figures,
+    prng,
+    results,
+    summary,
+    training,
+)
 from idrc_jax.certification import certify_dataset, estimate
 from idrc_jax.certification import predict as predict_images
 
@@ -183,8 +195,7 @@ def _define_merge(values: flags.FlagValues) -> None:
 def _main(
     about: str | None, job: Callable, *, config_file: bool, define: Callable[[flags.FlagValues], None] | None = None
 ) -> None:
-    debug = "--debug" in sys.argv
-    try:
+    with _command.one_line_errors():
         values, rest = _parse(config_file, define)
         if values.help:
             print(_help(about, values))
@@ -195,14 +206,6 @@ def _main(
             raise ValueError(f"Expected only --flags, got {rest[0]!r}.")
         devices.configure_cpu(values.config.devices or os.cpu_count() or 1)
         sys.exit(job(values))
-    except KeyboardInterrupt:
-        print("Interrupted; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError, FloatingPointError) as error:
-        if debug:
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
 
 
 def _help(about: str | None, values: flags.FlagValues) -> str:

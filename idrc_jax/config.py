@@ -36,6 +36,10 @@ def base() -> Config:
     config.noise.scheme = "gaussian"
     config.noise.sigma = 0.25
     config.noise.ref = 1.0
+    config.noise.by = "norm"  # stepped: mean_abs, std or norm
+    config.noise.edges = ()  # stepped: between the bins
+    config.noise.levels = ()  # stepped: of each bin, times sigma
+    config.noise.bins = 0  # stepped: fit so many bins and levels of mean 1 to the training images instead
 
     config.model = ml_collections.ConfigDict()
     config.model.architecture = "resnet"
@@ -61,6 +65,7 @@ def base() -> Config:
     config.certify.n0 = 100
     config.certify.n = 100_000
     config.certify.alpha = 0.001
+    config.certify.certificate = "one_sided"  # or two_sided, for gaussian and stepped
     return config.lock()
 
 
@@ -72,14 +77,28 @@ def folder() -> Path:
 
 def noise_scheme(config: Config) -> Scheme:
     """The scheme that predictions and certificates use."""
-    return schemes.make(config.noise.scheme, sigma=config.noise.sigma, ref=config.noise.ref)
+    return _scheme(config, config.noise.scheme, sigma=config.noise.sigma, ref=config.noise.ref)
 
 
 def training_scheme(config: Config) -> Scheme:
     """The scheme that training uses: the noise's unless `config.train` says otherwise."""
     name = config.train.scheme or config.noise.scheme
     ref = config.train.ref or (config.noise.ref if name == config.noise.scheme else 1.0)
-    return schemes.make(name, sigma=config.train.sigma or config.noise.sigma, ref=ref)
+    return _scheme(config, name, sigma=config.train.sigma or config.noise.sigma, ref=ref)
+
+
+def _scheme(config: Config, name: str, *, sigma: float, ref: float) -> Scheme:
+    noise = config.noise
+    if name != schemes.Stepped.name:
+        if name == noise.scheme and (noise.edges or noise.levels or noise.bins):
+            raise ValueError(f"Expected no noise.edges, levels or bins for the scheme {name}, which has none.")
+        return schemes.make(name, sigma=sigma, ref=ref)
+    if not noise.bins:
+        return schemes.make(name, sigma=sigma, ref=ref, by=noise.by, edges=noise.edges, levels=noise.levels)
+    if noise.edges or noise.levels:
+        raise ValueError("Expected noise.edges and noise.levels, or noise.bins to fit them, got both.")
+    train_set = data.load(config.data.name, "train", directory=config.data.dir, seed=config.seed)
+    return schemes.fit_stepped(data.to_unit(train_set.images), sigma=sigma, by=noise.by, bins=noise.bins)
 
 
 def recipe(config: Config) -> training.Recipe:
@@ -90,7 +109,7 @@ def recipe(config: Config) -> training.Recipe:
 def settings(config: Config) -> Settings:
     """The certification settings."""
     certify = config.certify
-    return Settings(n0=certify.n0, n=certify.n, alpha=certify.alpha, seed=config.seed)
+    return Settings(n0=certify.n0, n=certify.n, alpha=certify.alpha, seed=config.seed, certificate=certify.certificate)
 
 
 def description(config: Config, train_set: data.Dataset) -> dict[str, Any]:

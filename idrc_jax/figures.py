@@ -41,7 +41,7 @@ def plot_certified_accuracy(
         if valid is not None:
             _curve(axes, valid, colour, "-", label)
             _band(axes, valid, colour)
-        if one.rows[0].radius_published is not None:
+        if summary.has_published(one):
             published = summary.correct_radii(one, published=True)
             if valid is None or not np.allclose(valid, published, rtol=1e-6):
                 _curve(axes, published, colour, "--", f"{label}, published (not a certificate)")

@@ -210,9 +210,13 @@ def merge(paths: Iterable[Path], out: Path) -> None:
             other = rows.setdefault(row.idx, row)
             if not _agree(row, other):
                 raise ValueError(f"Expected one result for image {row.idx}, got two that differ, one in {read.path}.")
-    text = "\t".join(COLUMNS) + "\n" + "".join(_line(rows[idx]) for idx in sorted(rows))
-    out.mkdir(parents=True, exist_ok=True)
-    _files.write_text(out / NAME, text)
+    write([rows[idx] for idx in sorted(rows)], manifest, out)
+
+
+def write(rows: Iterable[Row], manifest: dict[str, Any], out: Path) -> None:
+    """Write rows and their manifest into a folder, replacing what is there."""
+    _files.make_folder(out)
+    _files.write_text(out / NAME, "\t".join(COLUMNS) + "\n" + "".join(_line(row) for row in rows))
     _files.write_json(out / MANIFEST, manifest)
 
 

@@ -49,22 +49,39 @@ def clopper_pearson_upper(k: Any, n: Any, alpha: Any) -> Any:
     return np.where(k == n, 1.0, np.minimum(bound * (1 + _MARGIN), 1.0))[()]
 
 
-def certify_bound(selection: np.ndarray, estimation: np.ndarray, alpha: float) -> tuple[int, float]:
-    """CERTIFY's two steps (Cohen et al. 2019): choose a class, bound its probability by fresh votes.
+def select(votes: np.ndarray) -> int:
+    """The class with the most votes of int [K + 1], the lowest on a tie; `ABSTAIN` when no vote was for a class."""
+    return int(np.argmax(votes[:-1])) if np.any(votes[:-1]) else ABSTAIN
+
+
+def lower_bound(selected: int, votes: np.ndarray, alpha: float) -> float:
+    """CERTIFY's second step (Cohen et al. 2019): a lower bound on the probability of a class chosen beforehand.
 
     Args:
-      selection: int [K + 1], the n0 votes that choose.
-      estimation: int [K + 1], the n votes that bound; of other samples than `selection`.
+      selected: the class, chosen by other votes (`select`); `ABSTAIN` has the bound 0.
+      votes: int [K + 1].
       alpha: error probability of the bound.
-
-    Returns:
-      The class with the most selection votes (the lowest on a tie; `ABSTAIN` when no vote was for a class) and
-      the lower bound on its probability (0 then).
     """
-    if not np.any(selection[:-1]):
-        return ABSTAIN, 0.0
-    selected = int(np.argmax(selection[:-1]))
-    return selected, float(clopper_pearson_lower(estimation[selected], np.sum(estimation), alpha))
+    return 0.0 if selected == ABSTAIN else float(clopper_pearson_lower(votes[selected], np.sum(votes), alpha))
+
+
+def simultaneous_bounds(selected: int, votes: np.ndarray, alpha: float) -> tuple[float, float]:
+    """Bounds (p_lower of a class chosen beforehand, p_upper of every other class) that hold at once.
+
+    Each of the K bounds has error probability alpha / K. `ABSTAIN` has the bounds (0, 1).
+
+    Guarantee: with probability at least 1 - alpha all K hold (Bonferroni).
+    """
+    classes = len(votes) - 1
+    if classes < 2:
+        raise ValueError(f"Expected at least 2 classes for bounds on the others, got {classes}.")
+    if selected == ABSTAIN:
+        return 0.0, 1.0
+    rival = int(np.max(np.delete(votes[:-1], selected)))
+    return (
+        lower_bound(selected, votes, alpha / classes),
+        float(clopper_pearson_upper(rival, np.sum(votes), alpha / classes)),
+    )
 
 
 def predict(votes: np.ndarray, alpha: float) -> int:

@@ -36,6 +36,11 @@ def has_certificates(results: Results) -> bool:
     return not all(math.isnan(row.radius) for row in results.rows)
 
 
+def has_published(results: Results) -> bool:
+    """Whether the file has the paper's radii: not other projects' logs, nor schemes that are not in the paper."""
+    return any(row.radius_published is not None and not math.isnan(row.radius_published) for row in results.rows)
+
+
 def certified_accuracy(results: Results, radius: float, *, published: bool = False) -> float:
     """The fraction of images predicted rightly with a radius >= `radius` (pixel units)."""
     return float(np.mean(correct_radii(results, published=published) >= radius))
@@ -58,17 +63,16 @@ def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
     Accuracies are rounded to the nearest, ACR down. Where no radius is valid the certified column says so.
     """
     certified = correct_radii(results) if has_certificates(results) else None
-    ours = results.rows[0].radius_published is not None if results.rows else False
-    published = correct_radii(results, published=True) if ours else None
+    published = correct_radii(results, published=True) if has_published(results) else None
     lines = [_title(results), f"{'radius':>6}  {'certified':>22}  {'published':>22}"]
     for radius in radii:
         lines.append(f"{radius:6.2f}  {_accuracy(certified, radius):>22}  {_accuracy(published, radius):>22}")
     lines.append(f"{'ACR':>6}  {_acr(certified):>22}  {_acr(published):>22}")
     lines.append(f"Abstained: {sum(row.predict == statistics.ABSTAIN for row in results.rows)} of {len(results.rows)}.")
-    if results.manifest:
-        lines.append(certificates.explain(results.manifest["guarantee"]["scheme"]))
     if certified is None:
-        lines.append("The published column counts the paper's radii, which are not certificates.")
+        lines.append("This file has no valid radii, and published ones are not certificates: see idrc-recertify.")
+    elif results.manifest:
+        lines.append(certificates.explain(results.manifest["guarantee"]["scheme"]))
     return "\n".join(lines)
 
 
@@ -78,7 +82,7 @@ def _title(results: Results) -> str:
     made = results.manifest["guarantee"]
     return (
         f"{made['scheme']}, sigma {made['sigma']:g}, ref {made['ref']:g}, {len(results.rows)} images of "
-        f"{made['data']}, n0 {made['n0']:,}, n {made['n']:,}, alpha {made['alpha']:g}"
+        f"{made['data']}, n0 {made['n0']:,}, n {made['n']:,}, alpha {made['alpha']:g}, {made['certificate']}"
     )
 
 

@@ -35,6 +35,27 @@ def test_training_noise_can_differ_from_the_predictions():
     assert config.training_scheme(made) == schemes.Gaussian(sigma=0.5)
 
 
+def test_stepped_by_hand_and_fitted_to_the_training_images():
+    made = get("quickstart")
+    made.noise.scheme = "stepped"
+    made.noise.by = "mean_abs"
+    made.noise.bins = 3
+    images = data.to_unit(data.load("digits", "train").images)
+    fitted = schemes.fit_stepped(images, sigma=made.noise.sigma, by="mean_abs", bins=3)
+    assert config.noise_scheme(made) == fitted
+    made.noise.edges = fitted.edges
+    with pytest.raises(ValueError, match="got both"):
+        config.noise_scheme(made)
+    made.noise.bins = 0
+    made.noise.levels = fitted.levels
+    assert config.noise_scheme(made) == fitted
+    made.train.scheme = "gaussian"
+    assert config.training_scheme(made) == schemes.Gaussian(sigma=made.noise.sigma)
+    made.noise.scheme = "gaussian"
+    with pytest.raises(ValueError, match=r"no noise\.edges, levels or bins"):
+        config.noise_scheme(made)
+
+
 @pytest.mark.parametrize("name", ["quickstart", "cifar10", "cifar10_short"])
 def test_every_config_makes_valid_settings(name):
     made = get(name)

@@ -12,7 +12,8 @@ import idrc_jax
 
 PACKAGE = ROOT / "idrc_jax"
 ORDER = [
-    "_validate", "_files", "statistics", "schemes", "certificates", "results", "summary", "figures", "progress",
+    "_validate", "_files", "_command", "_roots", "statistics", "schemes", "neyman_pearson", "radial", "certificates",
+    "results", "summary", "figures", "recertify", "progress",
     # ---- everything above imports no JAX
     "prng", "noise", "models.resnet", "data", "devices", "checkpoints", "sampling", "training", "certification",
     "config", "cli",

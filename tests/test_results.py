@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -15,8 +16,8 @@ GUARANTEE = {"scheme": "gaussian", "sigma": 0.5, "ref": 1.0, "n0": 10, "n": 100,
 
 
 def row(idx, label=1, votes=(3, 95, 0, 2), seconds=0.25):
-    made = certificates.from_votes(
-        schemes.Gaussian(sigma=0.5), 0.0, 0.5, np.array([0, 10, 0, 0]), np.array(votes), alpha=0.001, dim=48
+    (made,) = certificates.from_votes(
+        schemes.Gaussian(sigma=0.5), [0.0], [1], np.array([votes]), n0=10, alpha=0.001, dim=48
     )
     return results.Row.from_certificate(made, idx, label, seconds)
 
@@ -47,10 +48,7 @@ def test_first_columns_are_the_fields(tmp_path):
 
 
 def test_nan_radius_survives(tmp_path):
-    made = certificates.from_votes(
-        schemes.L1(sigma=0.5), 0.4, 0.2, np.array([0, 9, 0]), np.array([1, 99, 0]), alpha=0.01, dim=48
-    )
-    write(tmp_path, [results.Row.from_certificate(made, 3, 1, 0.1)])
+    write(tmp_path, [dataclasses.replace(row(3), radius=float("nan"))])
     (read,) = results.read_results(tmp_path).rows
     assert np.isnan(read.radius)
     assert read.predict == 1

@@ -1,3 +1,5 @@
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ def test_levels_are_the_definitions():
         "inverse_sqrt_norm": sigma * np.sqrt(ref / NORMS),
         "l2": np.full(6, sigma),
         "uniform": sigma * NORMS,
+        "stepped": np.full(6, sigma),
     }
     assert expected.keys() == schemes.SCHEMES.keys()
     for name, levels in expected.items():
@@ -31,7 +34,7 @@ def test_device_and_host_agree(name):
     np.testing.assert_allclose(device, schemes.host_scale(scheme, IMAGES)[1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", schemes.SCHEMES)
+@pytest.mark.parametrize("name", sorted(schemes.SCHEMES.keys() - {"stepped"}))
 def test_scale_bounds_hold_for_images_at_that_distance(name):
     """Levels at 200 random images at distance a, and at the extreme ones, lie within the stated bounds."""
     scheme = schemes.make(name, sigma=0.3)
@@ -50,9 +53,72 @@ def test_scale_bounds_hold_for_images_at_that_distance(name):
     assert np.max(np.abs(reached)) < 1e-3  # the bounds are attained: no looser than the truth
 
 
+@pytest.mark.filterwarnings("error")
 def test_bounds_beyond_the_norm_are_infinite():
     scheme = schemes.InverseSqrtNorm(sigma=0.3)
-    assert scheme.scale_bounds(2.0, 2.0, 12)[1] == np.inf
+    np.testing.assert_array_equal(scheme.scale_bounds(2.0, np.array([2.0, 3.0]), 12)[1], np.inf)
+
+
+BY_HAND = {"mean_abs": np.abs(FLAT).mean(1), "std": FLAT.std(1), "norm": NORMS}
+
+
+@pytest.mark.parametrize("by", BY_HAND)
+def test_stepped_takes_the_level_of_the_bin_on_host_and_device(by):
+    values = np.sort(BY_HAND[by])
+    edges = (float(values[1] + values[2]) / 2, float(values[3] + values[4]) / 2)
+    scheme = schemes.Stepped(sigma=0.5, by=by, edges=edges, levels=(1.0, 2.0, 4.0))
+    expected = np.where(BY_HAND[by] < edges[0], 0.5, np.where(BY_HAND[by] < edges[1], 1.0, 2.0))
+    assert set(expected) == {0.5, 1.0, 2.0}
+    np.testing.assert_array_equal(schemes.host_scale(scheme, IMAGES)[1], expected)
+    device = scheme.scale(scheme.statistic(jnp.asarray(IMAGES, jnp.float32)))
+    np.testing.assert_array_equal(device, expected)
+
+
+@pytest.mark.parametrize("by", BY_HAND)
+def test_no_image_nearer_than_the_distance_to_the_edge_is_in_another_bin(by):
+    """Random directions, and the one that moves the statistic fastest, which just reaches the edge."""
+    image = 0.2 + 0.6 * IMAGES[0]  # far enough from 0 that |x| does not fold
+    statistic = schemes.STATISTICS[by](image)
+    generator = np.random.default_rng(0)
+    fastest = {"mean_abs": np.ones_like(image), "std": image - image.mean(), "norm": image}[by]
+    directions = np.concatenate([generator.normal(size=(300, *image.shape)), [fastest, -fastest]])
+    directions /= np.linalg.norm(directions.reshape(len(directions), -1), axis=1)[:, None, None, None]
+    for edge in (statistic * 1.02, statistic * 0.98):
+        scheme = schemes.Stepped(sigma=1.0, by=by, edges=(edge,), levels=(1.0, 2.0))
+        distance = scheme.distance_to_edge(statistic, image.size)
+        assert distance > 0
+        inside = scheme.scale(scheme.statistic(image + distance * directions))
+        assert np.all(inside == scheme.scale(np.asarray(statistic)))
+        beyond = scheme.scale(scheme.statistic(image + (distance * (1 + 1e-6) + 1e-9) * directions))
+        assert np.any(beyond != inside)
+
+
+def test_distance_to_edge_at_an_edge_and_without_edges():
+    assert schemes.Stepped(sigma=1.0, edges=(3.0,), levels=(1.0, 2.0)).distance_to_edge(3.0, 48) == 0
+    assert schemes.Stepped(sigma=1.0).distance_to_edge(3.0, 48) == np.inf
+
+
+@pytest.mark.parametrize("by", BY_HAND)
+def test_fitted_bins_hold_equally_many_images_and_levels_have_mean_one(by):
+    images = np.random.default_rng(1).uniform(size=(2400, 4, 4, 1)) * np.linspace(0.2, 1, 2400)[:, None, None, None]
+    scheme = schemes.fit_stepped(images, sigma=0.3, by=by, bins=4)
+    levels = scheme.scale(scheme.statistic(images))
+    assert [np.sum(levels == 0.3 * level) for level in scheme.levels] == [600] * 4
+    assert np.mean(levels) == pytest.approx(0.3)
+    assert list(scheme.levels) == sorted(scheme.levels)
+    with pytest.raises(ValueError, match=r"fewer noise\.bins"):
+        schemes.fit_stepped(np.ones((10, 4, 4, 1)), sigma=0.3, by=by, bins=4)
+
+
+@pytest.mark.parametrize("name", schemes.SCHEMES)
+def test_a_description_makes_the_scheme_again(name):
+    scheme = schemes.make(name, sigma=0.25)
+    if name == "stepped":
+        scheme = schemes.Stepped(sigma=0.25, by="std", edges=(0.1, 1 / 3), levels=(1.0, 2.0, 0.7))
+    if name == "l1":
+        scheme = schemes.L1(sigma=0.1, ref=0.47658)
+    described = json.loads(json.dumps(schemes.describe(scheme) | {"alpha": 0.001}))
+    assert schemes.from_description(described) == scheme
 
 
 def test_recorded_level_is_a_float32():
@@ -81,6 +147,12 @@ def test_schemes_are_hashable_values():
         ("l1", {"sigma": float("nan")}, "sigma > 0, got nan"),
         ("l1", {"sigma": 1.0, "ref": -1.0}, "ref > 0"),
         ("uniform", {"sigma": 1.0, "ref": 2.0}, "ref = 1 for the scheme 'uniform'"),
+        ("stepped", {"sigma": 1.0, "edges": (2.0, 1.0), "levels": (1.0, 1.0, 1.0)}, "noise.edges to ascend"),
+        ("stepped", {"sigma": 1.0, "edges": (1.0, 1.0), "levels": (1.0, 1.0, 1.0)}, "noise.edges to ascend"),
+        ("stepped", {"sigma": 1.0, "edges": (float("nan"),), "levels": (1.0, 1.0)}, "noise.edges to ascend"),
+        ("stepped", {"sigma": 1.0, "edges": (1.0,), "levels": (1.0,)}, "2 noise.levels for 1 noise.edges"),
+        ("stepped", {"sigma": 1.0, "edges": (1.0,), "levels": (1.0, 0.0)}, "noise.levels > 0"),
+        ("stepped", {"sigma": 1.0, "by": "l3"}, "noise.by to be one of"),
     ],
 )
 def test_bad_parameters_are_refused(name, arguments, message):

@@ -89,21 +89,33 @@ def test_bad_counts_are_refused(k, n, alpha):
         statistics.clopper_pearson_lower(k, n, alpha)
 
 
-def test_certify_bound_counts_non_finite_votes_in_n_and_never_chooses_them():
-    selection, estimation = np.array([3, 40, 2, 55]), np.array([1, 800, 9, 190])
-    selected, p_lower = statistics.certify_bound(selection, estimation, 0.001)
-    assert selected == 1
-    assert p_lower == statistics.clopper_pearson_lower(800, 1000, 0.001)
+def test_non_finite_votes_count_in_n_and_are_never_chosen():
+    assert statistics.select(np.array([3, 40, 2, 55])) == 1
+    bound = statistics.lower_bound(1, np.array([1, 800, 9, 190]), 0.001)
+    assert bound == statistics.clopper_pearson_lower(800, 1000, 0.001)
 
 
-def test_certify_bound_uses_selection_to_choose_and_estimation_to_bound():
-    selected, p_lower = statistics.certify_bound(np.array([6, 4, 0]), np.array([10, 990, 0]), 0.001)
-    assert selected == 0
-    assert p_lower == statistics.clopper_pearson_lower(10, 1000, 0.001)
+def test_select_takes_the_lowest_on_a_tie_and_nothing_without_a_valid_vote():
+    assert statistics.select(np.array([2, 5, 5, 0])) == 1
+    assert statistics.select(np.array([0, 0, 10])) == statistics.ABSTAIN
+    assert statistics.lower_bound(statistics.ABSTAIN, np.array([0, 100, 0]), 0.01) == 0.0
+    assert statistics.simultaneous_bounds(statistics.ABSTAIN, np.array([0, 100, 0]), 0.01) == (0.0, 1.0)
 
 
-def test_certify_bound_without_a_valid_vote():
-    assert statistics.certify_bound(np.array([0, 0, 10]), np.array([0, 100, 0]), 0.01) == (statistics.ABSTAIN, 0.0)
+def test_simultaneous_bounds_are_clopper_pearsons_at_alpha_over_classes():
+    p_lower, p_upper = statistics.simultaneous_bounds(1, np.array([30, 60, 8, 2]), 0.003)
+    assert p_lower == statistics.clopper_pearson_lower(60, 100, 0.001)
+    assert p_upper == statistics.clopper_pearson_upper(30, 100, 0.001)
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        statistics.simultaneous_bounds(0, np.array([5, 0]), 0.1)
+
+
+def test_simultaneous_bounds_hold_together_by_simulation():
+    alpha, truth = 0.05, np.array([0.5, 0.3, 0.15, 0.05])
+    votes = np.random.default_rng(3).multinomial(200, [*truth, 0.0], 4000)
+    bounds = np.array([statistics.simultaneous_bounds(0, row, alpha) for row in votes])
+    wrong = np.mean((bounds[:, 0] > 0.5) | (bounds[:, 1] < 0.3))
+    assert alpha / 20 < wrong <= alpha
 
 
 @settings(deadline=None, max_examples=60)

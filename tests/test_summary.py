@@ -19,6 +19,7 @@ def results(radii, *, correct=None, published=None, predict=None, scheme="gaussi
         for i, radius in enumerate(radii)
     )  # fmt: skip
     guarantee = {"scheme": scheme, "sigma": 0.5, "ref": 1.0, "data": "x/test", "n0": 1, "n": 9, "alpha": 0.001}
+    guarantee["certificate"] = "one_sided"
     return Results(rows, {"guarantee": guarantee}, None)
 
 
@@ -45,8 +46,15 @@ def test_table_shows_no_certified_accuracy_where_there_is_no_certificate():
     rows = [line.split() for line in table.splitlines()[2:10]]
     assert all(row[1] == "-" for row in rows)
     assert rows[2][:3] == ["0.50", "-", "0.500"]
-    assert "No certificate for this scheme" in table
+    assert "no valid radii" in table
     assert "not certificates" in table
+
+
+def test_table_shows_no_published_radii_where_the_paper_has_none():
+    table = summary.summary_table(results([0.375, 0.0], published=[math.nan, math.nan], scheme="stepped"))
+    rows = [line.split() for line in table.splitlines()[2:10]]
+    assert all(row[-1] == "-" for row in rows)
+    assert rows[1][:2] == ["0.25", "0.500"]
 
 
 def test_table_shows_accuracy_interval_and_acr():

@@ -1,0 +1,92 @@
+"""Recompute the certificates of stored votes, offline and without JAX: at another alpha, or by another certificate.
+
+The error probability and the certificate belong to the plan: choose them before looking at the radii.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from idrc_jax import _command, certificates, results, schemes, summary
+from idrc_jax.results import Results, Row
+
+
+def recertify(read: Results, *, alpha: float | None = None, certificate: str | None = None) -> Results:
+    """The same votes, certified anew.
+
+    Args:
+      read: a result file of this project, with its manifest.
+      alpha, certificate: instead of the file's own.
+
+    Returns:
+      Rows with new `predict`, `radius`, `radius_published`, `correct` and `p_lower`, and the manifest that says so.
+
+    Raises:
+      ValueError: another project's file, votes that do not fit the manifest, or a certificate that the scheme has not.
+
+    Guarantee: the numbers are those that certification itself would have written, to the last digit.
+    """
+    if read.manifest is None:
+        raise ValueError(f"Expected {results.MANIFEST} beside {read.path}, with the scheme of its votes, got none.")
+    made = read.manifest["guarantee"]
+    chosen = {"alpha": alpha, "certificate": certificate}
+    made = made | {name: value for name, value in chosen.items() if value is not None}
+    found = certificates.from_votes(
+        schemes.from_description(made),
+        np.asarray([row.statistic for row in read.rows], np.float64),
+        np.asarray([row.selected for row in read.rows], np.int64),
+        np.asarray([_votes(row, made, read.path) for row in read.rows]).reshape(-1, made["classes"] + 1),
+        n0=made["n0"],
+        alpha=made["alpha"],
+        dim=made["dim"],
+        certificate=made["certificate"],
+    )
+    for new, old in zip(found, read.rows, strict=True):
+        if new.sigma_x != old.sigma_x:
+            raise ValueError(
+                f"Expected sigma_x = {new.sigma_x} at image {old.idx} of {read.path}, from its statistic and the "
+                f"manifest's scheme, got {old.sigma_x}."
+            )
+    rows = [Row.from_certificate(new, old.idx, old.label, old.time) for new, old in zip(found, read.rows, strict=True)]
+    return Results(tuple(rows), read.manifest | {"guarantee": made}, read.path)
+
+
+def _votes(row: Row, made: dict[str, Any], path: Path) -> list[int]:
+    votes = row.votes or {}
+    counts = [votes.get(number, 0) for number in (*range(made["classes"]), -1)]
+    if sum(counts) != row.n or sum(votes.values()) != row.n or row.n != made["n"]:
+        raise ValueError(
+            f"Expected {made['n']} votes for {made['classes']} classes at image {row.idx} of {path}, got {votes}."
+        )
+    return counts
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
+
+
+def main() -> None:
+    """Recompute the certificates of stored votes; print the table, and write the file with --out."""
+    with _command.one_line_errors():
+        parser = _Parser(prog="idrc-recertify", description=main.__doc__)
+        parser.add_argument("file", type=Path, help="certificates.tsv, or a run's folder")
+        parser.add_argument("--alpha", type=float, help="error probability of each image; the file's by default")
+        parser.add_argument("--certificate", help="one_sided or two_sided; the file's by default")
+        parser.add_argument("--out", type=Path, help="folder for the new certificates.tsv and manifest.json")
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        arguments = parser.parse_args()
+        read = results.read_results(arguments.file)
+        made = recertify(read, alpha=arguments.alpha, certificate=arguments.certificate)
+        print(summary.summary_table(made))
+        if arguments.out:
+            results.write(made.rows, made.manifest or {}, arguments.out)
+            print(f"Rows: {arguments.out / results.NAME}")
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
