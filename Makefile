@@ -17,10 +17,10 @@ SETTINGS = --config=$(CONFIG):$(SCHEME) --config.noise.sigma=$(SIGMA) --config.d
 	--config.max_minutes=$(SLICE) --workdir=$(RUN) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all lint typecheck reproduce overhead invariance clean
+.PHONY: help quickstart test test-all lint typecheck reproduce overhead invariance certificate-table clean
 
 help:  ## Show this help.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/.quickstart  ## Train and certify a small network on the embedded digits: table, TSV, figure.
 	$(BIN)/python train.py --workdir=runs/quickstart
@@ -48,6 +48,9 @@ overhead: $(VENV)/.quickstart  ## Measure what the sampling core adds to the bar
 
 invariance: $(VENV)/.quickstart  ## Count the votes that change with chunk and devices: DATA=FOLDER.
 	$(BIN)/python benchmarks/invariance.py $(DATA)
+
+certificate-table: $(VENV)/.quickstart  ## Print the tables of docs/certificates.md and draw its figure.
+	$(BIN)/python benchmarks/certificate_table.py
 
 clean:  ## Remove the virtual environment and caches; runs/ stays.
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -3,6 +3,7 @@ import math
 import mpmath
 import numpy as np
 import pytest
+from conftest import ROOT
 from scipy import special, stats
 
 from idrc_jax import certificates, schemes, statistics
@@ -238,6 +239,13 @@ def test_a_black_image_without_noise_abstains():
     unanimous = np.array([[1000, 0, 0]])
     (made,) = certificates.from_votes(schemes.L1(sigma=0.5), [0.0], [0], unanimous, n0=9, alpha=0.001, dim=48)
     assert (made.predict, made.radius, made.radius_published, made.p_lower) == (-1, 0.0, 0.0, 0.0)
+
+
+def test_the_documentations_tables_are_the_codes(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import certificate_table
+
+    assert certificate_table.tables() in (ROOT / "docs" / "certificates.md").read_text()
 
 
 def test_a_probability_of_one_is_refused():
