@@ -5,6 +5,7 @@ for its time limit exits 0 and says in its status file how far it got; Ctrl-C ex
 """
 
 import importlib.metadata
+import math
 import os
 import platform
 import re
@@ -82,7 +83,7 @@ def _certify(values: flags.FlagValues) -> int:
     classifier, dataset, indices = _classifier_and_images(settings, workdir)
     if values.dry_run:
         said = estimate(classifier, scheme, dataset, indices, certify_settings, chunk=settings.chunk, mesh=mesh)
-        memory = "unknown" if said.memory is None else f"{said.memory / 2**20:.0f} MiB a device for a chunk"
+        memory = "unknown" if said.memory is None else f"{math.ceil(said.memory / 2**20)} MiB a device for a chunk"
         print(
             f"Dry run: {said.images} images, {said.samples:,} samples at {said.samples_per_second:,.0f}/s: about "
             f"{_duration(said.seconds)}; memory {memory}."
@@ -236,11 +237,24 @@ def _parse(config_file: bool, define: Callable[[flags.FlagValues], None] | None)
             flags.DEFINE_string("workdir", "runs/quickstart", "Folder of the run.", flag_values=values)
         if define:
             define(values)
-        return values, values(sys.argv)[1:]
+        arguments = [_with_config_file(argument) for argument in sys.argv] if config_file else sys.argv
+        return values, values(arguments)[1:]
     except (AttributeError, KeyError) as error:
         raise ValueError(_unknown_field(error)) from error
     except (flags.Error, TypeError) as error:
         raise ValueError(str(error)) from error
+
+
+def _with_config_file(argument: str) -> str:
+    """--config=FILE[:SCHEME] with a file that exists: the user's, else the package's own of that name."""
+    match = re.match(r"(--?config=)([^:]*)(.*)", argument)
+    if not match or Path(match[2]).is_file():
+        return argument
+    shipped = config.folder() / Path(match[2]).name
+    if not shipped.is_file():
+        known = ", ".join(sorted(path.name for path in config.folder().glob("*.py")))
+        raise ValueError(f"Expected --config to be a file, or one of {known}, got {match[2]!r}.")
+    return f"{match[1]}{shipped}{match[3]}"
 
 
 def _unknown_field(error: Exception) -> str:

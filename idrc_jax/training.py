@@ -61,6 +61,8 @@ class Recipe:
         for name in ("momentum", "weight_decay", "warmup_epochs", "sigma_low"):
             _validate.at_least(f"train.{name}", getattr(self, name), 0)
         _validate.one_of("train.schedule", self.schedule, ("step", "cosine"))
+        if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
+            raise ValueError(f"Expected train.warmup_epochs < train.epochs = {self.epochs}, got {self.warmup_epochs}.")
 
     def learning_rate(self, steps_per_epoch: int) -> optax.Schedule:
         """The rate as a function of the step."""

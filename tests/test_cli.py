@@ -177,7 +177,7 @@ BAD = [
     ("train.py", ["--config.model.depth=21"], "6n + 2"),
     ("train.py", ["--config.data.name=npz", "--config.data.dir=/nowhere.npz"], ".npz file"),
     ("train.py", ["--config.data.name=cifar10", "--config.data.dir=/nowhere"], "Expected the binary version"),
-    ("train.py", ["--config=nowhere.py"], "nowhere.py"),
+    ("train.py", ["--config=nowhere.py"], "one of cifar10.py, cifar10_short.py, quickstart.py, got 'nowhere.py'"),
     ("train.py", ["--unknown=3"], "unknown"),
     ("train.py", ["stray"], "Expected only --flags, got 'stray'"),
     ("train.py", ["--config.max_minutes=-1"], "max_minutes >= 0"),
@@ -211,6 +211,14 @@ def test_a_workdir_that_cannot_be_made_or_written(trained, tmp_path):
     _, error = run("train.py", tmp_path / "file" / "run", status=1)
     assert error.startswith("error: Expected")
     assert "workdir" in error
+
+
+def test_a_shipped_config_is_found_by_its_name_from_anywhere(tmp_path):
+    code = f"import sys; sys.argv = ['x', '--config=cifar10.py:l1', '--workdir={tmp_path}', '--help']\n"
+    code += "from idrc_jax import cli; cli.certify()"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "noise.scheme = 'l1'" in answer.stdout
 
 
 def test_help_and_debug(tmp_path):

@@ -242,6 +242,7 @@ def test_values_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpoi
         ({"batch": 128, "sigma_low": 0.5}, "sigma_low <= train.sigma"),
         ({"epochs": 0}, "train.epochs >= 1"),
         ({"lr": 0.0}, "train.lr > 0"),
+        ({"schedule": "cosine", "epochs": 1, "warmup_epochs": 1.0}, "warmup_epochs < train.epochs = 1"),
         ({"schedule": "linear"}, "train.schedule to be one of cosine, step"),
     ],
 )
