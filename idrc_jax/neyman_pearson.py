@@ -20,7 +20,7 @@ from scipy import special
 
 from idrc_jax import _roots
 
-# The midpoint rule in t, tau = sinh(t) in units of the saddle point's width. Both tails are then right to 1e-11 of the
+# The midpoint rule in t, tau = sinh(t) in units of the saddle point's width. Both tails are then right to 1e-10 of the
 # smaller one (tests compare SciPy's ncx2 and 30-digit arithmetic); results stay _TRUST of a tail on the safe side.
 _STEP = 3.5 / 64
 _TAU = np.sinh((np.arange(64) + 0.5) * _STEP)
@@ -47,7 +47,7 @@ def tails(alpha: Any, beta: Any, dim: Any, c: Any, x: Any = None) -> tuple[np.nd
       x: beta^2 + 4 alpha (c + dim alpha), which is 0 where the support of S ends and there has digits that c has not.
 
     Returns:
-      lower, upper, density: float64 [...]. The smaller of the two tails is accurate to 1e-11 of itself.
+      lower, upper, density: float64 [...]. The smaller of the two tails is accurate to 1e-10 of itself.
     """
     alpha, beta, dim, c = (np.asarray(value, np.float64) for value in (alpha, beta, dim, c))
     x = beta**2 + 4 * alpha * (c + dim * alpha) if x is None else x
