@@ -209,6 +209,27 @@ def test_radius_tends_to_cohens_as_the_slope_vanishes():
     assert np.all(losses[-1] < 3e-6)  # the float32 levels
 
 
+def test_the_radius_itself_is_safe_with_its_widened_levels():
+    """Not only the distances below it: the number returned is the end of the bracket that was proven."""
+    p, sigma = np.linspace(0.51, 0.9999, 200), np.full(200, 0.25)
+    radius = np_lemma.radius(p, sigma, linear_bounds(sigma, 0.01), 3072) * (1 - 1e-12)
+    for level in ((sigma - 0.01 * radius) * (1 - 2.0**-23), (sigma + 0.01 * radius) * (1 + 2.0**-23)):
+        assert np.all(np_lemma.worst_probability(p, radius, sigma, level, 3072) > 0.5)
+
+
+@pytest.mark.parametrize("p", [0.2, 0.9])
+def test_a_threshold_that_is_not_proven_gives_zero(monkeypatch, p):
+    """Were the quantile a little off, to the unsafe side, no probability would be claimed."""
+    exact = np_lemma._quantile
+
+    def off(alpha, beta, dim, normal):
+        return exact(alpha, beta, dim, normal + 1e-7)
+
+    assert np_lemma.worst_probability(p, 0.1, 0.25, 0.251, 48) > 0
+    monkeypatch.setattr(np_lemma, "_quantile", off)
+    assert np_lemma.worst_probability(p, 0.1, 0.25, 0.251, 48) == 0
+
+
 def test_rows_do_not_depend_on_each_other():
     generator = np.random.default_rng(2)
     p, sigma = generator.uniform(0.4, 1, 40), generator.uniform(0.1, 1, 40)
