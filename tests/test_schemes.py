@@ -93,6 +93,11 @@ def test_no_image_nearer_than_the_distance_to_the_edge_is_in_another_bin(by):
         assert np.any(beyond != inside)
 
 
+def test_an_edge_belongs_to_the_bin_above():
+    scheme = schemes.Stepped(sigma=1.0, edges=(3.0, 5.0), levels=(1.0, 2.0, 3.0))
+    np.testing.assert_array_equal(scheme.scale(np.array([2.9, 3.0, 5.0])), [1.0, 2.0, 3.0])
+
+
 def test_distance_to_edge_at_an_edge_and_without_edges():
     assert schemes.Stepped(sigma=1.0, edges=(3.0,), levels=(1.0, 2.0)).distance_to_edge(3.0, 48) == 0
     assert schemes.Stepped(sigma=1.0).distance_to_edge(3.0, 48) == np.inf
