@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 from scipy import special, stats
 
-from idrc_jax import certificates, schemes, statistics
+from idrc_jax import certificates, neyman_pearson, schemes, statistics
 
 IMAGE = np.linspace(0, 1, 48).reshape(4, 4, 3)
 
@@ -134,6 +134,18 @@ def test_radius_never_exceeds_cohens_at_the_images_own_level(name):
     assert np.all(radius <= level * np.maximum(special.ndtri(p), 0))
     assert np.all(np.diff(radius) >= 0)
     assert np.all(radius[:2] == 0)
+
+
+def test_the_level_that_was_drawn_counts_not_the_one_before_rounding():
+    """At the radius, from the float32 level to levels rounded either way, the class is still safe."""
+    scheme = schemes.L1(sigma=0.3)
+    statistic = np.random.default_rng(0).uniform(0.1, 0.9, 300)
+    radius = certificates.radius(scheme, statistic, 0.9, dim=3072) * (1 - 1e-12)
+    drawn = schemes.drawn_level(scheme, statistic)
+    assert np.any(drawn < scheme.scale(statistic))
+    low, high = scheme.scale_bounds(statistic, radius, 3072)
+    for level in (low * (1 - 2.0**-23), high * (1 + 2.0**-23)):
+        assert np.all(neyman_pearson.worst_probability(0.9, radius, drawn, level, 3072) > 0.5)
 
 
 class Own(schemes.Scheme):
