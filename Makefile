@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 SIGMA ?= 0.25
 SCHEME ?= gaussian
 DATA ?=
+LOG ?=
 CONFIG ?= configs/cifar10.py
 SLICE ?= 60
 RUN ?= runs/$(SCHEME)-$(SIGMA)
@@ -17,7 +18,7 @@ SETTINGS = --config=$(CONFIG):$(SCHEME) --config.noise.sigma=$(SIGMA) --config.d
 	--config.max_minutes=$(SLICE) --workdir=$(RUN) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all lint typecheck reproduce overhead invariance certificate-table clean
+.PHONY: help quickstart test test-all lint typecheck reproduce overhead invariance certificate-table plans clean
 
 help:  ## Show this help.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +52,9 @@ invariance: $(VENV)/.quickstart  ## Count the votes that change with chunk and d
 
 certificate-table: $(VENV)/.quickstart  ## Print the tables of docs/certificates.md and draw its figure.
 	$(BIN)/python benchmarks/certificate_table.py
+
+plans: $(VENV)/.quickstart  ## Replay sampling plans over a published log, draw their power: LOG=FILE.
+	$(BIN)/python benchmarks/plans.py $(LOG)
 
 clean:  ## Remove the virtual environment and caches; runs/ stays.
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

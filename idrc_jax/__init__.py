@@ -13,6 +13,7 @@ _HOME = {
     "abstention_rate": "summary",
     "average_certified_radius": "summary",
     "certified_accuracy": "summary",
+    "certified_accuracy_lower": "summary",
     "certify": "certification",
     "count_votes": "sampling",
     "load_classifier": "checkpoints",
@@ -30,6 +31,7 @@ _MODULES = (
     "devices",
     "figures",
     "noise",
+    "plans",
     "prng",
     "recertify",
     "results",
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
         devices,
         figures,
         noise,
+        plans,
         prng,
         recertify,
         results,
@@ -65,7 +68,13 @@ if TYPE_CHECKING:
     from idrc_jax.figures import plot_certified_accuracy
     from idrc_jax.results import read_results
     from idrc_jax.sampling import count_votes
-    from idrc_jax.summary import abstention_rate, average_certified_radius, certified_accuracy, summary_table
+    from idrc_jax.summary import (
+        abstention_rate,
+        average_certified_radius,
+        certified_accuracy,
+        certified_accuracy_lower,
+        summary_table,
+    )
 
 
 def __getattr__(name: str) -> Any:

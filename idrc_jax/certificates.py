@@ -13,6 +13,7 @@ import numpy as np
 from scipy import special
 
 from idrc_jax import _validate, neyman_pearson, radial, statistics
+from idrc_jax.plans import Fixed, Plan
 from idrc_jax.schemes import L2, Gaussian, Scheme, Stepped, Uniform, drawn_level
 
 CERTIFICATES = ("one_sided", "two_sided")
@@ -138,13 +139,18 @@ def explain(scheme: str) -> str:
     }.get(scheme, input_dependent)
 
 
-def check_certificate(certificate: str, scheme: Scheme) -> None:
-    """ValueError unless this certificate exists for this scheme."""
+def check_certificate(certificate: str, scheme: Scheme, plan: Plan | None = None) -> None:
+    """ValueError unless this certificate exists for this scheme and plan."""
     _validate.one_of("certify.certificate", certificate, CERTIFICATES)
     if certificate == "two_sided" and not isinstance(scheme, Gaussian | Stepped):
         raise ValueError(
             f"Expected the scheme gaussian or stepped for a two_sided certificate, got {scheme.name}: its formula "
             "needs the same Gaussian noise at both images. Use one_sided."
+        )
+    if certificate == "two_sided" and plan is not None and not isinstance(plan, Fixed):
+        raise ValueError(
+            f"Expected the plan fixed for a two_sided certificate, got {plan.name}: its bounds need a class chosen by "
+            "other votes, and one look. Use one_sided."
         )
 
 
@@ -154,7 +160,7 @@ def from_votes(
     selected: Sequence[int] | np.ndarray,
     votes: np.ndarray,
     *,
-    n0: int,
+    plan: Plan,
     alpha: float,
     dim: int,
     certificate: str = "one_sided",
@@ -163,8 +169,10 @@ def from_votes(
 
     Args:
       statistic: float64 [rows], the images'.
-      selected: int [rows], the classes that n0 selection votes chose (`statistics.select`).
-      votes: int [rows, K + 1], the estimation votes, of other samples (see `statistics`).
+      selected: int [rows], the classes that selection votes chose (`statistics.select`), or these votes under a plan
+        without selection.
+      votes: int [rows, K + 1], the estimation votes, of other samples than selection (see `statistics`).
+      plan: by which they were drawn.
       alpha: error probability of each image.
       dim: number of values of an image.
       certificate: "one_sided" (p_lower against 1/2), or "two_sided" (against the largest upper bound of the other
@@ -174,14 +182,17 @@ def from_votes(
 
     Guarantee: for each image on its own, with probability at least 1 - alpha over the votes, `radius` is valid.
     """
-    check_certificate(certificate, scheme)
+    check_certificate(certificate, scheme, plan)
     statistic, votes = np.asarray(statistic, np.float64), np.asarray(votes)
     level = drawn_level(scheme, statistic)
+    selected = np.asarray(selected)
     if certificate == "two_sided":
         bounds = [statistics.simultaneous_bounds(*row, alpha) for row in zip(selected, votes, strict=True)]
+        p_lower, rival = np.reshape(bounds, (-1, 2)).T
     else:
-        bounds = [(statistics.lower_bound(*row, alpha), 0.5) for row in zip(selected, votes, strict=True)]
-    p_lower, rival = np.reshape(bounds, (-1, 2)).T
+        own = votes[np.arange(len(votes)), selected]
+        p_lower = np.where(selected == statistics.ABSTAIN, 0.0, plan.lower(own, np.sum(votes, axis=1), alpha))
+        rival = np.full(len(votes), 0.5)
     p_lower = np.where(level > 0, p_lower, 0.0)
     if certificate == "two_sided":
         radii = two_sided_radius(scheme, statistic, p_lower, rival, dim=dim)
@@ -198,7 +209,7 @@ def from_votes(
             sigma_x=float(level[i]),
             p_lower=float(p_lower[i]),
             n=int(np.sum(votes[i])),
-            n0=n0,
+            n0=plan.selection,
             votes=tuple(int(count) for count in votes[i]),
         )
         for i in range(len(votes))

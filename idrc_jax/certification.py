@@ -1,13 +1,12 @@
 """The host loop: sampling -> statistics -> certificates -> results, one row an image.
 
-Work goes to the devices in pieces of a few seconds, always two ahead of what the host reads. A piece
+Work goes to the devices in pieces of a few seconds, always two ahead of what the host reads (`scheduler`). A piece
 that was cut off is lost and its image starts anew; a finished image is on disk.
 """
 
 import time
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from idrc_jax import _files, _validate, certificates, data, devices, prng, sampling, statistics
+from idrc_jax import _files, _validate, certificates, data, devices, plans, prng, sampling, statistics
 from idrc_jax.certificates import Certificate
 from idrc_jax.checkpoints import Classifier
+from idrc_jax.plans import Fixed, Plan, SelectionFree, ToSignificance
 from idrc_jax.progress import Deadline, Progress, interruptible, require_progress, write_status
 from idrc_jax.results import ResultsFile, Row
+from idrc_jax.scheduler import Draw, Drawn, Scheduler
 from idrc_jax.schemes import Scheme, describe, host_scale
 
-_AHEAD = 2
-_SELECTION_WINDOW = 16
 _SECONDS_A_PIECE = 4.0
+_SLOTS = 64
 
 
 @dataclass(frozen=True)
@@ -32,28 +32,20 @@ class Settings:
     """What a certificate depends on, beside scheme, classifier and data.
 
     Attributes:
-      n0: samples that select the class.
-      n: fresh samples that bound its probability.
+      plan: how the votes of an image are drawn.
       alpha: error probability of each image's certificate.
       seed: of the key tree.
       certificate: "one_sided" or "two_sided" (see `certificates.from_votes`).
     """
 
-    n0: int = 100
-    n: int = 100_000
+    plan: Plan = field(default_factory=Fixed)
     alpha: float = 0.001
     seed: int = 0
     certificate: str = "one_sided"
 
     def __post_init__(self) -> None:
-        _validate.at_least("certify.n0", self.n0, 1)
         _validate.in_open_unit_interval("certify.alpha", self.alpha)
-        least = statistics.smallest_n(self.alpha)
-        if self.n < least:
-            raise ValueError(
-                f"Expected certify.n >= {least}, the fewest samples that can certify anything at alpha = "
-                f"{self.alpha}, got {self.n}."
-            )
+        self.plan.check(self.alpha)
 
 
 def certify(
@@ -62,6 +54,7 @@ def certify(
     images: np.ndarray,
     *,
     indices: np.ndarray,
+    plan: Plan | None = None,
     n0: int = 100,
     n: int = 100_000,
     alpha: float = 0.001,
@@ -70,37 +63,28 @@ def certify(
     chunk: int = 0,
     mesh: Mesh | None = None,
 ) -> list[Certificate]:
-    """CERTIFY of Cohen et al. (2019) for each image, in memory.
+    """The certificate of each image, in memory: CERTIFY of Cohen et al. (2019), or another sampling plan.
 
     Args:
       images: float32 [N, H, W, C] in [0, 1].
       indices: [N] data-set indices, which name the noise.
+      plan: instead of n0 selection and n estimation samples.
+      certificate: see `certificates.from_votes`.
       key: the run's typed key, `prng.root(seed)`; selection and estimation use branches of their own.
 
     Guarantee: for each image on its own, with probability at least 1 - alpha over the sampling, no image nearer than
     `radius` (l2, pixel units) has another prediction of the smoothed classifier, under its own noise.
     """
-    Settings(n0=n0, n=n, alpha=alpha, certificate=certificate)
-    certificates.check_certificate(certificate, scheme)
-    statistic, _ = host_scale(scheme, sampling.check_images(images, classifier))
-    votes = {
-        stage: sampling.count_votes(
-            classifier,
-            scheme,
-            images,
-            indices=indices,
-            n=count,
-            key=prng.stage(key, stage),
-            chunk=chunk,
-            mesh=mesh,
-        )
-        for stage, count in ((prng.SELECTION, n0), (prng.ESTIMATION, n))
-    }
-    dim = int(np.prod(classifier.image_shape))
-    selected = [statistics.select(row) for row in votes[prng.SELECTION]]
-    return certificates.from_votes(
-        scheme, statistic, selected, votes[prng.ESTIMATION], n0=n0, alpha=alpha, dim=dim, certificate=certificate
-    )
+    settings = Settings(plan or Fixed(n=n, n0=n0), alpha, certificate=certificate)
+    certificates.check_certificate(certificate, scheme, settings.plan)
+    mesh = mesh or devices.mesh()
+    images, indices = sampling.check_images(images, classifier), np.asarray(indices)
+    sampler = _Sampler(classifier, scheme, images, indices, key, chunk or sampling.default_chunk(mesh), mesh)
+    scheduler = sampler.scheduler(settings.plan, alpha, piece=1000 * sampler.stride)
+    made: dict[int, Certificate] = {}
+    for drawn in scheduler.run(range(len(images))):
+        made[drawn.position] = sampler.certificate(drawn, settings)
+    return [made[position] for position in range(len(images))]
 
 
 def predict(
@@ -111,11 +95,17 @@ def predict(
     indices: np.ndarray,
     n: int = 1000,
     alpha: float = 0.001,
+    adaptive: bool = False,
     key: jax.Array,
     chunk: int = 0,
     mesh: Mesh | None = None,
 ) -> np.ndarray:
     """PREDICT of Cohen et al. (2019): the smoothed classifier's class of each image, or -1.
+
+    Args:
+      n: samples an image.
+      adaptive: stop as soon as the class is clear (`statistics.predict_sequential`), after at most n samples.
+      Others: as for `certify`.
 
     Guarantee: for each image on its own, with probability at least 1 - alpha it returns the smoothed
     classifier's prediction or abstains.
@@ -124,39 +114,21 @@ def predict(
       int64 [N]; -1 where the votes do not tell.
     """
     _validate.in_open_unit_interval("alpha", alpha)
-    stage_key = prng.stage(key, prng.PREDICTION)
-    votes = sampling.count_votes(
-        classifier, scheme, images, indices=indices, n=n, key=stage_key, chunk=chunk, mesh=mesh
-    )
-    return np.asarray([statistics.predict(row, alpha) for row in votes])
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A dispatch: samples first .. first + n - 1 of the images at `positions` in one stage."""
-
-    stage: int
-    positions: tuple[int, ...]
-    first: int
-    n: int
-
-
-def pieces(positions: list[int], settings: Settings, largest: int) -> Iterator[Piece]:
-    """The work in the order it is dispatched: a window's selection, then each image's estimation.
-
-    A selection piece always names `_SELECTION_WINDOW` images (the last is repeated), so that it compiles once.
-    """
-    for start in range(0, len(positions), _SELECTION_WINDOW):
-        window = positions[start : start + _SELECTION_WINDOW]
-        padded = window + [window[-1]] * (_SELECTION_WINDOW - len(window))
-        yield Piece(prng.SELECTION, tuple(padded), 0, settings.n0)
-        for position in window:
-            for first in range(0, settings.n, largest):
-                yield Piece(prng.ESTIMATION, (position,), first, min(largest, settings.n - first))
+    _validate.at_least("n", n, 1)
+    mesh = mesh or devices.mesh()
+    images, indices = sampling.check_images(images, classifier), np.asarray(indices)
+    sampler = _Sampler(classifier, scheme, images, indices, key, chunk or sampling.default_chunk(mesh), mesh)
+    plan = ToSignificance(n=n) if adaptive else SelectionFree(n=n)
+    scheduler = sampler.scheduler(plan, alpha, piece=1000 * sampler.stride, stage=prng.PREDICTION)
+    answer = statistics.predict_sequential if adaptive else statistics.predict
+    predictions = np.full(len(images), statistics.ABSTAIN)
+    for drawn in scheduler.run(range(len(images))):
+        predictions[drawn.position] = answer(drawn.votes, alpha)
+    return predictions
 
 
 class _Sampler:
-    """Dispatches pieces for one run and says how fast they go."""
+    """Dispatches the draws of one run, says how fast they go and what their votes certify."""
 
     def __init__(
         self,
@@ -164,43 +136,69 @@ class _Sampler:
         scheme: Scheme,
         images: np.ndarray,
         indices: np.ndarray,
-        seed: int,
+        key: jax.Array,
         chunk: int,
         mesh: Mesh,
     ) -> None:
-        self.statistic, self.scales = host_scale(scheme, images)
+        self.stride = chunk * mesh.size
+        self._statistic, self._scales = host_scale(scheme, images)
         self._classifier, self._scheme, self._images, self._indices = classifier, scheme, images, indices
         self._mesh, self._chunk = mesh, chunk
-        root = prng.root(seed)
-        self._keys = {stage: prng.stage(root, stage) for stage in (prng.SELECTION, prng.ESTIMATION)}
+        self._dim = int(np.prod(classifier.image_shape))
+        self._keys = {stage: prng.stage(key, stage) for stage in (prng.SELECTION, prng.ESTIMATION, prng.PREDICTION)}
 
-    def __call__(self, piece: Piece) -> jax.Array:
-        chosen = list(piece.positions)
+    def __call__(self, draw: Draw) -> jax.Array:
+        """Always of `_SLOTS` images, the last ones without samples, so that it compiles once."""
+        empty = _SLOTS - len(draw.positions)
+        chosen = draw.positions + [draw.positions[0]] * empty
         return sampling.dispatch_votes(
             self._classifier,
             self._scheme,
             self._images[chosen],
-            self.scales[chosen],
+            self._scales[chosen],
             indices=self._indices[chosen],
-            first=piece.first,
-            n=piece.n,
-            key=self._keys[piece.stage],
+            first=np.asarray(draw.first + [0] * empty),
+            n=np.asarray(draw.n + [0] * empty),
+            key=self._keys[draw.stage],
             chunk=self._chunk,
             mesh=self._mesh,
         )
 
+    def scheduler(self, plan: Plan, alpha: float, *, piece: int, stage: int = prng.ESTIMATION) -> Scheduler:
+        """One that draws by the plan, with pieces of so many samples."""
+
+        def stopping(position: int) -> Callable[[np.ndarray], bool]:
+            def radius_of(p_lower: np.ndarray) -> np.ndarray:
+                return certificates.radius(self._scheme, self._statistic[position], p_lower, dim=self._dim)
+
+            return plan.stopping(radius_of, alpha)
+
+        return Scheduler(self, plan, stopping, slots=_SLOTS, piece=piece, stride=self.stride, stage=stage)
+
+    def certificate(self, drawn: Drawn, settings: Settings) -> Certificate:
+        """What a finished image's votes certify."""
+        (made,) = certificates.from_votes(
+            self._scheme,
+            self._statistic[drawn.position : drawn.position + 1],
+            [drawn.selected],
+            drawn.votes[None],
+            plan=settings.plan,
+            alpha=settings.alpha,
+            dim=self._dim,
+            certificate=settings.certificate,
+        )
+        return made
+
     def samples_per_second(self) -> float:
         """Compile, then time a few chunks of the first image."""
-        stride = self._chunk * self._mesh.size
-        jax.block_until_ready(self(Piece(prng.ESTIMATION, (0,), 0, stride)))
+        jax.block_until_ready(self(Draw(prng.ESTIMATION, [0], [0], [self.stride])))
         start = time.perf_counter()
-        jax.block_until_ready(self(Piece(prng.ESTIMATION, (0,), 0, 4 * stride)))
-        return 4 * stride / (time.perf_counter() - start)
+        jax.block_until_ready(self(Draw(prng.ESTIMATION, [0], [0], [4 * self.stride])))
+        return 4 * self.stride / (time.perf_counter() - start)
 
     def piece_size(self, rate: float) -> int:
         """Samples of a piece that takes a few seconds, whole chunks."""
-        stride = self._chunk * self._mesh.size
-        return stride * max(1, round(rate * _SECONDS_A_PIECE / stride))
+        return self.stride * max(1, round(rate * _SECONDS_A_PIECE / self.stride))
 
 
 @dataclass(frozen=True)
@@ -247,13 +245,12 @@ def certify_dataset(
     mesh = mesh or devices.mesh()
     if not 0 <= process < processes:
         raise ValueError(f"Expected 0 <= process < processes, got {process} of {processes}.")
-    certificates.check_certificate(settings.certificate, scheme)
+    certificates.check_certificate(settings.certificate, scheme, settings.plan)
     check_fits(classifier, dataset)
     chunk = _validate.at_least("chunk", chunk or sampling.default_chunk(mesh), 2)
     indices = np.asarray(indices)[process::processes]
     images = sampling.check_images(data.to_unit(dataset.images[indices]), classifier)
     labels = dataset.labels[indices]
-    dim = int(np.prod(classifier.image_shape))
     name = "certificates.tsv" if processes == 1 else f"certificates.{process}-of-{processes}.tsv"
     status = "certify_status.json" if processes == 1 else f"certify_status.{process}-of-{processes}.json"
     session = {"devices": mesh.size, "device": mesh.devices.flat[0].device_kind, **(provenance or {})}
@@ -266,61 +263,33 @@ def certify_dataset(
         write_status(workdir / status, "certify", done=done, total=len(indices))
         if not todo:
             return True
-        sampler = _Sampler(classifier, scheme, images, indices, settings.seed, chunk, mesh)
+        sampler = _Sampler(classifier, scheme, images, indices, prng.root(settings.seed), chunk, mesh)
         rate = sampler.samples_per_second()
-        per_image = (settings.n0 + settings.n) / rate
-        if 0 < 60 * max_minutes < per_image:
+        least = (settings.plan.selection + settings.plan.looks()[0]) / rate  # seconds of the shortest image
+        if 0 < 60 * max_minutes < least:
             raise ValueError(
-                f"Expected max_minutes >= {per_image / 60:.2f}, the time of one image here, got {max_minutes}."
+                f"Expected max_minutes >= {least / 60:.2f}, the time of one image here, got {max_minutes}."
             )
-        deadline.expect(per_image)
+        deadline.expect(least)
         progress = Progress("certify", len(indices), done, unit="images")
-        selection: dict[int, np.ndarray] = {}
-        estimation: dict[int, np.ndarray] = {}
-        pending: deque[tuple[Piece, jax.Array]] = deque()
-        since = time.perf_counter()
-        drawn, started = 0, since
-
-        def read_one() -> None:
-            nonlocal done, since, drawn
-            piece, votes = pending.popleft()
-            counts = np.asarray(votes).sum(axis=0, dtype=np.int64)
-            if piece.stage == prng.SELECTION:
-                selection.update(zip(piece.positions, counts, strict=True))
-                return
-            (position,) = piece.positions
-            estimation[position] = estimation.get(position, 0) + counts[0]
-            drawn += piece.n
-            if piece.first + piece.n < settings.n:
-                return
-            now = time.perf_counter()
-            (certificate,) = certificates.from_votes(
-                scheme,
-                sampler.statistic[position : position + 1],
-                [statistics.select(selection.pop(position))],
-                estimation.pop(position)[None],
-                n0=settings.n0,
-                alpha=settings.alpha,
-                dim=dim,
-                certificate=settings.certificate,
-            )
-            label = int(labels[position])
-            file.append(Row.from_certificate(certificate, int(indices[position]), label, now - since))
-            done, since = done + 1, now
-            deadline.tick()
-            progress.update(done, samples_per_second=drawn / (now - started))
-
+        scheduler = sampler.scheduler(settings.plan, settings.alpha, piece=sampler.piece_size(rate))
+        begun = since = time.perf_counter()
         try:
             with interruptible() as interrupt:
-                for piece in pieces(todo, settings, sampler.piece_size(rate)):
-                    begins_image = piece.first == 0
-                    if interrupt.requested or (begins_image and deadline.over(margin_ticks=_AHEAD)):
-                        break
-                    pending.append((piece, sampler(piece)))
-                    while len(pending) > _AHEAD:
-                        read_one()
-                while pending and not interrupt.requested:
-                    read_one()
+
+                def may_start() -> bool:
+                    return not deadline.over(margin_ticks=scheduler.started + 1)
+
+                def must_stop() -> bool:
+                    return interrupt.requested or deadline.over(margin_ticks=0)
+
+                for drawn in scheduler.run(todo, may_start=may_start, must_stop=must_stop):
+                    now = time.perf_counter()
+                    index, label = int(indices[drawn.position]), int(labels[drawn.position])
+                    file.append(Row.from_certificate(sampler.certificate(drawn, settings), index, label, now - since))
+                    done, since = done + 1, now
+                    deadline.tick()
+                    progress.update(done, samples_per_second=scheduler.drawn / (now - begun))
         finally:
             progress.close()
             write_status(workdir / status, "certify", done=done, total=len(indices))
@@ -349,10 +318,8 @@ def describe_guarantee(
     """Everything that the certificates of a file depend on: compared when a run goes on."""
     return {
         **describe(scheme),
-        "plan": "fixed",
+        **plans.describe(settings.plan),
         "certificate": settings.certificate,
-        "n0": settings.n0,
-        "n": settings.n,
         "alpha": settings.alpha,
         "seed": settings.seed,
         "classes": classifier.classes,
@@ -380,8 +347,8 @@ def estimate(
     first = np.asarray(indices)[:1]
     images = sampling.check_images(data.to_unit(dataset.images[first]), classifier)
     chunk = chunk or sampling.default_chunk(mesh)
-    sampler = _Sampler(classifier, scheme, images, first, settings.seed, chunk, mesh)
+    sampler = _Sampler(classifier, scheme, images, first, prng.root(settings.seed), chunk, mesh)
     rate = sampler.samples_per_second()
-    samples = len(indices) * (settings.n0 + settings.n)
+    samples = len(indices) * (settings.plan.selection + settings.plan.n)
     memory = sampling.memory_estimate(classifier, scheme, chunk=chunk, mesh=mesh)
     return Estimate(len(indices), samples, rate, samples / rate, memory)

@@ -85,8 +85,8 @@ def _certify(values: flags.FlagValues) -> int:
         said = estimate(classifier, scheme, dataset, indices, certify_settings, chunk=settings.chunk, mesh=mesh)
         memory = "unknown" if said.memory is None else f"{math.ceil(said.memory / 2**20)} MiB a device for a chunk"
         print(
-            f"Dry run: {said.images} images, {said.samples:,} samples at {said.samples_per_second:,.0f}/s: about "
-            f"{_duration(said.seconds)}; memory {memory}."
+            f"Dry run: {said.images} images, at most {said.samples:,} samples at {said.samples_per_second:,.0f}/s: "
+            f"about {_duration(said.seconds)}; memory {memory}."
         )
         return 0
     finished = certify_dataset(
@@ -129,6 +129,7 @@ def _predict(values: flags.FlagValues) -> int:
             indices=chosen,
             n=values.n,
             alpha=settings.certify.alpha,
+            adaptive=values.adaptive,
             key=prng.root(settings.seed),
             chunk=settings.chunk,
             mesh=mesh,
@@ -187,6 +188,7 @@ def _define_dry_run(values: flags.FlagValues) -> None:
 
 def _define_predict(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("n", 1000, "Samples an image.", flag_values=values)
+    flags.DEFINE_bool("adaptive", False, "Stop where the class is clear, after at most n samples.", values)
 
 
 def _define_merge(values: flags.FlagValues) -> None:
@@ -211,7 +213,7 @@ def _main(
 
 def _help(about: str | None, values: flags.FlagValues) -> str:
     own = [values[name] for name in values if not name.startswith("config.") and values[name].help]
-    names = ("config", "workdir", "dry_run", "n", "out", "debug", "help")
+    names = ("config", "workdir", "dry_run", "n", "adaptive", "out", "debug", "help")
     lines = [about or "", *(f"  --{flag.name:<9} {flag.help}" for flag in own if flag.name in names)]
     if "config" in values:
         lines += ["", "Fields, to be set by --config.FIELD=VALUE, with the values of this config:"]

@@ -3,12 +3,13 @@
 A file in `configs/` takes `base()` and changes it; the command line overrides with `--config.a.b=value`.
 """
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from idrc_jax import _validate, data, schemes, training
+from idrc_jax import _validate, data, plans, schemes, training
 from idrc_jax.certification import Settings
 from idrc_jax.schemes import Scheme
 
@@ -61,6 +62,12 @@ def base() -> Config:
     config.train.steps_per_dispatch = 50  # accelerators only
     config.train.tensorboard = False
 
+    config.sampling = ml_collections.ConfigDict()
+    config.sampling.plan = "fixed"  # fixed, selection_free, to_radius, to_precision; see docs/plans.md
+    config.sampling.sequence = "betting"  # or union: the bound of the last two
+    config.sampling.radii = plans.ToRadius.radii  # to_radius: decide for each of these
+    config.sampling.precision = plans.ToPrecision.precision  # to_precision: of the radius
+
     config.certify = ml_collections.ConfigDict()
     config.certify.n0 = 100
     config.certify.n = 100_000
@@ -109,7 +116,14 @@ def recipe(config: Config) -> training.Recipe:
 def settings(config: Config) -> Settings:
     """The certification settings."""
     certify = config.certify
-    return Settings(n0=certify.n0, n=certify.n, alpha=certify.alpha, seed=config.seed, certificate=certify.certificate)
+    return Settings(plan(config), certify.alpha, config.seed, certify.certificate)
+
+
+def plan(config: Config) -> plans.Plan:
+    """The sampling plan: `sampling.plan` with those of the other fields that it has."""
+    chosen = plans.PLANS[_validate.one_of("sampling.plan", config.sampling.plan, plans.PLANS)]
+    known = {"n0": config.certify.n0, "n": config.certify.n, **config.sampling}
+    return chosen(**{field.name: known[field.name] for field in fields(chosen)})
 
 
 def description(config: Config, train_set: data.Dataset) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from idrc_jax import _command, certificates, results, schemes, summary
+from idrc_jax import _command, certificates, plans, results, schemes, summary
 from idrc_jax.results import Results, Row
 
 
@@ -34,12 +34,14 @@ def recertify(read: Results, *, alpha: float | None = None, certificate: str | N
     made = read.manifest["guarantee"]
     chosen = {"alpha": alpha, "certificate": certificate}
     made = made | {name: value for name, value in chosen.items() if value is not None}
+    plan = plans.from_description(made)
+    looks = set(plan.looks())
     found = certificates.from_votes(
         schemes.from_description(made),
         np.asarray([row.statistic for row in read.rows], np.float64),
         np.asarray([row.selected for row in read.rows], np.int64),
-        np.asarray([_votes(row, made, read.path) for row in read.rows]).reshape(-1, made["classes"] + 1),
-        n0=made["n0"],
+        np.asarray([_votes(row, made, looks, read.path) for row in read.rows]).reshape(-1, made["classes"] + 1),
+        plan=plan,
         alpha=made["alpha"],
         dim=made["dim"],
         certificate=made["certificate"],
@@ -54,12 +56,12 @@ def recertify(read: Results, *, alpha: float | None = None, certificate: str | N
     return Results(tuple(rows), read.manifest | {"guarantee": made}, read.path)
 
 
-def _votes(row: Row, made: dict[str, Any], path: Path) -> list[int]:
+def _votes(row: Row, made: dict[str, Any], looks: set[int], path: Path) -> list[int]:
     votes = row.votes or {}
     counts = [votes.get(number, 0) for number in (*range(made["classes"]), -1)]
-    if sum(counts) != row.n or sum(votes.values()) != row.n or row.n != made["n"]:
+    if sum(counts) != row.n or sum(votes.values()) != row.n or row.n not in looks:
         raise ValueError(
-            f"Expected {made['n']} votes for {made['classes']} classes at image {row.idx} of {path}, got {votes}."
+            f"Expected {row.n} votes for {made['classes']} classes at image {row.idx} of {path}, got {votes}."
         )
     return counts
 

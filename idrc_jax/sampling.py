@@ -83,28 +83,31 @@ def sample_votes(
     shard: jax.Array,
     shards: int,
 ) -> jax.Array:
-    """Votes of samples first .. first + n - 1 of every image, by a device loop over chunks.
+    """Votes of samples first[i] .. first[i] + n[i] - 1 of every image i, by a device loop over chunks.
 
-    The N * n samples are dealt chunk by chunk to `shards` equal workers; this is worker `shard`. The last chunk
-    is padded with dead slots. `first`, `n` and `shard` are traced scalars (uint32, int32, int32): no value
-    of them compiles anew. N * n must stay below 2**31.
+    All images' samples stand in one row, which is dealt chunk by chunk to `shards` equal workers; this is worker
+    `shard`. So images of different sample numbers share a batch, and only the last chunk is padded with dead slots.
+    `first` (uint32 [N]), `n` (int32 [N], >= 0) and `shard` (int32 []) are traced: no value of them compiles anew.
+    The n together must stay below 2**31.
 
     Returns:
       int32 [N, classes + 1], this worker's share.
     """
-    total = images.shape[0] * n
+    ends = jnp.cumsum(n)
+    total = ends[-1]
     stride = chunk * shards
 
     def body(step: jax.Array, counts: jax.Array) -> jax.Array:
         position = step * stride + shard * chunk + jnp.arange(chunk, dtype=jnp.int32)
         live = position < total
-        slot, sample = jnp.divmod(jnp.where(live, position, 0), n)
-        sample = first + sample.astype(jnp.uint32)
+        slot = jnp.searchsorted(ends, position, side="right", method="compare_all")
+        slot = jnp.minimum(slot, images.shape[0] - 1)
+        sample = first[slot] + (position - (ends[slot] - n[slot])).astype(jnp.uint32)
         votes = slot_votes(apply_fn, law, classes, params, key, images, indices, scales, slot, sample, live)
         return counts + votes
 
     # Zeros that vary over the mesh as the votes will: a constant carry is refused inside shard_map.
-    varying = shard + n + first.astype(jnp.int32) + indices.astype(jnp.int32)[:, None]
+    varying = (shard + n + first.astype(jnp.int32) + indices.astype(jnp.int32))[:, None]
     start = jnp.zeros((images.shape[0], classes + 1), jnp.int32) + 0 * varying
     return jax.lax.fori_loop(0, (total + stride - 1) // stride, body, start)
 
@@ -141,26 +144,30 @@ def dispatch_votes(
     scales: np.ndarray,
     *,
     indices: np.ndarray,
-    first: int,
-    n: int,
+    first: np.ndarray | int,
+    n: np.ndarray | int,
     key: jax.Array,
     chunk: int,
     mesh: Mesh,
 ) -> jax.Array:
-    """Start counting and return at once: int32 [devices, N, classes + 1], to be summed over the first axis."""
+    """Start counting and return at once: int32 [devices, N, classes + 1], to be summed over the first axis.
+
+    `first` and `n` are those of each image, or of all.
+    """
     _validate.at_least("chunk", chunk, 2)
-    if np.min(indices) < 0 or np.max(indices) >= 2**32 or first < 0 or first + n > 2**32:
+    first, n = (np.broadcast_to(np.asarray(value, np.int64), (len(images),)) for value in (first, n))
+    if np.min(indices) < 0 or np.max(indices) >= 2**32 or np.min(first) < 0 or np.max(first + n) > 2**32:
         raise ValueError(f"Expected indices and sample numbers in 0 .. 2**32 - 1, got {indices}, {first} + {n}.")
-    if len(images) * n + chunk * mesh.size >= 2**31:
-        raise ValueError(f"Expected images * n < 2**31 in one dispatch, got {len(images)} * {n}.")
+    if np.sum(n) + chunk * mesh.size >= 2**31:
+        raise ValueError(f"Expected images * n < 2**31 in one dispatch, got {np.sum(n)}.")
     return _votes_on_mesh(
         classifier.params,
         key,
         jnp.asarray(images, jnp.float32),
         jnp.asarray(indices, jnp.uint32),
         jnp.asarray(scales, jnp.float32),
-        jnp.uint32(first),
-        jnp.int32(n),
+        jnp.asarray(first, jnp.uint32),
+        jnp.asarray(n, jnp.int32),
         apply_fn=classifier.apply_fn,
         law=scheme.law,
         classes=classifier.classes,
@@ -249,8 +256,8 @@ def memory_estimate(classifier: Classifier, scheme: Scheme, *, chunk: int, mesh:
         jnp.zeros(shape, jnp.float32),
         jnp.zeros(1, jnp.uint32),
         jnp.zeros(1, jnp.float32),
-        jnp.uint32(0),
-        jnp.int32(1),
+        jnp.zeros(1, jnp.uint32),
+        jnp.ones(1, jnp.int32),
         apply_fn=classifier.apply_fn,
         law=scheme.law,
         classes=classifier.classes,

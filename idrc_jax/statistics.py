@@ -54,17 +54,6 @@ def select(votes: np.ndarray) -> int:
     return int(np.argmax(votes[:-1])) if np.any(votes[:-1]) else ABSTAIN
 
 
-def lower_bound(selected: int, votes: np.ndarray, alpha: float) -> float:
-    """CERTIFY's second step (Cohen et al. 2019): a lower bound on the probability of a class chosen beforehand.
-
-    Args:
-      selected: the class, chosen by other votes (`select`); `ABSTAIN` has the bound 0.
-      votes: int [K + 1].
-      alpha: error probability of the bound.
-    """
-    return 0.0 if selected == ABSTAIN else float(clopper_pearson_lower(votes[selected], np.sum(votes), alpha))
-
-
 def simultaneous_bounds(selected: int, votes: np.ndarray, alpha: float) -> tuple[float, float]:
     """Bounds (p_lower of a class chosen beforehand, p_upper of every other class) that hold at once.
 
@@ -79,9 +68,53 @@ def simultaneous_bounds(selected: int, votes: np.ndarray, alpha: float) -> tuple
         return 0.0, 1.0
     rival = int(np.max(np.delete(votes[:-1], selected)))
     return (
-        lower_bound(selected, votes, alpha / classes),
+        float(clopper_pearson_lower(votes[selected], np.sum(votes), alpha / classes)),
         float(clopper_pearson_upper(rival, np.sum(votes), alpha / classes)),
     )
+
+
+def log_wealth(k: Any, n: Any, p: Any) -> Any:
+    """Logarithm of the wealth won by betting on more than a share p of successes, after k in n.
+
+    The mixture of all bets on q > p under Jeffreys' law (after Voracek 2024):
+    B(k + 1/2, n - k + 1/2) / (B(1/2, 1/2) p^k (1 - p)^(n - k)) * P(X > p) / P(Y > p) for X ~ Beta(k + 1/2, n - k + 1/2)
+    and Y ~ Beta(1/2, 1/2).
+
+    Args:
+      k, n: counts, 0 <= k <= n; p: in (0, 1). All broadcast.
+
+    Guarantee: for independent successes of probability at most p the wealth is a supermartingale that starts at 1, so
+    the probability that it ever reaches 1 / alpha is at most alpha (Ville), however often one looks.
+    """
+    k, n, p = np.broadcast_arrays(*(np.asarray(value, np.float64) for value in (k, n, p)))
+    a, b = k + 0.5, n - k + 0.5
+    with np.errstate(divide="ignore"):
+        above = np.log(special.betaincc(a, b, p)) - np.log(special.betaincc(0.5, 0.5, p))
+    return special.betaln(a, b) - np.log(np.pi) - special.xlogy(k, p) - special.xlog1py(n - k, -p) + above
+
+
+def betting_lower(k: Any, n: Any, alpha: float) -> Any:
+    """Lower confidence sequence of a proportion: the smallest p at which `log_wealth` is below log(1 / alpha).
+
+    Arguments as for `clopper_pearson_lower`, with one alpha; rounded down by 1e-9 of itself.
+
+    Guarantee: for every p, P(lower(K_n, n) <= p for all n at once) >= 1 - alpha, K_n the successes among the first n
+    independent trials: votes may be looked at as often as one likes, and sampling stopped at any look.
+    """
+    k, n = _counts(k, n, alpha)
+    low, high = np.zeros(np.broadcast(k, n).shape), np.broadcast_to(k / n, np.broadcast(k, n).shape)
+    for _ in range(60):
+        middle = (low + high) / 2
+        with np.errstate(invalid="ignore"):
+            rejected = log_wealth(k, n, np.maximum(middle, 1e-300)) >= -np.log(alpha) + 1e-9
+        low, high = np.where(rejected, middle, low), np.where(rejected, high, middle)
+    return (low * (1 - 1e-9))[()]
+
+
+def betting_upper(k: Any, n: Any, alpha: float) -> Any:
+    """Upper confidence sequence, the mirror image of `betting_lower`."""
+    k, n = _counts(k, n, alpha)
+    return 1 - betting_lower(n - k, n, alpha)
 
 
 def predict(votes: np.ndarray, alpha: float) -> int:
@@ -98,6 +131,26 @@ def predict(votes: np.ndarray, alpha: float) -> int:
     top = int(classes[order[0]])
     runner_up = int(classes[order[1]]) if len(classes) > 1 else 0
     if top == 0 or stats.binomtest(top, top + runner_up, 0.5).pvalue > alpha:
+        return ABSTAIN
+    return int(order[0])
+
+
+def predict_sequential(votes: np.ndarray, alpha: float) -> int:
+    """PREDICT at any number of samples: the class with the most votes, or `ABSTAIN` as long as that is not clear.
+
+    Bets that the top class has more than half of the votes that fall on it or the runner-up, until the wealth is
+    (K - 1) / alpha.
+
+    Guarantee: with probability at least 1 - alpha it never names another class than the smoothed classifier's, however
+    often the votes are looked at. For it to name class b, b must win the bet against the true class c, too, whose votes
+    are no more than the runner-up's; against c it wins with probability at most alpha / (K - 1), and there are K - 1 b.
+    """
+    _validate.in_open_unit_interval("alpha", alpha)
+    classes = np.asarray(votes)[:-1]
+    order = np.argsort(-classes, kind="stable")
+    top = int(classes[order[0]])
+    runner_up = int(classes[order[1]]) if len(classes) > 1 else 0
+    if log_wealth(top, top + runner_up, 0.5) < np.log(max(len(classes) - 1, 1) / alpha):
         return ABSTAIN
     return int(order[0])
 

@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
-from idrc_jax import certificates, statistics
+from idrc_jax import _validate, certificates, statistics
 from idrc_jax.results import Results
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -46,6 +47,24 @@ def certified_accuracy(results: Results, radius: float, *, published: bool = Fal
     return float(np.mean(correct_radii(results, published=published) >= radius))
 
 
+def certified_accuracy_lower(results: Results, radius: float, confidence: float = 0.95) -> float:
+    """The share of these images that is robust: `certified_accuracy`, less the certificates that may be wrong.
+
+    Cohen et al. (2019), appendix, with the binomial law in place of its tail bound: of m certificates at most the
+    `confidence` quantile of Bin(m, alpha) are wrong.
+
+    Guarantee: with probability at least `confidence` over the sampling at least this share of the images has the right
+    prediction of the smoothed classifier everywhere within `radius`. It needs noise that is independent across images,
+    as a run's is where every image has an index of its own.
+    """
+    _validate.in_open_unit_interval("confidence", confidence)
+    if results.manifest is None:
+        raise ValueError(f"Expected a manifest beside {results.path}, with alpha, got none.")
+    radii = correct_radii(results)
+    wrong = stats.binom.ppf(confidence, len(radii), results.manifest["guarantee"]["alpha"])
+    return float(max(np.sum(radii >= radius) - wrong, 0) / len(radii))
+
+
 def average_certified_radius(results: Results, *, published: bool = False) -> float:
     """ACR (Zhai et al. 2020): the mean over images of the radius, 0 where the prediction is wrong or uncertified."""
     return float(np.mean(np.maximum(correct_radii(results, published=published), 0.0)))
@@ -69,6 +88,10 @@ def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
         lines.append(f"{radius:6.2f}  {_accuracy(certified, radius):>22}  {_accuracy(published, radius):>22}")
     lines.append(f"{'ACR':>6}  {_acr(certified):>22}  {_acr(published):>22}")
     lines.append(f"Abstained: {sum(row.predict == statistics.ABSTAIN for row in results.rows)} of {len(results.rows)}.")
+    if results.manifest:
+        drawn = sum((row.n or 0) + (row.n0 or 0) for row in results.rows)
+        plan = results.manifest["guarantee"]["plan"]
+        lines.append(f"Samples: {drawn:,}, {drawn / len(results.rows):,.0f} an image (plan {plan}).")
     if certified is None:
         lines.append("This file has no valid radii, and published ones are not certificates: see idrc-recertify.")
     elif results.manifest:

@@ -7,6 +7,7 @@ from conftest import ROOT
 from scipy import special, stats
 
 from idrc_jax import certificates, neyman_pearson, schemes, statistics
+from idrc_jax.plans import Fixed
 
 IMAGE = np.linspace(0, 1, 48).reshape(4, 4, 3)
 
@@ -99,7 +100,7 @@ def test_stepped_by_mean_or_deviation_reaches_farther_for_the_dimension():
 def test_published_radius_of_stepped_does_not_exist():
     assert math.isnan(certificates.published_radius(STEPPED, 0.9))
     votes = np.array([[100, 0, 0], [50, 50, 0]])  # certain, and an abstention
-    made = certificates.from_votes(STEPPED, [3.0, 3.0], [0, 0], votes, n0=9, alpha=0.01, dim=48)
+    made = certificates.from_votes(STEPPED, [3.0, 3.0], [0, 0], votes, plan=Fixed(n0=9), alpha=0.01, dim=48)
     assert [one.predict for one in made] == [0, -1]
     assert all(math.isnan(one.radius_published) for one in made)
 
@@ -220,7 +221,7 @@ def test_published_radius_ignores_the_scheme(name):
 def test_certificate_from_votes():
     votes = np.array([[5, 990, 3, 2], [5, 990, 3, 2]])
     made, none = certificates.from_votes(
-        schemes.Gaussian(sigma=0.5), [0.0, 0.0], [1, statistics.ABSTAIN], votes, n0=100, alpha=0.001, dim=48
+        schemes.Gaussian(sigma=0.5), [0.0, 0.0], [1, statistics.ABSTAIN], votes, plan=Fixed(n0=100), alpha=0.001, dim=48
     )
     assert (made.predict, made.selected, made.n, made.n0, made.sigma_x) == (1, 1, 1000, 100, 0.5)
     assert made.p_lower == statistics.clopper_pearson_lower(990, 1000, 0.001)
@@ -233,7 +234,14 @@ def test_two_sided_certificate_from_votes():
     """It predicts where no class has half of the votes, and abstains where the bounds touch."""
     votes = np.array([[450, 100, 150, 150, 150, 0], [450, 100, 400, 25, 25, 0]])
     sure, unsure = certificates.from_votes(
-        schemes.Gaussian(sigma=0.5), [0.0, 0.0], [0, 0], votes, n0=100, alpha=0.001, dim=48, certificate="two_sided"
+        schemes.Gaussian(sigma=0.5),
+        [0.0, 0.0],
+        [0, 0],
+        votes,
+        plan=Fixed(n0=100),
+        alpha=0.001,
+        dim=48,
+        certificate="two_sided",
     )
     lower, upper = statistics.simultaneous_bounds(0, votes[0], 0.001)
     assert (sure.predict, sure.p_lower, sure.radius_published) == (0, lower, 0.0)
@@ -243,13 +251,17 @@ def test_two_sided_certificate_from_votes():
 
 def test_abstention_keeps_the_selected_class():
     votes = np.array([[520, 480, 0]])
-    (made,) = certificates.from_votes(schemes.Gaussian(sigma=0.5), [0.0], [0], votes, n0=9, alpha=0.001, dim=48)
+    (made,) = certificates.from_votes(
+        schemes.Gaussian(sigma=0.5), [0.0], [0], votes, plan=Fixed(n0=9), alpha=0.001, dim=48
+    )
     assert (made.predict, made.radius, made.radius_published, made.selected) == (-1, 0.0, 0.0, 0)
 
 
 def test_a_black_image_without_noise_abstains():
     unanimous = np.array([[1000, 0, 0]])
-    (made,) = certificates.from_votes(schemes.L1(sigma=0.5), [0.0], [0], unanimous, n0=9, alpha=0.001, dim=48)
+    (made,) = certificates.from_votes(
+        schemes.L1(sigma=0.5), [0.0], [0], unanimous, plan=Fixed(n0=9), alpha=0.001, dim=48
+    )
     assert (made.predict, made.radius, made.radius_published, made.p_lower) == (-1, 0.0, 0.0, 0.0)
 
 

@@ -62,7 +62,7 @@ def test_every_config_makes_valid_settings(name):
     assert isinstance(made, ml_collections.ConfigDict)
     config.noise_scheme(made)
     config.recipe(made)
-    assert config.settings(made).n == made.certify.n
+    assert config.settings(made).plan.n == made.certify.n
     assert (config.folder() / f"{name}.py").is_file()
     header = (config.folder() / f"{name}.py").read_text().split('"""')[1]
     assert "Command:" in header

@@ -12,11 +12,11 @@ import idrc_jax
 
 PACKAGE = ROOT / "idrc_jax"
 ORDER = [
-    "_validate", "_files", "_command", "_roots", "statistics", "schemes", "neyman_pearson", "radial", "certificates",
-    "results", "summary", "figures", "recertify", "progress",
+    "_validate", "_files", "_command", "_roots", "statistics", "plans", "schemes", "neyman_pearson", "radial",
+    "certificates", "results", "summary", "figures", "recertify", "progress",
     # ---- everything above imports no JAX
-    "prng", "noise", "models.resnet", "data", "devices", "checkpoints", "sampling", "training", "certification",
-    "config", "cli",
+    "prng", "noise", "models.resnet", "data", "devices", "checkpoints", "sampling", "training", "scheduler",
+    "certification", "config", "cli",
 ]  # fmt: skip
 WITHOUT_JAX = ORDER[: ORDER.index("prng")]
 

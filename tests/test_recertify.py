@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from idrc_jax import certification, data, recertify, results, schemes
+from idrc_jax import certification, data, plans, recertify, results, schemes
 from idrc_jax.certification import Settings
 
 SCHEMES = {
@@ -27,7 +27,7 @@ def dataset():
 
 
 def certify(linear, dataset, workdir, scheme, **changed):
-    settings = Settings(**{"n0": 20, "n": 300, "alpha": 0.001} | changed)
+    settings = Settings(**{"plan": plans.Fixed(n0=20, n=300), "alpha": 0.001} | changed)
     certification.certify_dataset(linear, scheme, dataset, np.arange(0, 60, 4), settings, workdir, chunk=64)
     return results.read_results(workdir)
 
@@ -106,7 +106,7 @@ def test_ten_thousand_rows_take_seconds(name, tmp_path):
     """As many images as CIFAR-10 tests, n = 100,000, all different: <= 20 s on two cores."""
     generator = np.random.default_rng(0)
     scheme = SCHEMES[name]
-    made = schemes.describe(scheme) | {"alpha": 0.001, "certificate": "one_sided", "n0": 100, "n": 100_000}
+    made = schemes.describe(scheme) | plans.describe(plans.Fixed()) | {"alpha": 0.001, "certificate": "one_sided"}
     top = 100_000 - np.floor(10 ** generator.uniform(0, 4.7, 10_000)).astype(int)
     statistic = generator.uniform(0.1, 0.9, 10_000) if name == "l1" else generator.uniform(5, 50, 10_000)
     level = schemes.drawn_level(scheme, statistic)

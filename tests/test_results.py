@@ -10,14 +10,14 @@ import time
 import numpy as np
 import pytest
 
-from idrc_jax import certificates, results, schemes
+from idrc_jax import certificates, plans, results, schemes
 
 GUARANTEE = {"scheme": "gaussian", "sigma": 0.5, "ref": 1.0, "n0": 10, "n": 100, "alpha": 0.001, "data": "x/test"}
 
 
 def row(idx, label=1, votes=(3, 95, 0, 2), seconds=0.25):
     (made,) = certificates.from_votes(
-        schemes.Gaussian(sigma=0.5), [0.0], [1], np.array([votes]), n0=10, alpha=0.001, dim=48
+        schemes.Gaussian(sigma=0.5), [0.0], [1], np.array([votes]), plan=plans.Fixed(n0=10), alpha=0.001, dim=48
     )
     return results.Row.from_certificate(made, idx, label, seconds)
 

@@ -110,8 +110,9 @@ def test_kernel_runs_under_jit_vmap_pmap_and_shard_map(linear, pictures, name):
 
     def votes(images, numbers, levels, first, n):
         """The samples first .. first + n - 1 of every image, on one worker."""
+        firsts, counts = (jnp.broadcast_to(value, (len(images),)) for value in (first, n))
         return sampling.sample_votes(
-            linear.apply_fn, scheme.law, 3, 16, linear.params, key, images, numbers, levels, first, n,
+            linear.apply_fn, scheme.law, 3, 16, linear.params, key, images, numbers, levels, firsts, counts,
             jnp.int32(0), 1,
         )  # fmt: skip
 
@@ -130,6 +131,25 @@ def test_kernel_runs_under_jit_vmap_pmap_and_shard_map(linear, pictures, name):
         out_specs=P(devices.AXIS),
     )
     np.testing.assert_array_equal(np.asarray(jax.jit(sharded)(firsts)).sum(axis=0), expected)
+
+
+def test_images_with_different_sample_numbers_share_batches(linear, pictures):
+    """Each image's votes are those of its own samples, whatever the others draw; 0 samples are no votes."""
+    key, mesh = prng.stage(prng.root(5), prng.ESTIMATION), devices.mesh(2)
+    _, scales = schemes.host_scale(schemes.Gaussian(sigma=0.5), pictures)
+    first, n = np.array([0, 100, 7, 3, 50]), np.array([30, 0, 201, 1, 64])
+    votes = sampling.dispatch_votes(
+        linear, schemes.Gaussian(sigma=0.5), pictures, scales, indices=INDICES, first=first, n=n, key=key, chunk=16,
+        mesh=mesh,
+    )  # fmt: skip
+    votes = np.asarray(votes).sum(axis=0)
+    for i in range(5):
+        alone = (
+            count(linear, pictures[i : i + 1], indices=INDICES[i : i + 1], first=first[i], n=n[i])
+            if n[i]
+            else [[0] * 4]
+        )
+        assert votes[i].tolist() == list(alone[0])
 
 
 def test_one_compilation_for_all_images_scales_and_counts(linear, pictures):

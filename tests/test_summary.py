@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from idrc_jax import summary
 from idrc_jax.results import Results, Row, read_results
@@ -19,7 +20,7 @@ def results(radii, *, correct=None, published=None, predict=None, scheme="gaussi
         for i, radius in enumerate(radii)
     )  # fmt: skip
     guarantee = {"scheme": scheme, "sigma": 0.5, "ref": 1.0, "data": "x/test", "n0": 1, "n": 9, "alpha": 0.001}
-    guarantee["certificate"] = "one_sided"
+    guarantee |= {"certificate": "one_sided", "plan": "fixed"}
     return Results(rows, {"guarantee": guarantee}, None)
 
 
@@ -64,6 +65,7 @@ def test_table_shows_accuracy_interval_and_acr():
     assert "ACR" in table
     acr = next(line for line in table.splitlines() if "ACR" in line)
     assert acr.split()[1] == "0.225"
+    assert "Samples: 5,000, 10 an image (plan fixed)." in table
 
 
 def test_acr_is_printed_rounded_down():
@@ -105,3 +107,25 @@ def test_published_acr_of_another_project(shared):
     assert summary.average_certified_radius(plain) == pytest.approx(0.524, abs=6e-4)
     assert summary.average_certified_radius(consistent) == pytest.approx(0.552, abs=6e-4)
     assert 2 < np.median([row.time for row in plain.rows]) < 5  # h:mm:ss, about 3 s an image
+
+
+def test_the_lower_bound_takes_off_what_alpha_may_have_got_wrong():
+    many = results([0.375] * 300 + [0.0] * 200)
+    many.manifest["guarantee"]["alpha"] = 0.01
+    wrong = next(q for q in range(500) if stats.binom.cdf(q, 500, 0.01) >= 0.95)
+    assert summary.certified_accuracy_lower(many, 0.25) == (300 - wrong) / 500
+    assert summary.certified_accuracy_lower(many, 0.25, confidence=0.5) > summary.certified_accuracy_lower(many, 0.25)
+    assert summary.certified_accuracy_lower(results([0.3]), 0.5) == 0
+    with pytest.raises(ValueError, match="manifest"):
+        summary.certified_accuracy_lower(dataclasses.replace(many, manifest=None), 0.25)
+
+
+def test_the_lower_bound_holds_by_simulation():
+    """40 images that are not robust at all, each certified wrongly with probability alpha, and 60 that are."""
+    generator, runs, broken = np.random.default_rng(0), 1000, 0
+    for _ in range(runs):
+        wrong = generator.uniform(size=40) < 0.05
+        made = results([1.0] * 60 + np.where(wrong, 1.0, 0.0).tolist())
+        made.manifest["guarantee"]["alpha"] = 0.05
+        broken += summary.certified_accuracy_lower(made, 0.5, confidence=0.9) > 0.6
+    assert broken / runs <= 0.1
