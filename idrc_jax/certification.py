@@ -78,7 +78,7 @@ def certify(
     settings = Settings(plan or Fixed(n=n, n0=n0), alpha, certificate=certificate)
     certificates.check_certificate(certificate, scheme, settings.plan)
     mesh = mesh or devices.mesh()
-    images, indices = sampling.check_images(images, classifier), np.asarray(indices)
+    images = sampling.check_images(images, classifier)
     sampler = _Sampler(classifier, scheme, images, indices, key, chunk or sampling.default_chunk(mesh), mesh)
     scheduler = sampler.scheduler(settings.plan, alpha, piece=1000 * sampler.stride)
     made: dict[int, Certificate] = {}
@@ -116,7 +116,7 @@ def predict(
     _validate.in_open_unit_interval("alpha", alpha)
     _validate.at_least("n", n, 1)
     mesh = mesh or devices.mesh()
-    images, indices = sampling.check_images(images, classifier), np.asarray(indices)
+    images = sampling.check_images(images, classifier)
     sampler = _Sampler(classifier, scheme, images, indices, key, chunk or sampling.default_chunk(mesh), mesh)
     plan = ToSignificance(n=n) if adaptive else SelectionFree(n=n)
     scheduler = sampler.scheduler(plan, alpha, piece=1000 * sampler.stride, stage=prng.PREDICTION)
@@ -142,7 +142,8 @@ class _Sampler:
     ) -> None:
         self.stride = chunk * mesh.size
         self._statistic, self._scales = host_scale(scheme, images)
-        self._classifier, self._scheme, self._images, self._indices = classifier, scheme, images, indices
+        self._classifier, self._scheme, self._images = classifier, scheme, images
+        self._indices = sampling.check_indices(indices, images)
         self._mesh, self._chunk = mesh, chunk
         self._dim = int(np.prod(classifier.image_shape))
         self._keys = {stage: prng.stage(key, stage) for stage in (prng.SELECTION, prng.ESTIMATION, prng.PREDICTION)}

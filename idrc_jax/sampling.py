@@ -213,9 +213,7 @@ def count_votes(
     """
     mesh = mesh or devices.mesh()
     images = check_images(images, classifier)
-    indices = np.asarray(indices)
-    if indices.shape != (len(images),):
-        raise ValueError(f"Expected one index an image, got {indices.shape} for {len(images)} images.")
+    indices = check_indices(indices, images)
     _validate.at_least("n", n, 1)
     _, scales = host_scale(scheme, images)
     votes = dispatch_votes(
@@ -245,6 +243,14 @@ def check_images(images: np.ndarray, classifier: Classifier) -> np.ndarray:
             f"Expected float32 images within [0, 1], got {images.dtype} from {images.min()} to {images.max()}."
         )
     return images
+
+
+def check_indices(indices: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """One index an image, or ValueError."""
+    indices = np.asarray(indices)
+    if indices.shape != (len(images),):
+        raise ValueError(f"Expected one index an image, got {indices.shape} for {len(images)} images.")
+    return indices
 
 
 def memory_estimate(classifier: Classifier, scheme: Scheme, *, chunk: int, mesh: Mesh) -> int | None:

@@ -274,6 +274,13 @@ def test_settings_that_cannot_certify_are_refused(settings, message):
         Settings(**settings)
 
 
+def test_images_without_an_index_each_are_refused(linear, dataset):
+    images = data.to_unit(dataset.images[INDICES])
+    for function in (idrc.certify, idrc.predict):
+        with pytest.raises(ValueError, match="one index an image"):
+            function(linear, SCHEME, images, indices=INDICES[:3], n=100, key=prng.root(0))
+
+
 def test_data_that_do_not_fit_are_refused(linear, dataset, tmp_path):
     with pytest.raises(ValueError, match=r"images of shape \(4, 4, 1\)"):
         run(linear, dataclasses.replace(dataset, images=dataset.images[:, :3]), tmp_path)
