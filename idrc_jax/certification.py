@@ -293,7 +293,15 @@ def certify_dataset(
                     progress.update(done, samples_per_second=scheduler.drawn / (now - begun))
         finally:
             progress.close()
-            write_status(workdir / status, "certify", done=done, total=len(indices))
+            write_status(
+                workdir / status,
+                "certify",
+                done=done,
+                total=len(indices),
+                seconds=round(time.perf_counter() - begun, 3),
+                samples=scheduler.drawn,
+                slots_used=round(scheduler.slots_used / max(1, scheduler.slots_total), 4),
+            )
     if done < len(indices):
         require_progress(before, done, max_minutes)
     return done == len(indices)

@@ -72,9 +72,9 @@ class Progress:
         self._bar.close()
 
 
-def write_status(path: Path, job: str, *, done: int, total: int) -> None:
-    """The machine-readable status of a job: whether it is finished and how far it got."""
-    _files.write_json(path, {"job": job, "finished": done >= total, "done": done, "total": total})
+def write_status(path: Path, job: str, *, done: int, total: int, **measured: float) -> None:
+    """The machine-readable status of a job: whether it is finished, how far it got, what its last call measured."""
+    _files.write_json(path, {"job": job, "finished": done >= total, "done": done, "total": total, **measured})
 
 
 def require_progress(before: int, after: int, max_minutes: float) -> None:
