@@ -43,8 +43,7 @@ class Classifier:
       classes: number of classes.
       image_shape: (H, W, C) it was made for.
       dtype: compute type, part of what is certified.
-      kernel: what runs the network, "xla" or the name of a kernel of `idrc_jax.kernels`; it changes the speed and, within
-        rounding, the logits.
+      kernel: what runs the network: "xla", or a kernel of `idrc_jax.kernels`, with the same logits within rounding.
       sha256: of the tensors; empty for a network that was not loaded from a file.
       description: what rebuilds the network, and how it was trained.
     """

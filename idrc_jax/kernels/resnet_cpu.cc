@@ -73,7 +73,7 @@ struct Shape {
 // ---- What becomes of a sum.
 
 struct Layer {
-  const float* weights;  // direct: [size, size, in, out]; minimal filtering: [36, in, out]
+  const float* weights;  // direct: [size, size, in, out]; minimal filtering: [36, out / 32, in, 32] (or 16 for 32)
   const float* bias;     // [out]
   bool relu;
   bool half;
@@ -218,7 +218,7 @@ class Winograd {
   static void Multiply(const float* tiles, const float* weights, float* products, int block) {
     constexpr int kVectors = kChannels == kLanes ? 1 : 2;
     constexpr int kRows = kSums / kVectors;
-    for (int c = 0; c < kChannels; c += kVectors * kLanes) {
+    for (int c = 0; c < kChannels; c += kVectors * kLanes, weights += kChannels * kVectors * kLanes) {
       for (int t = 0; t < block; t += kRows) {
         Vector sum[kRows][kVectors] = {};
         const float* from = tiles + t * kChannels;
@@ -228,7 +228,7 @@ class Winograd {
           for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
             for (int v = 0; v < kVectors; ++v) {
-              sum[r][v] += Load(weights + k * kChannels + c + v * kLanes) * from[r * kChannels + k];
+              sum[r][v] += Load(weights + (k * kVectors + v) * kLanes) * from[r * kChannels + k];
             }
           }
         }
