@@ -122,6 +122,49 @@ void Convolve(const Layer& layer, const float* from, Shape in, Shape out, const 
   for (int y = 0; y < out.height; ++y) row(layer, from, in, y, out, shortcut, to);
 }
 
+// Adds to `sums` [size, size, in, out] the gradient with respect to the weights, of one image.
+template <int kSize, int kStride, int kRows, int kVectors>
+void AccumulateBlocks(const float* from, Shape in, const float* gradient, Shape out, float* sums) {
+  for (int ky = 0; ky < kSize; ++ky) {
+    for (int kx = 0; kx < kSize; ++kx, sums += in.channels * out.channels) {
+      for (int k = 0; k < in.channels; k += kRows) {
+        for (int c = 0; c < out.channels; c += kVectors * kLanes) {
+          Vector sum[kRows][kVectors];
+          for (int r = 0; r < kRows; ++r) {
+            for (int v = 0; v < kVectors; ++v) sum[r][v] = Load(sums + (k + r) * out.channels + c + v * kLanes);
+          }
+          for (int y = 0; y < out.height; ++y) {
+            const float* pixel = from + in.At(y * kStride - kSize / 2 + ky, kx - kSize / 2) + k;
+            const float* back = gradient + out.At(y, 0) + c;
+            for (int x = 0; x < out.width; ++x, pixel += kStride * in.channels, back += out.channels) {
+#pragma GCC unroll 16
+              for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+                for (int v = 0; v < kVectors; ++v) sum[r][v] += Load(back + v * kLanes) * pixel[r];
+              }
+            }
+          }
+          for (int r = 0; r < kRows; ++r) {
+            for (int v = 0; v < kVectors; ++v) Store(sums + (k + r) * out.channels + c + v * kLanes, sum[r][v]);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <int kSize, int kStride>
+void AccumulateWeights(const float* from, Shape in, const float* gradient, Shape out, float* sums) {
+  const bool narrow = out.channels == kLanes;
+  auto* run = narrow ? AccumulateBlocks<kSize, kStride, 1, 1> : AccumulateBlocks<kSize, kStride, 1, 2>;
+  if (in.channels % kLanes == 0) {
+    run = narrow ? AccumulateBlocks<kSize, kStride, kSums, 1> : AccumulateBlocks<kSize, kStride, kSums / 2, 2>;
+  } else if (in.channels == 3) {
+    run = narrow ? AccumulateBlocks<kSize, kStride, 3, 1> : AccumulateBlocks<kSize, kStride, 3, 2>;
+  }
+  run(from, in, gradient, out, sums);
+}
+
 // ---- Minimal filtering: a tile of 4x4 outputs from 6x6 products a pair of channels (Lavin and Gray 2016).
 
 class Winograd {
