@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from idrc_jax import _files, _validate
 from idrc_jax.models.resnet import ResNet
+from idrc_jax.models.resnet50 import ResNet50
 from idrc_jax.results import differences
 
 WEIGHTS = "weights.safetensors"
@@ -56,10 +57,18 @@ class Classifier:
         return self.apply_fn(self.params, images)
 
 
-def build(description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs) -> ResNet:
+def build(description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs) -> ResNet | ResNet50:
     """The network that a description names, newly initialised."""
-    _validate.one_of("model.architecture", description["architecture"], ("resnet",))
+    _validate.one_of("model.architecture", description["architecture"], ("resnet", "resnet50"))
     _validate.one_of("model.dtype", dtype, _DTYPES)
+    if description["architecture"] == "resnet50":
+        return ResNet50(
+            classes=description["classes"],
+            mean=tuple(description["mean"]),
+            std=tuple(description["std"]),
+            dtype=_DTYPES[dtype],
+            rngs=rngs,
+        )
     return ResNet(
         depth=description["depth"],
         classes=description["classes"],
@@ -92,14 +101,22 @@ def save_weights(path: Path, tensors: Tensors, description: dict[str, Any]) -> N
     """Write tensors and description to a `.safetensors` file, whole or not at all."""
     flat = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     partial = path.with_suffix(".partial")
-    save_file(flat, partial, metadata={"idrc_jax": json.dumps({"format": _FORMAT, **description})})
-    os.replace(partial, path)
+    try:
+        save_file(flat, partial, metadata={"idrc_jax": json.dumps({"format": _FORMAT, **description})})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def save_half(source: str | Path, path: Path) -> None:
     """Copy a run's weights in float16, half the size, for sharing: another classifier, to be certified anew."""
-    tensors, description = _read(_weights_file(source))
+    tensors, description = read_weights(source)
     save_weights(path, {name: value.astype(np.float16) for name, value in tensors.items()}, description)
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors and description in a run's folder or a `.safetensors` file of this project."""
+    return _read(_weights_file(path))
 
 
 def load_classifier(path: str | Path, *, dtype: str = "", expect: dict[str, Any] | None = None) -> Classifier:

@@ -13,10 +13,11 @@ import idrc_jax
 PACKAGE = ROOT / "idrc_jax"
 ORDER = [
     "_validate", "_files", "_command", "_roots", "statistics", "plans", "schemes", "neyman_pearson", "radial",
-    "certificates", "results", "summary", "figures", "recertify", "progress",
+    "certificates", "results", "summary", "figures", "recertify", "progress", "interop.layouts", "interop.torch_files",
+    "interop.tables",
     # ---- everything above imports no JAX
-    "prng", "noise", "models.resnet", "data", "devices", "checkpoints", "sampling", "training", "scheduler",
-    "certification", "config", "cli",
+    "prng", "noise", "models.resnet", "models.resnet50", "data", "devices", "checkpoints", "interop.importing",
+    "interop.exporting", "sampling", "training", "scheduler", "certification", "config", "cli",
 ]  # fmt: skip
 WITHOUT_JAX = ORDER[: ORDER.index("prng")]
 

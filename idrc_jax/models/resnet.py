@@ -20,7 +20,7 @@ _he_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 _linear_default = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def _conv(features_in: int, features_out: int, size: int, stride: int, dtype: Any, rngs: nnx.Rngs) -> nnx.Conv:
+def conv(features_in: int, features_out: int, size: int, stride: int, dtype: Any, rngs: nnx.Rngs) -> nnx.Conv:
     return nnx.Conv(
         features_in,
         features_out,
@@ -34,7 +34,7 @@ def _conv(features_in: int, features_out: int, size: int, stride: int, dtype: An
     )
 
 
-def _batch_norm(features: int, dtype: Any, rngs: nnx.Rngs) -> nnx.BatchNorm:
+def batch_norm(features: int, dtype: Any, rngs: nnx.Rngs) -> nnx.BatchNorm:
     # Flax's momentum is the weight of the old value: 0.9 is PyTorch's default of 0.1.
     return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
@@ -45,16 +45,16 @@ class BasicBlock(nnx.Module):
     def __init__(
         self, features_in: int, features: int, stride: int, shortcut: Shortcut, dtype: Any, rngs: nnx.Rngs
     ) -> None:
-        self.conv1 = _conv(features_in, features, 3, stride, dtype, rngs)
-        self.norm1 = _batch_norm(features, dtype, rngs)
-        self.conv2 = _conv(features, features, 3, 1, dtype, rngs)
-        self.norm2 = _batch_norm(features, dtype, rngs)
+        self.conv1 = conv(features_in, features, 3, stride, dtype, rngs)
+        self.norm1 = batch_norm(features, dtype, rngs)
+        self.conv2 = conv(features, features, 3, 1, dtype, rngs)
+        self.norm2 = batch_norm(features, dtype, rngs)
         self.stride = stride
         self.new_channels = features - features_in
         self.changes_shape = stride != 1 or self.new_channels != 0
         if self.changes_shape and shortcut == "projection":
-            self.projection = nnx.data(_conv(features_in, features, 1, stride, dtype, rngs))
-            self.projection_norm = nnx.data(_batch_norm(features, dtype, rngs))
+            self.projection = nnx.data(conv(features_in, features, 1, stride, dtype, rngs))
+            self.projection_norm = nnx.data(batch_norm(features, dtype, rngs))
         else:
             self.projection = nnx.data(None)
             self.projection_norm = nnx.data(None)
@@ -106,8 +106,8 @@ class ResNet(nnx.Module):
         if not len(mean) == len(std) == channels:
             raise ValueError(f"Expected a mean and a std for each of {channels} channels, got {mean} and {std}.")
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
-        self.stem = _conv(channels, 16, 3, 1, dtype, rngs)
-        self.stem_norm = _batch_norm(16, dtype, rngs)
+        self.stem = conv(channels, 16, 3, 1, dtype, rngs)
+        self.stem_norm = batch_norm(16, dtype, rngs)
         blocks = []
         features_in = 16
         for stage, features in enumerate((16, 32, 64)):
