@@ -249,13 +249,13 @@ def certify_dataset(
     certificates.check_certificate(settings.certificate, scheme, settings.plan)
     check_fits(classifier, dataset)
     chunk = _validate.at_least("chunk", chunk or sampling.default_chunk(mesh), 2)
+    guarantee = describe_guarantee(classifier, scheme, dataset, np.asarray(indices), settings)
     indices = np.asarray(indices)[process::processes]
     images = sampling.check_images(data.to_unit(dataset.images[indices]), classifier)
     labels = dataset.labels[indices]
     name = "certificates.tsv" if processes == 1 else f"certificates.{process}-of-{processes}.tsv"
     status = "certify_status.json" if processes == 1 else f"certify_status.{process}-of-{processes}.json"
     session = {"devices": mesh.size, "device": mesh.devices.flat[0].device_kind, **(provenance or {})}
-    guarantee = describe_guarantee(classifier, scheme, dataset, settings)
 
     _files.make_folder(workdir)
     with ResultsFile(workdir, guarantee=guarantee, session=session, name=name) as file:
@@ -322,7 +322,7 @@ def check_fits(classifier: Classifier, dataset: data.Dataset) -> None:
 
 
 def describe_guarantee(
-    classifier: Classifier, scheme: Scheme, dataset: data.Dataset, settings: Settings
+    classifier: Classifier, scheme: Scheme, dataset: data.Dataset, indices: np.ndarray, settings: Settings
 ) -> dict[str, Any]:
     """Everything that the certificates of a file depend on: compared when a run goes on."""
     return {
@@ -336,7 +336,7 @@ def describe_guarantee(
         "dtype": classifier.dtype,
         "weights_sha256": classifier.sha256,
         "data": f"{dataset.name}/{dataset.split}",
-        "data_sha256": dataset.fingerprint(),
+        "data_sha256": dataset.fingerprint(indices),
     }
 
 

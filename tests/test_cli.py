@@ -177,7 +177,11 @@ BAD = [
     ("train.py", ["--config.model.depth=21"], "6n + 2"),
     ("train.py", ["--config.data.name=npz", "--config.data.dir=/nowhere.npz"], ".npz file"),
     ("train.py", ["--config.data.name=cifar10", "--config.data.dir=/nowhere"], "Expected the binary version"),
-    ("train.py", ["--config=nowhere.py"], "one of cifar10.py, cifar10_short.py, quickstart.py, got 'nowhere.py'"),
+    (
+        "train.py",
+        ["--config=nowhere.py"],
+        "one of cifar10.py, cifar10_short.py, imagenet.py, quickstart.py, got 'nowhere.py'",
+    ),
     ("train.py", ["--unknown=3"], "unknown"),
     ("train.py", ["stray"], "Expected only --flags, got 'stray'"),
     ("train.py", ["--config.max_minutes=-1"], "max_minutes >= 0"),

@@ -13,8 +13,8 @@ import idrc_jax
 PACKAGE = ROOT / "idrc_jax"
 ORDER = [
     "_validate", "_files", "_command", "_roots", "statistics", "plans", "schemes", "neyman_pearson", "radial",
-    "certificates", "results", "summary", "figures", "recertify", "progress", "interop.layouts", "interop.torch_files",
-    "interop.tables",
+    "certificates", "results", "summary", "figures", "recertify", "progress", "imagenet", "interop.layouts",
+    "interop.torch_files", "interop.tables",
     # ---- everything above imports no JAX
     "prng", "noise", "models.resnet", "models.resnet50", "data", "devices", "checkpoints", "interop.importing",
     "interop.exporting", "sampling", "training", "scheduler", "certification", "config", "cli",
