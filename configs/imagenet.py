@@ -21,5 +21,4 @@ def get_config(scheme="gaussian"):
     config.model.depth = 50
     config.model.mean = (0.485, 0.456, 0.406)
     config.model.std = (0.229, 0.224, 0.225)
-    config.chunk = 400
     return config

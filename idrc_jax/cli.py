@@ -151,7 +151,9 @@ def _merge(values: flags.FlagValues, paths: list[str]) -> int:
 def _classifier_and_images(values: flags.FlagValues) -> tuple:
     settings = values.config
     where = settings.model.weights or Path(values.workdir)
-    classifier = checkpoints.load_classifier(where, dtype=settings.model.dtype, expect=_expected(values))
+    classifier = checkpoints.load_classifier(
+        where, dtype=settings.model.dtype, kernel=settings.kernel, expect=_expected(values)
+    )
     dataset = data.load(settings.data.name, "test", directory=settings.data.dir, seed=settings.seed)
     chosen = data.select(len(dataset), skip=settings.data.skip, start=settings.data.start, stop=settings.data.stop)
     return classifier, dataset, chosen
@@ -173,7 +175,6 @@ def _provenance(settings: config.Config) -> dict:
         "python": platform.python_version(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "weights": settings.model.weights,
-        "chunk": settings.chunk,
     }
 
 

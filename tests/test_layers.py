@@ -16,8 +16,9 @@ ORDER = [
     "certificates", "results", "summary", "figures", "recertify", "progress", "imagenet", "interop.layouts",
     "interop.torch_files", "interop.tables",
     # ---- everything above imports no JAX
-    "prng", "noise", "models.resnet", "models.resnet50", "data", "devices", "checkpoints", "interop.importing",
-    "interop.exporting", "sampling", "training", "scheduler", "certification", "config", "cli",
+    "prng", "noise", "models.resnet", "models.resnet50", "models.folding", "kernels.build", "kernels.resnet_cpu",
+    "data", "devices", "checkpoints", "interop.importing", "interop.exporting", "sampling", "training", "scheduler",
+    "certification", "config", "cli",
 ]  # fmt: skip
 WITHOUT_JAX = ORDER[: ORDER.index("prng")]
 
