@@ -330,7 +330,11 @@ def describe_guarantee(
     classifier: Classifier, scheme: Scheme, dataset: data.Dataset, indices: np.ndarray, settings: Settings
 ) -> dict[str, Any]:
     """Everything that the certificates of a file depend on: compared when a run goes on."""
+    described = classifier.description
+    # The weights' hash covers neither an imported network's normalisation, which is the importing user's, nor code.
+    names = ("mean", "std") if "imported" in described else ("factory",) if "factory" in described else ()
     return {
+        **{name: described[name] for name in names},
         **describe(scheme),
         **plans.describe(settings.plan),
         "certificate": settings.certificate,

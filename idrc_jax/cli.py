@@ -33,6 +33,7 @@ from idrc_jax import (
 )
 from idrc_jax.certification import certify_dataset, estimate
 from idrc_jax.certification import predict as predict_images
+from idrc_jax.interop import factory
 
 
 def train() -> None:
@@ -150,10 +151,15 @@ def _merge(values: flags.FlagValues, paths: list[str]) -> int:
 
 def _classifier_and_images(values: flags.FlagValues) -> tuple:
     settings = values.config
-    where = settings.model.weights or Path(values.workdir)
-    classifier = checkpoints.load_classifier(
-        where, dtype=settings.model.dtype, kernel=settings.kernel, expect=_expected(values)
-    )
+    if settings.model.factory and settings.model.weights:
+        raise ValueError("Expected model.factory or model.weights, got both.")
+    if settings.model.factory:
+        classifier = factory.load(settings.model.factory)
+    else:
+        where = settings.model.weights or Path(values.workdir)
+        classifier = checkpoints.load_classifier(
+            where, dtype=settings.model.dtype, kernel=settings.kernel, expect=_expected(values)
+        )
     dataset = data.load(settings.data.name, "test", directory=settings.data.dir, seed=settings.seed)
     chosen = data.select(len(dataset), skip=settings.data.skip, start=settings.data.start, stop=settings.data.stop)
     return classifier, dataset, chosen

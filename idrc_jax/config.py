@@ -51,6 +51,7 @@ def base() -> Config:
     config.model.mean = (0.4914, 0.4822, 0.4465)
     config.model.std = (0.2023, 0.1994, 0.2010)
     config.model.weights = ""  # certify and predict with this file instead of the workdir's
+    config.model.factory = ""  # or with the Classifier that package.module:function returns
 
     config.train = ml_collections.ConfigDict()
     config.train.scheme = ""  # empty: the noise's

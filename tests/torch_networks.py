@@ -115,16 +115,20 @@ class ResNet50(nn.Module):
 
 
 def randomise(network, seed=0):
-    """Inference mode, with batch normalisation that has seen something, and logits of size one."""
+    """Inference mode, normalisations that have seen something, no tensor that is all 0 or 1, logits of size one."""
     torch.manual_seed(seed)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.4, 1)
-            nn.init.normal_(module.bias, 0, 0.2)
-            nn.init.normal_(module.running_mean, 0, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-        elif isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear")
+    for name, value in network.named_parameters():
+        if value.ndim > 1:
+            nn.init.normal_(value, 0, value[0].numel() ** -0.5)
+        elif name.endswith("weight"):
+            nn.init.uniform_(value, 0.4, 1)
+        else:
+            nn.init.normal_(value, 0, 0.2)
+    for name, value in network.named_buffers():
+        if name.endswith("running_mean"):
+            nn.init.normal_(value, 0, 0.2)
+        elif name.endswith("running_var"):
+            nn.init.uniform_(value, 0.5, 2)
     return network.eval()
 
 
