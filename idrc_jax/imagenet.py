@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 CLASSES = 1000
 _RESIZED, _SIDE = 256, 224
@@ -49,24 +50,22 @@ def load(directory: str) -> tuple[Images, np.ndarray]:
         their order is the classes' (`n01440764` ...); empty for tensorflow-datasets.
 
     Raises:
-      ValueError: no such folder, another number of classes, a class without images, or no package that reads them.
+      ValueError: no such folder, another number of classes, a class without images, or no tensorflow-datasets.
     """
     return _folder(Path(directory)) if directory else _tfds()
 
 
 def resize_and_crop(pixels: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3] -> [224, 224, 3]."""
-    image = _pillow()
     height, width = pixels.shape[:2]
     shorter = min(height, width)
     size = (int(_RESIZED * width / shorter), int(_RESIZED * height / shorter))
-    resized = np.asarray(image.fromarray(pixels).resize(size, image.Resampling.BILINEAR))
+    resized = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
     top, left = (round((side - _SIDE) / 2) for side in resized.shape[:2])
     return resized[top : top + _SIDE, left : left + _SIDE]
 
 
 def _folder(directory: Path) -> tuple[Images, np.ndarray]:
-    image = _pillow()
     root = directory / "val" if (directory / "val").is_dir() else directory
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     if len(folders) != CLASSES:
@@ -83,7 +82,7 @@ def _folder(directory: Path) -> tuple[Images, np.ndarray]:
 
     def decode(index: int) -> np.ndarray:
         try:
-            with image.open(files[index]) as opened:
+            with Image.open(files[index]) as opened:
                 return np.asarray(opened.convert("RGB"))
         except OSError as error:
             raise ValueError(f"Expected a readable image, got {files[index]}: {error}.") from None
@@ -93,7 +92,6 @@ def _folder(directory: Path) -> tuple[Images, np.ndarray]:
 
 def _tfds() -> tuple[Images, np.ndarray]:
     """`imagenet2012` of tensorflow-datasets; its own order is another, so labels and names are read once to sort."""
-    _pillow()
     try:
         import tensorflow_datasets as tfds  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -118,13 +116,3 @@ def _tfds() -> tuple[Images, np.ndarray]:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise ValueError(
-            "Expected Pillow to read images, got no such package: pip install 'idrc_jax[images]'."
-        ) from None
-    return Image

@@ -3,11 +3,9 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from idrc_jax import data, imagenet
-
-Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
-pytestmark = pytest.mark.peers
 
 
 def picture(height, width, seed):
@@ -47,6 +45,7 @@ def test_images_are_in_the_order_of_class_and_name(folder):
     assert np.all(chosen[3] == [299 % 256, 0, 0])
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (500, 333), (256, 256), (224, 1000), (375, 501), (100, 90)])
 def test_resizing_is_pytorchs(height, width):
     """Shorter side to 256 with the longer one rounded down, antialiased bilinear, centre: within a rounding."""
@@ -123,9 +122,3 @@ def test_tensorflow_datasets_in_the_same_order(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ValueError, match=r"data\.dir=FOLDER or pip install"):
         data.load("imagenet", "test")
-
-
-def test_without_pillow_the_way_out_is_named(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ValueError, match=r"pip install 'idrc_jax\[images\]'"):
-        data.load("imagenet", "test", directory=str(folder))

@@ -288,7 +288,7 @@ def test_a_truncated_safetensors_file_is_refused(file):
 
 
 @pytest.mark.peers
-def test_a_pickle_that_would_run_code_does_not(tmp_path):
+def test_a_pickle_that_would_run_code_does_not(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
 
     class Trap:
@@ -308,6 +308,9 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path):
     with pytest.raises(ValueError, match=r"would run code, torch\.nn\.modules\.linear\.Linear"):
         importing.import_network(tmp_path / "module.pth")
     assert not (tmp_path / "sprung").exists()
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
+    with pytest.raises(ValueError, match=r"PyTorch >= 2\.6"):
+        importing.import_network(tmp_path / "module.pth")
 
 
 @pytest.mark.peers

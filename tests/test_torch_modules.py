@@ -222,6 +222,17 @@ def test_what_cannot_be_done_is_refused_by_name(make, message):
     assert "\n" not in str(raised.value)
 
 
+def test_training_the_module_further_changes_nothing():
+    module = small()
+    classifier = from_torch(module)
+    batch = images(2, 32, 32)
+    before = np.asarray(classifier(batch))
+    with torch.no_grad():
+        for value in module.parameters():
+            value.add_(1)
+    np.testing.assert_array_equal(classifier(batch), before)
+
+
 def test_wrong_moments_are_refused():
     with pytest.raises(ValueError, match="each of 3 channels"):
         from_torch(small(), mean=(0.5, 0.5))

@@ -68,6 +68,8 @@ def _torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             f"Expected PyTorch to read {path}, got no such package: pip install 'idrc_jax[torch]', or save the state "
             "dict as .safetensors."
         ) from None
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+        raise ValueError(f"Expected PyTorch >= 2.6, whose weights_only=True runs no code, got {torch.__version__}.")
     try:
         with warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True)
