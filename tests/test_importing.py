@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from idrc_jax import checkpoints, data
+from idrc_jax import certification, checkpoints, data, schemes
 from idrc_jax.interop import exporting, importing, layouts, torch_files
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -277,6 +277,21 @@ def test_what_the_file_says_is_enough(file, monkeypatch, capsys):
     assert [path.name for path in out.iterdir()] == ["weights.safetensors"]
     assert run(monkeypatch, importing, "idrc-import", file, "--out", out) == 1
     assert "choose another --out" in capsys.readouterr().err
+
+
+def test_the_guarantee_holds_the_normalisation(file, tmp_path):
+    """It is not among the hashed tensors, and another one is another network."""
+    dataset, settings = data.load("synthetic", "test"), certification.Settings()
+    made = []
+    for number, mean in enumerate(([0.1, 0.2, 0.3], [0.1, 0.2, 0.4])):
+        rewrite(file, nothing, ABOUT | {"mean": mean})
+        (tmp_path / f"{number}").mkdir()
+        checkpoints.save_weights(tmp_path / f"{number}/weights.safetensors", *importing.import_network(file))
+        classifier = checkpoints.load_classifier(tmp_path / f"{number}")
+        scheme = schemes.Gaussian(sigma=0.5)
+        made.append(certification.describe_guarantee(classifier, scheme, dataset, np.arange(3), settings))
+    assert made[0]["weights_sha256"] == made[1]["weights_sha256"]
+    assert [one["mean"][2] for one in made] == [0.3, 0.4]
 
 
 def test_a_truncated_safetensors_file_is_refused(file):
