@@ -44,8 +44,7 @@ class Classifier:
       classes: number of classes.
       image_shape: (H, W, C) it was made for.
       dtype: compute type, part of what is certified.
-      kernel: what runs the network, "xla" or the name of a kernel of `idrc_jax.kernels`; it changes the speed and, within
-        rounding, the logits.
+      kernel: what runs the network: "xla", or a kernel of `idrc_jax.kernels`, with the same logits within rounding.
       sha256: of the tensors; empty for a network that was not loaded from a file.
       description: what rebuilds the network, and how it was trained.
     """
@@ -63,7 +62,9 @@ class Classifier:
         return self.apply_fn(self.params, images)
 
 
-def build(description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs) -> ResNet | ResNet50:
+def build(
+    description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs, convolution: Any = jax.lax.conv_general_dilated
+) -> ResNet | ResNet50:
     """The network that a description names, newly initialised."""
     _validate.one_of("model.architecture", description["architecture"], ("resnet", "resnet50"))
     _validate.one_of("model.dtype", dtype, _DTYPES)
@@ -73,6 +74,7 @@ def build(description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs) -> ResNet 
             mean=tuple(description["mean"]),
             std=tuple(description["std"]),
             dtype=_DTYPES[dtype],
+            convolution=convolution,
             rngs=rngs,
         )
     return ResNet(
@@ -83,6 +85,7 @@ def build(description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs) -> ResNet 
         mean=tuple(description["mean"]),
         std=tuple(description["std"]),
         dtype=_DTYPES[dtype],
+        convolution=convolution,
         rngs=rngs,
     )
 
@@ -98,9 +101,11 @@ def merge(graph: Any, *tensors: Tensors) -> Any:
     return nnx.merge(graph, *(nnx.State(_unflatten(flat)) for flat in tensors), copy=True)
 
 
-def abstract(description: dict[str, Any], *, dtype: str) -> tuple[Any, Tensors, Tensors]:
+def abstract(
+    description: dict[str, Any], *, dtype: str, convolution: Any = jax.lax.conv_general_dilated
+) -> tuple[Any, Tensors, Tensors]:
     """`split` of the network without computing its values: shapes and types only."""
-    return split(nnx.eval_shape(lambda: build(description, dtype=dtype, rngs=nnx.Rngs(0))))
+    return split(nnx.eval_shape(lambda: build(description, dtype=dtype, rngs=nnx.Rngs(0), convolution=convolution)))
 
 
 def save_weights(path: Path, tensors: Tensors, description: dict[str, Any]) -> None:

@@ -14,9 +14,7 @@ _LANES = 16
 _TILE = 4
 
 # Weights of Winograd's F(4x4, 3x3): U = G g G^T (Lavin and Gray 2016).
-_G = np.array(
-    [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
-)  # fmt: skip
+_G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 
 
 def available() -> bool:
@@ -43,7 +41,9 @@ def pack(folded: dict[str, np.ndarray], image_shape: tuple[int, int, int], *, ha
         if half:
             kernel = np.asarray(jnp.asarray(kernel, jnp.bfloat16), np.float32)
         if filtered:
+            features_in, features = kernel.shape[2:]
             kernel = np.einsum("iy,yxkc,jx->ijkc", _G, kernel.astype(np.float64), _G)
+            kernel = kernel.reshape(-1, features_in, features // min(features, 32), min(features, 32)).swapaxes(1, 2)
         add(kernel)
         add(folded[f"{name}.bias"])
 

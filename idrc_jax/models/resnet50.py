@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from idrc_jax.models.resnet import batch_norm, conv
+from idrc_jax.models.resnet import Layers, batch_norm, conv
 
 STAGES = (3, 4, 6, 3)
 _POOL_PADDING = ((0, 0), (1, 1), (1, 1), (0, 0))  # with -inf
@@ -20,16 +20,16 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Bottleneck(nnx.Module):
     """1x1, 3x3 and 1x1 convolutions and a shortcut: [N, H, W, C] -> [N, H/stride, W/stride, 4 * features]."""
 
-    def __init__(self, features_in: int, features: int, stride: int, dtype: Any, rngs: nnx.Rngs) -> None:
-        self.conv1 = conv(features_in, features, 1, 1, dtype, rngs)
-        self.norm1 = batch_norm(features, dtype, rngs)
-        self.conv2 = conv(features, features, 3, stride, dtype, rngs)
-        self.norm2 = batch_norm(features, dtype, rngs)
-        self.conv3 = conv(features, 4 * features, 1, 1, dtype, rngs)
-        self.norm3 = batch_norm(4 * features, dtype, rngs)
+    def __init__(self, features_in: int, features: int, stride: int, layers: Layers) -> None:
+        self.conv1 = conv(features_in, features, 1, 1, layers)
+        self.norm1 = batch_norm(features, layers)
+        self.conv2 = conv(features, features, 3, stride, layers)
+        self.norm2 = batch_norm(features, layers)
+        self.conv3 = conv(features, 4 * features, 1, 1, layers)
+        self.norm3 = batch_norm(4 * features, layers)
         if stride != 1 or features_in != 4 * features:
-            self.projection = nnx.data(conv(features_in, 4 * features, 1, stride, dtype, rngs))
-            self.projection_norm = nnx.data(batch_norm(4 * features, dtype, rngs))
+            self.projection = nnx.data(conv(features_in, 4 * features, 1, stride, layers))
+            self.projection_norm = nnx.data(batch_norm(4 * features, layers))
         else:
             self.projection = nnx.data(None)
             self.projection_norm = nnx.data(None)
@@ -52,6 +52,7 @@ class ResNet50(nnx.Module):
       classes: number of classes.
       mean, std: per channel, applied to the image before the first convolution.
       dtype: compute type; weights are float32.
+      convolution: what convolves, called like `jax.lax.conv_general_dilated`.
     """
 
     def __init__(
@@ -61,20 +62,22 @@ class ResNet50(nnx.Module):
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
         dtype: Any = jnp.float32,
+        convolution: Any = jax.lax.conv_general_dilated,
         rngs: nnx.Rngs,
     ) -> None:
         if not len(mean) == len(std) == 3:
             raise ValueError(f"Expected a mean and a std for each of 3 channels, got {mean} and {std}.")
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
-        self.stem = conv(3, 64, 7, 2, dtype, rngs)
-        self.stem_norm = batch_norm(64, dtype, rngs)
+        layers = Layers(dtype, convolution, rngs)
+        self.stem = conv(3, 64, 7, 2, layers)
+        self.stem_norm = batch_norm(64, layers)
         blocks = []
         features_in = 64
         for stage, count in enumerate(STAGES):
             features = 64 * 2**stage
             for block in range(count):
                 stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(Bottleneck(features_in, features, stride, dtype, rngs))
+                blocks.append(Bottleneck(features_in, features, stride, layers))
                 features_in = 4 * features
         self.blocks = nnx.List(blocks)
         self.head = nnx.Linear(features_in, classes, dtype=dtype, rngs=rngs)
