@@ -253,6 +253,7 @@ def certify_dataset(
     certificates.check_certificate(settings.certificate, scheme, settings.plan)
     check_fits(classifier, dataset)
     chunk = _validate.at_least("chunk", chunk or sampling.default_chunk(classifier, mesh), 2)
+    guarantee = describe_guarantee(classifier, scheme, dataset, np.asarray(indices), settings)
     indices = np.asarray(indices)[process::processes]
     images = sampling.check_images(data.to_unit(dataset.images[indices]), classifier)
     labels = dataset.labels[indices]
@@ -260,7 +261,6 @@ def certify_dataset(
     status = "certify_status.json" if processes == 1 else f"certify_status.{process}-of-{processes}.json"
     device = mesh.devices.flat[0].device_kind
     session = {"devices": mesh.size, "device": device, "kernel": classifier.kernel, "chunk": chunk}
-    guarantee = describe_guarantee(classifier, scheme, dataset, settings)
 
     _files.make_folder(workdir)
     with ResultsFile(workdir, guarantee=guarantee, session=session | (provenance or {}), name=name) as file:
@@ -327,10 +327,14 @@ def check_fits(classifier: Classifier, dataset: data.Dataset) -> None:
 
 
 def describe_guarantee(
-    classifier: Classifier, scheme: Scheme, dataset: data.Dataset, settings: Settings
+    classifier: Classifier, scheme: Scheme, dataset: data.Dataset, indices: np.ndarray, settings: Settings
 ) -> dict[str, Any]:
     """Everything that the certificates of a file depend on: compared when a run goes on."""
+    described = classifier.description
+    # The weights' hash covers neither an imported network's normalisation, which is the importing user's, nor code.
+    names = ("mean", "std") if "imported" in described else ("factory",) if "factory" in described else ()
     return {
+        **{name: described[name] for name in names},
         **describe(scheme),
         **plans.describe(settings.plan),
         "certificate": settings.certificate,
@@ -341,7 +345,7 @@ def describe_guarantee(
         "dtype": classifier.dtype,
         "weights_sha256": classifier.sha256,
         "data": f"{dataset.name}/{dataset.split}",
-        "data_sha256": dataset.fingerprint(),
+        "data_sha256": dataset.fingerprint(indices),
     }
 
 

@@ -33,6 +33,7 @@ from idrc_jax import (
 )
 from idrc_jax.certification import certify_dataset, estimate
 from idrc_jax.certification import predict as predict_images
+from idrc_jax.interop import factory
 from idrc_jax.kernels import convolution_cpu
 
 
@@ -82,7 +83,7 @@ def _certify(values: flags.FlagValues) -> int:
     settings, workdir = values.config, Path(values.workdir)
     scheme, mesh = config.noise_scheme(settings), devices.mesh(settings.devices)
     certify_settings = config.settings(settings)
-    classifier, dataset, indices = _classifier_and_images(settings, workdir)
+    classifier, dataset, indices = _classifier_and_images(values)
     if values.dry_run:
         said = estimate(classifier, scheme, dataset, indices, certify_settings, chunk=settings.chunk, mesh=mesh)
         memory = "unknown" if said.memory is None else f"{math.ceil(said.memory / 2**20)} MiB a device for a chunk"
@@ -118,9 +119,9 @@ def _certify(values: flags.FlagValues) -> int:
 
 
 def _predict(values: flags.FlagValues) -> int:
-    settings, workdir = values.config, Path(values.workdir)
+    settings = values.config
     scheme, mesh = config.noise_scheme(settings), devices.mesh(settings.devices)
-    classifier, dataset, indices = _classifier_and_images(settings, workdir)
+    classifier, dataset, indices = _classifier_and_images(values)
     print("idx\tlabel\tpredict\tcorrect", flush=True)
     for start in range(0, len(indices), 16):
         chosen = indices[start : start + 16]
@@ -150,19 +151,28 @@ def _merge(values: flags.FlagValues, paths: list[str]) -> int:
     return 0
 
 
-def _classifier_and_images(settings: config.Config, workdir: Path) -> tuple:
-    where = settings.model.weights or workdir
-    classifier = checkpoints.load_classifier(
-        where, dtype=settings.model.dtype, kernel=settings.kernel, expect=_expected(settings)
-    )
+def _classifier_and_images(values: flags.FlagValues) -> tuple:
+    settings = values.config
+    if settings.model.factory and settings.model.weights:
+        raise ValueError("Expected model.factory or model.weights, got both.")
+    if settings.model.factory:
+        classifier = factory.load(settings.model.factory)
+    else:
+        where = settings.model.weights or Path(values.workdir)
+        classifier = checkpoints.load_classifier(
+            where, dtype=settings.model.dtype, kernel=settings.kernel, expect=_expected(values)
+        )
     dataset = data.load(settings.data.name, "test", directory=settings.data.dir, seed=settings.seed)
     chosen = data.select(len(dataset), skip=settings.data.skip, start=settings.data.start, stop=settings.data.stop)
     return classifier, dataset, chosen
 
 
-def _expected(settings: config.Config) -> dict:
-    model = settings.model
-    return {"architecture": model.architecture, "depth": model.depth, "shortcut": model.shortcut}
+def _expected(values: flags.FlagValues) -> dict:
+    """What the weights must be: the config's network or, of a file that the user names, what the command line says."""
+    settings = values.config
+    said = config_flags.get_override_values(values["config"]) if settings.model.weights else _paths(settings)
+    names = ("architecture", "depth", "shortcut")
+    return {name: settings.model[name] for name in names if f"model.{name}" in said}
 
 
 def _provenance(settings: config.Config) -> dict:

@@ -28,8 +28,8 @@ def base() -> Config:
     config.processes = 1
 
     config.data = ml_collections.ConfigDict()
-    config.data.name = "cifar10"  # cifar10, digits, npz, synthetic
-    config.data.dir = ""  # cifar10: folder of the binary version (empty: tensorflow-datasets); npz: the file
+    config.data.name = "cifar10"  # cifar10, digits, imagenet, npz, synthetic
+    config.data.dir = ""  # cifar10: of the binary version; imagenet: of class folders (empty: tfds); npz: file
     config.data.skip = 20  # certify images start, start + skip, ... below stop
     config.data.start = 0
     config.data.stop = -1
@@ -44,13 +44,14 @@ def base() -> Config:
     config.noise.bins = 0  # stepped: fit so many bins and levels of mean 1 to the training images instead
 
     config.model = ml_collections.ConfigDict()
-    config.model.architecture = "resnet"
+    config.model.architecture = "resnet"  # or resnet50, ImageNet's
     config.model.depth = 110
     config.model.shortcut = "projection"  # or zero_pad
     config.model.dtype = "float32"  # or bfloat16
     config.model.mean = (0.4914, 0.4822, 0.4465)
     config.model.std = (0.2023, 0.1994, 0.2010)
     config.model.weights = ""  # certify and predict with this file instead of the workdir's
+    config.model.factory = ""  # or with the Classifier that package.module:function returns
 
     config.train = ml_collections.ConfigDict()
     config.train.scheme = ""  # empty: the noise's

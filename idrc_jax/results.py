@@ -75,7 +75,7 @@ class Row:
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
-_SIX = COLUMNS[:6]
+SIX = COLUMNS[:6]
 _SHARED = [field.name for field in dataclasses.fields(Certificate) if field.name in COLUMNS and field.name != "votes"]
 _INTEGERS = {"idx", "label", "predict", "correct", "selected", "n", "n0"}
 
@@ -221,9 +221,13 @@ def write(rows: Iterable[Row], manifest: dict[str, Any], out: Path) -> None:
 
 
 def _line(row: Row) -> str:
-    votes = ",".join(f"{number}:{count}" for number, count in (row.votes or {}).items())
     values = [repr(getattr(row, name)) for name in COLUMNS[:-1]]
-    return "\t".join([*values, votes]) + "\n"
+    return "\t".join([*values, votes_text(row.votes)]) + "\n"
+
+
+def votes_text(votes: dict[int, int] | None) -> str:
+    """`class:count,...`, as the column has it."""
+    return ",".join(f"{number}:{count}" for number, count in (votes or {}).items())
 
 
 def _agree(row: Row, other: Row) -> bool:
@@ -239,10 +243,10 @@ def _read_rows(path: Path) -> tuple[tuple[Row, ...], bool]:
         raise ValueError(f"Expected a text file of results, got {path}.") from None
     lines = text.split("\n")
     columns = tuple(lines[0].split("\t"))
-    if columns not in (COLUMNS, _SIX):
-        raise ValueError(f"Expected a header {' '.join(_SIX)} (and ours beyond) in {path}, got {lines[0][:80]!r}.")
-    whole = columns == _SIX or lines[-1] == ""
-    body = lines[1:] if columns == _SIX else lines[1:-1]
+    if columns not in (COLUMNS, SIX):
+        raise ValueError(f"Expected a header {' '.join(SIX)} (and ours beyond) in {path}, got {lines[0][:80]!r}.")
+    whole = columns == SIX or lines[-1] == ""
+    body = lines[1:] if columns == SIX else lines[1:-1]
     rows: dict[int, Row] = {}
     for number, line in enumerate(body, start=2):
         if line == "" and number == len(body) + 1:

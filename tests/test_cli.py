@@ -136,6 +136,13 @@ def test_a_dry_run_writes_nothing(trained, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_weights_that_are_named_say_themselves_what_they_are(trained, tmp_path):
+    """Under a config of another depth; a depth on the command line must be theirs (see `BAD`)."""
+    arguments = (f"--config.model.weights={trained}", "--dry_run", "--config=cifar10.py")
+    out, _ = run("certify.py", tmp_path / "new", *arguments)
+    assert "16 images" in out
+
+
 def test_predict_prints_a_line_an_image(trained):
     code = "from idrc_jax import cli; cli.predict()"
     command = [sys.executable, "-c", code, f"--workdir={trained}", *SYNTHETIC, "--n=200"]
@@ -177,7 +184,11 @@ BAD = [
     ("train.py", ["--config.model.depth=21"], "6n + 2"),
     ("train.py", ["--config.data.name=npz", "--config.data.dir=/nowhere.npz"], ".npz file"),
     ("train.py", ["--config.data.name=cifar10", "--config.data.dir=/nowhere"], "Expected the binary version"),
-    ("train.py", ["--config=nowhere.py"], "one of cifar10.py, cifar10_short.py, quickstart.py, got 'nowhere.py'"),
+    (
+        "train.py",
+        ["--config=nowhere.py"],
+        "one of cifar10.py, cifar10_short.py, imagenet.py, quickstart.py, got 'nowhere.py'",
+    ),
     ("train.py", ["--unknown=3"], "unknown"),
     ("train.py", ["stray"], "Expected only --flags, got 'stray'"),
     ("train.py", ["--config.max_minutes=-1"], "max_minutes >= 0"),
