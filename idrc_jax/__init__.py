@@ -40,6 +40,7 @@ _MODULES = (
     "statistics",
     "summary",
     "training",
+    "workers",
 )
 __all__ = ["__version__", *_HOME, *_MODULES]
 
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
         statistics,
         summary,
         training,
+        workers,
     )
     from idrc_jax.certification import certify, predict
     from idrc_jax.checkpoints import Classifier, load_classifier
