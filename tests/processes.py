@@ -55,14 +55,14 @@ def certify(workdir, index="-1", count="0", kill_after="0", address=""):
 
 
 def train(cue, *arguments):
-    """`train.py` that talks and saves after each step, prints a hash of its own copy of the weights, and at step K dies.
+    """`train.py` that talks and saves after each step and prints a hash of this process's copy of the state.
 
     Args:
-      cue: none, or how and when: kill:K, interrupt:K or fail:K.
+      cue: none, or how to end and after which step: kill:K, interrupt:K or fail:K.
     """
     how, _, when = cue.partition(":")
     training._IN_FLIGHT = 1
-    jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=10)
+    jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=5)
     save = checkpoints.TrainingCheckpoints.save
 
     def watched(self, step, state):
