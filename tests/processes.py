@@ -58,11 +58,11 @@ def train(cue, *arguments):
     """`train.py` that talks and saves after each step and prints a hash of this process's copy of the state.
 
     Args:
-      cue: none, or how to end and after which step: kill:K, interrupt:K or fail:K.
+      cue: none, fail (before the first step), or how to end and after which step: kill:K or interrupt:K.
     """
     how, _, when = cue.partition(":")
     training._IN_FLIGHT = 1
-    jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=5)
+    jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=10)
     save = checkpoints.TrainingCheckpoints.save
 
     def watched(self, step, state):
@@ -72,11 +72,14 @@ def train(cue, *arguments):
             digest.update(np.asarray(leaf.addressable_shards[-1].data).tobytes())
         print(f"step {step} {digest.hexdigest()}", flush=True)
         if when and step == int(when):
-            if how == "fail":
-                raise OSError("No space left on device")
             os.kill(os.getpid(), {"kill": signal.SIGKILL, "interrupt": signal.SIGINT}[how])
 
+    def failing(self):
+        raise OSError("No space left on device")
+
     checkpoints.TrainingCheckpoints.save = watched
+    if how == "fail":
+        checkpoints.TrainingCheckpoints.latest = failing
     sys.argv = ["train.py", *arguments]
     cli.train()
 
