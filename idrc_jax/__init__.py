@@ -44,6 +44,7 @@ _MODULES = (
     "statistics",
     "summary",
     "training",
+    "workers",
 )
 __all__ = ["__version__", *_HOME, *_MODULES]
 
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
         statistics,
         summary,
         training,
+        workers,
     )
     from idrc_jax.certification import certify, predict
     from idrc_jax.checkpoints import Classifier, load_classifier

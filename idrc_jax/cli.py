@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -30,6 +31,7 @@ from idrc_jax import (
     results,
     summary,
     training,
+    workers,
 )
 from idrc_jax.certification import certify_dataset, estimate
 from idrc_jax.certification import predict as predict_images
@@ -54,12 +56,17 @@ def predict() -> None:
 
 
 def merge() -> None:
-    """idrc-merge: unite the result files of several processes into one."""
+    """idrc-merge: unite the result files of several workers into one."""
     _main(merge.__doc__, _merge, config_file=False, define=_define_merge)
 
 
 def _train(values: flags.FlagValues) -> int:
-    settings, workdir = values.config, Path(values.workdir)
+    settings = values.config
+    with workers.joined(settings.train.distributed, settings.workers.index, settings.workers.count):
+        return _train_together(settings, Path(values.workdir))
+
+
+def _train_together(settings: config.Config, workdir: Path) -> int:
     scheme, recipe = config.training_scheme(settings), config.recipe(settings)
     train_set = data.load(settings.data.name, "train", directory=settings.data.dir, seed=settings.seed)
     finished = training.train(
@@ -69,13 +76,14 @@ def _train(values: flags.FlagValues) -> int:
         config.description(settings, train_set),
         workdir,
         seed=settings.seed,
-        mesh=devices.mesh(settings.devices),
+        mesh=devices.global_mesh(settings.devices),
         max_minutes=settings.max_minutes,
         checkpoint_minutes=settings.train.checkpoint_minutes,
         steps_per_dispatch=settings.train.steps_per_dispatch,
         tensorboard=settings.train.tensorboard,
     )
-    print(f"Trained: {workdir / checkpoints.WEIGHTS}" if finished else _go_on("Training", workdir))
+    if jax.process_index() == 0:
+        print(f"Trained: {workdir / checkpoints.WEIGHTS}" if finished else _go_on("Training", workdir))
     return 0
 
 
@@ -83,6 +91,7 @@ def _certify(values: flags.FlagValues) -> int:
     settings, workdir = values.config, Path(values.workdir)
     scheme, mesh = config.noise_scheme(settings), devices.mesh(settings.devices)
     certify_settings = config.settings(settings)
+    worker = workers.this_worker(settings.workers.index, settings.workers.count)
     classifier, dataset, indices = _classifier_and_images(values)
     if values.dry_run:
         said = estimate(classifier, scheme, dataset, indices, certify_settings, chunk=settings.chunk, mesh=mesh)
@@ -102,19 +111,19 @@ def _certify(values: flags.FlagValues) -> int:
         chunk=settings.chunk,
         mesh=mesh,
         max_minutes=settings.max_minutes,
-        process=settings.process,
-        processes=settings.processes,
+        worker=worker,
         provenance=_provenance(settings),
     )
     if not finished:
         print(_go_on("Certification", workdir))
-    elif settings.processes == 1:
+    elif worker.count == 1:
+        results.merge(results.files(workdir), workdir)
         read = results.read_results(workdir)
         print(summary.summary_table(read))
         figures.plot_certified_accuracy([read], workdir / "certified_accuracy.png")
         print(f"Rows: {workdir / 'certificates.tsv'}\nFigure: {workdir / 'certified_accuracy.png'}")
     else:
-        print(f"Done. When all processes are: idrc-merge --out {workdir} {workdir}/certificates.*-of-*.tsv")
+        print(f"Done. When all workers are: idrc-merge --out {workdir} {workdir}/certificates.*-of-*.tsv")
     return 0
 
 

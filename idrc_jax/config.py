@@ -24,8 +24,10 @@ def base() -> Config:
     config.devices = 0  # 0: all
     config.kernel = "auto"  # the fastest that runs here, or xla: the plain network
     config.chunk = 0  # samples a device takes at a time; sets memory, not votes; 0 chooses
-    config.process = 0  # this process certifies images process, process + processes, ...
-    config.processes = 1
+
+    config.workers = ml_collections.ConfigDict()
+    config.workers.index = -1  # of this process among those that share the work; -1: from Slurm or Kubernetes
+    config.workers.count = 0  # of them; 0: from Slurm, else 1
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "cifar10"  # cifar10, digits, imagenet, npz, synthetic
@@ -63,6 +65,7 @@ def base() -> Config:
     config.train.checkpoint_minutes = 5.0
     config.train.steps_per_dispatch = 50  # accelerators only
     config.train.tensorboard = False
+    config.train.distributed = ""  # several processes as one: auto (the job that JAX finds), or process 0's HOST:PORT
 
     config.sampling = ml_collections.ConfigDict()
     config.sampling.plan = "fixed"  # fixed, selection_free, to_radius, to_precision; see docs/plans.md

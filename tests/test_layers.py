@@ -17,7 +17,7 @@ ORDER = [
     "interop.torch_files", "interop.tables",
     # ---- everything above imports no JAX
     "prng", "noise", "models.resnet", "models.resnet50", "models.folding", "kernels.build", "kernels.resnet_cpu",
-    "kernels.convolution_cpu", "data", "devices", "checkpoints", "interop.importing", "interop.exporting",
+    "kernels.convolution_cpu", "data", "devices", "workers", "checkpoints", "interop.importing", "interop.exporting",
     "interop.aten", "interop.torch_modules", "interop.factory", "sampling", "training", "scheduler", "certification",
     "smoothing", "config", "cli",
 ]  # fmt: skip
