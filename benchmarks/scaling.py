@@ -1,0 +1,74 @@
+"""How certification scales: with the samples an image, the devices, or the size of the images.
+
+  n        seconds for one image's whole certificate, n from 1,000 to 100,000
+  devices  samples per second on 1, 2, ... CPU cores (or accelerators): our devices, PyTorch's threads
+  size     samples per second on images of 32, 48, 64 ... pixels a side
+
+Command:   make scaling WHAT=n        (or devices, size; on an idle machine)
+"""
+
+import tempfile
+from pathlib import Path
+
+from benchmarks import contest, measure
+from benchmarks.contest import ART, OURS, TORCH, Variant
+from benchmarks.throughput import begin, parser
+
+_TITLES = {
+    "n": "One image's certificate against its number of samples",
+    "devices": "Throughput against the number of devices",
+    "size": "Throughput against the size of the images",
+}
+
+
+def main() -> None:
+    flags = parser(__doc__, "scaling")
+    flags.add_argument("what", choices=_TITLES)
+    flags.add_argument("--values", type=int, nargs="+", default=[], help="of n, devices or size")
+    flags.add_argument("--depth", type=int, default=20)
+    flags.add_argument("--contenders", nargs="+", choices=(OURS, TORCH, ART), default=[OURS, TORCH, ART])
+    flags.add_argument("--chunk", type=int, default=0, help="ours; 0: the default")
+    flags.add_argument("--batch", type=int, default=200, help="the peers'")
+    values = flags.parse_args()
+    if values.what == "devices":
+        values.contenders = [name for name in values.contenders if name != ART]
+    clock = measure.Clock()
+    settings = {"sigma": 0.25, "network": f"ResNet-{values.depth}"}
+    report = begin(f"scaling_{values.what}", _TITLES[values.what], values, settings)
+    unit = "seconds an image" if values.what == "n" else "samples/s"
+    table = report.table(f"ResNet-{values.depth}", unit, x=values.what)
+
+    def keep(rows: list[contest.Row], done: list[contest.Row], x: int, held: contest.Contest) -> None:
+        table["rows"] = done + [row | {values.what: x} for row in rows]
+        table["left_out"] |= held.left_out
+        report.save()
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = contest.Files(Path(folder))
+        if values.what == "n":
+            with contest.Contest(contest.CERTIFIERS, values.depth, _variants(values), files, clock) as held:
+                for n in values.values or [1_000, 10_000, 100_000]:
+                    done = table["rows"]
+                    held.certification(n, values.rounds, lambda rows, n=n, done=done: keep(rows, done, n, held))
+        else:
+            for x in values.values or (list(range(1, measure.cores() + 1)) if values.what == "devices" else [32, 48, 64]):
+                made = _variants(values, **{"count" if values.what == "devices" else "size": x})
+                with contest.Contest(contest.CERTIFIERS, values.depth, made, files, clock) as held:
+                    done = table["rows"]
+                    held.throughput(
+                        values.rounds, values.seconds, lambda rows, x=x, done=done, held=held: keep(rows, done, x, held)
+                    )
+    report.finish()
+
+
+def _variants(values, **more: int) -> list[Variant]:
+    made = {
+        OURS: [Variant(OURS, dtype, values.chunk, **more) for dtype in ("float32", "bfloat16")],
+        TORCH: [Variant(TORCH, dtype, values.batch, "channels-last", **more) for dtype in ("float32", "bfloat16")],
+        ART: [Variant(ART, "float32", values.batch, "contiguous", **more)],
+    }
+    return [variant for name in values.contenders for variant in made[name]]
+
+
+if __name__ == "__main__":
+    main()
