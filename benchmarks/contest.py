@@ -193,6 +193,10 @@ class Contest:
         """Rows with seconds for one image's certificate of n samples."""
         return self._in_turns(lambda entry: self._call(entry, "certify", name=entry.variant.name, n=n), rounds, after)
 
+    def keep(self, names: Iterable[str]) -> None:
+        """Time only these from now on."""
+        self.entries = {name: self.entries[name] for name in names}
+
     def _in_turns(self, turn: Callable[[Entry], float], rounds: int, after: Callable[[list[Row]], None]) -> list[Row]:
         """Let all have a turn, `rounds` times, there and back."""
         values: dict[str, list[float]] = {name: [] for name in self.entries}
@@ -216,17 +220,22 @@ class Contest:
         return entry.worker.call(method, timeout=self._clock.left, **arguments)
 
 
-def ratios(rows: list[Row]) -> list[dict[str, Any]]:
-    """Our best variant of each type against every peer's, paired by round; the best has the highest median."""
-    best: dict[tuple[str, str], Row] = {}
+def best(rows: list[Row]) -> list[Row]:
+    """Of each contender and type the variant with the highest median."""
+    found: dict[tuple[str, str], Row] = {}
     for row in rows:
         key = (row["contender"], row["dtype"])
-        if key not in best or row["median"] > best[key]["median"]:
-            best[key] = row
+        if key not in found or row["median"] > found[key]["median"]:
+            found[key] = row
+    return list(found.values())
+
+
+def ratios(rows: list[Row]) -> list[dict[str, Any]]:
+    """Our best variant of each type against every peer's best, paired by round."""
+    ours = [row for row in best(rows) if row["contender"] == OURS]
+    peers = [row for row in best(rows) if row["contender"] != OURS]
     return [
-        {"of": ours["name"], "to": peer["name"], **measure.summary(np.divide(ours["rounds"], peer["rounds"]))}
-        for (contender, _), ours in best.items()
-        if contender == OURS
-        for (other, _), peer in best.items()
-        if other != OURS
+        {"of": one["name"], "to": peer["name"], **measure.summary(np.divide(one["rounds"], peer["rounds"]))}
+        for one in ours
+        for peer in peers
     ]

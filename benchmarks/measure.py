@@ -14,6 +14,8 @@ import numpy as np
 
 from benchmarks import networks
 
+SIGMA = 0.25
+ALPHA = 0.001
 N0 = 100
 TRAINING_IMAGES = 50_000
 LEARNING_RATE = 1e-3  # small, so that random labels and weights stay finite for as long as it is timed
@@ -75,7 +77,7 @@ def picture(size: int) -> np.ndarray:
 def probe(size: int) -> np.ndarray:
     """Noisy images float32 [16, size, size, 3] on which contenders' logits are compared."""
     noise = np.random.default_rng(1).standard_normal((16, size, size, 3), np.float32)
-    return networks.images(16, size) + np.float32(0.25) * noise
+    return networks.images(16, size) + np.float32(SIGMA) * noise
 
 
 def training_set(size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from benchmarks import measure, networks, workers
 from idrc_jax import certification, checkpoints, data, devices, prng, sampling, schemes, training
 
-SCHEME = schemes.Gaussian(sigma=0.25)
+SCHEME = schemes.Gaussian(sigma=measure.SIGMA)
 _PRECISE = "highest"
 
 

@@ -17,9 +17,6 @@ from torch.nn import functional
 from benchmarks import measure, workers
 from benchmarks.networks import Description
 
-SIGMA = 0.25
-ALPHA = 0.001
-
 
 class Residual(nn.Module):
     """Two 3x3 convolutions and a shortcut, with a projection where the shape changes."""
@@ -191,8 +188,8 @@ class Loop:
         start = time.perf_counter()
         chosen = int(self._counts(one, measure.N0).argmax())
         k = int(self._counts(one, n)[chosen])
-        lower = stats.beta.ppf(ALPHA, k, n - k + 1) if k else 0.0
-        _ = SIGMA * stats.norm.ppf(lower)
+        lower = stats.beta.ppf(measure.ALPHA, k, n - k + 1) if k else 0.0
+        _ = measure.SIGMA * stats.norm.ppf(lower)
         return time.perf_counter() - start
 
     def memory(self) -> dict[str, float]:
@@ -207,7 +204,7 @@ class Loop:
             batch = one.image.repeat(taken, 1, 1, 1)
             if one.channels_last:
                 batch = batch.permute(0, 3, 1, 2)
-            votes = one.model(batch + SIGMA * torch.randn_like(batch)).argmax(1)
+            votes = one.model(batch + measure.SIGMA * torch.randn_like(batch)).argmax(1)
             counts += np.bincount(votes.cpu().numpy(), minlength=10)
             left -= taken
         return counts
@@ -238,8 +235,8 @@ class Toolbox:
             input_shape=(3, size, size),
             nb_classes=10,
             sample_size=measure.N0,
-            scale=SIGMA,
-            alpha=ALPHA,
+            scale=measure.SIGMA,
+            alpha=measure.ALPHA,
             device_type="gpu" if self._device.type == "cuda" else "cpu",
         )
         image = _first_channels(measure.picture(size)).numpy()
@@ -328,7 +325,7 @@ class Training:
 
     def _step(self, one: _Trainer, chosen: torch.Tensor) -> torch.Tensor:
         images = _augment(one.images[chosen].float().div_(255))
-        noisy = (images + SIGMA * torch.randn_like(images)).permute(0, 3, 1, 2)  # channels last
+        noisy = (images + measure.SIGMA * torch.randn_like(images)).permute(0, 3, 1, 2)  # channels last
         with torch.autocast(self._device.type, torch.bfloat16, enabled=one.autocast):
             logits = one.model(noisy)
         loss = functional.cross_entropy(logits.float(), one.labels[chosen])

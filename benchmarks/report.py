@@ -91,7 +91,8 @@ def markdown(result: Result) -> str:
 def _table(table: dict[str, Any]) -> list[str]:
     lines = [f"## {table['title']}, {table['unit']}\n"]
     rows = [row | {"quartiles": f"{_number(row['q1'])} – {_number(row['q3'])}"} for row in table["rows"]]
-    shown = [column for column in _COLUMNS if len({row.get(column, "") for row in rows} - {""}) > 0]
+    filled = {column for row in rows for column, value in row.items() if value != ""}
+    shown = [column for column in _COLUMNS if column in filled and (column != "size" or table["x"] == "size")]
     if rows:
         lines.append(f"| {' | '.join(_COLUMNS[column] for column in shown)} |")
         lines.append("|---" * len(shown) + "|")

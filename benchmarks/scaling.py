@@ -33,8 +33,8 @@ def main() -> None:
     if values.what == "devices":
         values.contenders = [name for name in values.contenders if name != ART]
     clock = measure.Clock()
-    settings = {"sigma": 0.25, "network": f"ResNet-{values.depth}"}
-    report = begin(f"scaling_{values.what}", _TITLES[values.what], values, settings)
+    settings = {"sigma": measure.SIGMA, "network": f"ResNet-{values.depth}"}
+    report = begin("scaling", _TITLES[values.what], values, settings, about=values.what)
     unit = "seconds an image" if values.what == "n" else "samples/s"
     table = report.table(f"ResNet-{values.depth}", unit, x=values.what)
 
@@ -51,7 +51,9 @@ def main() -> None:
                     done = table["rows"]
                     held.certification(n, values.rounds, lambda rows, n=n, done=done: keep(rows, done, n, held))
         else:
-            for x in values.values or (list(range(1, measure.cores() + 1)) if values.what == "devices" else [32, 48, 64]):
+            for x in values.values or (
+                list(range(1, measure.cores() + 1)) if values.what == "devices" else [32, 48, 64]
+            ):
                 made = _variants(values, **{"count" if values.what == "devices" else "size": x})
                 with contest.Contest(contest.CERTIFIERS, values.depth, made, files, clock) as held:
                     done = table["rows"]

@@ -7,6 +7,7 @@ Command:   make throughput DATA=FOLDER        (20 minutes on two cores; on an id
 """
 
 import argparse
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -30,19 +31,24 @@ def parser(about: str | None, name: str) -> argparse.ArgumentParser:
     return made
 
 
-def begin(command: str, title: str, values: argparse.Namespace, settings: dict) -> Report:
-    """The report of a command, named after the device unless it has a name."""
+def command_line(module: str) -> str:
+    """What was typed, without this machine's folders."""
+    return " ".join(["python -m", f"benchmarks.{module}", *(re.sub("^[/~].*", "FOLDER", one) for one in sys.argv[1:])])
+
+
+def begin(command: str, title: str, values: argparse.Namespace, settings: dict, about: str = "") -> Report:
+    """The report of a command, named after it, `about` and the device unless it has a name."""
     with contest.running("benchmarks.ours:Sampling") as worker:
         device = worker.call("device")
     machine = measure.machine()
     kind = machine["cpu"] if device["platform"] == "cpu" else device["kind"]
     head = {
         "title": title,
-        "command": " ".join(["python -m", f"benchmarks.{command}", *sys.argv[1:]]),
+        "command": command_line(command),
         "machine": machine,
         "settings": settings | {"rounds": values.rounds},
     }
-    return Report(values.out, values.name or slug(f"{command} {kind} {machine['cores']} cores"), head)
+    return Report(values.out, values.name or slug(f"{command} {about} {kind} {machine['cores']} cores"), head)
 
 
 def variants(values: argparse.Namespace) -> list[Variant]:
@@ -70,7 +76,7 @@ def main() -> None:
     flags.add_argument("--images", type=int, default=10_000, help="on which types are compared")
     values = flags.parse_args()
     clock = measure.Clock()
-    settings = {"sigma": 0.25, "image": "32x32x3", "seconds a turn": values.seconds}
+    settings = {"sigma": measure.SIGMA, "image": "32x32x3", "seconds a turn": values.seconds}
     report = begin("throughput", "Throughput of certification", values, settings)
     with tempfile.TemporaryDirectory() as folder:
         files = contest.Files(Path(folder))

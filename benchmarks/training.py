@@ -24,7 +24,9 @@ def main() -> None:
     flags.add_argument("--contenders", nargs="+", choices=(OURS, TORCH), default=[OURS, TORCH])
     values = flags.parse_args()
     clock = measure.Clock()
-    report = begin("training", "Throughput of training", values, {"sigma": 0.25, "seconds a turn": values.seconds})
+    report = begin(
+        "training", "Throughput of training", values, {"sigma": measure.SIGMA, "seconds a turn": values.seconds}
+    )
     with tempfile.TemporaryDirectory() as folder:
         files = contest.Files(Path(folder))
         for batch in values.batches:

@@ -41,7 +41,11 @@ class Worker:
             env=environment,
         )
         self._buffer = b""
-        self._ask({"target": target, "arguments": arguments}, timeout)
+        try:
+            self._ask({"target": target, "arguments": arguments}, timeout)
+        except BaseException:
+            self.close()
+            raise
 
     def call(self, method: str, *, timeout: float | None = None, **arguments: Any) -> Any:
         """The method's answer; WorkerError if it raises, or does not answer in time."""
