@@ -150,7 +150,9 @@ def _merge(values: flags.FlagValues, paths: list[str]) -> int:
 
 def _classifier_and_images(settings: config.Config, workdir: Path) -> tuple:
     where = settings.model.weights or workdir
-    classifier = checkpoints.load_classifier(where, dtype=settings.model.dtype, expect=_expected(settings))
+    classifier = checkpoints.load_classifier(
+        where, dtype=settings.model.dtype, kernel=settings.kernel, expect=_expected(settings)
+    )
     dataset = data.load(settings.data.name, "test", directory=settings.data.dir, seed=settings.seed)
     chosen = data.select(len(dataset), skip=settings.data.skip, start=settings.data.start, stop=settings.data.stop)
     return classifier, dataset, chosen
@@ -169,7 +171,6 @@ def _provenance(settings: config.Config) -> dict:
         "python": platform.python_version(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "weights": settings.model.weights,
-        "chunk": settings.chunk,
     }
 
 
