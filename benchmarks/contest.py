@@ -1,6 +1,7 @@
 """Variants of contenders against each other: start their workers, hold their logits together, time them in turns."""
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,9 +50,10 @@ class Variant:
 
 @dataclass
 class Files:
-    """Weights files of random networks, written when first asked for."""
+    """Weights files of random networks, written by a worker that holds `ours.Host` when first asked for."""
 
     folder: Path
+    host: Worker
     _written: dict[Path, networks.Description] = field(default_factory=dict)
 
     def of(self, depth: int, size: int) -> tuple[str, networks.Description]:
@@ -59,10 +61,16 @@ class Files:
         description = networks.describe(depth, size)
         path = self.folder / f"resnet{depth}_{size}.safetensors"
         if path not in self._written:
-            with running("benchmarks.ours:Weights") as worker:
-                worker.call("write", path=str(path), description=description)
+            self.host.call("write_weights", path=str(path), description=description)
             self._written[path] = description
         return str(path), description
+
+
+@contextlib.contextmanager
+def host() -> Iterator[tuple[Worker, Files]]:
+    """A worker that holds `ours.Host`, and weights files while it does."""
+    with tempfile.TemporaryDirectory() as folder, running("benchmarks.ours:Host") as worker:
+        yield worker, Files(Path(folder), worker)
 
 
 @contextlib.contextmanager
@@ -169,7 +177,7 @@ class Contest:
         self._clock.say(f"left out: {name}: {error}")
 
     def _disagreement(self, variant: Variant, logits: np.ndarray) -> float:
-        """The largest difference to the first contender's logits, as a share of the largest; ValueError if too large."""
+        """The largest difference to the first contender's logits, in shares of the largest logit, if small enough."""
         truth = self._truth.setdefault(variant.size, logits)
         error = float(np.abs(logits - truth).max() / np.abs(truth).max())
         allowed = _AGREE.get(variant.dtype, _AGREE_HALF)
@@ -191,7 +199,13 @@ class Contest:
 
     def certification(self, n: int, rounds: int, after: Callable[[list[Row]], None]) -> list[Row]:
         """Rows with seconds for one image's certificate of n samples."""
-        return self._in_turns(lambda entry: self._call(entry, "certify", name=entry.variant.name, n=n), rounds, after)
+
+        def turn(entry: Entry, n: int = n) -> float:
+            return self._call(entry, "certify", name=entry.variant.name, n=n)
+
+        for entry in self.entries.values():
+            turn(entry, n=max(entry.stride, measure.N0))  # warm-up
+        return self._in_turns(turn, rounds, after)
 
     def keep(self, names: Iterable[str]) -> None:
         """Time only these from now on."""

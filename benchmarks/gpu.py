@@ -57,9 +57,7 @@ def run(values: argparse.Namespace, sizes: argparse.Namespace) -> None:
     ):
         device = lab.call("device", timeout=clock.left)
         if device["platform"] == "cpu" and not values.rehearse:
-            raise SystemExit(
-                "error: Expected a GPU that JAX can use, got the CPU: install jax[cuda13], or --rehearse FOLDER."
-            )
+            raise SystemExit("error: Expected a GPU, got JAX on the CPU: install jax[cuda13], or --rehearse FOLDER.")
         head = {
             "title": f"{'REHEARSAL, no result: ' if values.rehearse else ''}{device['kind']}",
             "rehearsal": bool(values.rehearse),
@@ -75,7 +73,7 @@ def run(values: argparse.Namespace, sizes: argparse.Namespace) -> None:
         }
         report = Report(values.rehearse or RESULTS, values.name or slug(f"gpu {device['kind']}"), head)
         try:
-            _measure(lab, sizes, contest.Files(Path(folder)), clock, report, values.data)
+            _measure(lab, sizes, contest.Files(Path(folder), lab), clock, report, values.data)
         except WorkerError as error:
             report.result["notes"].append(f"Cut off: {error}")
             report.save()
@@ -127,14 +125,17 @@ def _against_pytorch(
         variants += [Variant(OURS, dtype, chunk) for chunk in sizes.chunks]
         variants += [Variant(TORCH, dtype, batch, "channels-last") for batch in sizes.batches]
         variants += [Variant(TORCH, dtype, sizes.batches[0], "contiguous")]
+    cost = networks.count(networks.describe(depth))
+    report.result["facts"][f"counted a sample, ResNet-{depth}"] = {
+        "flops": 2 * cost.multiply_adds,
+        "values moved, layer by layer": cost.values_moved,
+    }
     with contest.Contest(contest.CERTIFIERS, depth, variants, files, clock, shared=True) as held:
         rates = report.table(f"ResNet-{depth}", "samples/s")
 
         def keep_rates(rows: list[contest.Row]) -> None:
+            rows = [row | roofline(cost, row, ceilings) for row in rows]
             rates.update(rows=rows, ratios=contest.ratios(rows), left_out=held.left_out)
-            for row in contest.best(rows):
-                title = f"roofline, ResNet-{depth}, {row['contender']} {row['dtype']}"
-                report.result["facts"][title] = roofline(networks.describe(depth), row, ceilings)
             report.save()
 
         best = contest.best(held.throughput(sizes.rounds, sizes.seconds, keep_rates))
@@ -149,23 +150,19 @@ def _against_pytorch(
     return best
 
 
-def roofline(description: networks.Description, row: contest.Row, ceilings: dict[str, float]) -> dict[str, Any]:
-    """Counted work a sample, what of it the measured rate does a second, and its share of the measured ceilings.
+def roofline(cost: networks.Cost, row: contest.Row, ceilings: dict[str, float]) -> dict[str, float]:
+    """What the counted work comes to at a measured rate, and its share of the measured ceilings.
 
     Bytes are those of a network that reads and writes memory at every convolution; a kernel that keeps values on the
     chip passes 100 %.
     """
-    cost = networks.count(description)
-    flops, moved = 2 * cost.multiply_adds, cost.values_moved * _BYTES[row["dtype"]]
     found = {
-        "flops_a_sample": flops,
-        "bytes_a_sample_layer_by_layer": moved,
-        "tflops": row["median"] * flops / 1e12,
-        "gb_s_layer_by_layer": row["median"] * moved / 1e9,
+        "tflops": row["median"] * 2 * cost.multiply_adds / 1e12,
+        "gb_s": row["median"] * cost.values_moved * _BYTES[row["dtype"]] / 1e9,
     }
     if ceilings:
-        found["percent_of_the_product"] = 100 * found["tflops"] / ceilings[f"{row['dtype']}_product_tflops"]
-        found["percent_of_the_copy"] = 100 * found["gb_s_layer_by_layer"] / ceilings["copy_gb_s"]
+        found["percent_of_product"] = 100 * found["tflops"] / ceilings[f"{row['dtype']}_product_tflops"]
+        found["percent_of_copy"] = 100 * found["gb_s"] / ceilings["copy_gb_s"]
     return found
 
 

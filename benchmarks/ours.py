@@ -20,6 +20,7 @@ from idrc_jax import certification, checkpoints, data, devices, prng, sampling, 
 
 SCHEME = schemes.Gaussian(sigma=measure.SIGMA)
 _PRECISE = "highest"
+_SLOTS = 64  # images that a dispatch of the commands holds
 
 
 def set_up(count: int = 0) -> Mesh:
@@ -40,13 +41,16 @@ def memory(mesh: Mesh) -> dict[str, float]:
     return peaks | ({"device_mib": round(on_device / 2**20, 1)} if on_device else {})
 
 
-class Weights:
-    """Writes weights files; on the CPU, whatever else there is."""
+class Host:
+    """What a command asks of JAX beside the contest: the device, weights files, the agreement of types."""
 
     def __init__(self) -> None:
-        jax.config.update("jax_platforms", "cpu")
+        self._mesh = set_up()
 
-    def write(self, path: str, description: networks.Description, seed: int = 0) -> None:
+    def device(self) -> dict[str, Any]:
+        return describe_device(self._mesh)
+
+    def write_weights(self, path: str, description: networks.Description, seed: int = 0) -> None:
         """A file of random values: speed does not depend on them, but every one of them acts.
 
         BatchNorm's statistics and scales are away from 0 and 1; each block adds a little to its input, so that logits
@@ -59,77 +63,6 @@ class Weights:
             for name, leaf in sorted((params | stats).items())
         }
         checkpoints.save_weights(Path(path), tensors, description)
-
-
-def _random(name: str, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
-    if name.endswith("norm2.scale"):
-        return generator.uniform(0.1, 0.4, shape)
-    if name.endswith(("var", "scale")):
-        return generator.uniform(0.5, 1.5, shape)
-    if name.endswith(("mean", "bias")):
-        return generator.normal(0.0, 0.2, shape)
-    return generator.normal(0.0, np.sqrt(2 / np.prod(shape[:-1])), shape)
-
-
-@dataclass(frozen=True)
-class _Certifier:
-    classifier: checkpoints.Classifier
-    image: np.ndarray
-    chunk: int
-
-
-class Sampling:
-    """Votes of one noisy image at a time."""
-
-    def __init__(self, count: int = 0) -> None:
-        self._mesh = set_up(count)
-        self._variants: dict[str, _Certifier] = {}
-        self._logits: dict[tuple[str, str], list[list[float]]] = {}
-
-    def device(self) -> dict[str, Any]:
-        return describe_device(self._mesh)
-
-    def prepare(self, name: str, *, weights: str, dtype: str, batch: int) -> dict[str, Any]:
-        """Load, compile and warm up; `batch` is the chunk a device takes (0: the default)."""
-        classifier = checkpoints.load_classifier(weights, dtype=dtype)
-        size = classifier.image_shape[0]
-        chunk = batch or sampling.default_chunk(self._mesh)
-        self._variants[name] = _Certifier(classifier, measure.picture(size), chunk)
-        if (weights, dtype) not in self._logits:
-            with jax.default_matmul_precision(_PRECISE):
-                logits = jax.jit(classifier.apply_fn)(classifier.params, measure.probe(size))
-            self._logits[weights, dtype] = np.asarray(logits).tolist()
-        stride = chunk * self._mesh.size
-        rate = measure.calibrate(lambda samples: self.turn(name, samples), stride)
-        facts = {"batch": chunk, "devices": self._mesh.size, "kernel": getattr(classifier, "kernel", "xla")}
-        return {"rate": rate, "stride": stride, "logits": self._logits[weights, dtype], "facts": facts}
-
-    def turn(self, name: str, samples: int) -> float:
-        """Seconds that the votes of so many samples take, read by the host."""
-        one = self._variants[name]
-        start = time.perf_counter()
-        votes = sampling.dispatch_votes(
-            one.classifier, SCHEME, one.image, np.array([SCHEME.sigma]), indices=np.array([0]), first=0, n=samples,
-            key=prng.root(0), chunk=one.chunk, mesh=self._mesh,
-        )  # fmt: skip
-        counts = np.asarray(votes).sum(axis=(0, 1))
-        seconds = time.perf_counter() - start
-        if counts[-1] or counts.sum() != samples:
-            raise RuntimeError(f"Expected {samples} votes for classes, got {counts}.")
-        return seconds
-
-    def certify(self, name: str, n: int) -> float:
-        """Seconds for one image's certificate: 100 + n samples, the radius included."""
-        one = self._variants[name]
-        start = time.perf_counter()
-        certification.certify(
-            one.classifier, SCHEME, one.image, indices=np.array([0]), n0=measure.N0, n=n, key=prng.root(0),
-            chunk=one.chunk, mesh=self._mesh,
-        )  # fmt: skip
-        return time.perf_counter() - start
-
-    def memory(self) -> dict[str, float]:
-        return memory(self._mesh)
 
     def agreement(self, weights: str, folder: str, count: int = 10_000) -> dict[str, Any]:
         """How often bfloat16 and float32 name the same class on noisy images, one copy each."""
@@ -154,11 +87,83 @@ class Sampling:
         return found
 
 
+def _random(name: str, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+    if name.endswith("norm2.scale"):
+        return generator.uniform(0.1, 0.4, shape)
+    if name.endswith(("var", "scale")):
+        return generator.uniform(0.5, 1.5, shape)
+    if name.endswith(("mean", "bias")):
+        return generator.normal(0.0, 0.2, shape)
+    return generator.normal(0.0, np.sqrt(2 / np.prod(shape[:-1])), shape)
+
+
 def _test_images(folder: str, count: int, size: int) -> tuple[np.ndarray, np.ndarray | None, str]:
     if not folder:
         return networks.images(count, size, seed=1), None, "smooth random images"
     test_set = data.load("cifar10", "test", directory=folder)
     return data.to_unit(test_set.images[:count]), test_set.labels[:count], "CIFAR-10 test images"
+
+
+@dataclass(frozen=True)
+class _Certifier:
+    classifier: checkpoints.Classifier
+    image: np.ndarray
+    chunk: int
+
+
+class Sampling:
+    """Votes of one noisy image at a time."""
+
+    def __init__(self, count: int = 0) -> None:
+        self._mesh = set_up(count)
+        self._variants: dict[str, _Certifier] = {}
+        self._logits: dict[tuple[str, str], list[list[float]]] = {}
+
+    def device(self) -> dict[str, Any]:
+        return describe_device(self._mesh)
+
+    def prepare(self, name: str, *, weights: str, dtype: str, batch: int) -> dict[str, Any]:
+        """Load, compile and warm up; `batch` is the chunk a device takes (0: the default)."""
+        classifier = checkpoints.load_classifier(weights, dtype=dtype)
+        size = classifier.image_shape[0]
+        chunk = batch or sampling.default_chunk(classifier, self._mesh)
+        self._variants[name] = _Certifier(classifier, measure.picture(size), chunk)
+        if (weights, dtype) not in self._logits:
+            with jax.default_matmul_precision(_PRECISE):
+                logits = jax.jit(classifier.apply_fn)(classifier.params, measure.probe(size))
+            self._logits[weights, dtype] = np.asarray(logits).tolist()
+        stride = chunk * self._mesh.size
+        rate = measure.calibrate(lambda samples: self.turn(name, samples), stride)
+        facts = {"batch": chunk, "devices": self._mesh.size, "kernel": classifier.kernel}
+        return {"rate": rate, "stride": stride, "logits": self._logits[weights, dtype], "facts": facts}
+
+    def turn(self, name: str, samples: int) -> float:
+        """Seconds that the votes of so many samples take, read by the host."""
+        one = self._variants[name]
+        start = time.perf_counter()
+        votes = sampling.dispatch_votes(
+            one.classifier, SCHEME, np.repeat(one.image, _SLOTS, axis=0), np.full(_SLOTS, SCHEME.sigma),
+            indices=np.zeros(_SLOTS), first=0, n=np.array([samples] + [0] * (_SLOTS - 1)), key=prng.root(0),
+            chunk=one.chunk, mesh=self._mesh,
+        )  # fmt: skip
+        counts = np.asarray(votes).sum(axis=(0, 1))
+        seconds = time.perf_counter() - start
+        if counts[-1] or counts.sum() != samples:
+            raise RuntimeError(f"Expected {samples} votes for classes, got {counts}.")
+        return seconds
+
+    def certify(self, name: str, n: int) -> float:
+        """Seconds for one image's certificate: 100 + n samples, the radius included."""
+        one = self._variants[name]
+        start = time.perf_counter()
+        certification.certify(
+            one.classifier, SCHEME, one.image, indices=np.array([0]), n0=measure.N0, n=n, key=prng.root(0),
+            chunk=one.chunk, mesh=self._mesh,
+        )  # fmt: skip
+        return time.perf_counter() - start
+
+    def memory(self) -> dict[str, float]:
+        return memory(self._mesh)
 
 
 @dataclass

@@ -159,7 +159,7 @@ class Loop:
         size = description["image_shape"][0]
         last = layout == "channels-last"
         order = torch.channels_last if last else torch.contiguous_format
-        model = twin(weights, description).eval().to(self._device, memory_format=order)
+        model = twin(weights, description).eval().to(self._device).to(memory_format=order)  # pyright: ignore
         if dtype == "bfloat16":
             to_bfloat16(model)
         picture = torch.from_numpy(measure.picture(size))
@@ -288,7 +288,7 @@ class Training:
     ) -> dict[str, Any]:
         """Load and warm up; `dtype` is "float32", "autocast" (float32 weights) or "bfloat16" (all of it)."""
         size = description["image_shape"][0]
-        model = twin(weights, description).to(self._device, memory_format=torch.channels_last)
+        model = twin(weights, description).to(self._device).to(memory_format=torch.channels_last)  # pyright: ignore
         if dtype == "bfloat16":
             to_bfloat16(model)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=dtype == "autocast"):

@@ -18,9 +18,12 @@ RESULTS = Path(__file__).parent / "results"
 _COLOURS = {contest.OURS: "#0072B2", contest.TORCH: "#D55E00", contest.ART: "#009E73"}
 _MARKERS = {"float32": "o", "bfloat16": "s", "autocast": "^"}
 _COLUMNS = {
-    "contender": "contender", "dtype": "type", "layout": "layout", "devices": "devices, threads", "batch": "batch, chunk",
-    "kernel": "kernel", "size": "size", "n": "n", "median": "median", "quartiles": "quartiles", "steps": "steps/s",
-    "peak_rss_mib": "peak memory, MiB", "device_mib": "device memory, MiB",
+    "contender": "contender", "dtype": "type", "layout": "layout", "devices": "devices, threads",
+    "batch": "batch, chunk", "kernel": "kernel", "size": "size", "n": "n", "median": "median",
+    "quartiles": "quartiles", "steps": "steps/s", "tflops": "TFLOP/s", "percent_of_product": "% of a product",
+    "gb_s": "GB/s layer by layer", "percent_of_copy": "% of a copy",
+    "peak_rss_mib": "peak memory, MiB",
+    "device_mib": "device memory, MiB",
 }  # fmt: skip
 
 Result = dict[str, Any]

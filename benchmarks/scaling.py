@@ -7,8 +7,8 @@
 Command:   make scaling WHAT=n        (or devices, size; on an idle machine)
 """
 
-import tempfile
-from pathlib import Path
+import argparse
+from collections.abc import Callable
 
 from benchmarks import contest, measure
 from benchmarks.contest import ART, OURS, TORCH, Variant
@@ -34,40 +34,41 @@ def main() -> None:
         values.contenders = [name for name in values.contenders if name != ART]
     clock = measure.Clock()
     settings = {"sigma": measure.SIGMA, "network": f"ResNet-{values.depth}"}
-    report = begin("scaling", _TITLES[values.what], values, settings, about=values.what)
-    unit = "seconds an image" if values.what == "n" else "samples/s"
-    table = report.table(f"ResNet-{values.depth}", unit, x=values.what)
+    with contest.host() as (host, files):
+        report = begin(host, "scaling", _TITLES[values.what], values, settings, about=values.what)
+        unit = "seconds an image" if values.what == "n" else "samples/s"
+        table = report.table(f"ResNet-{values.depth}", unit, x=values.what)
 
-    def keep(rows: list[contest.Row], done: list[contest.Row], x: int, held: contest.Contest) -> None:
-        table["rows"] = done + [row | {values.what: x} for row in rows]
-        table["left_out"] |= held.left_out
-        report.save()
+        def enter(**more: int) -> contest.Contest:
+            return contest.Contest(contest.CERTIFIERS, values.depth, _variants(values, **more), files, clock)
 
-    with tempfile.TemporaryDirectory() as folder:
-        files = contest.Files(Path(folder))
+        def keep(x: int, held: contest.Contest) -> Callable[[list[contest.Row]], None]:
+            before = table["rows"]
+
+            def after(rows: list[contest.Row]) -> None:
+                table["rows"] = before + [row | {values.what: x} for row in rows]
+                table["left_out"] |= held.left_out
+                report.save()
+
+            return after
+
         if values.what == "n":
-            with contest.Contest(contest.CERTIFIERS, values.depth, _variants(values), files, clock) as held:
+            with enter() as held:
                 for n in values.values or [1_000, 10_000, 100_000]:
-                    done = table["rows"]
-                    held.certification(n, values.rounds, lambda rows, n=n, done=done: keep(rows, done, n, held))
+                    held.certification(n, values.rounds, keep(n, held))
         else:
-            for x in values.values or (
-                list(range(1, measure.cores() + 1)) if values.what == "devices" else [32, 48, 64]
-            ):
-                made = _variants(values, **{"count" if values.what == "devices" else "size": x})
-                with contest.Contest(contest.CERTIFIERS, values.depth, made, files, clock) as held:
-                    done = table["rows"]
-                    held.throughput(
-                        values.rounds, values.seconds, lambda rows, x=x, done=done, held=held: keep(rows, done, x, held)
-                    )
+            one_to_all = list(range(1, measure.cores() + 1))
+            for x in values.values or (one_to_all if values.what == "devices" else [32, 48, 64]):
+                with enter(**{"count" if values.what == "devices" else "size": x}) as held:
+                    held.throughput(values.rounds, values.seconds, keep(x, held))
     report.finish()
 
 
-def _variants(values, **more: int) -> list[Variant]:
+def _variants(values: argparse.Namespace, *, count: int = 0, size: int = 32) -> list[Variant]:
     made = {
-        OURS: [Variant(OURS, dtype, values.chunk, **more) for dtype in ("float32", "bfloat16")],
-        TORCH: [Variant(TORCH, dtype, values.batch, "channels-last", **more) for dtype in ("float32", "bfloat16")],
-        ART: [Variant(ART, "float32", values.batch, "contiguous", **more)],
+        OURS: [Variant(OURS, dtype, values.chunk, "", count, size) for dtype in ("float32", "bfloat16")],
+        TORCH: [Variant(TORCH, dtype, values.batch, "channels-last", count, size) for dtype in ("float32", "bfloat16")],
+        ART: [Variant(ART, "float32", values.batch, "contiguous", count, size)],
     }
     return [variant for name in values.contenders for variant in made[name]]
 

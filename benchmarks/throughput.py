@@ -9,12 +9,12 @@ Command:   make throughput DATA=FOLDER        (20 minutes on two cores; on an id
 import argparse
 import re
 import sys
-import tempfile
 from pathlib import Path
 
 from benchmarks import contest, measure
 from benchmarks.contest import ART, OURS, TORCH, Variant
 from benchmarks.report import RESULTS, Report, slug
+from benchmarks.workers import Worker
 
 WEIGHTS = Path(__file__).parent.parent / "checkpoints" / "cifar10_resnet20_gaussian_0.25.safetensors"
 
@@ -33,13 +33,15 @@ def parser(about: str | None, name: str) -> argparse.ArgumentParser:
 
 def command_line(module: str) -> str:
     """What was typed, without this machine's folders."""
-    return " ".join(["python -m", f"benchmarks.{module}", *(re.sub("^[/~].*", "FOLDER", one) for one in sys.argv[1:])])
+    words = [re.sub("(^|=)[/~].*", r"\1FOLDER", word) for word in sys.argv[1:]]
+    return " ".join(["python -m", f"benchmarks.{module}", *words])
 
 
-def begin(command: str, title: str, values: argparse.Namespace, settings: dict, about: str = "") -> Report:
+def begin(
+    host: Worker, command: str, title: str, values: argparse.Namespace, settings: dict, about: str = ""
+) -> Report:
     """The report of a command, named after it, `about` and the device unless it has a name."""
-    with contest.running("benchmarks.ours:Sampling") as worker:
-        device = worker.call("device")
+    device = host.call("device")
     machine = measure.machine()
     kind = machine["cpu"] if device["platform"] == "cpu" else device["kind"]
     head = {
@@ -77,9 +79,8 @@ def main() -> None:
     values = flags.parse_args()
     clock = measure.Clock()
     settings = {"sigma": measure.SIGMA, "image": "32x32x3", "seconds a turn": values.seconds}
-    report = begin("throughput", "Throughput of certification", values, settings)
-    with tempfile.TemporaryDirectory() as folder:
-        files = contest.Files(Path(folder))
+    with contest.host() as (host, files):
+        report = begin(host, "throughput", "Throughput of certification", values, settings)
         for depth in values.depths:
             table = report.table(f"ResNet-{depth}", "samples/s")
             with contest.Contest(contest.CERTIFIERS, depth, variants(values), files, clock) as held:
@@ -89,10 +90,9 @@ def main() -> None:
                     report.save()
 
                 held.throughput(values.rounds, values.seconds, keep)
-    if OURS in values.contenders and "bfloat16" in values.dtypes:
-        with contest.running("benchmarks.ours:Sampling") as worker:
-            found = worker.call("agreement", weights=str(WEIGHTS), folder=values.data, count=values.images)
-        report.result["facts"] = {"bfloat16 against float32": {"weights": WEIGHTS.name, **found}}
+        if OURS in values.contenders and "bfloat16" in values.dtypes:
+            found = host.call("agreement", weights=str(WEIGHTS), folder=values.data, count=values.images)
+            report.result["facts"] = {"bfloat16 against float32": {"weights": WEIGHTS.name, **found}}
     report.finish()
 
 

@@ -7,9 +7,6 @@ bfloat16, and with weights of bfloat16.
 Command:   make training-throughput        (5 minutes on two cores; on an idle machine)
 """
 
-import tempfile
-from pathlib import Path
-
 from benchmarks import contest, measure
 from benchmarks.contest import OURS, TORCH, Variant
 from benchmarks.throughput import begin, parser
@@ -24,11 +21,9 @@ def main() -> None:
     flags.add_argument("--contenders", nargs="+", choices=(OURS, TORCH), default=[OURS, TORCH])
     values = flags.parse_args()
     clock = measure.Clock()
-    report = begin(
-        "training", "Throughput of training", values, {"sigma": measure.SIGMA, "seconds a turn": values.seconds}
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        files = contest.Files(Path(folder))
+    settings = {"sigma": measure.SIGMA, "seconds a turn": values.seconds}
+    with contest.host() as (host, files):
+        report = begin(host, "training", "Throughput of training", values, settings)
         for batch in values.batches:
             table = report.table(f"ResNet-{values.depth}, batch {batch}", "images/s")
             made = [

@@ -3,6 +3,7 @@
 A worker builds one object and then answers calls of its methods, one JSON line each.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -53,8 +54,10 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
+        assert self._process.stdin
+        assert self._process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
