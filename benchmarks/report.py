@@ -53,9 +53,9 @@ class Report:
         _files.write_json(self._stem.with_name(f"{self._stem.name}.json"), self.result)
         _files.write_text(self._stem.with_name(f"{self._stem.name}.md"), markdown(self.result))
 
-    def finish(self) -> None:
-        """Write all of it, the figure too."""
-        self.result["finished"] = True
+    def finish(self, *, whole: bool = True) -> None:
+        """Write all of it, the figure too; `whole` unless the run was cut off."""
+        self.result["finished"] = whole
         self.save()
         draw(self.result, self._stem.with_name(f"{self._stem.name}.png"))
         print(f"Results: {self._stem}.json, .md, .png")

@@ -241,6 +241,8 @@ def test_gpu_rehearsal_end_to_end(tmp_path):
     assert {"ceilings", "parity with the CPU", "bfloat16 against float32"} <= result["facts"].keys()
     assert {"XLA's count a sample, ResNet-8, float32", "counted a sample, ResNet-8"} <= result["facts"].keys()
     assert result["facts"]["parity with the CPU"]["votes"] == 80
+    # XLA leaves out what a convolution multiplies with its padding.
+    assert 0.9 < result["facts"]["XLA's count a sample, ResNet-8, float32"]["flops"] / 25_003_264 < 1
     rates, seconds = result["tables"]
     for row in rates["rows"]:
         assert row["tflops"] == pytest.approx(row["median"] * 25_003_264 / 1e12)
@@ -314,7 +316,7 @@ def test_the_plain_loop_votes_as_the_core_does():
     from benchmarks import peers
 
     network = checkpoints.load_classifier(WEIGHTS)
-    n, image = 3000, measure.picture(32)
+    n, image = 1000, measure.picture(32)
     core = sampling.count_votes(network, roofline.ours.SCHEME, image, indices=np.array([0]), n=n, key=prng.root(0))
     loop = peers.Loop()
     for layout in ("contiguous", "channels-last"):
