@@ -104,6 +104,7 @@ class Contest:
       files: where weights are.
       clock: says what happens; its limit is that of every call.
       shared: one process a contender, not one a variant: starts faster, but memory peaks are the process's.
+      pin: a variant's `count` is also of the cores that its process may use.
 
     Attributes:
       entries: the variants that are ready.
@@ -119,8 +120,9 @@ class Contest:
         clock: measure.Clock,
         *,
         shared: bool = False,
+        pin: bool = False,
     ) -> None:
-        self._clock, self._shared = clock, shared
+        self._clock, self._shared, self._pin = clock, shared, pin
         self._workers: dict[Any, Worker] = {}
         self.entries: dict[str, Entry] = {}
         self.left_out: dict[str, str] = {}
@@ -148,7 +150,8 @@ class Contest:
             arguments |= {"layout": variant.layout}
         try:
             if key not in self._workers:
-                self._workers[key] = Worker(target, timeout=self._clock.left, count=variant.count)
+                cores = variant.count if self._pin else 0
+                self._workers[key] = Worker(target, timeout=self._clock.left, cores=cores, count=variant.count)
             worker = self._workers[key]
             ready = worker.call("prepare", timeout=self._clock.left, name=variant.name, **arguments)
             device = worker.call("device", timeout=self._clock.left)

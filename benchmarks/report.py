@@ -132,6 +132,7 @@ def draw(result: Result, path: Path) -> None:
         (_curves if table["x"] else _bars)(axes, table)
         axes.set_title(table["title"], fontsize=10)
         axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
     figure.savefig(path, dpi=150)
 
 
@@ -160,9 +161,13 @@ def _curves(axes: Axes, table: dict[str, Any]) -> None:
             marker=_MARKERS[rows[0]["dtype"]], linestyle="-" if rows[0]["dtype"] == "float32" else "--",
         )  # fmt: skip
     values = sorted({row[x] for row in table["rows"]})
-    axes.set(xscale="log", yscale="log", xlabel=_COLUMNS[x], ylabel=table["unit"])
-    axes.set_xticks(values, [_number(value) for value in values])
-    axes.minorticks_off()
+    axes.set(xlabel=_COLUMNS[x], ylabel=table["unit"])
+    if x == "n":
+        axes.set(xscale="log", yscale="log")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set_xticks(values, [_number(value) for value in values], minor=False)
+    axes.set_xticks([], minor=True)
     axes.legend(fontsize=8, frameon=False)
 
 

@@ -1,7 +1,7 @@
 """How certification scales: with the samples an image, the devices, or the size of the images.
 
   n        seconds for one image's whole certificate, n from 1,000 to 100,000
-  devices  samples per second on 1, 2, ... CPU cores (or accelerators): our devices, PyTorch's threads
+  devices  samples per second on 1, 2, ... CPU cores (or accelerators, ours alone): our devices, PyTorch's threads
   size     samples per second on images of 32, 48, 64 ... pixels a side
 
 Command:   make scaling WHAT=n        (or devices, size; on an idle machine)
@@ -30,17 +30,22 @@ def main() -> None:
     flags.add_argument("--chunk", type=int, default=0, help="ours; 0: the default")
     flags.add_argument("--batch", type=int, default=200, help="the peers'")
     values = flags.parse_args()
-    if values.what == "devices":
-        values.contenders = [name for name in values.contenders if name != ART]
     clock = measure.Clock()
     settings = {"sigma": measure.SIGMA, "network": f"ResNet-{values.depth}"}
     with contest.host() as (host, files):
         report = begin(host, "scaling", _TITLES[values.what], values, settings, about=values.what)
+        device = host.call("device")
+        if values.what == "devices":
+            comparable = (OURS, TORCH) if device["platform"] == "cpu" else (OURS,)
+            values.contenders = [name for name in values.contenders if name in comparable]
         unit = "seconds an image" if values.what == "n" else "samples/s"
         table = report.table(f"ResNet-{values.depth}", unit, x=values.what)
 
         def enter(**more: int) -> contest.Contest:
-            return contest.Contest(contest.CERTIFIERS, values.depth, _variants(values, **more), files, clock)
+            made = _variants(values, **more)
+            return contest.Contest(
+                contest.CERTIFIERS, values.depth, made, files, clock, pin=device["platform"] == "cpu"
+            )
 
         def keep(x: int, held: contest.Contest) -> Callable[[list[contest.Row]], None]:
             before = table["rows"]
@@ -57,7 +62,7 @@ def main() -> None:
                 for n in values.values or [1_000, 10_000, 100_000]:
                     held.certification(n, values.rounds, keep(n, held))
         else:
-            one_to_all = list(range(1, measure.cores() + 1))
+            one_to_all = list(range(1, device["devices"] + 1))
             for x in values.values or (one_to_all if values.what == "devices" else [32, 48, 64]):
                 with enter(**{"count" if values.what == "devices" else "size": x}) as held:
                     held.throughput(values.rounds, values.seconds, keep(x, held))

@@ -29,10 +29,11 @@ class Worker:
     Args:
       target: "module:Class" of the object.
       timeout: seconds that a call may take, after which the process is killed; None for no limit.
+      cores: how many of this process's cores it may use; 0 for all.
       arguments: of the class.
     """
 
-    def __init__(self, target: str, *, timeout: float | None = None, **arguments: Any) -> None:
+    def __init__(self, target: str, *, timeout: float | None = None, cores: int = 0, **arguments: Any) -> None:
         environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
@@ -43,7 +44,7 @@ class Worker:
         )
         self._buffer = b""
         try:
-            self._ask({"target": target, "arguments": arguments}, timeout)
+            self._ask({"target": target, "cores": cores, "arguments": arguments}, timeout)
         except BaseException:
             self.close()
             raise
@@ -115,6 +116,8 @@ def _serve() -> None:
         try:
             if "target" in question:
                 module, name = question["target"].split(":")
+                if question["cores"]:
+                    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: question["cores"]])
                 held = getattr(importlib.import_module(module), name)(**question["arguments"])
                 value = None
             else:

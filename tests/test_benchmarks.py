@@ -1,6 +1,7 @@
 """The harness of the benchmarks; its numbers are not looked at here."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -108,6 +109,9 @@ def test_workers_answer_fail_and_are_killed_when_they_hang():
             worker.call("get", timeout=1)
         with pytest.raises(workers.WorkerError):
             worker.call("qsize")
+    with contest.running("collections:Counter", cores=1) as worker:
+        assert worker.call("total") == 0
+        assert len(os.sched_getaffinity(worker._process.pid)) == 1
     with pytest.raises(workers.WorkerError, match="no_such_module"):
         workers.Worker("no_such_module:Thing")
 
@@ -194,8 +198,8 @@ def test_a_result_as_markdown_and_figure(tmp_path):
         assert line in page.splitlines()
     assert "cut off" not in page
     assert "cut off" in report.markdown(RESULT | {"finished": False})
-    curve = RESULT["tables"][0] | {"x": "devices"}
-    report.draw(RESULT | {"tables": [*RESULT["tables"], curve]}, tmp_path / "figure.png")
+    curves = [RESULT["tables"][0] | {"x": x} for x in ("devices", "batch")]
+    report.draw(RESULT | {"tables": [*RESULT["tables"], *curves]}, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
