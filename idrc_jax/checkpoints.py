@@ -61,7 +61,9 @@ class Classifier:
         return self.apply_fn(self.params, images)
 
 
-def build(description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs) -> ResNet:
+def build(
+    description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs, convolution: Any = jax.lax.conv_general_dilated
+) -> ResNet:
     """The network that a description names, newly initialised."""
     _validate.one_of("model.architecture", description["architecture"], ("resnet",))
     _validate.one_of("model.dtype", dtype, _DTYPES)
@@ -73,6 +75,7 @@ def build(description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs) -> ResNet:
         mean=tuple(description["mean"]),
         std=tuple(description["std"]),
         dtype=_DTYPES[dtype],
+        convolution=convolution,
         rngs=rngs,
     )
 
@@ -88,9 +91,11 @@ def merge(graph: Any, *tensors: Tensors) -> Any:
     return nnx.merge(graph, *(nnx.State(_unflatten(flat)) for flat in tensors), copy=True)
 
 
-def abstract(description: dict[str, Any], *, dtype: str) -> tuple[Any, Tensors, Tensors]:
+def abstract(
+    description: dict[str, Any], *, dtype: str, convolution: Any = jax.lax.conv_general_dilated
+) -> tuple[Any, Tensors, Tensors]:
     """`split` of the network without computing its values: shapes and types only."""
-    return split(nnx.eval_shape(lambda: build(description, dtype=dtype, rngs=nnx.Rngs(0))))
+    return split(nnx.eval_shape(lambda: build(description, dtype=dtype, rngs=nnx.Rngs(0), convolution=convolution)))
 
 
 def save_weights(path: Path, tensors: Tensors, description: dict[str, Any]) -> None:

@@ -33,11 +33,13 @@ from idrc_jax import (
 )
 from idrc_jax.certification import certify_dataset, estimate
 from idrc_jax.certification import predict as predict_images
+from idrc_jax.kernels import convolution_cpu
 
 
 def train() -> None:
     """idrc-train: train a network under noise."""
-    _main(train.__doc__, _train, config_file=True)
+    # On a CPU the training kernel takes all cores by itself.
+    _main(train.__doc__, _train, config_file=True, cpu_devices=lambda: 1 if convolution_cpu.available() else 0)
 
 
 def certify() -> None:
@@ -197,7 +199,12 @@ def _define_merge(values: flags.FlagValues) -> None:
 
 
 def _main(
-    about: str | None, job: Callable, *, config_file: bool, define: Callable[[flags.FlagValues], None] | None = None
+    about: str | None,
+    job: Callable,
+    *,
+    config_file: bool,
+    define: Callable[[flags.FlagValues], None] | None = None,
+    cpu_devices: Callable[[], int] = lambda: 0,
 ) -> None:
     with _command.one_line_errors():
         values, rest = _parse(config_file, define)
@@ -208,7 +215,7 @@ def _main(
             sys.exit(job(values, rest))
         if rest:
             raise ValueError(f"Expected only --flags, got {rest[0]!r}.")
-        devices.configure_cpu(values.config.devices or os.cpu_count() or 1)
+        devices.configure_cpu(values.config.devices or cpu_devices() or os.cpu_count() or 1)
         sys.exit(job(values))
 
 

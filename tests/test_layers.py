@@ -15,7 +15,8 @@ ORDER = [
     "_validate", "_files", "_command", "_roots", "statistics", "plans", "schemes", "neyman_pearson", "radial",
     "certificates", "results", "summary", "figures", "recertify", "progress",
     # ---- everything above imports no JAX
-    "prng", "noise", "models.resnet", "models.folding", "kernels.build", "kernels.resnet_cpu", "data", "devices",
+    "prng", "noise", "models.resnet", "models.folding", "kernels.build", "kernels.resnet_cpu",
+    "kernels.convolution_cpu", "data", "devices",
     "checkpoints", "sampling", "training", "scheduler",
     "certification", "config", "cli",
 ]  # fmt: skip

@@ -47,7 +47,8 @@ def _compiled(source: Path) -> Path:
         raise FileNotFoundError("no C++ compiler found: install g++ or set CXX")
     command = [*compiler.split(), *_FLAGS, f"-I{jax.ffi.include_dir()}"]
     version = subprocess.run([*compiler.split(), "--version"], capture_output=True, text=True, check=True).stdout
-    identity = "\n".join([source.read_text(), *command, version, jax.__version__, _processor()])
+    texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
+    identity = "\n".join([*texts, *command, version, jax.__version__, _processor()])
     name = f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "idrc_jax"
     folder.mkdir(parents=True, exist_ok=True)
