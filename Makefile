@@ -14,14 +14,18 @@ CONFIG ?= configs/cifar10.py
 SLICE ?= 60
 RUN ?= runs/$(SCHEME)-$(SIGMA)
 ARGS ?=
+WHAT ?= n
+# An interpreter that has JAX: the virtual environment's where there is one.
+PYTHON_RUN ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 SETTINGS = --config=$(CONFIG):$(SCHEME) --config.noise.sigma=$(SIGMA) --config.data.dir=$(DATA) \
 	--config.max_minutes=$(SLICE) --workdir=$(RUN) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all lint typecheck reproduce overhead invariance certificate-table plans clean
+.PHONY: help quickstart test test-all lint typecheck reproduce overhead invariance certificate-table plans \
+	throughput training-throughput scaling gpu-benchmark clean
 
 help:  ## Show this help.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/.quickstart  ## Train and certify a small network on the embedded digits: table, TSV, figure.
 	$(BIN)/python train.py --workdir=runs/quickstart
@@ -56,6 +60,18 @@ certificate-table: $(VENV)/.quickstart  ## Print the tables of docs/certificates
 plans: $(VENV)/.quickstart  ## Replay sampling plans over a published log, draw their power: LOG=FILE.
 	$(BIN)/python benchmarks/plans.py $(LOG)
 
+throughput: $(VENV)/.benchmarks  ## Time certification beside PyTorch and ART, on an idle machine: DATA=FOLDER.
+	$(BIN)/python -m benchmarks.throughput $(if $(DATA),--data $(DATA)) $(ARGS)
+
+training-throughput: $(VENV)/.benchmarks  ## Time training beside PyTorch, on an idle machine.
+	$(BIN)/python -m benchmarks.training $(ARGS)
+
+scaling: $(VENV)/.benchmarks  ## Time certification over WHAT=n, devices or size, on an idle machine.
+	$(BIN)/python -m benchmarks.scaling $(WHAT) $(ARGS)
+
+gpu-benchmark:  ## Time all on an NVIDIA GPU with the JAX of PYTHON_RUN, which installs nothing.
+	$(PYTHON_RUN) -m benchmarks.gpu $(if $(DATA),--data $(DATA)) $(ARGS)
+
 clean:  ## Remove the virtual environment and caches; runs/ stays.
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -71,6 +87,10 @@ $(VENV)/.quickstart: $(VENV)/.python pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.quickstart
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.benchmarks: $(VENV)/.quickstart
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[benchmarks]'
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.dev

@@ -1,0 +1,1 @@
+"""Measurements, each a command whose first lines say how to run it."""

@@ -1,0 +1,242 @@
+"""idrc_jax as a contender: certification and training by the path that the commands take.
+
+Each class lives in a worker of its own (`workers.Worker`) and knows its variants by name.
+"""
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from safetensors.numpy import load_file
+
+from benchmarks import measure, networks, workers
+from idrc_jax import certification, checkpoints, data, devices, prng, sampling, schemes, training
+
+SCHEME = schemes.Gaussian(sigma=measure.SIGMA)
+_PRECISE = "highest"
+_SLOTS = 64  # images that a dispatch of the commands holds
+
+
+def set_up(count: int = 0) -> Mesh:
+    """The devices as the commands make them: all of them, or `count`."""
+    devices.configure_cpu(count or measure.cores())
+    return devices.mesh(count)
+
+
+def describe_device(mesh: Mesh) -> dict[str, Any]:
+    device = mesh.devices.flat[0]
+    return {"platform": device.platform, "kind": device.device_kind, "devices": mesh.size}
+
+
+def memory(mesh: Mesh) -> dict[str, float]:
+    """Peaks in MiB: of the process, and on an accelerator of the first device."""
+    peaks = workers.peak_memory()
+    on_device = (mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    return peaks | ({"device_mib": round(on_device / 2**20, 1)} if on_device else {})
+
+
+class Host:
+    """What a command asks of JAX beside the contest: the device, weights files, the agreement of types."""
+
+    def __init__(self) -> None:
+        self._mesh = set_up()
+
+    def device(self) -> dict[str, Any]:
+        return describe_device(self._mesh)
+
+    def write_weights(self, path: str, description: networks.Description, seed: int = 0) -> None:
+        """A file of random values: speed does not depend on them, but every one of them acts.
+
+        BatchNorm's statistics and scales are away from 0 and 1; each block adds a little to its input, so that logits
+        stay of moderate size at every depth.
+        """
+        _, params, stats = checkpoints.abstract(description, dtype="float32")
+        generator = np.random.default_rng(seed)
+        tensors = {
+            name: _random(name, leaf.shape, generator).astype(np.float32)
+            for name, leaf in sorted((params | stats).items())
+        }
+        checkpoints.save_weights(Path(path), tensors, description)
+
+    def agreement(self, weights: str, folder: str, count: int = 10_000) -> dict[str, Any]:
+        """How often bfloat16 and float32 name the same class on noisy images, one copy each."""
+        full = checkpoints.load_classifier(weights, dtype="float32")
+        half = checkpoints.load_classifier(weights, dtype="bfloat16")
+        images, labels, what = _test_images(folder, count, full.image_shape[0])
+        noise = np.random.default_rng(0)
+        forwards = [jax.jit(one.apply_fn) for one in (full, half)]
+        votes: list[list[np.ndarray]] = [[], []]
+        batch = min(100, len(images))
+        for start in range(0, len(images) - batch + 1, batch):
+            clean = images[start : start + batch]
+            noisy = jnp.asarray(clean + np.float32(SCHEME.sigma) * noise.standard_normal(clean.shape, np.float32))
+            for one, forward, params in zip(votes, forwards, (full.params, half.params), strict=True):
+                one.append(np.asarray(forward(params, noisy)).argmax(-1))
+        first, second = (np.concatenate(one) for one in votes)
+        found = {"images": what, "count": len(first), "sigma": SCHEME.sigma, "agree": float(np.mean(first == second))}
+        if labels is not None:
+            truth = labels[: len(first)]
+            found |= {"accuracy_float32": float(np.mean(first == truth))}
+            found |= {"accuracy_bfloat16": float(np.mean(second == truth))}
+        return found
+
+
+def _random(name: str, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+    if name.endswith("norm2.scale"):
+        return generator.uniform(0.1, 0.4, shape)
+    if name.endswith(("var", "scale")):
+        return generator.uniform(0.5, 1.5, shape)
+    if name.endswith(("mean", "bias")):
+        return generator.normal(0.0, 0.2, shape)
+    return generator.normal(0.0, np.sqrt(2 / np.prod(shape[:-1])), shape)
+
+
+def _test_images(folder: str, count: int, size: int) -> tuple[np.ndarray, np.ndarray | None, str]:
+    if not folder:
+        return networks.images(count, size, seed=1), None, "smooth random images"
+    test_set = data.load("cifar10", "test", directory=folder)
+    return data.to_unit(test_set.images[:count]), test_set.labels[:count], "CIFAR-10 test images"
+
+
+@dataclass(frozen=True)
+class _Certifier:
+    classifier: checkpoints.Classifier
+    image: np.ndarray
+    chunk: int
+
+
+class Sampling:
+    """Votes of one noisy image at a time."""
+
+    def __init__(self, count: int = 0) -> None:
+        self._mesh = set_up(count)
+        self._variants: dict[str, _Certifier] = {}
+        self._logits: dict[tuple[str, str], list[list[float]]] = {}
+
+    def device(self) -> dict[str, Any]:
+        return describe_device(self._mesh)
+
+    def prepare(self, name: str, *, weights: str, dtype: str, batch: int) -> dict[str, Any]:
+        """Load, compile and warm up; `batch` is the chunk a device takes (0: the default)."""
+        classifier = checkpoints.load_classifier(weights, dtype=dtype)
+        size = classifier.image_shape[0]
+        chunk = batch or sampling.default_chunk(classifier, self._mesh)
+        self._variants[name] = _Certifier(classifier, measure.picture(size), chunk)
+        if (weights, dtype) not in self._logits:
+            with jax.default_matmul_precision(_PRECISE):
+                logits = jax.jit(classifier.apply_fn)(classifier.params, measure.probe(size))
+            self._logits[weights, dtype] = np.asarray(logits).tolist()
+        stride = chunk * self._mesh.size
+        rate = measure.calibrate(lambda samples: self.turn(name, samples), stride)
+        facts = {"batch": chunk, "devices": self._mesh.size, "kernel": classifier.kernel}
+        return {"rate": rate, "stride": stride, "logits": self._logits[weights, dtype], "facts": facts}
+
+    def turn(self, name: str, samples: int) -> float:
+        """Seconds that the votes of so many samples take, read by the host."""
+        one = self._variants[name]
+        start = time.perf_counter()
+        votes = sampling.dispatch_votes(
+            one.classifier, SCHEME, np.repeat(one.image, _SLOTS, axis=0), np.full(_SLOTS, SCHEME.sigma),
+            indices=np.zeros(_SLOTS), first=0, n=np.array([samples] + [0] * (_SLOTS - 1)), key=prng.root(0),
+            chunk=one.chunk, mesh=self._mesh,
+        )  # fmt: skip
+        counts = np.asarray(votes).sum(axis=(0, 1))
+        seconds = time.perf_counter() - start
+        if counts[-1] or counts.sum() != samples:
+            raise RuntimeError(f"Expected {samples} votes for classes, got {counts}.")
+        return seconds
+
+    def certify(self, name: str, n: int) -> float:
+        """Seconds for one image's certificate: 100 + n samples, the radius included."""
+        one = self._variants[name]
+        start = time.perf_counter()
+        certification.certify(
+            one.classifier, SCHEME, one.image, indices=np.array([0]), n0=measure.N0, n=n, key=prng.root(0),
+            chunk=one.chunk, mesh=self._mesh,
+        )  # fmt: skip
+        return time.perf_counter() - start
+
+    def memory(self) -> dict[str, float]:
+        return memory(self._mesh)
+
+
+@dataclass
+class _Trainer:
+    run: Any
+    state: training.State
+    images: jax.Array
+    labels: jax.Array
+    recipe: training.Recipe
+
+
+class Training:
+    """Training steps, dispatched as `training.train` does."""
+
+    def __init__(self, count: int = 0) -> None:
+        self._mesh = set_up(count)
+        self._on_cpu = devices.is_cpu()
+        # Steps in one dispatch, and dispatches ahead of what the host reads.
+        self._steps, self._ahead = (1, 8) if self._on_cpu else (50, 1)
+        self._variants: dict[str, _Trainer] = {}
+
+    def device(self) -> dict[str, Any]:
+        return describe_device(self._mesh)
+
+    def prepare(self, name: str, *, weights: str, description: networks.Description, dtype: str, batch: int) -> dict:
+        """Compile and warm up, from the weights in the file."""
+        graph, params, stats = checkpoints.abstract(description, dtype=dtype)
+        tensors = load_file(weights)
+        params, stats = ({key: jnp.asarray(tensors[key]) for key in group} for group in (params, stats))
+
+        def forward(params: Any, stats: Any, images: jax.Array) -> jax.Array:
+            return checkpoints.merge(graph, params, stats)(images, train=True)
+
+        with jax.default_matmul_precision(_PRECISE):
+            logits = jax.jit(forward)(params, stats, measure.probe(description["image_shape"][0]))
+        recipe = training.Recipe(batch=batch, lr=measure.LEARNING_RATE)
+        optimiser = recipe.optimiser(measure.TRAINING_IMAGES // batch)
+        whole = devices.replicated(self._mesh)
+        state = training.State(params, stats, optimiser.init(params), jnp.zeros((), jnp.int32))
+        step = training.make_step(graph, recipe, SCHEME, optimiser, 0, self._mesh)
+        images, labels = measure.training_set(description["image_shape"][0])
+        self._variants[name] = _Trainer(
+            training.dispatches(step, on_cpu=self._on_cpu),
+            jax.device_put(state, whole),
+            jax.device_put(images, whole),
+            jax.device_put(labels, whole),
+            recipe,
+        )
+        stride = batch * self._steps
+        rate = measure.calibrate(lambda samples: self.turn(name, samples), stride)
+        facts = {"batch": batch, "devices": self._mesh.size}
+        return {"rate": rate, "stride": stride, "logits": np.asarray(logits).tolist(), "facts": facts}
+
+    def turn(self, name: str, samples: int) -> float:
+        """Seconds for the steps that take so many images."""
+        one = self._variants[name]
+        pending: deque[training.Metrics] = deque()
+        losses: list[float] = []
+
+        def drain(limit: int) -> None:
+            while len(pending) > limit:
+                losses.extend(jax.device_get(pending.popleft()).loss)
+
+        start = time.perf_counter()
+        for _ in range(samples // (one.recipe.batch * self._steps)):
+            one.state, metrics = one.run(one.state, one.images, one.labels, count=self._steps)
+            pending.append(metrics)
+            drain(self._ahead)
+        drain(0)
+        jax.block_until_ready(one.state)
+        seconds = time.perf_counter() - start
+        measure.require_finite(losses)
+        return seconds
+
+    def memory(self) -> dict[str, float]:
+        return memory(self._mesh)

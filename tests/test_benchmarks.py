@@ -1,0 +1,338 @@
+"""The harness of the benchmarks; its numbers are not looked at here."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from scipy import stats
+
+from benchmarks import contest, measure, networks, report, roofline, workers
+from benchmarks.contest import OURS, TORCH, Variant
+from idrc_jax import checkpoints, devices, prng, sampling
+
+WEIGHTS = ROOT / "checkpoints" / "cifar10_resnet20_gaussian_0.25.safetensors"
+
+TOY = '''
+class Contender:
+    """Takes a second for 10 samples; its batch says how it misbehaves."""
+
+    def __init__(self, count):
+        self.log = []
+
+    def device(self):
+        return {"platform": "cpu", "kind": "toy", "devices": 1}
+
+    def prepare(self, name, *, weights, description, dtype, batch, layout):
+        if batch == 1:
+            raise ImportError("no such library")
+        self.batch = batch
+        logits = [[1.0, 4.0 if batch != 2 else 4.1]]
+        return {"rate": 10.0, "stride": 7, "logits": logits, "facts": {"batch": batch}}
+
+    def turn(self, name, samples):
+        if self.batch == 3 and self.log:
+            raise MemoryError("too large")
+        self.log.append(samples)
+        return samples / 10
+
+    def memory(self):
+        return {"peak_rss_mib": float(len(self.log))}
+'''
+
+
+class NoFiles:
+    def of(self, depth, size):
+        return "", {}
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """(contender's name) -> Contest of batches on a toy in processes of its own."""
+    (tmp_path / "toy.py").write_text(TOY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def make(*batches):
+        variants = [Variant(TORCH, "float32", batch) for batch in batches]
+        return contest.Contest({TORCH: "toy:Contender"}, 8, variants, NoFiles(), measure.Clock())
+
+    return make
+
+
+def test_a_contest_times_in_turns_and_leaves_out_what_fails(toy):
+    seen = []
+    with toy(1, 3, 4) as held:
+        rows = held.throughput(2, 2.0, lambda rows: seen.append([row["name"] for row in rows]))
+    assert seen == [["PyTorch, float32, batch 3", "PyTorch, float32, batch 4"], ["PyTorch, float32, batch 4"]]
+    assert held.left_out == {
+        "PyTorch, float32, batch 1": "ImportError: no such library",
+        "PyTorch, float32, batch 3": "MemoryError: too large",
+    }
+    (row,) = rows
+    assert row["rounds"] == [10.0, 10.0]
+    assert (row["median"], row["q1"], row["q3"], row["batch"]) == (10.0, 10.0, 10.0, 4)
+    assert row["peak_rss_mib"] == 2.0  # two turns: nothing else ran in this process
+
+
+def test_logits_must_agree_before_anything_is_timed(toy):
+    with pytest.raises(ValueError, match=r"logits of PyTorch, float32, batch 2 within 0.0001"):
+        toy(4, 2)
+
+
+def test_ratios_are_of_turns_of_the_same_round():
+    def row(contender, name, rounds):
+        return {"contender": contender, "dtype": "float32", "name": name, "rounds": rounds, "median": np.median(rounds)}
+
+    rows = [row(OURS, "slow", [1, 2, 3]), row(OURS, "ours", [1, 10, 100]), row(TORCH, "theirs", [1, 20, 50])]
+    (ratio,) = contest.ratios(rows)
+    assert (ratio["of"], ratio["to"], ratio["median"]) == ("ours", "theirs", 1.0)  # of 1, .5 and 2; 10 / 20 is .5
+
+
+def test_calibration_lengthens_the_turn_until_it_is_long_enough():
+    asked = []
+    rate = measure.calibrate(lambda samples: asked.append(samples) or samples / 1000, 8)
+    assert rate == 1000
+    assert asked[-1] >= 500 > asked[-2]
+    assert all(samples % 8 == 0 for samples in asked)
+
+
+def test_workers_answer_fail_and_are_killed_when_they_hang():
+    with contest.running("queue:Queue", maxsize=3) as worker:
+        assert worker.call("qsize") == 0
+        with pytest.raises(workers.WorkerError, match="Empty"):
+            worker.call("get_nowait")
+        assert worker.call("full") is False
+        with pytest.raises(workers.WorkerError, match="within 1 s"):
+            worker.call("get", timeout=1)
+        with pytest.raises(workers.WorkerError):
+            worker.call("qsize")
+    with contest.running("collections:Counter", cores=1) as worker:
+        assert worker.call("total") == 0
+        assert len(os.sched_getaffinity(worker._process.pid)) == 1
+    with pytest.raises(workers.WorkerError, match="no_such_module"):
+        workers.Worker("no_such_module:Thing")
+
+
+def test_peak_memory_is_the_processes_own():
+    """A process that is started by a large one must not inherit its peak."""
+    code = (
+        "import subprocess, sys; kept = bytearray(400 << 20); "
+        "inner = 'from benchmarks import workers; print(workers.peak_memory()[\"peak_rss_mib\"])'; "
+        "inner = sys.argv[1] + inner; subprocess.run([sys.executable, '-c', inner], check=True)"
+    )
+
+    def peak(before):
+        answer = subprocess.run(
+            [sys.executable, "-c", code, before], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        return float(answer.stdout)
+
+    small = peak("")
+    assert small < 200
+    assert 290 < peak("kept = bytearray(300 << 20); kept[::4096] = b'1' * len(kept[::4096]); ") - small < 320
+
+
+def test_parity_compares_single_samples():
+    """Sample by sample it counts the votes that the sampling core counts."""
+    votes = roofline._votes(str(WEIGHTS), "float32", 6, 4, devices.mesh(2))
+    network = checkpoints.load_classifier(WEIGHTS)
+    for index, image in enumerate(networks.images(8)):
+        counts = sampling.count_votes(
+            network, roofline.ours.SCHEME, image[None], indices=np.array([index]), n=6, key=prng.root(0), chunk=4
+        )
+        np.testing.assert_array_equal(np.bincount(votes[6 * index : 6 * index + 6], minlength=11), counts[0])
+
+
+RESULT = {
+    "format": 1,
+    "name": "example",
+    "title": "Throughput",
+    "command": "python -m benchmarks.throughput",
+    "machine": {
+        "cpu": "A CPU", "instructions": ["avx2"], "cores": 2, "memory_gib": 8.0, "system": "Linux x86_64",
+        "python": "3.11.7", "versions": {"jax": "0.10.2"}, "commit": "abc", "started": "2026-01-01", "load_before": 0.1,
+    },
+    "settings": {"sigma": 0.25},
+    "finished": True,
+    "tables": [
+        {
+            "title": "ResNet-20", "unit": "samples/s", "x": "",
+            "rows": [
+                {
+                    "name": "a", "contender": OURS, "dtype": "float32", "layout": "", "size": 32, "platform": "cpu",
+                    "kind": "cpu", "devices": 2, "batch": 25, "median": 1234.5, "q1": 1200.0, "q3": 1250.0,
+                    "peak_rss_mib": 400.0,
+                },
+                {
+                    "name": "b", "contender": TORCH, "dtype": "bfloat16", "layout": "contiguous", "size": 32,
+                    "platform": "cpu", "kind": "cpu", "devices": 2, "batch": 50, "median": 99.25, "q1": 98.0,
+                    "q3": 100.0, "peak_rss_mib": 300.0,
+                },
+            ],
+            "ratios": [{"of": "a", "to": "b", "median": 12.438, "q1": 12.0, "q3": 13.0}],
+            "left_out": {"ART": "ModuleNotFoundError: No module named 'art'"},
+        }
+    ],
+    "facts": {"bfloat16 against float32": {"agree": 0.9975, "images": "random"}},
+    "notes": ["A note."],
+}  # fmt: skip
+
+
+def test_a_result_as_markdown_and_figure(tmp_path):
+    page = report.markdown(RESULT)
+    for line in (
+        "# Throughput",
+        "A CPU (avx2), 2 cores; 8.0 GiB; Linux x86_64; Python 3.11.7; jax 0.10.2. Load before: 0.1.",
+        "## ResNet-20, samples/s",
+        "| contender | type | layout | devices, threads | batch, chunk | median | quartiles | peak memory, MiB |",
+        "| idrc_jax | float32 |  | 2 | 25 | 1,234 | 1,200 – 1,250 | 400.0 |",
+        "| PyTorch | bfloat16 | contiguous | 2 | 50 | 99.25 | 98 – 100.0 | 300.0 |",
+        "| a | b | 12.44 | 12.00 – 13.00 |",
+        "Left out: ART: ModuleNotFoundError: No module named 'art'",
+        "| agree | 0.9975 |",
+        "* A note.",
+    ):
+        assert line in page.splitlines()
+    assert "cut off" not in page
+    assert "cut off" in report.markdown(RESULT | {"finished": False})
+    curves = [RESULT["tables"][0] | {"x": x} for x in ("devices", "batch")]
+    report.draw(RESULT | {"tables": [*RESULT["tables"], *curves]}, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_folders_of_this_machine_are_not_written(monkeypatch):
+    from benchmarks import throughput
+
+    monkeypatch.setattr(sys, "argv", ["x", "--data", "/home/somebody/cifar", "--out=/tmp/x", "--rounds", "3"])
+    said = throughput.command_line("throughput")
+    assert said == "python -m benchmarks.throughput --data FOLDER --out=FOLDER --rounds 3"
+
+
+def run(module, folder, *flags):
+    """The result of a command in a process of its own."""
+    subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *flags], check=True, cwd=ROOT, timeout=280)
+    (path,) = folder.glob("*.json")
+    assert path.with_suffix(".png").is_file()
+    assert "samples/s" in path.with_suffix(".md").read_text()
+    return json.loads(path.read_text())
+
+
+TINY = ("--depths", "8", "--chunks", "4", "--batches", "4", "--rounds", "2", "--seconds", ".1", "--images", "20")
+
+
+def test_throughput_end_to_end(tmp_path):
+    result = run("throughput", tmp_path, *TINY, "--contenders", "idrc_jax", f"--out={tmp_path}")
+    assert result["finished"]
+    assert str(tmp_path) not in json.dumps(result)
+    (table,) = result["tables"]
+    assert [row["dtype"] for row in table["rows"]] == ["float32", "bfloat16"]
+    for row in table["rows"]:
+        assert len(row["rounds"]) == 2
+        assert row["q1"] <= row["median"] <= row["q3"]
+        assert row["peak_rss_mib"] > 50
+    assert 0 <= result["facts"]["bfloat16 against float32"]["agree"] <= 1
+    assert {"cpu", "cores", "versions", "commit", "load_before"} <= result["machine"].keys()
+
+
+def test_gpu_rehearsal_end_to_end(tmp_path):
+    result = run("gpu", tmp_path, "--rehearse", str(tmp_path), "--name", "gpu")
+    assert result["finished"]
+    assert result["rehearsal"]
+    assert result["title"].startswith("REHEARSAL")
+    assert {"ceilings", "parity with the CPU", "bfloat16 against float32"} <= result["facts"].keys()
+    assert {"XLA's count a sample, ResNet-8, float32", "counted a sample, ResNet-8"} <= result["facts"].keys()
+    assert result["facts"]["parity with the CPU"]["votes"] == 80
+    # XLA leaves out what a convolution multiplies with its padding.
+    assert 0.9 < result["facts"]["XLA's count a sample, ResNet-8, float32"]["flops"] / 25_003_264 < 1
+    rates, seconds = result["tables"]
+    for row in rates["rows"]:
+        assert row["tflops"] == pytest.approx(row["median"] * 25_003_264 / 1e12)
+        assert row["percent_of_product"] > 0
+        assert row["percent_of_copy"] > 0
+    assert seconds["unit"] == "seconds an image"
+    assert {row["dtype"] for row in seconds["rows"] if row["contender"] == OURS} == {"float32", "bfloat16"}
+
+
+def test_a_gpu_result_needs_a_gpu_and_a_rehearsal_another_folder():
+    for flags, message in (((), "Expected a GPU"), (("--rehearse", str(report.RESULTS)), "no result")):
+        said = subprocess.run(
+            [sys.executable, "-m", "benchmarks.gpu", *flags], capture_output=True, text=True, cwd=ROOT, timeout=120
+        )
+        assert said.returncode
+        assert message in said.stderr
+
+
+@pytest.mark.peers
+def test_all_contenders_end_to_end(tmp_path):
+    pytest.importorskip("torch")
+    result = run("throughput", tmp_path, *TINY, "--dtypes", "float32", "--layouts", "contiguous", f"--out={tmp_path}")
+    (table,) = result["tables"]
+    assert [row["contender"] for row in table["rows"]] == ["idrc_jax", "PyTorch", "ART"]
+    assert not table["left_out"]
+    assert len(table["ratios"]) == 2
+    assert all(row["logits_error"] < 1e-5 for row in table["rows"])
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(("depth", "size"), [(8, 32), (20, 24)])
+def test_the_twin_agrees_with_the_network_and_costs_what_is_counted(depth, size):
+    """PyTorch's own counter counts the multiply-adds; hooks count the values."""
+    torch = pytest.importorskip("torch")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks import peers
+
+    with contest.host() as (_, files):
+        weights, description = files.of(depth, size)
+        model = peers.twin(weights, description).eval()
+        classifier = checkpoints.load_classifier(weights)
+    images = measure.probe(size)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    np.testing.assert_allclose(classifier(images), logits, atol=1e-4 * np.abs(logits).max())
+    assert np.abs(logits).max() < 1e3
+
+    moved = 0
+
+    def add(values):
+        nonlocal moved
+        moved += values
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda _, given, made: add(given[0].numel() + made.numel()))
+        elif isinstance(module, peers.Residual):  # its shortcut, and what the mean over pixels reads of the last
+            module.register_forward_hook(lambda _, given, made: add(made.numel()))
+    model.blocks[-1].register_forward_hook(lambda _, given, made: add(made.numel()))
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(torch.zeros(1, 3, size, size))
+    assert networks.count(description) == (counter.get_total_flops() // 2, moved)
+
+
+@pytest.mark.peers
+def test_the_plain_loop_votes_as_the_core_does():
+    """The same network, image and noise level: the same distribution of votes."""
+    pytest.importorskip("torch")
+    from benchmarks import peers
+
+    network = checkpoints.load_classifier(WEIGHTS)
+    n, image = 1000, measure.picture(32)
+    core = sampling.count_votes(network, roofline.ours.SCHEME, image, indices=np.array([0]), n=n, key=prng.root(0))
+    loop = peers.Loop()
+    for layout in ("contiguous", "channels-last"):
+        what = {"weights": str(WEIGHTS), "description": network.description, "dtype": "float32", "batch": 400}
+        loop.prepare("x", **what, layout=layout)
+        votes = np.array([core[0, :10], loop._counts(loop._variants["x"], n)])
+        votes = votes[:, votes.sum(axis=0) > 0]
+        assert votes.shape[1] > 1
+        assert stats.chi2_contingency(votes).pvalue > 1e-4
+
+
+def test_networks_cost_what_the_literature_says():
+    """He et al. (2016): 0.27 and 1.7 million weights; 255 million multiply-adds at depth 110, as is often quoted."""
+    assert networks.count(networks.describe(110)).multiply_adds == pytest.approx(255e6, rel=0.01)
+    assert networks.count(networks.describe(20)).multiply_adds == pytest.approx(41e6, rel=0.01)
