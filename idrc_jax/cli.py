@@ -36,13 +36,11 @@ from idrc_jax import (
 from idrc_jax.certification import certify_dataset, estimate
 from idrc_jax.certification import predict as predict_images
 from idrc_jax.interop import factory
-from idrc_jax.kernels import convolution_cpu
 
 
 def train() -> None:
     """idrc-train: train a network under noise."""
-    # On a CPU the training kernel takes all cores by itself.
-    _main(train.__doc__, _train, config_file=True, cpu_devices=lambda: 1 if convolution_cpu.available() else 0)
+    _main(train.__doc__, _train, config_file=True, cpu_devices=training.cpu_devices)
 
 
 def certify() -> None:
@@ -223,7 +221,7 @@ def _main(
     *,
     config_file: bool,
     define: Callable[[flags.FlagValues], None] | None = None,
-    cpu_devices: Callable[[], int] = lambda: 0,
+    cpu_devices: Callable[[], int] = lambda: os.cpu_count() or 1,
 ) -> None:
     with _command.one_line_errors():
         values, rest = _parse(config_file, define)
@@ -234,7 +232,7 @@ def _main(
             sys.exit(job(values, rest))
         if rest:
             raise ValueError(f"Expected only --flags, got {rest[0]!r}.")
-        devices.configure_cpu(values.config.devices or cpu_devices() or os.cpu_count() or 1)
+        devices.configure_cpu(values.config.devices or cpu_devices())
         sys.exit(job(values))
 
 

@@ -6,6 +6,7 @@ weights as one that was not.
 
 import csv
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -157,6 +158,11 @@ def make_step(
         return jax.lax.with_sharding_constraint((new, Metrics(loss, accuracy)), whole)
 
     return step
+
+
+def cpu_devices() -> int:
+    """CPU devices that training is fastest on: one, if the kernel can spread it over the cores; else one a core."""
+    return 1 if convolution_cpu.available() else os.cpu_count() or 1
 
 
 def fastest_convolution(mesh: Mesh) -> Callable[..., jax.Array]:
