@@ -81,7 +81,7 @@ def main() -> None:
     network = classifier()
     for count in sorted({1, jax.local_device_count()}):
         mesh = devices.mesh(count)
-        compare(network, mesh, sampling.default_chunk(mesh))
+        compare(network, mesh, sampling.default_chunk(network, mesh))
 
 
 if __name__ == "__main__":

@@ -80,7 +80,9 @@ def certify(
     certificates.check_certificate(certificate, scheme, settings.plan)
     mesh = mesh or devices.mesh()
     images = sampling.check_images(images, classifier)
-    sampler = _Sampler(classifier, scheme, images, indices, key, chunk or sampling.default_chunk(mesh), mesh)
+    sampler = _Sampler(
+        classifier, scheme, images, indices, key, chunk or sampling.default_chunk(classifier, mesh), mesh
+    )
     scheduler = sampler.scheduler(settings.plan, alpha, piece=1000 * sampler.stride)
     made: dict[int, Certificate] = {}
     for drawn in scheduler.run(range(len(images))):
@@ -118,7 +120,9 @@ def predict(
     _validate.at_least("n", n, 1)
     mesh = mesh or devices.mesh()
     images = sampling.check_images(images, classifier)
-    sampler = _Sampler(classifier, scheme, images, indices, key, chunk or sampling.default_chunk(mesh), mesh)
+    sampler = _Sampler(
+        classifier, scheme, images, indices, key, chunk or sampling.default_chunk(classifier, mesh), mesh
+    )
     plan = ToSignificance(n=n) if adaptive else SelectionFree(n=n)
     scheduler = sampler.scheduler(plan, alpha, piece=1000 * sampler.stride, stage=prng.PREDICTION)
     answer = statistics.predict_sequential if adaptive else statistics.predict
@@ -249,18 +253,19 @@ def certify_dataset(
     mesh = mesh or devices.mesh()
     certificates.check_certificate(settings.certificate, scheme, settings.plan)
     check_fits(classifier, dataset)
-    chunk = _validate.at_least("chunk", chunk or sampling.default_chunk(mesh), 2)
+    chunk = _validate.at_least("chunk", chunk or sampling.default_chunk(classifier, mesh), 2)
     indices = worker.share(np.asarray(indices))
     images = sampling.check_images(data.to_unit(dataset.images[indices]), classifier)
     labels = dataset.labels[indices]
     name = results.worker_file(worker.index, worker.count)
     status = name.replace("certificates", "certify_status").replace(".tsv", ".json")
-    session = {"devices": mesh.size, "device": mesh.devices.flat[0].device_kind, **(provenance or {})}
+    device = mesh.devices.flat[0].device_kind
+    session = {"devices": mesh.size, "device": device, "kernel": classifier.kernel, "chunk": chunk}
     session |= {"worker": worker.index, "workers": worker.count}
     guarantee = describe_guarantee(classifier, scheme, dataset, settings)
 
     _files.make_folder(workdir)
-    with ResultsFile(workdir, guarantee=guarantee, session=session, name=name) as file:
+    with ResultsFile(workdir, guarantee=guarantee, session=session | (provenance or {}), name=name) as file:
         todo = [position for position, index in enumerate(indices) if int(index) not in file.done]
         done = before = len(indices) - len(todo)
         write_status(workdir / status, "certify", done=done, total=len(indices))
@@ -357,7 +362,7 @@ def estimate(
     check_fits(classifier, dataset)
     first = np.asarray(indices)[:1]
     images = sampling.check_images(data.to_unit(dataset.images[first]), classifier)
-    chunk = chunk or sampling.default_chunk(mesh)
+    chunk = chunk or sampling.default_chunk(classifier, mesh)
     sampler = _Sampler(classifier, scheme, images, first, prng.root(settings.seed), chunk, mesh)
     rate = sampler.samples_per_second()
     samples = len(indices) * (settings.plan.selection + settings.plan.n)

@@ -7,6 +7,7 @@ and, as metadata, one JSON text that rebuilds the network; it is what certificat
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from idrc_jax import _files, _validate
+from idrc_jax.kernels import resnet_cpu
+from idrc_jax.models import folding
 from idrc_jax.models.resnet import ResNet
 from idrc_jax.results import differences
 
@@ -40,6 +43,7 @@ class Classifier:
       classes: number of classes.
       image_shape: (H, W, C) it was made for.
       dtype: compute type, part of what is certified.
+      kernel: what runs the network: "xla", or a kernel of `idrc_jax.kernels`, with the same logits within rounding.
       sha256: of the tensors; empty for a network that was not loaded from a file.
       description: what rebuilds the network, and how it was trained.
     """
@@ -49,6 +53,7 @@ class Classifier:
     classes: int
     image_shape: tuple[int, int, int]
     dtype: str = "float32"
+    kernel: str = "xla"
     sha256: str = ""
     description: dict[str, Any] = field(default_factory=dict)
 
@@ -56,7 +61,9 @@ class Classifier:
         return self.apply_fn(self.params, images)
 
 
-def build(description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs) -> ResNet:
+def build(
+    description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs, convolution: Any = jax.lax.conv_general_dilated
+) -> ResNet:
     """The network that a description names, newly initialised."""
     _validate.one_of("model.architecture", description["architecture"], ("resnet",))
     _validate.one_of("model.dtype", dtype, _DTYPES)
@@ -68,6 +75,7 @@ def build(description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs) -> ResNet:
         mean=tuple(description["mean"]),
         std=tuple(description["std"]),
         dtype=_DTYPES[dtype],
+        convolution=convolution,
         rngs=rngs,
     )
 
@@ -83,9 +91,11 @@ def merge(graph: Any, *tensors: Tensors) -> Any:
     return nnx.merge(graph, *(nnx.State(_unflatten(flat)) for flat in tensors), copy=True)
 
 
-def abstract(description: dict[str, Any], *, dtype: str) -> tuple[Any, Tensors, Tensors]:
+def abstract(
+    description: dict[str, Any], *, dtype: str, convolution: Any = jax.lax.conv_general_dilated
+) -> tuple[Any, Tensors, Tensors]:
     """`split` of the network without computing its values: shapes and types only."""
-    return split(nnx.eval_shape(lambda: build(description, dtype=dtype, rngs=nnx.Rngs(0))))
+    return split(nnx.eval_shape(lambda: build(description, dtype=dtype, rngs=nnx.Rngs(0), convolution=convolution)))
 
 
 def save_weights(path: Path, tensors: Tensors, description: dict[str, Any]) -> None:
@@ -102,12 +112,15 @@ def save_half(source: str | Path, path: Path) -> None:
     save_weights(path, {name: value.astype(np.float16) for name, value in tensors.items()}, description)
 
 
-def load_classifier(path: str | Path, *, dtype: str = "", expect: dict[str, Any] | None = None) -> Classifier:
-    """The classifier in a run's folder or a `.safetensors` file of this project.
+def load_classifier(
+    path: str | Path, *, dtype: str = "", kernel: str = "auto", expect: dict[str, Any] | None = None
+) -> Classifier:
+    """The classifier in a run's folder or a `.safetensors` file of this project, made for inference.
 
     Args:
       path: the file, or a folder holding `weights.safetensors`.
       dtype: compute type ("float32", "bfloat16"); empty takes the one it was trained in.
+      kernel: "auto" takes the fastest that this machine can run, "xla" the plain network.
       expect: entries of the description (architecture, depth ...) that must agree.
 
     Raises:
@@ -122,24 +135,31 @@ def load_classifier(path: str | Path, *, dtype: str = "", expect: dict[str, Any]
                 f"Expected a checkpoint with {name} = {value}, got {name} = {description.get(name)} in {file}."
             )
     dtype = dtype or description["dtype"]
-    graph, params, stats = abstract(description, dtype=dtype)
-    wanted = params | stats
-    _check_tensors(tensors, {name: value.shape for name, value in wanted.items()}, file)
-
-    def apply_fn(weights: Tensors, images: jax.Array) -> jax.Array:
-        trained = {name: weights[name] for name in params}
-        running = {name: weights[name] for name in stats}
-        return merge(graph, trained, running)(images)
-
+    _, params, stats = abstract(description, dtype=dtype)
+    _check_tensors(tensors, {name: value.shape for name, value in (params | stats).items()}, file)
+    chosen, apply_fn, weights = _for_inference(tensors, description, dtype=dtype, kernel=kernel)
     return Classifier(
         apply_fn=apply_fn,
-        params={name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()},
+        params=weights,
         classes=description["classes"],
         image_shape=tuple(description["image_shape"]),
         dtype=dtype,
+        kernel=chosen,
         sha256=_hash(tensors),
         description=description,
     )
+
+
+def _for_inference(
+    tensors: Tensors, description: dict[str, Any], *, dtype: str, kernel: str
+) -> tuple[str, Callable[[Any, jax.Array], jax.Array], Any]:
+    """The kernel's name, apply_fn and params of the folded network."""
+    _validate.one_of("kernel", kernel, ("auto", "xla"))
+    shape, half = tuple(description["image_shape"]), dtype == "bfloat16"
+    folded = folding.fold(tensors, mean=tuple(description["mean"]), std=tuple(description["std"]))
+    if kernel == "auto" and jax.default_backend() == "cpu" and resnet_cpu.available():
+        return "resnet_cpu", *resnet_cpu.classifier(folded, shape, half=half)
+    return "xla", folding.apply, folding.cast(folded, _DTYPES[dtype])
 
 
 def same_or_refuse(path: Path, description: dict[str, Any]) -> None:

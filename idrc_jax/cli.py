@@ -35,11 +35,13 @@ from idrc_jax import (
 )
 from idrc_jax.certification import certify_dataset, estimate
 from idrc_jax.certification import predict as predict_images
+from idrc_jax.kernels import convolution_cpu
 
 
 def train() -> None:
     """idrc-train: train a network under noise."""
-    _main(train.__doc__, _train, config_file=True)
+    # On a CPU the training kernel takes all cores by itself.
+    _main(train.__doc__, _train, config_file=True, cpu_devices=lambda: 1 if convolution_cpu.available() else 0)
 
 
 def certify() -> None:
@@ -159,7 +161,9 @@ def _merge(values: flags.FlagValues, paths: list[str]) -> int:
 
 def _classifier_and_images(settings: config.Config, workdir: Path) -> tuple:
     where = settings.model.weights or workdir
-    classifier = checkpoints.load_classifier(where, dtype=settings.model.dtype, expect=_expected(settings))
+    classifier = checkpoints.load_classifier(
+        where, dtype=settings.model.dtype, kernel=settings.kernel, expect=_expected(settings)
+    )
     dataset = data.load(settings.data.name, "test", directory=settings.data.dir, seed=settings.seed)
     chosen = data.select(len(dataset), skip=settings.data.skip, start=settings.data.start, stop=settings.data.stop)
     return classifier, dataset, chosen
@@ -178,7 +182,6 @@ def _provenance(settings: config.Config) -> dict:
         "python": platform.python_version(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "weights": settings.model.weights,
-        "chunk": settings.chunk,
     }
 
 
@@ -205,7 +208,12 @@ def _define_merge(values: flags.FlagValues) -> None:
 
 
 def _main(
-    about: str | None, job: Callable, *, config_file: bool, define: Callable[[flags.FlagValues], None] | None = None
+    about: str | None,
+    job: Callable,
+    *,
+    config_file: bool,
+    define: Callable[[flags.FlagValues], None] | None = None,
+    cpu_devices: Callable[[], int] = lambda: 0,
 ) -> None:
     with _command.one_line_errors():
         values, rest = _parse(config_file, define)
@@ -216,7 +224,7 @@ def _main(
             sys.exit(job(values, rest))
         if rest:
             raise ValueError(f"Expected only --flags, got {rest[0]!r}.")
-        devices.configure_cpu(values.config.devices or os.cpu_count() or 1)
+        devices.configure_cpu(values.config.devices or cpu_devices() or os.cpu_count() or 1)
         sys.exit(job(values))
 
 

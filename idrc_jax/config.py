@@ -22,6 +22,7 @@ def base() -> Config:
     config.seed = 0
     config.max_minutes = 0.0  # stop cleanly before, exit 0, go on at the next call; 0: no limit
     config.devices = 0  # 0: all
+    config.kernel = "auto"  # the fastest that runs here, or xla: the plain network
     config.chunk = 0  # samples a device takes at a time; sets memory, not votes; 0 chooses
 
     config.workers = ml_collections.ConfigDict()

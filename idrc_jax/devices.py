@@ -62,6 +62,14 @@ def split_first_axis(on: Mesh) -> NamedSharding:
     return NamedSharding(on, P(AXIS))
 
 
+def memory(on: Mesh) -> int:
+    """Bytes that one device of the mesh can use: of all its own, or its share of the machine's on the CPU."""
+    device = on.devices.flat[0]
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // on.size
+    return (device.memory_stats() or {}).get("bytes_limit", 8 * 2**30)
+
+
 def is_cpu() -> bool:
     """Whether JAX computes on the CPU."""
     return jax.default_backend() == "cpu"

@@ -9,7 +9,8 @@ chunk, the number of devices, the order of the images or where a run was cut, up
 point breaks differently when the batch shape changes.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -176,11 +177,32 @@ def dispatch_votes(
     )
 
 
-def default_chunk(mesh: Mesh) -> int:
-    """Samples a device takes at a time: what fits a core's cache on the CPU, what fills an accelerator."""
-    if devices.is_cpu():
-        return 25 if mesh.size > 1 else 100
-    return 2000
+def default_chunk(classifier: Classifier, mesh: Mesh) -> int:
+    """Samples a device takes at a time: what fits a core's cache on the CPU, what fills an accelerator.
+
+    Fewer, but at least 2, where four times the network's largest intermediate result would take more than half of the
+    device's memory.
+    """
+    platform = mesh.devices.flat[0].platform
+    wanted = (32 if mesh.size > 1 else 128) if platform == "cpu" else 4096
+    fitting = devices.memory(mesh) // 2 // (4 * _largest_intermediate(classifier))
+    return max(2, min(wanted, fitting))
+
+
+def _largest_intermediate(classifier: Classifier) -> int:
+    """Bytes a sample of the largest array that the network computes."""
+    batch = 8
+
+    def made(jaxpr: Any) -> Iterator[Any]:
+        for equation in jaxpr.eqns:
+            yield from (variable.aval for variable in equation.outvars)
+            inner = (getattr(value, "jaxpr", value) for value in equation.params.values())
+            yield from itertools.chain.from_iterable(made(one) for one in inner if hasattr(one, "eqns"))
+
+    images = jax.ShapeDtypeStruct((batch, *classifier.image_shape), jnp.float32)
+    results = made(jax.make_jaxpr(classifier.apply_fn)(classifier.params, images).jaxpr)
+    sizes = (one.size * one.dtype.itemsize for one in results if getattr(one, "shape", ())[:1] == (batch,))
+    return max(images.size * images.dtype.itemsize, *sizes) // batch
 
 
 def count_votes(
@@ -225,7 +247,7 @@ def count_votes(
         first=first,
         n=n,
         key=key,
-        chunk=chunk or default_chunk(mesh),
+        chunk=chunk or default_chunk(classifier, mesh),
         mesh=mesh,
     )
     return np.asarray(votes).sum(axis=0)

@@ -21,6 +21,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from idrc_jax import _files, _validate, checkpoints, data, devices, noise, prng, workers
+from idrc_jax.kernels import convolution_cpu
 from idrc_jax.progress import Deadline, Progress, interruptible, require_progress, write_status
 from idrc_jax.schemes import Scheme
 
@@ -158,6 +159,14 @@ def make_step(
     return step
 
 
+def fastest_convolution(mesh: Mesh) -> Callable[..., jax.Array]:
+    """What convolves: XLA, or the kernel for a CPU that is one device."""
+    on_one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+    if on_one_cpu and convolution_cpu.available():
+        return convolution_cpu.conv_general_dilated
+    return jax.lax.conv_general_dilated
+
+
 def dispatches(step: Callable, *, on_cpu: bool) -> Callable[..., tuple[State, Metrics]]:
     """Jit the step, donating its state, as (state, images, labels, count) -> (state, metrics [count]).
 
@@ -230,7 +239,9 @@ def train(
     }
 
     # The state: new, or the last checkpoint's.
-    graph, params, stats = checkpoints.abstract(description, dtype=description["dtype"])
+    graph, params, stats = checkpoints.abstract(
+        description, dtype=description["dtype"], convolution=fastest_convolution(mesh)
+    )
     leads, alone = jax.process_index() == 0, jax.process_count() == 1
     workers.require_same("training settings and data", description)
     _files.make_folder(workdir)

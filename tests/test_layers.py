@@ -15,7 +15,9 @@ ORDER = [
     "_validate", "_files", "_command", "_roots", "statistics", "plans", "schemes", "neyman_pearson", "radial",
     "certificates", "results", "summary", "figures", "recertify", "progress",
     # ---- everything above imports no JAX
-    "prng", "noise", "models.resnet", "data", "devices", "workers", "checkpoints", "sampling", "training", "scheduler",
+    "prng", "noise", "models.resnet", "models.folding", "kernels.build", "kernels.resnet_cpu",
+    "kernels.convolution_cpu", "data", "devices", "workers",
+    "checkpoints", "sampling", "training", "scheduler",
     "certification", "config", "cli",
 ]  # fmt: skip
 WITHOUT_JAX = ORDER[: ORDER.index("prng")]

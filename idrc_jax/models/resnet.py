@@ -4,7 +4,7 @@ Three stages of n blocks with 16, 32 and 64 channels. Every padding is written o
 convolutions see the pixels that PyTorch's see.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,15 @@ _he_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 _linear_default = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def _conv(features_in: int, features_out: int, size: int, stride: int, dtype: Any, rngs: nnx.Rngs) -> nnx.Conv:
+class _Layers(NamedTuple):
+    """What all layers share: compute type, convolution and random keys."""
+
+    dtype: Any
+    convolution: Any
+    rngs: nnx.Rngs
+
+
+def _conv(features_in: int, features_out: int, size: int, stride: int, layers: _Layers) -> nnx.Conv:
     return nnx.Conv(
         features_in,
         features_out,
@@ -29,32 +37,31 @@ def _conv(features_in: int, features_out: int, size: int, stride: int, dtype: An
         padding=size // 2,
         use_bias=False,
         kernel_init=_he_fan_out,
-        dtype=dtype,
-        rngs=rngs,
+        dtype=layers.dtype,
+        conv_general_dilated=layers.convolution,
+        rngs=layers.rngs,
     )
 
 
-def _batch_norm(features: int, dtype: Any, rngs: nnx.Rngs) -> nnx.BatchNorm:
+def _batch_norm(features: int, layers: _Layers) -> nnx.BatchNorm:
     # Flax's momentum is the weight of the old value: 0.9 is PyTorch's default of 0.1.
-    return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
+    return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, dtype=layers.dtype, rngs=layers.rngs)
 
 
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a shortcut: [N, H, W, C] -> [N, H/stride, W/stride, features]."""
 
-    def __init__(
-        self, features_in: int, features: int, stride: int, shortcut: Shortcut, dtype: Any, rngs: nnx.Rngs
-    ) -> None:
-        self.conv1 = _conv(features_in, features, 3, stride, dtype, rngs)
-        self.norm1 = _batch_norm(features, dtype, rngs)
-        self.conv2 = _conv(features, features, 3, 1, dtype, rngs)
-        self.norm2 = _batch_norm(features, dtype, rngs)
+    def __init__(self, features_in: int, features: int, stride: int, shortcut: Shortcut, layers: _Layers) -> None:
+        self.conv1 = _conv(features_in, features, 3, stride, layers)
+        self.norm1 = _batch_norm(features, layers)
+        self.conv2 = _conv(features, features, 3, 1, layers)
+        self.norm2 = _batch_norm(features, layers)
         self.stride = stride
         self.new_channels = features - features_in
         self.changes_shape = stride != 1 or self.new_channels != 0
         if self.changes_shape and shortcut == "projection":
-            self.projection = nnx.data(_conv(features_in, features, 1, stride, dtype, rngs))
-            self.projection_norm = nnx.data(_batch_norm(features, dtype, rngs))
+            self.projection = nnx.data(_conv(features_in, features, 1, stride, layers))
+            self.projection_norm = nnx.data(_batch_norm(features, layers))
         else:
             self.projection = nnx.data(None)
             self.projection_norm = nnx.data(None)
@@ -86,6 +93,7 @@ class ResNet(nnx.Module):
       shortcut: "projection" (1x1 convolution, as in Cohen's networks) or "zero_pad" (option A of He et al.).
       mean, std: per channel, applied to the image before the first convolution.
       dtype: compute type; weights are float32.
+      convolution: what convolves, called like `jax.lax.conv_general_dilated`.
     """
 
     def __init__(
@@ -98,6 +106,7 @@ class ResNet(nnx.Module):
         mean: tuple[float, ...] = CIFAR_MEAN,
         std: tuple[float, ...] = CIFAR_STD,
         dtype: Any = jnp.float32,
+        convolution: Any = jax.lax.conv_general_dilated,
         rngs: nnx.Rngs,
     ) -> None:
         if depth < 8 or (depth - 2) % 6:
@@ -106,14 +115,15 @@ class ResNet(nnx.Module):
         if not len(mean) == len(std) == channels:
             raise ValueError(f"Expected a mean and a std for each of {channels} channels, got {mean} and {std}.")
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
-        self.stem = _conv(channels, 16, 3, 1, dtype, rngs)
-        self.stem_norm = _batch_norm(16, dtype, rngs)
+        layers = _Layers(dtype, convolution, rngs)
+        self.stem = _conv(channels, 16, 3, 1, layers)
+        self.stem_norm = _batch_norm(16, layers)
         blocks = []
         features_in = 16
         for stage, features in enumerate((16, 32, 64)):
             for block in range((depth - 2) // 6):
                 stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(BasicBlock(features_in, features, stride, shortcut, dtype, rngs))
+                blocks.append(BasicBlock(features_in, features, stride, shortcut, layers))
                 features_in = features
         self.blocks = nnx.List(blocks)
         self.head = nnx.Linear(64, classes, kernel_init=_linear_default, bias_init=_head_bias, dtype=dtype, rngs=rngs)

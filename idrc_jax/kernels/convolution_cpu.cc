@@ -1,0 +1,185 @@
+// Convolutions and the gradients of their weights, for training: 3x3 and 1x1, of stride 1 and 2.
+
+#include <algorithm>
+#include <cstddef>
+#include <type_traits>
+
+#include "convolution.h"
+#include "tasks.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace idrc {
+namespace {
+
+constexpr int kGroup = 4;   // images whose copies with a border lie in the cache
+constexpr int kShares = 8;  // of a batch: sums are made share by share, so that they do not depend on the threads
+
+// Images without a border, to be read a few at a time with one.
+class Bordered {
+ public:
+  explicit Bordered(Shape shape) : shape_(shape), copy_(Zeros(kGroup * shape.Size())) {}
+
+  const float* Copy(const float* images, int count) {
+    const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(shape_.width) * shape_.channels;
+    for (int i = 0; i < count; ++i) {
+      for (int y = 0; y < shape_.height; ++y, images += row) {
+        std::copy_n(images, row, copy_.get() + i * shape_.Size() + shape_.At(y, 0));
+      }
+    }
+    return copy_.get();
+  }
+
+ private:
+  Shape shape_;
+  Buffer copy_;
+};
+
+// What is to be convolved: `count` images, whose copies get a border, with weights [size, size, in, out].
+struct Problem {
+  Shape in, out;
+  int count, size, stride;
+
+  bool Filtered() const {
+    return size == 3 && stride == 1 && in.channels == out.channels && out.channels <= 64 && Winograd::Fits(in);
+  }
+  std::size_t Weights() const { return static_cast<std::size_t>(size) * size * in.channels * out.channels; }
+  std::size_t Transformed() const { return static_cast<std::size_t>(Winograd::kPositions) * in.channels * out.channels; }
+  std::ptrdiff_t Input() const { return static_cast<std::ptrdiff_t>(in.height) * in.width * in.channels; }
+};
+
+// What the arrays say: whether the kernel serves.
+bool Read(ffi::Span<const std::int64_t> images, ffi::Span<const std::int64_t> weights,
+          ffi::Span<const std::int64_t> results, std::int64_t stride, Problem* problem) {
+  if (images.size() != 4 || weights.size() != 4 || results.size() != 4) return false;
+  const auto shape = [](ffi::Span<const std::int64_t> size, int border) {
+    return Shape{static_cast<int>(size[1]), static_cast<int>(size[2]), static_cast<int>(size[3]), border};
+  };
+  *problem = {shape(images, 1), shape(results, 0), static_cast<int>(images[0]), static_cast<int>(weights[0]),
+              static_cast<int>(stride)};
+  const int size = problem->size, channels = problem->out.channels;
+  const bool fits = problem->out.height == (problem->in.height + stride - 1) / stride &&
+                    problem->out.width == (problem->in.width + stride - 1) / stride && weights[1] == size &&
+                    weights[2] == images[3] && weights[3] == channels && results[0] == images[0];
+  return fits && (size == 1 || size == 3) && (stride == 1 || stride == 2) &&
+         (channels == kLanes || channels % (2 * kLanes) == 0);
+}
+
+ffi::Error Refusal() {
+  return ffi::Error::InvalidArgument("Expected a convolution that convolution_cpu.serves() accepts.");
+}
+
+// Calls run(size, stride) with constants.
+template <class Run>
+void WithConstants(const Problem& problem, const Run& run) {
+  using One = std::integral_constant<int, 1>;
+  using Two = std::integral_constant<int, 2>;
+  using Three = std::integral_constant<int, 3>;
+  if (problem.size == 3) {
+    problem.stride == 1 ? run(Three(), One()) : run(Three(), Two());
+  } else {
+    problem.stride == 1 ? run(One(), One()) : run(One(), Two());
+  }
+}
+
+void ForwardFiltered(const Problem& problem, const Layer& layer, const float* from, int count, float* to,
+                     float* scratch) {
+  auto* run = problem.in.channels == 16   ? Winograd::Run<16>
+              : problem.in.channels == 32 ? Winograd::Run<32>
+                                          : Winograd::Run<64>;
+  run(layer, from, problem.in, count, problem.out, nullptr, to, scratch);
+}
+
+ffi::Error Forward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> weights,
+                   ffi::ResultBuffer<ffi::F32> result, std::int64_t stride) {
+  Problem problem;
+  if (!Read(images.dimensions(), weights.dimensions(), result->dimensions(), stride, &problem)) return Refusal();
+  const Shape in = problem.in, out = problem.out;
+  const bool filtered = problem.Filtered();
+  Buffer transformed = Zeros(filtered ? problem.Transformed() : 0);
+  if (filtered) Winograd::TransformWeights(weights.typed_data(), in.channels, transformed.get());
+  const Layer layer{filtered ? transformed.get() : weights.typed_data(), nullptr, false, false};
+  ForEachTask(pool, (problem.count + kGroup - 1) / kGroup, [&] {
+    return [&, bordered = Bordered(in), scratch = Zeros(filtered ? Winograd::Scratch(in.channels) : 0)](
+               int task) mutable {
+      const int first = task * kGroup, count = std::min(kGroup, problem.count - first);
+      const float* copy = bordered.Copy(images.typed_data() + first * problem.Input(), count);
+      float* to = result->typed_data() + first * out.Size();
+      if (filtered) return ForwardFiltered(problem, layer, copy, count, to, scratch.get());
+      WithConstants(problem, [&](auto size, auto step) {
+        for (int i = 0; i < count; ++i) {
+          Convolve<size, step>(layer, copy + i * in.Size(), in, out, nullptr, to + i * out.Size());
+        }
+      });
+    };
+  });
+  return ffi::Error::Success();
+}
+
+void AccumulateFiltered(const Problem& problem, const float* from, int count, const float* gradient, float* sums,
+                        float* scratch) {
+  auto* run = problem.in.channels == 16   ? Winograd::Accumulate<16>
+              : problem.in.channels == 32 ? Winograd::Accumulate<32>
+                                          : Winograd::Accumulate<64>;
+  run(from, problem.in, count, gradient, problem.out, sums, scratch);
+}
+
+ffi::Error WeightGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> gradient,
+                          ffi::ResultBuffer<ffi::F32> result, std::int64_t stride) {
+  Problem problem;
+  if (!Read(images.dimensions(), result->dimensions(), gradient.dimensions(), stride, &problem)) return Refusal();
+  const Shape in = problem.in, out = problem.out;
+  const bool filtered = problem.Filtered();
+  const std::size_t size = filtered ? problem.Transformed() : problem.Weights();
+  const int share_size = (problem.count + kShares - 1) / kShares;
+  Buffer sums = Zeros(kShares * size);
+  ForEachTask(pool, kShares, [&] {
+    return [&, bordered = Bordered(in), scratch = Zeros(filtered ? Winograd::Scratch(in.channels) : 0)](
+               int share) mutable {
+      float* own = sums.get() + share * size;
+      const int end = std::min(problem.count, (share + 1) * share_size);
+      for (int first = share * share_size; first < end; first += kGroup) {
+        const int count = std::min(kGroup, end - first);
+        const float* copy = bordered.Copy(images.typed_data() + first * problem.Input(), count);
+        const float* back = gradient.typed_data() + first * out.Size();
+        if (filtered) {
+          AccumulateFiltered(problem, copy, count, back, own, scratch.get());
+          continue;
+        }
+        WithConstants(problem, [&](auto kernel, auto step) {
+          for (int i = 0; i < count; ++i) {
+            AccumulateWeights<kernel, step>(copy + i * in.Size(), in, back + i * out.Size(), out, own);
+          }
+        });
+      }
+    };
+  });
+  for (int share = 1; share < kShares; ++share) {
+    for (std::size_t i = 0; i < size; ++i) sums[i] += sums[share * size + i];
+  }
+  if (filtered) {
+    Winograd::GatherWeights(sums.get(), in.channels, result->typed_data());
+  } else {
+    std::copy_n(sums.get(), size, result->typed_data());
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace idrc
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(IdrcConvolution, idrc::Forward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<std::int64_t>("stride"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(IdrcWeightGradient, idrc::WeightGradient,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<std::int64_t>("stride"));

@@ -1,0 +1,87 @@
+"""A trained ResNet made for inference: batch normalisation folded into the convolutions, weights cast once.
+
+In bfloat16 the activations and the convolutions' weights are stored rounded; biases, shortcuts, the mean over pixels
+and the head are computed in float32.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Weights = dict[str, Any]
+_EPSILON = 1e-5
+
+
+def fold(tensors: dict[str, np.ndarray], *, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, np.ndarray]:
+    """Kernels and biases of the network of `models.resnet.ResNet` with those tensors, float32.
+
+    Args:
+      tensors: under their dotted names, running statistics included.
+      mean, std: per channel, of the image's normalisation.
+
+    Returns:
+      `stem.kernel`, `stem.bias`, `blocks.0.conv1.kernel`, ..., `head.kernel`, `head.bias`, `mean` and `std`.
+    """
+    folded = {"mean": np.asarray(mean, np.float32), "std": np.asarray(std, np.float32)}
+    for name in ("head.kernel", "head.bias"):
+        folded[name] = np.asarray(tensors[name], np.float32)
+    for name in tensors:
+        if not name.endswith(".kernel") or name == "head.kernel":
+            continue
+        conv = name.removesuffix(".kernel")
+        norm = conv.replace("conv", "norm") if "conv" in conv else f"{conv}_norm"
+        scale, bias, running, variance = (
+            tensors[f"{norm}.{part}"].astype(np.float64) for part in ("scale", "bias", "mean", "var")
+        )
+        factor = scale / np.sqrt(variance + _EPSILON)
+        folded[name] = (tensors[name].astype(np.float64) * factor).astype(np.float32)
+        folded[f"{conv}.bias"] = (bias - running * factor).astype(np.float32)
+    return folded
+
+
+def cast(folded: dict[str, np.ndarray], dtype: Any) -> Weights:
+    """Folded weights on the device: the convolutions' kernels in `dtype`, all else in float32."""
+
+    def stored(name: str) -> Any:
+        return dtype if name.endswith(".kernel") and name != "head.kernel" else jnp.float32
+
+    return {name: jnp.asarray(value, stored(name)) for name, value in folded.items()}
+
+
+def apply(weights: Weights, images: jax.Array) -> jax.Array:
+    """Logits float32 [N, classes] of images float32 [N, H, W, C]; the kernels' type is that of the activations."""
+    dtype = weights["stem.kernel"].dtype
+    x = ((images - weights["mean"]) / weights["std"]).astype(dtype)
+    x = _convolve(weights, "stem", x, 1)
+    for block in range(sum(name.endswith("conv1.kernel") for name in weights)):
+        x = _block(weights, f"blocks.{block}", x)
+    x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+    return x @ weights["head.kernel"] + weights["head.bias"]
+
+
+def _block(weights: Weights, name: str, x: jax.Array) -> jax.Array:
+    features_in, features = weights[f"{name}.conv1.kernel"].shape[2:]
+    stride = 1 if features == features_in else 2
+    y = _convolve(weights, f"{name}.conv1", x, stride)
+    if f"{name}.projection.kernel" in weights:
+        x = _convolve(weights, f"{name}.projection", x, stride, relu=False)
+    elif stride == 2:
+        before = (features - features_in) // 2
+        x = jnp.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (before, features - features_in - before)))
+    return _convolve(weights, f"{name}.conv2", y, 1, shortcut=x)
+
+
+def _convolve(
+    weights: Weights, name: str, x: jax.Array, stride: int, *, shortcut: jax.Array | None = None, relu: bool = True
+) -> jax.Array:
+    kernel = weights[f"{name}.kernel"]
+    pad = kernel.shape[0] // 2
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    y = y.astype(jnp.float32) + weights[f"{name}.bias"]
+    if shortcut is not None:
+        y = y + shortcut.astype(jnp.float32)
+    return (jax.nn.relu(y) if relu else y).astype(x.dtype)

@@ -1,0 +1,163 @@
+"""The kernel against its plain-JAX twin, which test_folding.py holds against the NNX network."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from test_folding import fold, network, noisy
+
+from idrc_jax import checkpoints, devices, prng, sampling, schemes
+from idrc_jax.kernels import build, resnet_cpu
+from idrc_jax.models import folding
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _built():
+    if not resnet_cpu.available():
+        pytest.skip("needs a C++ compiler")
+
+
+@functools.cache
+def both(depth=8, classes=5, shape=(8, 8, 3), shortcut="projection", half=False):
+    """(kernel, its params, twin, its params)."""
+    _, tensors, description = network(depth, classes, shape, shortcut)
+    folded = fold(tensors, description)
+    kernel, params = resnet_cpu.classifier(folded, shape, half=half)
+    return jax.jit(kernel), params, jax.jit(folding.apply), params["plain"]
+
+
+@pytest.mark.parametrize("shortcut", ["projection", "zero_pad"])
+@pytest.mark.parametrize(
+    ("depth", "classes", "shape"),
+    [
+        (8, 10, (32, 32, 3)),
+        (20, 10, (32, 32, 3)),
+        (8, 1, (8, 8, 1)),
+        (8, 17, (9, 7, 3)),
+        (14, 3, (20, 12, 4)),
+        (8, 2, (4, 40, 1)),
+    ],
+)
+def test_logits_are_the_twins_in_every_batch_size(depth, classes, shape, shortcut):
+    kernel, params, twin, plain = both(depth, classes, shape, shortcut)
+    images = noisy(25, shape)
+    expected = np.asarray(twin(plain, images))
+    for count in (1, 3, 8, 9, 25):
+        ours = kernel(params, images[:count])
+        np.testing.assert_allclose(ours, expected[:count], atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (9, 7, 3)])
+def test_in_bfloat16_it_rounds_where_the_twin_does(shape):
+    """Errors against float32 are those of bfloat16, and kernel and twin are nearer to each other than to it."""
+    kernel, params, twin, plain = both(20, 10, shape, "projection", True)
+    full = both(20, 10, shape)
+    images = noisy(64, shape)
+    exact = np.asarray(full[0](full[1], images))
+    ours, theirs = np.asarray(kernel(params, images)), np.asarray(twin(plain, images))
+    error = np.sqrt(np.mean((theirs - exact) ** 2))
+    assert 1e-4 * np.abs(exact).max() < error < 0.02 * np.abs(exact).max()
+    assert np.sqrt(np.mean((ours - exact) ** 2)) < 1.2 * error
+    assert np.sqrt(np.mean((ours - theirs) ** 2)) < error
+
+
+def test_an_images_logits_do_not_depend_on_its_batch():
+    kernel, params, *_ = both(8, 10, (32, 32, 3))
+    images = noisy(25, (32, 32, 3))
+    whole = np.asarray(kernel(params, images))
+    for first, last in ((0, 1), (3, 12), (24, 25)):
+        np.testing.assert_array_equal(kernel(params, images[first:last]), whole[first:last])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("half", [False, True])
+def test_what_is_no_number_stays_with_its_image(value, half):
+    kernel, params, *_ = both(8, 5, (8, 8, 3), half=half)
+    images = noisy(12, (8, 8, 3)).at[5, 2, 3, 1].set(value)
+    finite = np.isfinite(kernel(params, images)).all(axis=1)
+    np.testing.assert_array_equal(finite, np.arange(12) != 5)
+
+
+def test_gradients_are_the_twins():
+    kernel, params, twin, plain = both()
+    images = noisy(3, (8, 8, 3))
+
+    def loss(apply_fn, weights, x):
+        return jnp.sum(apply_fn(weights, x)[:, 1] ** 2)
+
+    ours = jax.grad(functools.partial(loss, kernel, params))(images)
+    theirs = jax.grad(functools.partial(loss, twin, plain))(images)
+    assert np.abs(theirs).max() > 0
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5 * np.abs(theirs).max())
+    weights = jax.grad(lambda p: loss(kernel, p, images))(params)["plain"]
+    expected = jax.grad(lambda p: loss(twin, p, images))(plain)
+    np.testing.assert_allclose(weights["stem.kernel"], expected["stem.kernel"], rtol=1e-3, atol=1e-3)
+
+
+def test_it_runs_under_vmap_pmap_and_shard_map():
+    kernel, params, *_ = both()
+    images = noisy(8, (8, 8, 3))
+    expected = np.asarray(kernel(params, images))
+    pairs = images.reshape(4, 2, 8, 8, 3)
+    stacked = jax.vmap(kernel, in_axes=(None, 0))(params, pairs)
+    np.testing.assert_array_equal(stacked.reshape(8, -1), expected)
+    mapped = jax.pmap(kernel, in_axes=(None, 0))(params, pairs)
+    np.testing.assert_array_equal(np.asarray(mapped).reshape(8, -1), expected)
+    split = jax.shard_map(kernel, mesh=devices.mesh(4), in_specs=(P(), P(devices.AXIS)), out_specs=P(devices.AXIS))
+    np.testing.assert_array_equal(jax.jit(split)(params, images), expected)
+
+
+def test_votes_are_those_of_the_plain_network(tmp_path):
+    _, tensors, description = network(8, 5, (8, 8, 3))
+    checkpoints.save_weights(tmp_path / "weights.safetensors", tensors, description)
+    images = np.random.default_rng(0).uniform(size=(2, 8, 8, 3)).astype(np.float32)
+    votes = {}
+    for kernel in ("auto", "xla"):
+        classifier = checkpoints.load_classifier(tmp_path, kernel=kernel)
+        votes[classifier.kernel] = sampling.count_votes(
+            classifier, schemes.Gaussian(sigma=0.5), images, indices=np.arange(2), n=2000, key=prng.root(0)
+        )
+    assert set(votes) == {"resnet_cpu", "xla"}
+    assert (votes["xla"] > 0).sum() > 5
+    assert np.abs(votes["resnet_cpu"] - votes["xla"]).sum() <= 2  # a near-tie may fall to either side
+
+
+def test_weights_of_another_network_are_refused():
+    kernel, params, *_ = both()
+    with pytest.raises(Exception, match="as many weights as the network has"):
+        kernel(params | {"packed": params["packed"][:-16]}, noisy(2, (8, 8, 3))).block_until_ready()
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"), [("/nowhere/c++", "No such file"), ("false", "returned non-zero"), ("", "no C.. compiler")]
+)
+def test_without_a_compiler_the_plain_network_runs(monkeypatch, tmp_path, caplog, compiler, reason):
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build.register.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING, "idrc_jax"):
+            _, tensors, description = network()
+            checkpoints.save_weights(tmp_path / "weights.safetensors", tensors, description)
+            assert checkpoints.load_classifier(tmp_path).kernel == "xla"
+        assert len(caplog.messages) == 1
+        assert "No fast kernel" in caplog.text
+    finally:
+        build.register.cache_clear()
+
+
+def test_a_library_is_built_once_for_each_kind_of_processor(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = tmp_path / "empty.cc"
+    source.write_text('extern "C" int nothing() { return 7; }\n')
+    first = build._compiled(source)
+    written = first.stat().st_mtime_ns
+    assert build._compiled(source) == first
+    assert first.stat().st_mtime_ns == written
+    monkeypatch.setattr(build, "_processor", lambda: "another")
+    assert build._compiled(source) != first
