@@ -145,7 +145,7 @@ def test_two_processes_cannot_write_one_file_and_a_killed_one_lets_go(tmp_path):
 def test_rows_without_their_manifest_are_not_adopted(tmp_path):
     write(tmp_path, [row(0)], name="certificates.1-of-2.tsv")
     (tmp_path / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="Expected manifest.json beside the rows"):
+    with pytest.raises(ValueError, match=r"Expected manifest\.json beside the rows"):
         write(tmp_path, [row(20)])
 
 
