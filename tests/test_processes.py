@@ -206,6 +206,13 @@ def test_processes_with_other_settings_are_refused(tmp_path):
     assert not (tmp_path / "train_config.json").exists()
 
 
+def test_the_batch_is_split_over_all_processes(tmp_path):
+    answers = train(tmp_path, cues=("none", "none"), settings=(("--config.train.batch=511",),))
+    for status, _, error in answers:
+        assert status == 1
+        assert "Expected train.batch to be a multiple of 2 devices, got 511" in error
+
+
 def test_a_cluster_that_is_not_there_is_refused(tmp_path):
     ((status, _, error),) = train(tmp_path, settings=(("--config.train.distributed=auto",),), together=False)
     assert (status, error.count("\n")) == (1, 1)

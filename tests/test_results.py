@@ -142,6 +142,32 @@ def test_two_processes_cannot_write_one_file_and_a_killed_one_lets_go(tmp_path):
     assert [one.idx for one in results.read_results(tmp_path).rows] == [0, 20]
 
 
+def test_rows_without_their_manifest_are_not_adopted(tmp_path):
+    write(tmp_path, [row(0)], name="certificates.1-of-2.tsv")
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"Expected manifest\.json beside the rows"):
+        write(tmp_path, [row(20)])
+
+
+def test_files_of_a_folder_know_each_others_rows(tmp_path):
+    write(tmp_path, [row(0)], name=results.worker_file(0, 2))
+    write(tmp_path, [row(20)], name=results.worker_file(1, 3))
+    with results.ResultsFile(tmp_path, guarantee=GUARANTEE, session={}) as file:
+        assert file.done == {0, 20}
+    with pytest.raises(ValueError, match=r"sigma was 0\.5, is 0\.25"):
+        write(tmp_path, [], GUARANTEE | {"sigma": 0.25}, name=results.worker_file(2, 3))
+
+
+def test_merge_does_not_replace_a_file_that_is_being_written(tmp_path):
+    write(tmp_path, [row(0)], name=results.worker_file(0, 2))
+    with results.ResultsFile(tmp_path, guarantee=GUARANTEE, session={}) as file:
+        with pytest.raises(ValueError, match="no other process"):
+            results.merge(results.files(tmp_path), tmp_path)
+        file.append(row(20))
+    results.merge(results.files(tmp_path), tmp_path)
+    assert [one.idx for one in results.read_results(tmp_path).rows] == [0, 20]
+
+
 def test_merge_unites_sorts_and_is_repeatable(tmp_path):
     names = [f"certificates.{number}-of-2.tsv" for number in range(2)]
     write(tmp_path, [row(0), row(40)], name=names[0])
