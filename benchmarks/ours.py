@@ -179,7 +179,7 @@ class Training:
     """Training steps, dispatched as `training.train` does."""
 
     def __init__(self, count: int = 0) -> None:
-        self._mesh = set_up(count)
+        self._mesh = set_up(count or training.cpu_devices())
         self._on_cpu = devices.is_cpu()
         # Steps in one dispatch, and dispatches ahead of what the host reads.
         self._steps, self._ahead = (1, 8) if self._on_cpu else (50, 1)
@@ -190,7 +190,8 @@ class Training:
 
     def prepare(self, name: str, *, weights: str, description: networks.Description, dtype: str, batch: int) -> dict:
         """Compile and warm up, from the weights in the file."""
-        graph, params, stats = checkpoints.abstract(description, dtype=dtype)
+        convolution = training.fastest_convolution(self._mesh)
+        graph, params, stats = checkpoints.abstract(description, dtype=dtype, convolution=convolution)
         tensors = load_file(weights)
         params, stats = ({key: jnp.asarray(tensors[key]) for key in group} for group in (params, stats))
 

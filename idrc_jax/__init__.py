@@ -10,17 +10,20 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Classifier": "checkpoints",
+    "SmoothedClassifier": "smoothing",
     "abstention_rate": "summary",
     "average_certified_radius": "summary",
     "certified_accuracy": "summary",
     "certified_accuracy_lower": "summary",
     "certify": "certification",
     "count_votes": "sampling",
+    "from_torch": "interop.torch_modules",
     "load_classifier": "checkpoints",
     "plot_certified_accuracy": "figures",
     "predict": "certification",
     "read_results": "results",
     "summary_table": "summary",
+    "to_pandas": "interop.tables",
 }
 _MODULES = (
     "certificates",
@@ -37,9 +40,11 @@ _MODULES = (
     "results",
     "sampling",
     "schemes",
+    "smoothing",
     "statistics",
     "summary",
     "training",
+    "workers",
 )
 __all__ = ["__version__", *_HOME, *_MODULES]
 
@@ -59,15 +64,20 @@ if TYPE_CHECKING:
         results,
         sampling,
         schemes,
+        smoothing,
         statistics,
         summary,
         training,
+        workers,
     )
     from idrc_jax.certification import certify, predict
     from idrc_jax.checkpoints import Classifier, load_classifier
     from idrc_jax.figures import plot_certified_accuracy
+    from idrc_jax.interop.tables import to_pandas
+    from idrc_jax.interop.torch_modules import from_torch
     from idrc_jax.results import read_results
     from idrc_jax.sampling import count_votes
+    from idrc_jax.smoothing import SmoothedClassifier
     from idrc_jax.summary import (
         abstention_rate,
         average_certified_radius,

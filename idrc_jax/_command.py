@@ -1,8 +1,21 @@
 """What every installed command does with errors."""
 
+import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are a ValueError, for `one_line_errors`; it knows --debug."""
+
+    def __init__(self, prog: str, about: str | None) -> None:
+        super().__init__(prog=prog, description=about)
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
 
 
 @contextlib.contextmanager

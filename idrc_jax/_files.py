@@ -1,9 +1,10 @@
-"""Files that are written whole or not at all, and locks between processes (POSIX)."""
+"""Files that are written whole or not at all, and locks between processes, on one host or on a shared file system."""
 
 import contextlib
 import fcntl
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file by a new one with this text, atomically and durably."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")  # processes of two hosts may have one number
     try:
         with partial.open("w") as file:
             file.write(text)
@@ -39,10 +40,14 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Wait until no other process is inside this lock of the folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Wait until no other process is inside this lock of the folder, which is a file `.lock` in it.
+
+    The file stays: NFS locks only what is open for writing, and whoever removed it could part two that wait.
+    """
+    path = folder / ".lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, path, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
@@ -51,8 +56,17 @@ def folder_lock(folder: Path) -> Iterator[None]:
 def lock_or_refuse(descriptor: int, path: Path) -> None:
     """Hold an open file for this process, or ValueError if another holds it; the lock ends with the file."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        _lock(descriptor, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         raise ValueError(
             f"Expected no other process to write {path}, got one that does: wait, or use another workdir."
         ) from None
+
+
+def _lock(descriptor: int, path: Path, kind: int) -> None:
+    try:
+        fcntl.flock(descriptor, kind)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise ValueError(f"Expected a file system with locks (flock) for {path}, got: {error.strerror}.") from None

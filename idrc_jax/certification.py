@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from idrc_jax import _files, _validate, certificates, data, devices, plans, prng, sampling, statistics
+from idrc_jax import _files, _validate, certificates, data, devices, plans, prng, results, sampling, statistics
 from idrc_jax.certificates import Certificate
 from idrc_jax.checkpoints import Classifier
 from idrc_jax.plans import Fixed, Plan, SelectionFree, ToSignificance
@@ -22,6 +22,7 @@ from idrc_jax.progress import Deadline, Progress, interruptible, require_progres
 from idrc_jax.results import ResultsFile, Row
 from idrc_jax.scheduler import Draw, Drawn, Scheduler
 from idrc_jax.schemes import Scheme, describe, host_scale
+from idrc_jax.workers import ALONE, Worker
 
 _SECONDS_A_PIECE = 4.0
 _SLOTS = 64
@@ -228,42 +229,43 @@ def certify_dataset(
     chunk: int = 0,
     mesh: Mesh | None = None,
     max_minutes: float = 0.0,
-    process: int = 0,
-    processes: int = 1,
+    worker: Worker = ALONE,
     provenance: dict[str, Any] | None = None,
 ) -> bool:
     """Certify `dataset[indices]` into `workdir/certificates.tsv`; call again to go on.
 
+    Several workers write a file each, `certificates.I-of-N.tsv`, to be united by `results.merge`. Each takes only
+    images that no file in `workdir` has, so their number may change from call to call.
+
     Args:
       indices: which images; they name the noise.
       max_minutes: of this call, which stops cleanly before; 0 for no limit.
-      process, processes: this process takes every `processes`-th image, into a file of its own.
+      worker: certifies its share.
       provenance: kept in the manifest for each call, never compared.
 
     Returns:
-      Whether every image of this process is done.
+      Whether every image of this worker's share is done.
 
     Raises:
       ValueError: data and classifier do not fit, or the file in `workdir` was made under other settings.
     """
     deadline = Deadline(max_minutes)
     mesh = mesh or devices.mesh()
-    if not 0 <= process < processes:
-        raise ValueError(f"Expected 0 <= process < processes, got {process} of {processes}.")
     certificates.check_certificate(settings.certificate, scheme, settings.plan)
     check_fits(classifier, dataset)
     chunk = _validate.at_least("chunk", chunk or sampling.default_chunk(classifier, mesh), 2)
-    indices = np.asarray(indices)[process::processes]
+    guarantee = describe_guarantee(classifier, scheme, dataset, np.asarray(indices), settings)
+    indices = worker.share(np.asarray(indices))
     images = sampling.check_images(data.to_unit(dataset.images[indices]), classifier)
     labels = dataset.labels[indices]
-    name = "certificates.tsv" if processes == 1 else f"certificates.{process}-of-{processes}.tsv"
-    status = "certify_status.json" if processes == 1 else f"certify_status.{process}-of-{processes}.json"
+    name = results.worker_file(worker.index, worker.count)
+    status = name.replace("certificates", "certify_status").replace(".tsv", ".json")
     device = mesh.devices.flat[0].device_kind
     session = {"devices": mesh.size, "device": device, "kernel": classifier.kernel, "chunk": chunk}
-    guarantee = describe_guarantee(classifier, scheme, dataset, settings)
+    session |= {"worker": worker.index, "workers": worker.count, **(provenance or {})}
 
     _files.make_folder(workdir)
-    with ResultsFile(workdir, guarantee=guarantee, session=session | (provenance or {}), name=name) as file:
+    with ResultsFile(workdir, guarantee=guarantee, session=session, name=name) as file:
         todo = [position for position, index in enumerate(indices) if int(index) not in file.done]
         done = before = len(indices) - len(todo)
         write_status(workdir / status, "certify", done=done, total=len(indices))
@@ -327,10 +329,14 @@ def check_fits(classifier: Classifier, dataset: data.Dataset) -> None:
 
 
 def describe_guarantee(
-    classifier: Classifier, scheme: Scheme, dataset: data.Dataset, settings: Settings
+    classifier: Classifier, scheme: Scheme, dataset: data.Dataset, indices: np.ndarray, settings: Settings
 ) -> dict[str, Any]:
     """Everything that the certificates of a file depend on: compared when a run goes on."""
+    described = classifier.description
+    # The weights' hash covers neither an imported network's normalisation, which is the importing user's, nor code.
+    names = ("mean", "std") if "imported" in described else ("factory",) if "factory" in described else ()
     return {
+        **{name: described[name] for name in names},
         **describe(scheme),
         **plans.describe(settings.plan),
         "certificate": settings.certificate,
@@ -341,7 +347,7 @@ def describe_guarantee(
         "dtype": classifier.dtype,
         "weights_sha256": classifier.sha256,
         "data": f"{dataset.name}/{dataset.split}",
-        "data_sha256": dataset.fingerprint(),
+        "data_sha256": dataset.fingerprint(indices),
     }
 
 

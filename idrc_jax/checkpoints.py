@@ -24,6 +24,7 @@ from idrc_jax import _files, _validate
 from idrc_jax.kernels import resnet_cpu
 from idrc_jax.models import folding
 from idrc_jax.models.resnet import ResNet
+from idrc_jax.models.resnet50 import ResNet50
 from idrc_jax.results import differences
 
 WEIGHTS = "weights.safetensors"
@@ -63,10 +64,19 @@ class Classifier:
 
 def build(
     description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs, convolution: Any = jax.lax.conv_general_dilated
-) -> ResNet:
+) -> ResNet | ResNet50:
     """The network that a description names, newly initialised."""
-    _validate.one_of("model.architecture", description["architecture"], ("resnet",))
+    _validate.one_of("model.architecture", description["architecture"], ("resnet", "resnet50"))
     _validate.one_of("model.dtype", dtype, _DTYPES)
+    if description["architecture"] == "resnet50":
+        return ResNet50(
+            classes=description["classes"],
+            mean=tuple(description["mean"]),
+            std=tuple(description["std"]),
+            dtype=_DTYPES[dtype],
+            convolution=convolution,
+            rngs=rngs,
+        )
     return ResNet(
         depth=description["depth"],
         classes=description["classes"],
@@ -102,14 +112,22 @@ def save_weights(path: Path, tensors: Tensors, description: dict[str, Any]) -> N
     """Write tensors and description to a `.safetensors` file, whole or not at all."""
     flat = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     partial = path.with_suffix(".partial")
-    save_file(flat, partial, metadata={"idrc_jax": json.dumps({"format": _FORMAT, **description})})
-    os.replace(partial, path)
+    try:
+        save_file(flat, partial, metadata={"idrc_jax": json.dumps({"format": _FORMAT, **description})})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def save_half(source: str | Path, path: Path) -> None:
     """Copy a run's weights in float16, half the size, for sharing: another classifier, to be certified anew."""
-    tensors, description = _read(_weights_file(source))
+    tensors, description = read_weights(source)
     save_weights(path, {name: value.astype(np.float16) for name, value in tensors.items()}, description)
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors and description in a run's folder or a `.safetensors` file of this project."""
+    return _read(_weights_file(path))
 
 
 def load_classifier(
@@ -153,8 +171,15 @@ def load_classifier(
 def _for_inference(
     tensors: Tensors, description: dict[str, Any], *, dtype: str, kernel: str
 ) -> tuple[str, Callable[[Any, jax.Array], jax.Array], Any]:
-    """The kernel's name, apply_fn and params of the folded network."""
+    """The kernel's name, apply_fn and params of the folded network; ImageNet's is not folded."""
     _validate.one_of("kernel", kernel, ("auto", "xla"))
+    if description["architecture"] == "resnet50":
+        graph, params, stats = abstract(description, dtype=dtype)
+
+        def apply_fn(weights: Tensors, images: jax.Array) -> jax.Array:
+            return merge(graph, *({name: weights[name] for name in part} for part in (params, stats)))(images)
+
+        return "xla", apply_fn, {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
     shape, half = tuple(description["image_shape"]), dtype == "bfloat16"
     folded = folding.fold(tensors, mean=tuple(description["mean"]), std=tuple(description["std"]))
     if kernel == "auto" and jax.default_backend() == "cpu" and resnet_cpu.available():

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -30,16 +31,16 @@ from idrc_jax import (
     results,
     summary,
     training,
+    workers,
 )
 from idrc_jax.certification import certify_dataset, estimate
 from idrc_jax.certification import predict as predict_images
-from idrc_jax.kernels import convolution_cpu
+from idrc_jax.interop import factory
 
 
 def train() -> None:
     """idrc-train: train a network under noise."""
-    # On a CPU the training kernel takes all cores by itself.
-    _main(train.__doc__, _train, config_file=True, cpu_devices=lambda: 1 if convolution_cpu.available() else 0)
+    _main(train.__doc__, _train, config_file=True, cpu_devices=training.cpu_devices)
 
 
 def certify() -> None:
@@ -53,12 +54,17 @@ def predict() -> None:
 
 
 def merge() -> None:
-    """idrc-merge: unite the result files of several processes into one."""
+    """idrc-merge: unite the result files of several workers into one."""
     _main(merge.__doc__, _merge, config_file=False, define=_define_merge)
 
 
 def _train(values: flags.FlagValues) -> int:
-    settings, workdir = values.config, Path(values.workdir)
+    settings = values.config
+    with workers.joined(settings.train.distributed, settings.workers.index, settings.workers.count):
+        return _train_together(settings, Path(values.workdir))
+
+
+def _train_together(settings: config.Config, workdir: Path) -> int:
     scheme, recipe = config.training_scheme(settings), config.recipe(settings)
     train_set = data.load(settings.data.name, "train", directory=settings.data.dir, seed=settings.seed)
     finished = training.train(
@@ -68,13 +74,14 @@ def _train(values: flags.FlagValues) -> int:
         config.description(settings, train_set),
         workdir,
         seed=settings.seed,
-        mesh=devices.mesh(settings.devices),
+        mesh=devices.global_mesh(settings.devices),
         max_minutes=settings.max_minutes,
         checkpoint_minutes=settings.train.checkpoint_minutes,
         steps_per_dispatch=settings.train.steps_per_dispatch,
         tensorboard=settings.train.tensorboard,
     )
-    print(f"Trained: {workdir / checkpoints.WEIGHTS}" if finished else _go_on("Training", workdir))
+    if jax.process_index() == 0:
+        print(f"Trained: {workdir / checkpoints.WEIGHTS}" if finished else _go_on("Training", workdir))
     return 0
 
 
@@ -82,7 +89,8 @@ def _certify(values: flags.FlagValues) -> int:
     settings, workdir = values.config, Path(values.workdir)
     scheme, mesh = config.noise_scheme(settings), devices.mesh(settings.devices)
     certify_settings = config.settings(settings)
-    classifier, dataset, indices = _classifier_and_images(settings, workdir)
+    worker = workers.this_worker(settings.workers.index, settings.workers.count)
+    classifier, dataset, indices = _classifier_and_images(values)
     if values.dry_run:
         said = estimate(classifier, scheme, dataset, indices, certify_settings, chunk=settings.chunk, mesh=mesh)
         memory = "unknown" if said.memory is None else f"{math.ceil(said.memory / 2**20)} MiB a device for a chunk"
@@ -101,26 +109,26 @@ def _certify(values: flags.FlagValues) -> int:
         chunk=settings.chunk,
         mesh=mesh,
         max_minutes=settings.max_minutes,
-        process=settings.process,
-        processes=settings.processes,
+        worker=worker,
         provenance=_provenance(settings),
     )
     if not finished:
         print(_go_on("Certification", workdir))
-    elif settings.processes == 1:
+    elif worker.count == 1:
+        results.merge(results.files(workdir), workdir)
         read = results.read_results(workdir)
         print(summary.summary_table(read))
         figures.plot_certified_accuracy([read], workdir / "certified_accuracy.png")
         print(f"Rows: {workdir / 'certificates.tsv'}\nFigure: {workdir / 'certified_accuracy.png'}")
     else:
-        print(f"Done. When all processes are: idrc-merge --out {workdir} {workdir}/certificates.*-of-*.tsv")
+        print(f"Done. When all workers are: idrc-merge --out {workdir} {workdir}/certificates.*-of-*.tsv")
     return 0
 
 
 def _predict(values: flags.FlagValues) -> int:
-    settings, workdir = values.config, Path(values.workdir)
+    settings = values.config
     scheme, mesh = config.noise_scheme(settings), devices.mesh(settings.devices)
-    classifier, dataset, indices = _classifier_and_images(settings, workdir)
+    classifier, dataset, indices = _classifier_and_images(values)
     print("idx\tlabel\tpredict\tcorrect", flush=True)
     for start in range(0, len(indices), 16):
         chosen = indices[start : start + 16]
@@ -150,19 +158,28 @@ def _merge(values: flags.FlagValues, paths: list[str]) -> int:
     return 0
 
 
-def _classifier_and_images(settings: config.Config, workdir: Path) -> tuple:
-    where = settings.model.weights or workdir
-    classifier = checkpoints.load_classifier(
-        where, dtype=settings.model.dtype, kernel=settings.kernel, expect=_expected(settings)
-    )
+def _classifier_and_images(values: flags.FlagValues) -> tuple:
+    settings = values.config
+    if settings.model.factory and settings.model.weights:
+        raise ValueError("Expected model.factory or model.weights, got both.")
+    if settings.model.factory:
+        classifier = factory.load(settings.model.factory)
+    else:
+        where = settings.model.weights or Path(values.workdir)
+        classifier = checkpoints.load_classifier(
+            where, dtype=settings.model.dtype, kernel=settings.kernel, expect=_expected(values)
+        )
     dataset = data.load(settings.data.name, "test", directory=settings.data.dir, seed=settings.seed)
     chosen = data.select(len(dataset), skip=settings.data.skip, start=settings.data.start, stop=settings.data.stop)
     return classifier, dataset, chosen
 
 
-def _expected(settings: config.Config) -> dict:
-    model = settings.model
-    return {"architecture": model.architecture, "depth": model.depth, "shortcut": model.shortcut}
+def _expected(values: flags.FlagValues) -> dict:
+    """What the weights must be: the config's network or, of a file that the user names, what the command line says."""
+    settings = values.config
+    said = config_flags.get_override_values(values["config"]) if settings.model.weights else _paths(settings)
+    names = ("architecture", "depth", "shortcut")
+    return {name: settings.model[name] for name in names if f"model.{name}" in said}
 
 
 def _provenance(settings: config.Config) -> dict:
@@ -204,7 +221,7 @@ def _main(
     *,
     config_file: bool,
     define: Callable[[flags.FlagValues], None] | None = None,
-    cpu_devices: Callable[[], int] = lambda: 0,
+    cpu_devices: Callable[[], int] = lambda: os.cpu_count() or 1,
 ) -> None:
     with _command.one_line_errors():
         values, rest = _parse(config_file, define)
@@ -215,7 +232,7 @@ def _main(
             sys.exit(job(values, rest))
         if rest:
             raise ValueError(f"Expected only --flags, got {rest[0]!r}.")
-        devices.configure_cpu(values.config.devices or cpu_devices() or os.cpu_count() or 1)
+        devices.configure_cpu(values.config.devices or cpu_devices())
         sys.exit(job(values))
 
 

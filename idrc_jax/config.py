@@ -24,12 +24,14 @@ def base() -> Config:
     config.devices = 0  # 0: all
     config.kernel = "auto"  # the fastest that runs here, or xla: the plain network
     config.chunk = 0  # samples a device takes at a time; sets memory, not votes; 0 chooses
-    config.process = 0  # this process certifies images process, process + processes, ...
-    config.processes = 1
+
+    config.workers = ml_collections.ConfigDict()
+    config.workers.index = -1  # of this process among those that share the work; -1: from Slurm or Kubernetes
+    config.workers.count = 0  # of them; 0: from Slurm, else 1
 
     config.data = ml_collections.ConfigDict()
-    config.data.name = "cifar10"  # cifar10, digits, npz, synthetic
-    config.data.dir = ""  # cifar10: folder of the binary version (empty: tensorflow-datasets); npz: the file
+    config.data.name = "cifar10"  # cifar10, digits, imagenet, npz, synthetic
+    config.data.dir = ""  # cifar10: of the binary version; imagenet: of class folders (empty: tfds); npz: file
     config.data.skip = 20  # certify images start, start + skip, ... below stop
     config.data.start = 0
     config.data.stop = -1
@@ -44,13 +46,14 @@ def base() -> Config:
     config.noise.bins = 0  # stepped: fit so many bins and levels of mean 1 to the training images instead
 
     config.model = ml_collections.ConfigDict()
-    config.model.architecture = "resnet"
+    config.model.architecture = "resnet"  # or resnet50, ImageNet's
     config.model.depth = 110
     config.model.shortcut = "projection"  # or zero_pad
     config.model.dtype = "float32"  # or bfloat16
     config.model.mean = (0.4914, 0.4822, 0.4465)
     config.model.std = (0.2023, 0.1994, 0.2010)
     config.model.weights = ""  # certify and predict with this file instead of the workdir's
+    config.model.factory = ""  # or with the Classifier that package.module:function returns
 
     config.train = ml_collections.ConfigDict()
     config.train.scheme = ""  # empty: the noise's
@@ -62,6 +65,7 @@ def base() -> Config:
     config.train.checkpoint_minutes = 5.0
     config.train.steps_per_dispatch = 50  # accelerators only
     config.train.tensorboard = False
+    config.train.distributed = ""  # several processes as one: auto (the job that JAX finds), or process 0's HOST:PORT
 
     config.sampling = ml_collections.ConfigDict()
     config.sampling.plan = "fixed"  # fixed, selection_free, to_radius, to_precision; see docs/plans.md

@@ -1,8 +1,8 @@
 """Data sets as plain arrays on the host: uint8 (or float32 in [0, 1]) images [N, H, W, C] and int32 labels.
 
 `cifar10` reads the official binary version from a folder, or goes through tensorflow-datasets; `digits` is
-scikit-learn's; `npz` is any .npz file with `images` and `labels`; `synthetic` is seeded, for tests. No
-pickle is ever loaded.
+scikit-learn's; `npz` is any .npz file with `images` and `labels`; `synthetic` is seeded, for tests; `imagenet` has
+its images decoded when they are asked for (see `imagenet.py`). No pickle is ever loaded.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from idrc_jax import _validate
+from idrc_jax import _validate, imagenet
 
-NAMES = ("cifar10", "digits", "npz", "synthetic")
+NAMES = ("cifar10", "digits", "imagenet", "npz", "synthetic")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CIFAR10_FILES = {"train": [f"data_batch_{k}.bin" for k in range(1, 6)], "test": ["test_batch.bin"]}
 _CIFAR10_RECORD = 1 + 3 * 32 * 32
@@ -29,24 +29,31 @@ class Dataset:
     """Images and labels of one split.
 
     Attributes:
-      images: uint8 [N, H, W, C], or float32 in [0, 1].
+      images: uint8 [N, H, W, C], or float32 in [0, 1]; or what gives them by an array of indices.
       labels: int32 [N], each in 0 .. classes - 1.
       classes: number of classes.
     """
 
     name: str
     split: str
-    images: np.ndarray = field(repr=False)
+    images: np.ndarray | imagenet.Images = field(repr=False)
     labels: np.ndarray = field(repr=False)
     classes: int
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def fingerprint(self) -> str:
-        """SHA-256 over the shape, type and bytes of images and labels."""
+    def fingerprint(self, indices: np.ndarray | None = None) -> str:
+        """SHA-256 over the shape, type and bytes of images and labels.
+
+        Of all of them; where images are decoded when asked for, of those at `indices`, and of these.
+        """
+        arrays = [self.images, self.labels]
+        if isinstance(self.images, imagenet.Images):
+            chosen = np.arange(len(self), dtype=np.int64) if indices is None else np.asarray(indices, np.int64)
+            arrays = [chosen, self.images[chosen], self.labels[chosen]]
         digest = hashlib.sha256()
-        for array in (self.images, self.labels):
+        for array in arrays:
             digest.update(f"{array.shape} {array.dtype}".encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
@@ -57,8 +64,8 @@ def load(name: str, split: str, *, directory: str = "", seed: int = 0) -> Datase
 
     Args:
       name: one of `NAMES`.
-      directory: for cifar10 the folder with the binary version (empty: tensorflow-datasets); for npz the
-        .npz file, or a folder holding train.npz and test.npz.
+      directory: for cifar10 the folder with the binary version, for imagenet (test alone) a folder of class folders
+        (empty: tensorflow-datasets); for npz the .npz file, or a folder holding train.npz and test.npz.
       seed: of the synthetic set.
 
     Raises:
@@ -66,6 +73,10 @@ def load(name: str, split: str, *, directory: str = "", seed: int = 0) -> Datase
     """
     _validate.one_of("data.name", name, NAMES)
     _validate.one_of("split", split, ("train", "test"))
+    if name == "imagenet":
+        if split != "test":
+            raise ValueError("Expected ImageNet's networks to be imported (idrc-import), got a request to train one.")
+        return Dataset(name, split, *imagenet.load(directory), imagenet.CLASSES)
     if name == "cifar10":
         images, labels = _cifar10_binary(Path(directory), split) if directory else _cifar10_tfds(split)
         classes = 10

@@ -1,8 +1,10 @@
 """Devices: the set-up that entry points make before JAX starts, and the mesh everything runs on."""
 
 import os
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -34,6 +36,20 @@ def mesh(count: int = 0) -> Mesh:
         raise ValueError(f"Expected {count} devices, got {len(devices)} ({devices[0].platform}).")
     chosen = devices[: count or len(devices)]
     return jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
+
+
+def global_mesh(count: int = 0) -> Mesh:
+    """A one-axis mesh over the first `count` devices (0: all of them) of every process of `jax.distributed`."""
+    local = len(mesh(count).devices)
+    everywhere = [[one for one in jax.devices() if one.process_index == at] for at in range(jax.process_count())]
+    chosen = [one for devices in everywhere for one in devices[:local]]
+    return jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
+
+
+def replicate(tree: Any, on: Mesh) -> Any:
+    """Put arrays, which every process must have, whole on every device of the mesh."""
+    whole = replicated(on)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(whole, np.asarray(leaf), leaf.shape), tree)
 
 
 def replicated(on: Mesh) -> NamedSharding:

@@ -50,9 +50,9 @@ class Deadline:
 
 
 class Progress:
-    """A progress bar on standard error: rate and time left; quiet when that is not a terminal."""
+    """A progress bar on standard error: rate and time left; a line now and then when that is not a terminal."""
 
-    def __init__(self, title: str, total: int, done: int, *, unit: str) -> None:
+    def __init__(self, title: str, total: int, done: int, *, unit: str, show: bool = True) -> None:
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -60,6 +60,7 @@ class Progress:
             unit=f" {unit}",
             dynamic_ncols=True,
             smoothing=0.1,
+            disable=not show,
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
 

@@ -3,10 +3,9 @@
 The error probability and the certificate belong to the plan: choose them before looking at the radii.
 """
 
-import argparse
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -66,20 +65,14 @@ def _votes(row: Row, made: dict[str, Any], looks: set[int], path: Path) -> list[
     return counts
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
-
-
 def main() -> None:
     """Recompute the certificates of stored votes; print the table, and write the file with --out."""
     with _command.one_line_errors():
-        parser = _Parser(prog="idrc-recertify", description=main.__doc__)
+        parser = _command.Parser("idrc-recertify", main.__doc__)
         parser.add_argument("file", type=Path, help="certificates.tsv, or a run's folder")
         parser.add_argument("--alpha", type=float, help="error probability of each image; the file's by default")
         parser.add_argument("--certificate", help="one_sided or two_sided; the file's by default")
         parser.add_argument("--out", type=Path, help="folder for the new certificates.tsv and manifest.json")
-        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         arguments = parser.parse_args()
         read = results.read_results(arguments.file)
         made = recertify(read, alpha=arguments.alpha, certificate=arguments.certificate)

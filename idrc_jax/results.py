@@ -6,6 +6,7 @@ written in full precision. `manifest.json` holds the settings that the certifica
 compared whenever a run goes on) and one entry a call (`sessions`: versions, devices, date; never compared).
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -75,7 +76,7 @@ class Row:
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
-_SIX = COLUMNS[:6]
+SIX = COLUMNS[:6]
 _SHARED = [field.name for field in dataclasses.fields(Certificate) if field.name in COLUMNS and field.name != "votes"]
 _INTEGERS = {"idx", "label", "predict", "correct", "selected", "n", "n0"}
 
@@ -111,6 +112,11 @@ def read_results(path: str | Path) -> Results:
 class ResultsFile:
     """A result file being written; a context manager. Opening one that exists goes on from it.
 
+    Workers write a file each into one folder, under one manifest.
+
+    Attributes:
+      done: images that have a row in any file of the folder, and those appended since.
+
     Args:
       workdir: existing folder for the file and its manifest.
       guarantee: all that the certificates depend on, as JSON values; must be that of the rows already there.
@@ -118,7 +124,8 @@ class ResultsFile:
       name: of the file.
 
     Raises:
-      ValueError: rows made under another guarantee (every difference is shown), or another process writes the file.
+      ValueError: rows made under another guarantee (every difference is shown) or without their manifest, or another
+        process writes the file.
 
     Guarantee: a row is in the file whole or not at all, also when the process is killed or the disk is full.
     """
@@ -154,8 +161,10 @@ class ResultsFile:
 
     def _manifest(self) -> dict[str, Any]:
         stored = _read_manifest(self._workdir)
-        if stored is None or (stored["guarantee"] != self._guarantee and not _any_rows(self._workdir)):
+        if not _any_rows(self._workdir) and (stored is None or stored["guarantee"] != self._guarantee):
             stored = {"schema_version": SCHEMA_VERSION, "guarantee": self._guarantee, "sessions": []}
+        if stored is None:
+            raise ValueError(f"Expected {MANIFEST} beside the rows in {self._workdir}, got none: use another workdir.")
         _same_guarantee(stored["guarantee"], self._guarantee, self._workdir)
         return stored | {"sessions": [*stored["sessions"], self._session]}
 
@@ -168,7 +177,7 @@ class ResultsFile:
             self._file.truncate(whole)
         if whole == 0:
             self._write("\t".join(COLUMNS) + "\n")
-        self.done = {row.idx for row in _read_rows(self._path)[0]}
+        self.done = {row.idx for path in files(self._workdir) for row in _read_rows(path)[0]}
 
     def _write(self, line: str) -> None:
         before = os.fstat(self._file.fileno()).st_size
@@ -185,6 +194,16 @@ class ResultsFile:
             ) from error
 
 
+def files(folder: Path) -> list[Path]:
+    """A run's result files: `certificates.tsv` and those of its workers."""
+    return sorted(folder.glob("certificates*.tsv"))
+
+
+def worker_file(index: int, count: int) -> str:
+    """The name of a worker's result file; that of a single one is `certificates.tsv`."""
+    return NAME if count == 1 else f"certificates.{index}-of-{count}.tsv"
+
+
 def merge(paths: Iterable[Path], out: Path) -> None:
     """Unite result files of one guarantee into `out/certificates.tsv`, sorted by index.
 
@@ -192,25 +211,34 @@ def merge(paths: Iterable[Path], out: Path) -> None:
     but `time`.
 
     Raises:
-      ValueError: a file without a manifest, another guarantee, or rows that disagree.
+      ValueError: a file without a manifest, another guarantee, rows that disagree, or a process that writes to
+        `out/certificates.tsv`.
     """
     paths = [Path(path) for path in paths]
-    if (out / NAME).is_file():
-        paths.append(out / NAME)
-    rows: dict[int, Row] = {}
-    manifest: dict[str, Any] = {}
-    for path in paths:
-        read = read_results(path)
-        if read.manifest is None:
-            raise ValueError(f"Expected {MANIFEST} beside {read.path}, got none.")
-        manifest = manifest or read.manifest | {"sessions": []}
-        _same_guarantee(manifest["guarantee"], read.manifest["guarantee"], read.path)
-        manifest["sessions"] += [one for one in read.manifest["sessions"] if one not in manifest["sessions"]]
-        for row in read.rows:
-            other = rows.setdefault(row.idx, row)
-            if not _agree(row, other):
-                raise ValueError(f"Expected one result for image {row.idx}, got two that differ, one in {read.path}.")
-    write([rows[idx] for idx in sorted(rows)], manifest, out)
+    with contextlib.ExitStack() as held:
+        if out.is_dir():
+            held.enter_context(_files.folder_lock(out))
+        if (out / NAME).is_file():
+            there = held.enter_context((out / NAME).open("r+b"))
+            _files.lock_or_refuse(there.fileno(), out / NAME)
+            paths.append(out / NAME)
+        rows: dict[int, tuple[Row, Path]] = {}
+        manifest: dict[str, Any] = {}
+        for path in paths:
+            read = read_results(path)
+            if read.manifest is None:
+                raise ValueError(f"Expected {MANIFEST} beside {read.path}, got none.")
+            manifest = manifest or read.manifest | {"sessions": []}
+            _same_guarantee(manifest["guarantee"], read.manifest["guarantee"], read.path)
+            manifest["sessions"] += [one for one in read.manifest["sessions"] if one not in manifest["sessions"]]
+            for row in read.rows:
+                other, origin = rows.setdefault(row.idx, (row, read.path))
+                if not _agree(row, other):
+                    raise ValueError(
+                        f"Expected one result for image {row.idx}, got two that differ, in {origin} and {read.path}: "
+                        "merge files of one kind of device, or certify one of them again."
+                    )
+        write([rows[idx][0] for idx in sorted(rows)], manifest, out)
 
 
 def write(rows: Iterable[Row], manifest: dict[str, Any], out: Path) -> None:
@@ -221,9 +249,13 @@ def write(rows: Iterable[Row], manifest: dict[str, Any], out: Path) -> None:
 
 
 def _line(row: Row) -> str:
-    votes = ",".join(f"{number}:{count}" for number, count in (row.votes or {}).items())
     values = [repr(getattr(row, name)) for name in COLUMNS[:-1]]
-    return "\t".join([*values, votes]) + "\n"
+    return "\t".join([*values, votes_text(row.votes)]) + "\n"
+
+
+def votes_text(votes: dict[int, int] | None) -> str:
+    """`class:count,...`, as the column has it."""
+    return ",".join(f"{number}:{count}" for number, count in (votes or {}).items())
 
 
 def _agree(row: Row, other: Row) -> bool:
@@ -239,10 +271,10 @@ def _read_rows(path: Path) -> tuple[tuple[Row, ...], bool]:
         raise ValueError(f"Expected a text file of results, got {path}.") from None
     lines = text.split("\n")
     columns = tuple(lines[0].split("\t"))
-    if columns not in (COLUMNS, _SIX):
-        raise ValueError(f"Expected a header {' '.join(_SIX)} (and ours beyond) in {path}, got {lines[0][:80]!r}.")
-    whole = columns == _SIX or lines[-1] == ""
-    body = lines[1:] if columns == _SIX else lines[1:-1]
+    if columns not in (COLUMNS, SIX):
+        raise ValueError(f"Expected a header {' '.join(SIX)} (and ours beyond) in {path}, got {lines[0][:80]!r}.")
+    whole = columns == SIX or lines[-1] == ""
+    body = lines[1:] if columns == SIX else lines[1:-1]
     rows: dict[int, Row] = {}
     for number, line in enumerate(body, start=2):
         if line == "" and number == len(body) + 1:
@@ -312,7 +344,7 @@ def differences(stored: dict[str, Any], asked: dict[str, Any]) -> str:
 
 
 def _any_rows(folder: Path) -> bool:
-    return any(path.read_bytes().count(b"\n") > 1 for path in folder.glob("certificates*.tsv"))
+    return any(path.read_bytes().count(b"\n") > 1 for path in files(folder))
 
 
 def _as_json(value: dict[str, Any]) -> dict[str, Any]:

@@ -260,7 +260,7 @@ def check_images(images: np.ndarray, classifier: Classifier) -> np.ndarray:
         raise ValueError(
             f"Expected images of shape {classifier.image_shape} as the classifier takes, got {images.shape[1:]}."
         )
-    if images.dtype != np.float32 or not (images.min() >= 0 and images.max() <= 1):
+    if images.dtype != np.float32 or not (images.min(initial=0) >= 0 and images.max(initial=0) <= 1):
         raise ValueError(
             f"Expected float32 images within [0, 1], got {images.dtype} from {images.min()} to {images.max()}."
         )

@@ -6,6 +6,7 @@ weights as one that was not.
 
 import csv
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from idrc_jax import _files, _validate, checkpoints, data, devices, noise, prng
+from idrc_jax import _files, _validate, checkpoints, data, devices, noise, prng, workers
 from idrc_jax.kernels import convolution_cpu
 from idrc_jax.progress import Deadline, Progress, interruptible, require_progress, write_status
 from idrc_jax.schemes import Scheme
@@ -154,9 +155,14 @@ def make_step(
         updates, optimiser_state = optimiser.update(gradients, state.optimiser, state.params)
         params = jax.tree.map(jnp.add, state.params, updates)
         new = State(params, stats, optimiser_state, state.step + 1)
-        return jax.lax.with_sharding_constraint(new, whole), Metrics(loss, accuracy)
+        return jax.lax.with_sharding_constraint((new, Metrics(loss, accuracy)), whole)
 
     return step
+
+
+def cpu_devices() -> int:
+    """CPU devices that training is fastest on: one, if the kernel can spread it over the cores; else one a core."""
+    return 1 if convolution_cpu.available() else os.cpu_count() or 1
 
 
 def fastest_convolution(mesh: Mesh) -> Callable[..., jax.Array]:
@@ -199,6 +205,9 @@ def train(
 ) -> bool:
     """Train until the recipe is done or the time is up; call again to go on.
 
+    The processes of `jax.distributed` train one network: each calls this with the same arguments, `workdir` is a folder
+    that all of them see, and process 0 writes the files. When one is to stop, all do after the same step.
+
     Args:
       description: of the network (see `checkpoints.build`), with its compute `dtype`.
       workdir: gets `checkpoints/`, `metrics.csv`, `train_status.json` and at the end `weights.safetensors`.
@@ -210,7 +219,8 @@ def train(
       Whether training is finished.
 
     Raises:
-      ValueError: the recipe does not fit the data, or another run's checkpoints lie in `workdir`.
+      ValueError: the recipe does not fit the data, another run's checkpoints lie in `workdir`, or processes differ in
+        their settings, data or folder.
       FloatingPointError: the loss is no longer finite; the last good checkpoint is kept.
     """
     deadline = Deadline(max_minutes)
@@ -218,7 +228,7 @@ def train(
         raise ValueError(f"Expected train.batch <= the {len(train_set)} training images, got {recipe.batch}.")
     if recipe.sigma_low > scheme.sigma:
         raise ValueError(f"Expected train.sigma_low <= train.sigma = {scheme.sigma}, got {recipe.sigma_low}.")
-    mesh = mesh or devices.mesh()
+    mesh = mesh or devices.global_mesh()
     if recipe.batch % mesh.size:
         raise ValueError(f"Expected train.batch to be a multiple of {mesh.size} devices, got {recipe.batch}.")
     summary_writer = _summary_writer() if tensorboard else None
@@ -238,10 +248,14 @@ def train(
     graph, params, stats = checkpoints.abstract(
         description, dtype=description["dtype"], convolution=fastest_convolution(mesh)
     )
+    leads, alone = jax.process_index() == 0, jax.process_count() == 1
+    workers.require_same("training settings and data", description)
     _files.make_folder(workdir)
-    checkpoints.same_or_refuse(workdir / "train_config.json", description)
+    if leads or (workdir / "train_config.json").is_file():
+        checkpoints.same_or_refuse(workdir / "train_config.json", description)
     store = checkpoints.TrainingCheckpoints(workdir / "checkpoints")
     done = store.latest()
+    workers.require_same(f"the last checkpoint in {workdir}, a folder they share,", done)
     if done is None:
         init_key = prng.stage(prng.root(seed), prng.INITIALISATION)
         _, params, stats = checkpoints.split(
@@ -249,23 +263,23 @@ def train(
         )
         done = 0
         state = State(params, stats, optimiser.init(params), jnp.zeros((), jnp.int32))
-        state = jax.device_put(state, devices.replicated(mesh))
+        state = devices.replicate(state, mesh)
     else:
         like = jax.eval_shape(lambda p, s: State(p, s, optimiser.init(p), jnp.zeros((), jnp.int32)), params, stats)
         whole = devices.replicated(mesh)
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), like)
         state = store.restore(done, like)
-    images = jax.device_put(train_set.images, devices.replicated(mesh))
-    labels = jax.device_put(train_set.labels, devices.replicated(mesh))
+    images, labels = devices.replicate((train_set.images, train_set.labels), mesh)
 
     # The loop: dispatch ahead, read behind.
     on_cpu = devices.is_cpu()
     ahead = _IN_FLIGHT if on_cpu else 1
-    margin = ahead + 1 if on_cpu else (ahead + 1) * steps_per_dispatch
+    ask_every = 1 if alone else max(1, ahead)  # dispatches between two talks of the processes
+    margin = (ahead + ask_every) * (1 if on_cpu else steps_per_dispatch)
     run = dispatches(make_step(graph, recipe, scheme, optimiser, seed, mesh), on_cpu=on_cpu)
-    board = summary_writer(str(workdir / "tensorboard")) if summary_writer else None
-    log = _MetricsLog(workdir, done, steps_per_epoch, recipe.learning_rate(steps_per_epoch), board)
-    progress = Progress("train", total, done, unit="steps")
+    board = summary_writer(str(workdir / "tensorboard")) if summary_writer and leads else None
+    log = _MetricsLog(workdir if leads else None, done, steps_per_epoch, recipe.learning_rate(steps_per_epoch), board)
+    progress = Progress("train", total, done, unit="steps", show=leads)
     pending: deque[Metrics] = deque()
     saved_at = time.monotonic()
     step = done
@@ -284,17 +298,28 @@ def train(
         _require_finite_state(state, store)
         store.save(step, state)
         log.flush()
-        write_status(workdir / "train_status.json", "train", done=step, total=total)
+        if leads:
+            write_status(workdir / "train_status.json", "train", done=step, total=total)
 
     try:
         with interruptible() as interrupt:
-            while step < total and not interrupt.requested and not deadline.over(margin_ticks=margin):
+            stop, _ = workers.any_wishes(interrupt.requested or deadline.over(margin_ticks=margin), False)
+            dispatched = 0
+            while step < total and not stop:
                 count = 1 if on_cpu else min(steps_per_dispatch, total - step)
                 state, metrics = run(state, images, labels, count=count)
                 pending.append(metrics)
                 step += count
+                dispatched += 1
                 drain(ahead)
-                if time.monotonic() - saved_at >= 60 * checkpoint_minutes:
+                if dispatched % ask_every:
+                    continue
+                drain(ahead if alone else 0)
+                stop, is_due = workers.any_wishes(
+                    interrupt.requested or deadline.over(margin_ticks=margin),
+                    time.monotonic() - saved_at >= 60 * checkpoint_minutes,
+                )
+                if is_due and not stop:
                     save()
                     saved_at = time.monotonic()
             save()
@@ -305,8 +330,9 @@ def train(
     if step < total:
         require_progress(done, step, max_minutes)
         return False
-    tensors = {name: np.asarray(value) for name, value in (state.params | state.stats).items()}
-    checkpoints.save_weights(workdir / checkpoints.WEIGHTS, tensors, description)
+    if leads:
+        tensors = {name: np.asarray(value) for name, value in (state.params | state.stats).items()}
+        checkpoints.save_weights(workdir / checkpoints.WEIGHTS, tensors, description)
     return True
 
 
@@ -330,13 +356,16 @@ def _require_finite_state(state: State, store: checkpoints.TrainingCheckpoints) 
 
 
 class _MetricsLog:
-    """Means per epoch, to a CSV (and TensorBoard); rows after the step resumed from are dropped."""
+    """Means per epoch, to a CSV (and TensorBoard); rows after the step resumed from are dropped.
+
+    Without a workdir nothing is written.
+    """
 
     _columns: Sequence[str] = ("epoch", "step", "lr", "loss", "accuracy", "seconds")
 
-    def __init__(self, workdir: Path, step: int, epoch_steps: int, lr: optax.Schedule, board: Any) -> None:
-        self._path = workdir / METRICS
-        self._rows = [row for row in _read_rows(self._path) if int(row["step"]) <= step]
+    def __init__(self, workdir: Path | None, step: int, epoch_steps: int, lr: optax.Schedule, board: Any) -> None:
+        self._path = workdir / METRICS if workdir else None
+        self._rows = [row for row in _read_rows(self._path) if int(row["step"]) <= step] if self._path else []
         self._epoch_steps, self._lr, self.step = epoch_steps, lr, step
         self._losses: list[float] = []
         self._last_loss = math.nan
@@ -374,6 +403,8 @@ class _MetricsLog:
         self._losses, self._accuracies, self._started = [], [], time.monotonic()
 
     def flush(self) -> None:
+        if self._path is None:
+            return
         with self._path.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()

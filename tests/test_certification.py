@@ -10,6 +10,7 @@ from idrc_jax import certification, data, devices, prng, results, sampling, sche
 from idrc_jax.certification import Settings, certify_dataset
 from idrc_jax.checkpoints import Classifier
 from idrc_jax.plans import Fixed, SelectionFree, ToPrecision, ToRadius
+from idrc_jax.workers import Worker
 
 SCHEME = schemes.Gaussian(sigma=0.5)
 SETTINGS = Settings(Fixed(n0=20, n=300), alpha=0.001, seed=4)
@@ -98,14 +99,73 @@ def test_going_on_gives_the_file_of_one_run_whatever_the_devices(linear, dataset
     assert [session["devices"] for session in manifest["sessions"]] == [1, 3]
 
 
-def test_processes_share_the_images_and_merge_to_the_same_file(linear, dataset, tmp_path):
+def test_workers_share_the_images_and_merge_to_the_same_file(linear, dataset, tmp_path):
     assert run(linear, dataset, tmp_path / "whole")
-    for process in range(3):
-        assert run(linear, dataset, tmp_path / "many", process=process, processes=3)
-        status = json.loads((tmp_path / "many" / f"certify_status.{process}-of-3.json").read_text())
-        assert status == {"job": "certify", "finished": True, "done": len(INDICES[process::3]), "total": status["done"]}
-    results.merge(sorted((tmp_path / "many").glob("certificates.*.tsv")), tmp_path / "many")
+    many = tmp_path / "many"
+    for index in (2, 0, 1):  # one after the other: what the first ones did changes nothing for the later ones
+        worker = Worker(index, 3)
+        assert run(linear, dataset, many, worker=worker)
+        share = worker.share(INDICES).tolist()
+        assert list(without_time(many, f"certificates.{index}-of-3.tsv")) == share
+        status = json.loads((many / f"certify_status.{index}-of-3.json").read_text())
+        assert (status["finished"], status["done"], status["total"]) == (True, len(share), len(share))
+    results.merge(results.files(many), many)
+    assert without_time(many) == without_time(tmp_path / "whole")
+    sessions = results.read_results(many).manifest["sessions"]
+    assert [(session["worker"], session["workers"]) for session in sessions] == [(2, 3), (0, 3), (1, 3)]
+
+
+class ThreeImages(certification.Deadline):
+    """A call's time is over when it has done three images."""
+
+    ticks = 0
+
+    def tick(self, count=1):
+        self.ticks += count
+
+    def over(self, *, margin_ticks=1):
+        return self.ticks >= 3
+
+
+@pytest.mark.parametrize("counts", [(2, 4, 1), (4, 2, 3), (3, 1)])
+def test_a_run_goes_on_with_another_number_of_workers(linear, dataset, tmp_path, monkeypatch, counts):
+    """All but the last worker of each number but the last are stopped after three images at least."""
+    settings = dataclasses.replace(SETTINGS, plan=Fixed(n0=20, n=600))
+    images = np.arange(60)
+    assert run(linear, dataset, tmp_path / "whole", settings, indices=images)
+    done = set()
+    monkeypatch.setattr(certification, "_SECONDS_A_PIECE", 1e-9)  # a stride: an image is several dispatches
+    for count in counts:
+        for index in range(count):
+            worker = Worker(index, count)
+            with monkeypatch.context() as patched:
+                if count != counts[-1] and index != count - 1:
+                    patched.setattr(certification, "Deadline", ThreeImages)
+                    assert not run(linear, dataset, tmp_path / "many", settings, indices=images, worker=worker)
+                else:
+                    assert run(linear, dataset, tmp_path / "many", settings, indices=images, worker=worker)
+            rows = set(without_time(tmp_path / "many", results.worker_file(index, count)))
+            assert not rows & done  # a finished image is never certified again
+            assert rows <= set(worker.share(images).tolist())
+            done |= rows
+    assert done == set(images.tolist())
+    results.merge(results.files(tmp_path / "many"), tmp_path / "many")
     assert without_time(tmp_path / "many") == without_time(tmp_path / "whole")
+
+
+def test_more_workers_than_images_leave_some_without_work(linear, dataset, tmp_path):
+    for index in range(5):
+        assert run(linear, dataset, tmp_path, indices=INDICES[:3], worker=Worker(index, 5))
+    rows = [len(without_time(tmp_path, path.name)) for path in results.files(tmp_path)]
+    assert sorted(rows) == [0, 0, 1, 1, 1]
+
+
+def test_workers_that_do_not_see_each_other_do_the_same_and_merge(linear, dataset, tmp_path):
+    """As when a worker of an earlier number still runs: duplicates are identical and harmless."""
+    assert run(linear, dataset, tmp_path / "a", worker=Worker(0, 2), mesh=devices.mesh(1))
+    assert run(linear, dataset, tmp_path / "b")
+    results.merge([tmp_path / "a" / "certificates.0-of-2.tsv", tmp_path / "b"], tmp_path / "out")
+    assert without_time(tmp_path / "out") == without_time(tmp_path / "b")
 
 
 @pytest.mark.parametrize(
@@ -135,23 +195,13 @@ def test_going_on_with_other_pixels_or_weights_is_refused(linear, dataset, tmp_p
 
 
 def test_a_time_limit_stops_between_images_and_says_how_far(linear, dataset, tmp_path, monkeypatch):
-    class ThreeImages(certification.Deadline):
-        ticks = 0
-
-        def tick(self, count=1):
-            self.ticks += count
-
-        def over(self, *, margin_ticks=1):
-            return self.ticks >= 3
-
     with monkeypatch.context() as patched:
         patched.setattr(certification, "Deadline", ThreeImages)
         assert not run(linear, dataset, tmp_path)
     done = len(without_time(tmp_path))
     assert 3 <= done < 20  # a dispatch holds many images of a few samples
-    assert json.loads((tmp_path / "certify_status.json").read_text()) == {
-        "job": "certify", "finished": False, "done": done, "total": 20,
-    }  # fmt: skip
+    status = json.loads((tmp_path / "certify_status.json").read_text())
+    assert (status["job"], status["finished"], status["done"], status["total"]) == ("certify", False, done, 20)
     assert run(linear, dataset, tmp_path)
     assert run(linear, dataset, tmp_path)
     assert len(without_time(tmp_path)) == 20
@@ -286,6 +336,4 @@ def test_data_that_do_not_fit_are_refused(linear, dataset, tmp_path):
         run(linear, dataclasses.replace(dataset, images=dataset.images[:, :3]), tmp_path)
     with pytest.raises(ValueError, match="below the classifier's 3 classes, got 7"):
         run(linear, dataclasses.replace(dataset, labels=dataset.labels + 5), tmp_path)
-    with pytest.raises(ValueError, match="0 <= process < processes"):
-        run(linear, dataset, tmp_path, process=2, processes=2)
     assert list(tmp_path.iterdir()) == []

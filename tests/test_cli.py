@@ -21,11 +21,12 @@ SYNTHETIC = [
 
 
 def environment():
-    """Without the test session's own JAX settings."""
-    return {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    """Without the test session's own settings of JAX, and of the job it may run in."""
+    own = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "SLURM_", "JOB_COMPLETION_INDEX")
+    return {key: value for key, value in os.environ.items() if not key.startswith(own)}
 
 
-def start(script, workdir, *arguments):
+def start(script, workdir, *arguments, **variables):
     command = [
         sys.executable,
         str(ROOT / script),
@@ -33,11 +34,12 @@ def start(script, workdir, *arguments):
         *[a for a in arguments if a.startswith("--config=")],
     ]
     command += [*SYNTHETIC, *[a for a in arguments if not a.startswith("--config=")]]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    own = environment() | variables
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own)
 
 
-def run(script, workdir, *arguments, status=0):
-    process = start(script, workdir, *arguments)
+def run(script, workdir, *arguments, status=0, **variables):
+    process = start(script, workdir, *arguments, **variables)
     out, error = process.communicate(timeout=200)
     assert process.returncode == status, error
     return out, error
@@ -136,6 +138,13 @@ def test_a_dry_run_writes_nothing(trained, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_weights_that_are_named_say_themselves_what_they_are(trained, tmp_path):
+    """Under a config of another depth; a depth on the command line must be theirs (see `BAD`)."""
+    arguments = (f"--config.model.weights={trained}", "--dry_run", "--config=cifar10.py")
+    out, _ = run("certify.py", tmp_path / "new", *arguments)
+    assert "16 images" in out
+
+
 def test_predict_prints_a_line_an_image(trained):
     code = "from idrc_jax import cli; cli.predict()"
     command = [sys.executable, "-c", code, f"--workdir={trained}", *SYNTHETIC, "--n=200"]
@@ -146,13 +155,15 @@ def test_predict_prints_a_line_an_image(trained):
     assert sum(int(line[3]) for line in lines[1:]) > 4
 
 
-def test_processes_and_merge(trained, certified, tmp_path):
-    for process in range(2):
-        out, _ = run(
-            "certify.py", tmp_path, f"--config.model.weights={trained}", "--config.processes=2",
-            f"--config.process={process}",
-        )  # fmt: skip
-        assert "idrc-merge" in out
+def test_workers_by_hand_and_of_a_slurm_array_merge_by_command_or_by_one_more_call(trained, certified, tmp_path):
+    network = f"--config.model.weights={trained}"
+    out, _ = run("certify.py", tmp_path, network, "--config.workers.index=0", "--config.workers.count=2")
+    assert "idrc-merge" in out
+    array = {"ID": 8, "MIN": 7, "MAX": 8, "COUNT": 2}
+    out, _ = run(
+        "certify.py", tmp_path, network, **{f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in array.items()}
+    )
+    assert "idrc-merge" in out
     code = "from idrc_jax import cli; cli.merge()"
     files = sorted(str(path) for path in tmp_path.glob("certificates.*-of-2.tsv"))
     answer = subprocess.run(
@@ -163,8 +174,12 @@ def test_processes_and_merge(trained, certified, tmp_path):
         cwd=ROOT,
     )
     assert "ACR" in answer.stdout
-    merged, single = (results.read_results(folder).rows for folder in (tmp_path, trained))
-    assert [row.votes for row in merged] == [row.votes for row in single]
+    single = [row.votes for row in results.read_results(trained).rows]
+    assert [row.votes for row in results.read_results(tmp_path).rows] == single
+    (tmp_path / "certificates.tsv").unlink()
+    out, _ = run("certify.py", tmp_path, network)
+    assert out.splitlines()[1:-2] == certified.splitlines()[1:-2]  # the table, between lines that name the folder
+    assert [row.votes for row in results.read_results(tmp_path).rows] == single
     refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert (refused.returncode, refused.stderr[:24]) == (1, "error: Expected result f")
 
@@ -177,11 +192,16 @@ BAD = [
     ("train.py", ["--config.model.depth=21"], "6n + 2"),
     ("train.py", ["--config.data.name=npz", "--config.data.dir=/nowhere.npz"], ".npz file"),
     ("train.py", ["--config.data.name=cifar10", "--config.data.dir=/nowhere"], "Expected the binary version"),
-    ("train.py", ["--config=nowhere.py"], "one of cifar10.py, cifar10_short.py, quickstart.py, got 'nowhere.py'"),
+    (
+        "train.py",
+        ["--config=nowhere.py"],
+        "one of cifar10.py, cifar10_short.py, imagenet.py, quickstart.py, got 'nowhere.py'",
+    ),
     ("train.py", ["--unknown=3"], "unknown"),
     ("train.py", ["stray"], "Expected only --flags, got 'stray'"),
     ("train.py", ["--config.max_minutes=-1"], "max_minutes >= 0"),
     ("certify.py", [], "Train first"),
+    ("certify.py", ["--config.workers.count=3"], "set --config.workers.index"),
     ("certify.py", ["--config.certify.n=5"], "Expected certify.n >= 10, the fewest samples"),
     ("certify.py", ["--config.certify.alpha=1.5"], "0 < certify.alpha < 1"),
     (

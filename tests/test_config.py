@@ -56,7 +56,7 @@ def test_stepped_by_hand_and_fitted_to_the_training_images():
         config.noise_scheme(made)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "cifar10", "cifar10_short"])
+@pytest.mark.parametrize("name", ["quickstart", "cifar10", "cifar10_short", "imagenet"])
 def test_every_config_makes_valid_settings(name):
     made = get(name)
     assert isinstance(made, ml_collections.ConfigDict)

@@ -20,7 +20,7 @@ _he_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 _linear_default = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-class _Layers(NamedTuple):
+class Layers(NamedTuple):
     """What all layers share: compute type, convolution and random keys."""
 
     dtype: Any
@@ -28,7 +28,7 @@ class _Layers(NamedTuple):
     rngs: nnx.Rngs
 
 
-def _conv(features_in: int, features_out: int, size: int, stride: int, layers: _Layers) -> nnx.Conv:
+def conv(features_in: int, features_out: int, size: int, stride: int, layers: Layers) -> nnx.Conv:
     return nnx.Conv(
         features_in,
         features_out,
@@ -43,7 +43,7 @@ def _conv(features_in: int, features_out: int, size: int, stride: int, layers: _
     )
 
 
-def _batch_norm(features: int, layers: _Layers) -> nnx.BatchNorm:
+def batch_norm(features: int, layers: Layers) -> nnx.BatchNorm:
     # Flax's momentum is the weight of the old value: 0.9 is PyTorch's default of 0.1.
     return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, dtype=layers.dtype, rngs=layers.rngs)
 
@@ -51,17 +51,17 @@ def _batch_norm(features: int, layers: _Layers) -> nnx.BatchNorm:
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a shortcut: [N, H, W, C] -> [N, H/stride, W/stride, features]."""
 
-    def __init__(self, features_in: int, features: int, stride: int, shortcut: Shortcut, layers: _Layers) -> None:
-        self.conv1 = _conv(features_in, features, 3, stride, layers)
-        self.norm1 = _batch_norm(features, layers)
-        self.conv2 = _conv(features, features, 3, 1, layers)
-        self.norm2 = _batch_norm(features, layers)
+    def __init__(self, features_in: int, features: int, stride: int, shortcut: Shortcut, layers: Layers) -> None:
+        self.conv1 = conv(features_in, features, 3, stride, layers)
+        self.norm1 = batch_norm(features, layers)
+        self.conv2 = conv(features, features, 3, 1, layers)
+        self.norm2 = batch_norm(features, layers)
         self.stride = stride
         self.new_channels = features - features_in
         self.changes_shape = stride != 1 or self.new_channels != 0
         if self.changes_shape and shortcut == "projection":
-            self.projection = nnx.data(_conv(features_in, features, 1, stride, layers))
-            self.projection_norm = nnx.data(_batch_norm(features, layers))
+            self.projection = nnx.data(conv(features_in, features, 1, stride, layers))
+            self.projection_norm = nnx.data(batch_norm(features, layers))
         else:
             self.projection = nnx.data(None)
             self.projection_norm = nnx.data(None)
@@ -115,9 +115,9 @@ class ResNet(nnx.Module):
         if not len(mean) == len(std) == channels:
             raise ValueError(f"Expected a mean and a std for each of {channels} channels, got {mean} and {std}.")
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
-        layers = _Layers(dtype, convolution, rngs)
-        self.stem = _conv(channels, 16, 3, 1, layers)
-        self.stem_norm = _batch_norm(16, layers)
+        layers = Layers(dtype, convolution, rngs)
+        self.stem = conv(channels, 16, 3, 1, layers)
+        self.stem_norm = batch_norm(16, layers)
         blocks = []
         features_in = 16
         for stage, features in enumerate((16, 32, 64)):

@@ -1,0 +1,118 @@
+"""ImageNet's validation images, decoded when they are asked for: [50,000, 224, 224, 3] would be 7.5 GB.
+
+Images stand in the field's order: by class, then by file name, so that every 100th is the field's. They are resized as
+torchvision does: the shorter side to 256, bilinear with antialiasing, then the centre of 224 x 224.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+CLASSES = 1000
+_RESIZED, _SIDE = 256, 224
+_SUFFIXES = (".jpeg", ".jpg", ".png")
+
+
+@dataclass(frozen=True)
+class Images:
+    """What `data.Dataset.images` needs of an array: its shape and type, and images by their indices.
+
+    Attributes:
+      count: number of images.
+      decode: the RGB pixels, uint8 [H, W, 3] of any size, of one image.
+    """
+
+    count: int
+    decode: Callable[[int], np.ndarray] = field(repr=False)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.uint8)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (self.count, _SIDE, _SIDE, 3)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        """uint8 [len(indices), 224, 224, 3]."""
+        return np.stack([resize_and_crop(self.decode(int(index))) for index in indices])
+
+
+def load(directory: str) -> tuple[Images, np.ndarray]:
+    """Images and int32 labels of the validation set.
+
+    Args:
+      directory: with a folder of images for each of the 1000 classes (or with `val/` that has them), named so that
+        their order is the classes' (`n01440764` ...); empty for tensorflow-datasets.
+
+    Raises:
+      ValueError: no such folder, another number of classes, a class without images, or no tensorflow-datasets.
+    """
+    return _folder(Path(directory)) if directory else _tfds()
+
+
+def resize_and_crop(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] -> [224, 224, 3]."""
+    height, width = pixels.shape[:2]
+    shorter = min(height, width)
+    size = (int(_RESIZED * width / shorter), int(_RESIZED * height / shorter))
+    resized = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+    top, left = (round((side - _SIDE) / 2) for side in resized.shape[:2])
+    return resized[top : top + _SIDE, left : left + _SIDE]
+
+
+def _folder(directory: Path) -> tuple[Images, np.ndarray]:
+    root = directory / "val" if (directory / "val").is_dir() else directory
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if len(folders) != CLASSES:
+        raise ValueError(
+            f"Expected data.dir with a folder for each of {CLASSES} classes, got {len(folders)} in {root}."
+        )
+    files, labels = [], []
+    for label, folder in enumerate(folders):
+        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+        if not found:
+            raise ValueError(f"Expected images ({', '.join(_SUFFIXES)}) in {folder}, got none.")
+        files += found
+        labels += [label] * len(found)
+
+    def decode(index: int) -> np.ndarray:
+        try:
+            with Image.open(files[index]) as opened:
+                return np.asarray(opened.convert("RGB"))
+        except OSError as error:
+            raise ValueError(f"Expected a readable image, got {files[index]}: {error}.") from None
+
+    return Images(len(files), decode), np.asarray(labels, np.int32)
+
+
+def _tfds() -> tuple[Images, np.ndarray]:
+    """`imagenet2012` of tensorflow-datasets; its own order is another, so labels and names are read once to sort."""
+    try:
+        import tensorflow_datasets as tfds  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError(
+            "Expected data.dir with a folder of images for each class, or tensorflow-datasets; got neither. Set "
+            "--config.data.dir=FOLDER or pip install 'idrc_jax[datasets]'."
+        ) from None
+    builder = tfds.builder("imagenet2012", file_format="array_record")
+    if not builder.is_prepared():
+        raise ValueError(
+            "Expected imagenet2012 prepared by tensorflow-datasets (as array_record; it needs the archives that "
+            "image-net.org gives), got none: prepare it, or set --config.data.dir=FOLDER."
+        )
+    undecoded = builder.as_data_source(split="validation", decoders={"image": tfds.decode.SkipDecoding()})
+    named = [(int(one["label"]), _text(one["file_name"]), place) for place, one in enumerate(undecoded)]
+    places = [place for _, _, place in sorted(named)]
+    source = builder.as_data_source(split="validation")
+    return Images(len(named), lambda index: source[places[index]]["image"]), np.asarray(
+        sorted(label for label, _, _ in named), np.int32
+    )
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,1 @@
+"""Networks and results of other projects: in and out."""

@@ -1,0 +1,414 @@
+"""PyTorch's core ATen operations in JAX: those that convolutional networks and vision transformers are made of.
+
+`OPERATIONS` maps the name of an overload ("add.Tensor") to a function of the same arguments. Images stay [N, C, H, W]
+as PyTorch has them; convolutions and pools transpose and run on [N, H, W, C], which XLA does fast.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Shape = Sequence[int]
+
+
+def dtype_of(name: str) -> np.dtype:
+    """The JAX type of a `torch.dtype` by its name; 64 bits become 32."""
+    short = name.removeprefix("torch.")
+    return np.dtype(jnp.dtype({"float64": "float32", "int64": "int32", "uint64": "uint32"}.get(short, short)))
+
+
+# Shapes --------------------------------------------------------------------------------------------------------------
+
+
+def _expand(x: jax.Array, sizes: Shape, implicit: bool = False) -> jax.Array:
+    missing = len(sizes) - x.ndim
+    kept = [x.shape[axis - missing] if size == -1 else size for axis, size in enumerate(sizes)]
+    return jnp.broadcast_to(x, kept)
+
+
+def _at(x: jax.Array, axis: int, index: Any) -> tuple[Any, ...]:
+    return (slice(None),) * (axis % x.ndim) + (index,)
+
+
+def _slice(x: jax.Array, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> jax.Array:
+    return x[_at(x, dim, slice(start, end, step))]
+
+
+def _slice_scatter(
+    x: jax.Array, source: jax.Array, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> jax.Array:
+    return x.at[_at(x, dim, slice(start, end, step))].set(source)
+
+
+def _squeeze(x: jax.Array, dim: int | Shape | None = None) -> jax.Array:
+    axes = range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
+    return jnp.squeeze(x, tuple(axis for axis in axes if x.shape[axis] == 1))
+
+
+def _index(x: jax.Array, indices: Sequence[jax.Array | None]) -> jax.Array:
+    return x[tuple(slice(None) if index is None else index for index in indices)]
+
+
+def _split_with_sizes(x: jax.Array, sizes: Shape, dim: int = 0) -> list[jax.Array]:
+    return jnp.split(x, np.cumsum(sizes)[:-1].tolist(), axis=dim)
+
+
+def _split(x: jax.Array, size: int, dim: int = 0) -> list[jax.Array]:
+    return jnp.split(x, list(range(size, x.shape[dim], size)), axis=dim)
+
+
+def _pad(x: jax.Array, pad: Shape, value: float = 0.0) -> jax.Array:
+    """Pairs of (before, after) from the last axis on; negative ones crop."""
+    pairs = [(before, after, 0) for before, after in zip(pad[::2], pad[1::2], strict=True)]
+    return jax.lax.pad(x, jnp.asarray(value, x.dtype), [(0, 0, 0)] * (x.ndim - len(pairs)) + pairs[::-1])
+
+
+def _as_strided(x: jax.Array, size: Shape, stride: Shape, offset: int | None = None) -> jax.Array:
+    """Of a contiguous x."""
+    places = sum(np.ix_(*[np.arange(count) * step for count, step in zip(size, stride, strict=True)]), offset or 0)
+    return x.reshape(-1)[places]
+
+
+def _repeat(x: jax.Array, repeats: Shape) -> jax.Array:
+    return jnp.tile(x, repeats)
+
+
+# New tensors ---------------------------------------------------------------------------------------------------------
+
+
+def _full(size: Shape, value: Any, dtype: Any = None) -> jax.Array:
+    return jnp.full(size, value, dtype)
+
+
+def _full_like(x: jax.Array, value: Any, dtype: Any = None) -> jax.Array:
+    return jnp.full(x.shape, value, dtype or x.dtype)
+
+
+def _arange(start: Any, end: Any, step: Any = 1, dtype: Any = None) -> jax.Array:
+    return jnp.arange(start, end, step, dtype=dtype)
+
+
+def _to_copy(x: jax.Array, dtype: Any = None, non_blocking: bool = False) -> jax.Array:
+    return x if dtype is None else x.astype(dtype)
+
+
+def _copy(x: jax.Array, source: jax.Array, non_blocking: bool = False) -> jax.Array:
+    return jnp.broadcast_to(source, x.shape).astype(x.dtype)
+
+
+# Elementwise ---------------------------------------------------------------------------------------------------------
+
+
+def _add(x: Any, y: Any, alpha: Any = 1) -> jax.Array:
+    return jnp.add(x, y if alpha == 1 else alpha * y)
+
+
+def _sub(x: Any, y: Any, alpha: Any = 1) -> jax.Array:
+    return jnp.subtract(x, y if alpha == 1 else alpha * y)
+
+
+def _div(x: Any, y: Any, rounding_mode: str | None = None) -> jax.Array:
+    if rounding_mode == "floor":
+        return jnp.floor_divide(x, y)
+    return jnp.trunc(jnp.divide(x, y)) if rounding_mode == "trunc" else jnp.divide(x, y)
+
+
+def _clamp(x: jax.Array, low: Any = None, high: Any = None) -> jax.Array:
+    return jnp.clip(x, low, high)
+
+
+def _hardtanh(x: jax.Array, low: float = -1.0, high: float = 1.0) -> jax.Array:
+    return jnp.clip(x, low, high)
+
+
+def _leaky_relu(x: jax.Array, slope: float = 0.01) -> jax.Array:
+    return jnp.where(x > 0, x, slope * x)
+
+
+def _elu(x: jax.Array, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> jax.Array:
+    return scale * jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0) * input_scale))
+
+
+def _gelu(x: jax.Array, approximate: str = "none") -> jax.Array:
+    return jax.nn.gelu(x, approximate=approximate == "tanh")
+
+
+# Reductions ----------------------------------------------------------------------------------------------------------
+
+
+def _axes(dim: int | Shape | None) -> int | tuple[int, ...] | None:
+    return dim if dim is None or isinstance(dim, int) else tuple(dim) or None
+
+
+def _reduction(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def reduce(x: jax.Array, dim: int | Shape | None = None, keepdim: bool = False, dtype: Any = None) -> jax.Array:
+        return function(x if dtype is None else x.astype(dtype), axis=_axes(dim), keepdims=keepdim)
+
+    return reduce
+
+
+def _variance(
+    x: jax.Array, dim: int | Shape | None = None, correction: int | None = None, keepdim: bool = False
+) -> jax.Array:
+    return jnp.var(x, axis=_axes(dim), ddof=1 if correction is None else correction, keepdims=keepdim)
+
+
+def _vector_norm(
+    x: jax.Array, order: float = 2, dim: int | Shape | None = None, keepdim: bool = False, dtype: Any = None
+) -> jax.Array:
+    if order != 2:
+        raise ValueError(f"Expected linalg_vector_norm of order 2, got {order}.")
+    x = x if dtype is None else x.astype(dtype)
+    return jnp.sqrt(jnp.sum(jnp.square(x), axis=_axes(dim), keepdims=keepdim))
+
+
+def _softmax(x: jax.Array, dim: int, half_to_float: bool) -> jax.Array:
+    return jax.nn.softmax(x, axis=dim)
+
+
+def _log_softmax(x: jax.Array, dim: int, half_to_float: bool) -> jax.Array:
+    return jax.nn.log_softmax(x, axis=dim)
+
+
+# Layers --------------------------------------------------------------------------------------------------------------
+
+
+def _addmm(c: jax.Array, a: jax.Array, b: jax.Array, beta: Any = 1, alpha: Any = 1) -> jax.Array:
+    product = a @ b
+    return (product if alpha == 1 else alpha * product) + (c if beta == 1 else beta * c)
+
+
+def _channels_last(x: jax.Array) -> jax.Array:
+    return jnp.moveaxis(x, 1, -1)
+
+
+def _channels_first(x: jax.Array) -> jax.Array:
+    return jnp.moveaxis(x, -1, 1)
+
+
+def _convolution(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    stride: Shape,
+    padding: Shape,
+    dilation: Shape,
+    transposed: bool,
+    output_padding: Shape,
+    groups: int,
+) -> jax.Array:
+    if transposed:
+        raise ValueError("Expected convolutions that are not transposed, got a transposed one.")
+    space = "XYZ"[: kernel.ndim - 2]
+    stride, padding, dilation = (_each(one, len(space)) for one in (stride, padding, dilation))
+    made = jax.lax.conv_general_dilated(
+        _channels_last(x),
+        jnp.moveaxis(kernel, (0, 1), (-1, -2)),
+        stride,
+        [(one, one) for one in padding],
+        rhs_dilation=dilation,
+        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
+        feature_group_count=groups,
+    )
+    return _channels_first(made if bias is None else made + bias)
+
+
+def _along_channels(value: jax.Array, like: jax.Array) -> jax.Array:
+    return value.reshape(-1, *[1] * (like.ndim - 2))
+
+
+def _batch_norm(
+    x: jax.Array,
+    weight: jax.Array | None,
+    bias: jax.Array | None,
+    mean: jax.Array,
+    variance: jax.Array,
+    momentum: float,
+    epsilon: float,
+) -> tuple[jax.Array, None, None]:
+    scale = jax.lax.rsqrt(variance + epsilon) * (1 if weight is None else weight)
+    made = (x - _along_channels(mean, x)) * _along_channels(scale, x)
+    return made if bias is None else made + _along_channels(bias, x), None, None
+
+
+def _normalised(x: jax.Array, axes: tuple[int, ...], epsilon: float) -> jax.Array:
+    mean = jnp.mean(x, axis=axes, keepdims=True)
+    variance = jnp.mean(jnp.square(x - mean), axis=axes, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(variance + epsilon)
+
+
+def _layer_norm(
+    x: jax.Array, shape: Shape, weight: jax.Array | None, bias: jax.Array | None, epsilon: float
+) -> tuple[jax.Array, None, None]:
+    made = _normalised(x, tuple(range(-len(shape), 0)), epsilon)
+    made = made if weight is None else made * weight
+    return made if bias is None else made + bias, None, None
+
+
+def _group_norm(
+    x: jax.Array,
+    weight: jax.Array | None,
+    bias: jax.Array | None,
+    count: int,
+    channels: int,
+    pixels: int,
+    groups: int,
+    epsilon: float,
+) -> tuple[jax.Array, None, None]:
+    made = _normalised(x.reshape(count, groups, -1), (2,), epsilon).reshape(x.shape)
+    made = made if weight is None else made * _along_channels(weight, x)
+    return made if bias is None else made + _along_channels(bias, x), None, None
+
+
+def _each(values: int | Shape, count: int) -> tuple[int, ...]:
+    """One value for each axis in space: one alone serves all."""
+    values = (values,) if isinstance(values, int) else tuple(values)
+    return values * count if len(values) == 1 else values
+
+
+def _beyond(size: int, window: int, stride: int, pad: int, dilation: int) -> int:
+    """Rows that `ceil_mode` adds at the far end: the last window must start inside the image or the near padding."""
+    extent = dilation * (window - 1) + 1
+    count = math.ceil((size + 2 * pad - extent) / stride) + 1
+    count -= (count - 1) * stride >= size + pad
+    return max(0, (count - 1) * stride + extent - size - 2 * pad)
+
+
+def _windows(
+    x: jax.Array, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], list[tuple[int, int]], tuple[int, ...]]:
+    """Window, stride, dilation, paddings of height and width, and how much of the far ones is due to `ceil_mode`."""
+    window, pad, spread = (_each(one, 2) for one in (kernel, padding, dilation))
+    step = _each(stride, 2) if stride else window
+    sizes = zip(x.shape[2:], window, step, pad, spread, strict=True)
+    beyond = tuple(_beyond(*one) for one in sizes) if ceil_mode else (0, 0)
+    return window, step, spread, [(one, one + more) for one, more in zip(pad, beyond, strict=True)], beyond
+
+
+def _max_pool(
+    x: jax.Array, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> tuple[jax.Array, None]:
+    window, step, spread, paddings, _ = _windows(x, kernel, stride, padding, dilation, ceil_mode)
+    made = jax.lax.reduce_window(
+        _channels_last(x),
+        -jnp.inf,
+        jax.lax.max,
+        (1, *window, 1),
+        (1, *step, 1),
+        [(0, 0), *paddings, (0, 0)],
+        window_dilation=(1, *spread, 1),
+    )
+    return _channels_first(made), None
+
+
+def _average_pool(
+    x: jax.Array,
+    kernel: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> jax.Array:
+    window, step, _, paddings, beyond = _windows(x, kernel, stride, padding, 1, ceil_mode)
+
+    def sums(values: jax.Array, pads: list[tuple[int, int]]) -> jax.Array:
+        ends = [(0, 0), *pads, (0, 0)]
+        return jax.lax.reduce_window(values, 0.0, jax.lax.add, (1, *window, 1), (1, *step, 1), ends)
+
+    total = sums(_channels_last(x), paddings)
+    if divisor_override:
+        return _channels_first(total / divisor_override)
+    counted, outside = x.shape[2:], paddings
+    if count_include_pad:
+        counted = [side + 2 * near for side, (near, _) in zip(counted, paddings, strict=True)]
+        outside = [(0, more) for more in beyond]
+    return _channels_first(total / sums(jnp.ones((1, *counted, 1), x.dtype), outside))
+
+
+def _adaptive_average_pool(x: jax.Array, size: Shape) -> jax.Array:
+    def averages(inputs: int, outputs: int) -> np.ndarray:
+        matrix = np.zeros((outputs, inputs), np.float32)
+        for row in range(outputs):
+            start, end = row * inputs // outputs, -(-(row + 1) * inputs // outputs)
+            matrix[row, start:end] = 1 / (end - start)
+        return matrix
+
+    rows, columns = averages(x.shape[2], size[0]), averages(x.shape[3], size[1])
+    return jnp.einsum("nchw,ih,jw->ncij", x, rows, columns, precision="highest")
+
+
+def _bilinear(
+    x: jax.Array, size: Shape | None, align_corners: bool, scale_factors: Sequence[float] | None
+) -> jax.Array:
+    if align_corners:
+        raise ValueError("Expected upsample_bilinear2d without align_corners, got it.")
+    return jax.image.resize(x, (*x.shape[:2], *_size(x, size, scale_factors)), "bilinear", antialias=False)
+
+
+def _nearest(x: jax.Array, size: Shape | None, scale_factors: Sequence[float] | None) -> jax.Array:
+    height, width = _size(x, size, scale_factors)
+    rows, columns = np.arange(height) * x.shape[2] // height, np.arange(width) * x.shape[3] // width
+    return x[:, :, rows][..., columns]
+
+
+def _size(x: jax.Array, size: Shape | None, factors: Sequence[float] | None) -> Shape:
+    if size is not None:
+        return size
+    return [math.floor(side * factor) for side, factor in zip(x.shape[2:], factors or (), strict=True)]
+
+
+def _same(x: Any, **options: Any) -> Any:
+    return x
+
+
+def _nothing(*arguments: Any, **options: Any) -> None:
+    pass
+
+
+_UNARY = {
+    "abs": jnp.abs, "neg": jnp.negative, "exp": jnp.exp, "expm1": jnp.expm1, "log": jnp.log, "log1p": jnp.log1p,
+    "sqrt": jnp.sqrt, "rsqrt": jax.lax.rsqrt, "reciprocal": jnp.reciprocal, "sin": jnp.sin, "cos": jnp.cos,
+    "tanh": jnp.tanh, "erf": jax.lax.erf, "sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu, "silu": jax.nn.silu,
+    "hardswish": jax.nn.hard_swish, "hardsigmoid": jax.nn.hard_sigmoid, "floor": jnp.floor, "ceil": jnp.ceil,
+    "round": jnp.round, "sign": jnp.sign, "logical_not": jnp.logical_not, "bitwise_not": jnp.bitwise_not,
+    "clone": _same, "alias": _same, "detach": _same, "lift_fresh_copy": _same,
+}  # fmt: skip
+_BINARY = {
+    "add": _add, "sub": _sub, "mul": jnp.multiply, "div": _div, "eq": jnp.equal, "ne": jnp.not_equal, "lt": jnp.less,
+    "le": jnp.less_equal, "gt": jnp.greater, "ge": jnp.greater_equal, "fmod": jnp.fmod, "remainder": jnp.remainder,
+    "bitwise_and": jnp.bitwise_and, "bitwise_or": jnp.bitwise_or,
+}  # fmt: skip
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    **{f"{name}.default": function for name, function in _UNARY.items()},
+    **{f"{name}.{kind}": function for name, function in _BINARY.items() for kind in ("Tensor", "Scalar")},
+    "div.Tensor_mode": _div, "pow.Tensor_Scalar": jnp.power, "pow.Tensor_Tensor": jnp.power,
+    "maximum.default": jnp.maximum, "minimum.default": jnp.minimum, "logical_and.default": jnp.logical_and,
+    "logical_or.default": jnp.logical_or, "where.self": jnp.where, "clamp.default": _clamp, "clamp.Tensor": _clamp,
+    "hardtanh.default": _hardtanh, "leaky_relu.default": _leaky_relu, "elu.default": _elu, "gelu.default": _gelu,
+    "sum.default": _reduction(jnp.sum), "sum.dim_IntList": _reduction(jnp.sum), "mean.default": _reduction(jnp.mean),
+    "mean.dim": _reduction(jnp.mean), "amax.default": _reduction(jnp.max), "amin.default": _reduction(jnp.min),
+    "any.dim": _reduction(jnp.any), "any.dims": _reduction(jnp.any), "var.correction": _variance,
+    "linalg_vector_norm.default": _vector_norm, "_softmax.default": _softmax, "_log_softmax.default": _log_softmax,
+    "view.default": jnp.reshape, "_unsafe_view.default": jnp.reshape, "permute.default": jnp.transpose,
+    "expand.default": _expand, "unsqueeze.default": jnp.expand_dims, "squeeze.dim": _squeeze, "squeeze.dims": _squeeze,
+    "squeeze.default": _squeeze, "slice.Tensor": _slice, "slice_scatter.default": _slice_scatter,
+    "select.int": lambda x, dim, index: x[_at(x, dim, index)], "index.Tensor": _index,
+    "index_select.default": lambda x, dim, index: jnp.take(x, index, axis=dim),
+    "embedding.default": lambda weight, index, padding=-1, *_: jnp.take(weight, index, axis=0),
+    "cat.default": lambda tensors, dim=0: jnp.concatenate(tensors, axis=dim), "flip.default": jnp.flip,
+    "split_with_sizes.default": _split_with_sizes, "split.Tensor": _split, "constant_pad_nd.default": _pad,
+    "repeat.default": _repeat, "as_strided.default": _as_strided, "full.default": _full,
+    "full_like.default": _full_like, "arange.start_step": _arange,
+    "scalar_tensor.default": jnp.asarray, "_to_copy.default": _to_copy, "copy.default": _copy,
+    "_assert_tensor_metadata.default": _nothing, "sym_size.int": lambda x, dim: x.shape[dim], "mm.default": jnp.matmul,
+    "bmm.default": jnp.matmul, "addmm.default": _addmm, "convolution.default": _convolution,
+    "_native_batch_norm_legit_no_training.default": _batch_norm, "native_layer_norm.default": _layer_norm,
+    "native_group_norm.default": _group_norm, "max_pool2d_with_indices.default": _max_pool,
+    "avg_pool2d.default": _average_pool, "_adaptive_avg_pool2d.default": _adaptive_average_pool,
+    "upsample_bilinear2d.vec": _bilinear, "upsample_nearest2d.vec": _nearest,
+}  # fmt: skip

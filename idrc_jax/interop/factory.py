@@ -1,0 +1,47 @@
+"""A classifier from the user's own code, by the name of a function that makes it."""
+
+import dataclasses
+import hashlib
+import importlib
+import os
+import sys
+
+import jax
+import numpy as np
+
+from idrc_jax.checkpoints import Classifier
+
+
+def load(name: str) -> Classifier:
+    """What the function `package.module:function` returns; the current folder is searched first.
+
+    The description names the factory, and a classifier without a sha256 gets that of its params; neither covers the
+    function's code.
+
+    Raises:
+      ValueError: the function cannot be imported, raises, or returns anything but a `Classifier`.
+    """
+    module, colon, function = name.partition(":")
+    if not (module and colon and function):
+        raise ValueError(f"Expected model.factory to be package.module:function, got {name!r}.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        made = getattr(importlib.import_module(module), function)()
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"Expected model.factory={name} to make a classifier, got {what}.") from error
+    if not isinstance(made, Classifier):
+        raise ValueError(f"Expected model.factory={name} to return an idrc_jax.Classifier, got {type(made).__name__}.")
+    description = {**made.description, "factory": name}
+    return dataclasses.replace(made, sha256=made.sha256 or _hash(made.params), description=description)
+
+
+def _hash(params: object) -> str:
+    """SHA-256 over the paths, shapes, types and bytes of a pytree's arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        value = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {value.shape} {value.dtype}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()

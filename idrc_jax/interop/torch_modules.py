@@ -1,0 +1,237 @@
+"""Any PyTorch module as a classifier: `torch.export` gives its graph of core ATen operations, JAX runs it."""
+
+import hashlib
+import operator
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from idrc_jax.checkpoints import Classifier
+from idrc_jax.interop import aten
+
+_WITHOUT_MEANING = ("device", "layout", "pin_memory", "memory_format")
+_AGREEMENT = 1e-4  # of the largest logit, or of 1
+
+
+class Value(NamedTuple):
+    """The result of an instruction, or an input, by its number."""
+
+    number: int
+
+
+class Instruction(NamedTuple):
+    """`values[number] = run(*arguments, **options)`, where arguments may hold `Value`s."""
+
+    name: str
+    run: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+class Program(NamedTuple):
+    """A graph: values 0 .. are the images [N, C, H, W], the tensors in this order, then each instruction's result."""
+
+    tensors: tuple[str, ...]
+    instructions: tuple[Instruction, ...]
+    result: Value
+
+    def __call__(self, params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+        values: list[Any] = [images, *[params[name] for name in self.tensors]]
+        for _, run, arguments, options in self.instructions:
+            values.append(run(*_filled(arguments, values), **_filled(options, values)))
+        return values[self.result.number]
+
+    def __str__(self) -> str:
+        lines = [f"{name} {arguments} {options}" for name, _, arguments, options in self.instructions]
+        return "\n".join([*self.tensors, *lines, str(self.result)])
+
+
+def from_torch(
+    module: Any, *, image_shape: tuple[int, int, int], mean: float | Iterable[float], std: float | Iterable[float]
+) -> Classifier:
+    """A PyTorch module, in inference mode and float32 on the CPU, as a JAX classifier.
+
+    Args:
+      module: an `nn.Module` whose forward pass maps images [N, C, H, W] to logits [N, classes], or to an object with
+        these as `logits`, for any N.
+      image_shape: (H, W, C).
+      mean, std: of the normalisation before the module, of each channel or of all; 0 and 1 where the module itself
+        normalises images in [0, 1]. They have no default: a wrong normalisation makes a certified network useless.
+
+    Returns:
+      A classifier with the module's tensors as params. Its sha256 covers these and the graph, normalisation included;
+      PyTorch's version shapes the graph.
+
+    Raises:
+      ValueError: without PyTorch, a module in training mode or in another type, one that `torch.export` cannot trace
+        for every batch size, an operation that is not in `aten.OPERATIONS` (named), logits that differ from PyTorch's
+        or that depend on the other images of a batch.
+    """
+    torch = _torch()
+    training = [name or "the module" for name, part in module.named_modules() if part.training]
+    if training:
+        raise ValueError(f"Expected a module in inference mode, got {training[0]} in training mode: call .eval().")
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != torch.float32):
+            raise ValueError(
+                f"Expected float32 on the CPU, got {name} of {tensor.dtype} on {tensor.device}: call .cpu().float()."
+            )
+    height, width, channels = image_shape
+    whole = _normalised(torch, module, *(_moments(torch, value, channels) for value in (mean, std)))
+    images = np.random.default_rng(0).uniform(size=(3, height, width, channels)).astype(np.float32)
+    batch = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    with torch.no_grad():
+        expected = whole(batch)
+    if not isinstance(expected, torch.Tensor) or expected.ndim != 2 or len(expected) != len(images):
+        got = tuple(expected.shape) if isinstance(expected, torch.Tensor) else type(expected).__name__
+        raise ValueError(f"Expected a module that maps {len(images)} images to logits [{len(images)}, K], got {got}.")
+    exported = _export(torch, whole, batch[:2])
+    program, tensors = _program(torch, exported)
+
+    def apply_fn(params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+        return program(params, jnp.transpose(images, (0, 3, 1, 2))).astype(jnp.float32)
+
+    classifier = Classifier(
+        apply_fn=apply_fn,
+        params={name: jnp.array(value, aten.dtype_of(str(value.dtype))) for name, value in tensors.items()},
+        classes=expected.shape[1],
+        image_shape=(height, width, channels),
+        sha256=_hash(program, tensors),
+        description={"architecture": "torch", "module": type(module).__name__, "torch": torch.__version__},
+    )
+    _check(classifier, images, expected.numpy())
+    return classifier
+
+
+def _check(classifier: Classifier, images: np.ndarray, expected: np.ndarray) -> None:
+    """ValueError unless JAX gives the expected logits, and those of an image whatever images are beside it."""
+    logits = jax.jit(classifier.apply_fn)
+    others = np.concatenate([images[:1], 1 - images[1:]])
+    try:
+        with jax.default_matmul_precision("highest"):
+            made, beside_others = (np.asarray(logits(classifier.params, batch)) for batch in (images, others))
+    except Exception as error:  # JAX raises several kinds
+        raise ValueError(f"Expected a module that JAX can run, got: {_first_line(error)}") from error
+    tolerance = _AGREEMENT * max(1.0, float(np.max(np.abs(expected))))
+    for what, gap in (("JAX and PyTorch", made - expected), ("an image in two batches", made[0] - beside_others[0])):
+        if not np.max(np.abs(gap)) <= tolerance:
+            raise ValueError(f"Expected equal logits of {what}, got a difference of {np.max(np.abs(gap)):.2g}.")
+
+
+def _torch() -> Any:
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError("Expected PyTorch, got no such package: pip install 'idrc_jax[torch]'.") from None
+    return torch
+
+
+def _moments(torch: Any, values: float | Iterable[float], channels: int) -> Any:
+    values = [values] * channels if isinstance(values, int | float) else list(values)
+    if len(values) != channels:
+        raise ValueError(f"Expected mean and std of each of {channels} channels, got {values}.")
+    return torch.tensor(values, dtype=torch.float32).reshape(1, channels, 1, 1)
+
+
+def _normalised(torch: Any, module: Any, mean: Any, std: Any) -> Any:
+    """Normalisation, module and choice of the logits as one module."""
+
+    class Whole(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+            self.register_buffer("mean", mean)
+            self.register_buffer("std", std)
+
+        def forward(self, images: Any) -> Any:
+            made = self.module((images - self.mean) / self.std)
+            return getattr(made, "logits", made)
+
+    return Whole().eval()
+
+
+def _export(torch: Any, module: Any, example: Any) -> Any:
+    """The graph for every batch size, in core ATen operations."""
+    try:
+        shapes = ({0: torch.export.Dim.DYNAMIC},)
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            return torch.export.export(module, (example,), dynamic_shapes=shapes).run_decompositions()
+    except Exception as error:  # torch raises many kinds
+        why = _first_line(error)
+        raise ValueError(f"Expected a module that torch.export can trace for any batch size, got: {why}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _program(torch: Any, exported: Any) -> tuple[Program, dict[str, np.ndarray]]:
+    """The graph as instructions with their own numbering, and its tensors."""
+    kinds = torch.export.graph_signature.InputKind
+    specs = exported.graph_signature.input_specs
+    stored = {**exported.constants, **exported.state_dict}
+    inputs = {spec.arg.name: spec.target for spec in specs if spec.kind != kinds.USER_INPUT}
+    (images,) = [spec.arg.name for spec in specs if spec.kind == kinds.USER_INPUT]
+    numbers = {name: Value(number) for number, name in enumerate((images, *inputs))}
+    instructions, unknown, results = [], set(), ()
+    for node in exported.graph.nodes:
+        if node.op == "call_function":
+            name, run = _operation(node.target)
+            if run is None:
+                unknown.add(name)
+                continue
+            options = {key: value for key, value in node.kwargs.items() if key not in _WITHOUT_MEANING}
+            arguments = tuple(_numbered(torch, one, numbers) for one in node.args)
+            options = {key: _numbered(torch, value, numbers) for key, value in options.items()}
+            instructions.append(Instruction(name, run, arguments, options))
+            numbers[node.name] = Value(len(numbers))
+        elif node.op == "output":
+            results = node.args[0]
+    if unknown:
+        raise ValueError(f"Expected operations that idrc_jax.interop.aten has, got also {', '.join(sorted(unknown))}.")
+    if len(results) != 1:
+        raise ValueError("Expected a module that changes none of its tensors, got one that does.")
+    tensors = {target: stored[target].detach().numpy() for target in inputs.values()}
+    return Program(tuple(inputs.values()), tuple(instructions), numbers[results[0].name]), tensors
+
+
+def _operation(target: Any) -> tuple[str, Callable[..., Any] | None]:
+    """Name and function of an operation of the graph; None for one that is unknown."""
+    if getattr(operator, getattr(target, "__name__", ""), None) is target:  # arithmetic of sizes
+        return f"operator.{target.__name__}", target
+    name = str(target)
+    return name, aten.OPERATIONS.get(name.removeprefix("aten."))
+
+
+def _numbered(torch: Any, argument: Any, numbers: dict[str, Value]) -> Any:
+    """An argument with `Value`s for nodes, JAX types for PyTorch's, and tuples for lists."""
+    if isinstance(argument, torch.fx.Node):
+        return numbers[argument.name] if argument.name in numbers else Value(-1)  # the latter after an unknown one
+    if isinstance(argument, torch.dtype):
+        return aten.dtype_of(str(argument))
+    if isinstance(argument, list | tuple):
+        return tuple(_numbered(torch, one, numbers) for one in argument)
+    return argument
+
+
+def _filled(argument: Any, values: list[Any]) -> Any:
+    """An argument with values in place of `Value`s."""
+    if isinstance(argument, Value):
+        return values[argument.number]
+    if isinstance(argument, tuple):
+        return tuple(_filled(one, values) for one in argument)
+    if isinstance(argument, dict):
+        return {name: _filled(one, values) for name, one in argument.items()}
+    return argument
+
+
+def _hash(program: Program, tensors: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(str(program).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].shape} {tensors[name].dtype}".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).data)
+    return digest.hexdigest()

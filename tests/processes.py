@@ -1,0 +1,88 @@
+"""What tests start as processes of their own: `python processes.py certify|train ...`, with ways to die on cue."""
+
+import functools
+import hashlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from conftest import linear_logits
+
+from idrc_jax import certification, checkpoints, cli, data, results, schemes, training, workers
+from idrc_jax.checkpoints import Classifier
+from idrc_jax.plans import Fixed
+
+INDICES = np.arange(60)
+
+
+def die_after(count, function):
+    """The function, but after `count` calls the process is killed."""
+    calls = 0
+
+    def counted(*arguments, **more):
+        nonlocal calls
+        answer = function(*arguments, **more)
+        calls += 1
+        if calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+    return counted
+
+
+def certify(workdir, index="-1", count="0", kill_after="0", address=""):
+    """Certify 60 images of a linear classifier, some rows at a time, as worker `index` of `count`."""
+    certification._SECONDS_A_PIECE = 1e-9
+    if int(kill_after):
+        results.ResultsFile.append = die_after(int(kill_after), results.ResultsFile.append)
+    with workers.joined(address, int(index), int(count)):
+        worker = workers.this_worker() if address else workers.this_worker(int(index), int(count))
+        generator = np.random.default_rng(0)
+        images = generator.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8)
+        dataset = data.from_arrays(images, generator.integers(0, 3, 60), name="made", classes=3)
+        params = np.random.default_rng(7).normal(size=(3, 16)).astype(np.float32)
+        classifier = Classifier(linear_logits, jax.numpy.asarray(params), 3, (4, 4, 1))
+        settings = certification.Settings(Fixed(n0=20, n=300), seed=4)
+        scheme = schemes.Gaussian(sigma=0.5)
+        Path(workdir).mkdir(exist_ok=True)
+        certification.certify_dataset(
+            classifier, scheme, dataset, INDICES, settings, Path(workdir), chunk=16, worker=worker
+        )
+        print(f"{worker.index} of {worker.count} on {jax.local_device_count()} of {jax.device_count()}")
+
+
+def train(cue, *arguments):
+    """`train.py` that talks and saves after each step and prints a hash of this process's copy of the state.
+
+    Args:
+      cue: none, fail (before the first step), or how to end and after which step: kill:K or interrupt:K.
+    """
+    how, _, when = cue.partition(":")
+    training._IN_FLIGHT = 1
+    jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=10)
+    save = checkpoints.TrainingCheckpoints.save
+
+    def watched(self, step, state):
+        save(self, step, state)
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(state):
+            digest.update(np.asarray(leaf.addressable_shards[-1].data).tobytes())
+        print(f"step {step} {digest.hexdigest()}", flush=True)
+        if when and step == int(when):
+            os.kill(os.getpid(), {"kill": signal.SIGKILL, "interrupt": signal.SIGINT}[how])
+
+    def failing(self):
+        raise OSError("No space left on device")
+
+    checkpoints.TrainingCheckpoints.save = watched
+    if how == "fail":
+        checkpoints.TrainingCheckpoints.latest = failing
+    sys.argv = ["train.py", *arguments]
+    cli.train()
+
+
+if __name__ == "__main__":
+    {"certify": certify, "train": train}[sys.argv[1]](*sys.argv[2:])

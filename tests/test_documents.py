@@ -1,0 +1,63 @@
+"""What the documentation says to paste is run."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+SECTION = re.split(r"^## ", (ROOT / "README.md").read_text(), flags=re.M)
+
+
+def blocks(heading, language):
+    (section,) = [text for text in SECTION if text.startswith(heading)]
+    return re.findall(rf"```{language}\n(.*?)```", section, flags=re.S)
+
+
+def run(*command, cwd):
+    clean = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    answer = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=cwd, env=clean | {"PYTHONPATH": str(ROOT)}
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+def test_the_example_of_an_own_function(tmp_path):
+    pytest.importorskip("sklearn")
+    out = run(sys.executable, str(ROOT / "examples/own_function.py"), cwd=tmp_path)
+    right = int(re.search(r"predicted 40: (\d+) right", out)[1])
+    certified, within = map(float, re.findall(r"([.\d]+) right", out)[-2:])
+    assert right > 25
+    assert 0.6 < certified <= 1
+    assert 0 < within <= certified
+    assert re.search(r"a \d: \d within 0\.\d+", out)
+
+
+@pytest.mark.peers
+def test_the_readmes_pytorch_module(tmp_path):
+    pytest.importorskip("torch")
+    (code,) = blocks("Certify your PyTorch model", "python")
+    out = run(sys.executable, "-c", code + "print(classes.shape, abstained.dtype, radii.dtype)", cwd=tmp_path)
+    assert out == "(4,) bool float64\n"
+
+
+@pytest.mark.peers
+@pytest.mark.shared
+def test_the_readmes_import(shared, tmp_path):
+    pytest.importorskip("torch")
+    (commands,) = blocks("Certify your PyTorch model", "bash")
+    (tmp_path / "resnet20-12fca82f.th").symlink_to(shared / "weights/resnet20-12fca82f.th")
+    run(sys.executable, str(shared / "cifar10/unpack.py"), str(tmp_path / "FOLDER"), cwd=tmp_path)
+    places = {"idrc-import": "from idrc_jax.interop import importing as m; m.main()"}
+    places["idrc-certify"] = "from idrc_jax import cli as m; m.certify()"
+    said = []
+    for line in commands.splitlines():
+        name, *arguments = shlex.split(line)
+        more = ["--dry_run"] if name == "idrc-certify" else []
+        said.append(run(sys.executable, "-c", places[name], *arguments, *more, cwd=tmp_path))
+    assert "Imported cifar_resnet20: 10 classes" in said[0]
+    assert "Dry run: 500 images" in said[1]
