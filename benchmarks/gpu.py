@@ -34,7 +34,7 @@ def main() -> None:
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flags.add_argument("--name", default="", help="of the result's files; default from the device")
-    flags.add_argument("--minutes", type=float, default=8.0, help="after which it stops")
+    flags.add_argument("--minutes", type=float, default=7.5, help="after which it stops")
     flags.add_argument("--rehearse", type=Path, help="tiny sizes, any device; the folder for the result")
     flags.add_argument("--data", default="", help="folder with CIFAR-10's binary version, for the agreement of types")
     for name in ("depths", "chunks", "batches"):

@@ -277,6 +277,25 @@ def test_all_contenders_end_to_end(tmp_path):
 
 
 @pytest.mark.peers
+def test_training_contenders_start_from_the_same_network():
+    """Logits in training mode agree, batch statistics and all."""
+    pytest.importorskip("torch")
+    variants = [
+        Variant(OURS, "float32", 16),
+        Variant(TORCH, "float32", 16, "channels-last"),
+        Variant(TORCH, "autocast", 16, "channels-last"),
+    ]
+    with (
+        contest.host() as (_, files),
+        contest.Contest(contest.TRAINERS, 8, variants, files, measure.Clock()) as held,
+    ):
+        assert not held.left_out
+        ours, theirs, half = held.throughput(1, 0.05, lambda rows: None)
+    assert theirs["logits_error"] < 1e-5 < half["logits_error"] < 0.05
+    assert min(row["median"] for row in (ours, theirs, half)) > 0
+
+
+@pytest.mark.peers
 @pytest.mark.parametrize(("depth", "size"), [(8, 32), (20, 24)])
 def test_the_twin_agrees_with_the_network_and_costs_what_is_counted(depth, size):
     """PyTorch's own counter counts the multiply-adds; hooks count the values."""
