@@ -254,10 +254,7 @@ def certify_dataset(
     certificates.check_certificate(settings.certificate, scheme, settings.plan)
     check_fits(classifier, dataset)
     chunk = _validate.at_least("chunk", chunk or sampling.default_chunk(classifier, mesh), 2)
-<<<<<<< HEAD
     guarantee = describe_guarantee(classifier, scheme, dataset, np.asarray(indices), settings)
-=======
->>>>>>> workers
     indices = worker.share(np.asarray(indices))
     images = sampling.check_images(data.to_unit(dataset.images[indices]), classifier)
     labels = dataset.labels[indices]
@@ -265,12 +262,7 @@ def certify_dataset(
     status = name.replace("certificates", "certify_status").replace(".tsv", ".json")
     device = mesh.devices.flat[0].device_kind
     session = {"devices": mesh.size, "device": device, "kernel": classifier.kernel, "chunk": chunk}
-<<<<<<< HEAD
     session |= {"worker": worker.index, "workers": worker.count, **(provenance or {})}
-=======
-    session |= {"worker": worker.index, "workers": worker.count}
-    guarantee = describe_guarantee(classifier, scheme, dataset, settings)
->>>>>>> workers
 
     _files.make_folder(workdir)
     with ResultsFile(workdir, guarantee=guarantee, session=session, name=name) as file:
