@@ -58,7 +58,7 @@ class Replay:
 
 
 def power() -> None:
-    """Mean samples against the probability, 100 runs each."""
+    """Mean samples against the probability, 8 runs each."""
     quantiles = np.linspace(0, 5, 51)
     p = special.ndtr(quantiles)
     figure = Figure(layout="constrained", figsize=(7, 4.6))
@@ -68,7 +68,7 @@ def power() -> None:
         if name == "selection_free":
             continue
         replay = Replay(plan)
-        mean = np.mean([replay(p, generator)[0] for _ in range(100)], axis=0)
+        mean = np.mean([replay(p, generator)[0] for _ in range(8)], axis=0)
         axes.plot(quantiles, mean, label=name)
     ticks = (0.5, 0.841, 0.977, 0.9986, 0.99997)
     axes.set_xticks(special.ndtri(ticks), [str(tick) for tick in ticks])
