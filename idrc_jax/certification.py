@@ -14,7 +14,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from idrc_jax import _files, _validate, certificates, data, devices, plans, prng, results, sampling, statistics
+from idrc_jax import (
+    _files,
+    _validate,
+    certificates,
+    checkpoints,
+    data,
+    devices,
+    plans,
+    prng,
+    results,
+    sampling,
+    statistics,
+)
 from idrc_jax.certificates import Certificate
 from idrc_jax.checkpoints import Classifier
 from idrc_jax.plans import Fixed, Plan, SelectionFree, ToSignificance
@@ -255,6 +267,8 @@ def certify_dataset(
     check_fits(classifier, dataset)
     chunk = _validate.at_least("chunk", chunk or sampling.default_chunk(classifier, mesh), 2)
     guarantee = describe_guarantee(classifier, scheme, dataset, np.asarray(indices), settings)
+    if len(np.unique(indices)) < len(indices):
+        raise ValueError("Expected each image once, got an index that comes twice.")
     indices = worker.share(np.asarray(indices))
     images = sampling.check_images(data.to_unit(dataset.images[indices]), classifier)
     labels = dataset.labels[indices]
@@ -334,7 +348,7 @@ def describe_guarantee(
     """Everything that the certificates of a file depend on: compared when a run goes on."""
     described = classifier.description
     # The weights' hash covers neither an imported network's normalisation, which is the importing user's, nor code.
-    names = ("mean", "std") if "imported" in described else ("factory",) if "factory" in described else ()
+    names = (*(("mean", "std") if "imported" in described else ()), *(("factory",) if "factory" in described else ()))
     return {
         **{name: described[name] for name in names},
         **describe(scheme),
@@ -345,7 +359,7 @@ def describe_guarantee(
         "classes": classifier.classes,
         "dim": int(np.prod(classifier.image_shape)),
         "dtype": classifier.dtype,
-        "weights_sha256": classifier.sha256,
+        "weights_sha256": classifier.sha256 or checkpoints.fingerprint(classifier),
         "data": f"{dataset.name}/{dataset.split}",
         "data_sha256": dataset.fingerprint(indices),
     }

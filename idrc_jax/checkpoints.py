@@ -7,6 +7,7 @@ and, as metadata, one JSON text that rebuilds the network; it is what certificat
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,8 @@ class Classifier:
       image_shape: (H, W, C) it was made for.
       dtype: compute type, part of what is certified.
       kernel: what runs the network: "xla", or a kernel of `idrc_jax.kernels`, with the same logits within rounding.
-      sha256: of the tensors; empty for a network that was not loaded from a file.
+      sha256: of the tensors; empty for a network that was not loaded from a file, and to be emptied where `params` or
+        `apply_fn` are replaced: results then name it by its `fingerprint`.
       description: what rebuilds the network, and how it was trained.
     """
 
@@ -185,6 +187,36 @@ def _for_inference(
     if kernel == "auto" and jax.default_backend() == "cpu" and resnet_cpu.available():
         return "resnet_cpu", *resnet_cpu.classifier(folded, shape, half=half)
     return "xla", folding.apply, folding.cast(folded, _DTYPES[dtype])
+
+
+def fingerprint(classifier: Classifier) -> str:
+    """SHA-256 of the function itself: its jaxpr with all constants, and its params.
+
+    Another release of JAX may write the same function differently; then it counts as another one.
+    """
+    digest = hashlib.sha256()
+
+    def add(leaf: Any) -> None:
+        value = np.ascontiguousarray(leaf)
+        digest.update(f"{value.shape} {value.dtype}".encode())
+        digest.update(value.tobytes())
+
+    def add_constants(closed: Any) -> None:
+        for constant in closed.consts:
+            add(constant)
+        for equation in closed.jaxpr.eqns:
+            for value in equation.params.values():
+                if hasattr(value, "consts"):
+                    add_constants(value)
+
+    images = jax.ShapeDtypeStruct((2, *classifier.image_shape), jnp.float32)
+    closed = jax.make_jaxpr(classifier.apply_fn)(classifier.params, images)
+    digest.update(re.sub(r" at 0x[0-9a-f]+", "", str(closed.jaxpr)).encode())
+    add_constants(closed)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(classifier.params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        add(leaf)
+    return digest.hexdigest()
 
 
 def same_or_refuse(path: Path, description: dict[str, Any]) -> None:

@@ -133,6 +133,7 @@ class ResultsFile:
     def __init__(self, workdir: Path, *, guarantee: dict[str, Any], session: dict[str, Any], name: str = NAME) -> None:
         self._workdir, self._guarantee, self._session = workdir, _as_json(guarantee), _as_json(session)
         self._path = workdir / name
+        self._confirmed = False
         self.done: set[int] = set()
 
     def __enter__(self) -> Self:
@@ -155,8 +156,19 @@ class ResultsFile:
         self._file.close()
 
     def append(self, row: Row) -> None:
-        """Write a row and wait until it is on the disk; OSError, and the file as it was, if that fails."""
-        self._write(_line(row))
+        """Write a row and wait until it is on the disk; OSError, and the file as it was, if that fails.
+
+        Before this process's first row the manifest is compared once more: while there were none, a worker with
+        another guarantee could make it its own.
+        """
+        if self._confirmed:
+            self._write(_line(row))
+        else:
+            with _files.folder_lock(self._workdir):
+                stored = _read_manifest(self._workdir)
+                _same_guarantee(stored["guarantee"] if stored else {}, self._guarantee, self._workdir)
+                self._write(_line(row))
+            self._confirmed = True
         self.done.add(row.idx)
 
     def _manifest(self) -> dict[str, Any]:
@@ -236,7 +248,7 @@ def merge(paths: Iterable[Path], out: Path) -> None:
                 if not _agree(row, other):
                     raise ValueError(
                         f"Expected one result for image {row.idx}, got two that differ, in {origin} and {read.path}: "
-                        "merge files of one kind of device, or certify one of them again."
+                        "merge files of one kind of device, or certify the images of one of them again."
                     )
         write([rows[idx][0] for idx in sorted(rows)], manifest, out)
 

@@ -250,6 +250,7 @@ def train(
     )
     leads, alone = jax.process_index() == 0, jax.process_count() == 1
     workers.require_same("training settings and data", description)
+    workers.require_same("the devices of all processes", [one.id for one in mesh.devices.flat])
     _files.make_folder(workdir)
     if leads or (workdir / "train_config.json").is_file():
         checkpoints.same_or_refuse(workdir / "train_config.json", description)

@@ -337,3 +337,16 @@ def test_data_that_do_not_fit_are_refused(linear, dataset, tmp_path):
     with pytest.raises(ValueError, match="below the classifier's 3 classes, got 7"):
         run(linear, dataclasses.replace(dataset, labels=dataset.labels + 5), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_without_a_hash_is_known_by_what_it_computes(linear, dataset, tmp_path):
+    assert run(dataclasses.replace(linear, sha256=""), dataset, tmp_path, indices=INDICES[:2])
+    other = dataclasses.replace(linear, apply_fn=lambda params, images: -linear.apply_fn(params, images), sha256="")
+    with pytest.raises(ValueError, match="weights_sha256"):
+        run(other, dataset, tmp_path)
+
+
+def test_an_image_twice_is_refused_before_anything_is_written(linear, dataset, tmp_path):
+    with pytest.raises(ValueError, match="each image once"):
+        run(linear, dataset, tmp_path, indices=np.array([3, 9, 3]))
+    assert not list(tmp_path.iterdir())

@@ -1,8 +1,12 @@
 import json
+import subprocess
+import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -122,3 +126,39 @@ def test_training_checkpoints_keep_the_newest_two(tmp_path):
     np.testing.assert_array_equal(store.restore(9, {"a": jnp.zeros(3, int)})["a"], [9, 9, 9])
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["5", "9"]
     store.close()
+
+
+def test_fingerprints_tell_functions_apart_by_code_constants_and_params():
+    def classifier(apply_fn, params):
+        return checkpoints.Classifier(apply_fn, params, classes=2, image_shape=(2, 2, 1))
+
+    def scaled(factor):
+        constant = jnp.asarray(factor)
+        return lambda params, images: images.reshape(len(images), -1)[:, :2] * constant + params["bias"]
+
+    def jitted(factor):
+        return jax.jit(scaled(factor))
+
+    bias = {"bias": jnp.zeros(2)}
+    made = [
+        classifier(scaled(np.array([1.0, 2.0])), bias),
+        classifier(scaled(np.array([1.0, 3.0])), bias),
+        classifier(jitted(np.array([1.0, 3.0])), bias),
+        classifier(jitted(np.array([1.0, 4.0])), bias),
+        classifier(scaled(np.array([1.0, 2.0])), {"bias": jnp.ones(2)}),
+        classifier(lambda params, images: images.reshape(len(images), -1)[:, 2:] + params["bias"], bias),
+    ]
+    prints = [checkpoints.fingerprint(one) for one in made]
+    assert len(set(prints)) == len(made)
+    assert checkpoints.fingerprint(classifier(scaled(np.array([1.0, 2.0])), bias)) == prints[0]
+
+
+def test_fingerprints_do_not_depend_on_the_process(saved):
+    code = (
+        f"from idrc_jax import checkpoints; print(checkpoints.fingerprint(checkpoints.load_classifier({str(saved)!r})))"
+    )
+    answers = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        for _ in range(2)
+    }
+    assert len(answers) == 1

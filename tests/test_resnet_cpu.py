@@ -161,3 +161,17 @@ def test_a_library_is_built_once_for_each_kind_of_processor(monkeypatch, tmp_pat
     assert first.stat().st_mtime_ns == written
     monkeypatch.setattr(build, "_processor", lambda: "another")
     assert build._compiled(source) != first
+
+
+def test_without_a_home_the_plain_network_runs(monkeypatch, caplog):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(build.Path, "home", homeless)
+    build.register.cache_clear()
+    try:
+        assert not resnet_cpu.available()
+        assert "home directory" in caplog.text
+    finally:
+        build.register.cache_clear()

@@ -236,3 +236,17 @@ def test_missing_files_foreign_manifests_and_newer_schemas_are_refused(tmp_path)
     (tmp_path / "manifest.json").write_text("[]")
     with pytest.raises(ValueError, match="manifest of this project"):
         results.read_results(tmp_path)
+
+
+def test_another_guarantee_cannot_take_the_folder_before_the_first_row(tmp_path):
+    """Two workers are open and neither has a row yet; the second made the manifest its own."""
+    first = results.ResultsFile(tmp_path, guarantee=GUARANTEE, session={}, name="certificates.0-of-2.tsv")
+    second = results.ResultsFile(
+        tmp_path, guarantee=GUARANTEE | {"alpha": 0.1}, session={}, name="certificates.1-of-2.tsv"
+    )
+    with first, second:
+        second.append(row(1))
+        with pytest.raises(ValueError, match=r"alpha.*0\.1"):
+            first.append(row(0))
+    assert [one.idx for one in results.read_results(tmp_path / "certificates.1-of-2.tsv").rows] == [1]
+    assert not results.read_results(tmp_path / "certificates.0-of-2.tsv").rows

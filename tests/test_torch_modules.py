@@ -250,3 +250,17 @@ def test_without_pytorch_the_way_out_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ValueError, match=r"pip install 'idrc_jax\[torch\]'"):
         from_torch(module)
+
+
+@pytest.mark.parametrize("depend", [lambda y: y - 5 * y[:1], lambda y: y - 5 * y[-1:], lambda y: y - y.mean(0)])
+def test_logits_that_depend_on_other_images_are_refused(depend):
+    class Dependent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = small()
+
+        def forward(self, x):
+            return depend(self.network(x))
+
+    with pytest.raises(ValueError, match="an image in two batches"):
+        from_torch(Dependent().eval())

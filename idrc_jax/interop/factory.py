@@ -1,22 +1,17 @@
 """A classifier from the user's own code, by the name of a function that makes it."""
 
 import dataclasses
-import hashlib
 import importlib
 import os
 import sys
 
-import jax
-import numpy as np
-
-from idrc_jax.checkpoints import Classifier
+from idrc_jax.checkpoints import Classifier, fingerprint
 
 
 def load(name: str) -> Classifier:
     """What the function `package.module:function` returns; the current folder is searched first.
 
-    The description names the factory, and a classifier without a sha256 gets that of its params; neither covers the
-    function's code.
+    The description names the factory, and the sha256 is the classifier's `checkpoints.fingerprint`.
 
     Raises:
       ValueError: the function cannot be imported, raises, or returns anything but a `Classifier`.
@@ -34,14 +29,4 @@ def load(name: str) -> Classifier:
     if not isinstance(made, Classifier):
         raise ValueError(f"Expected model.factory={name} to return an idrc_jax.Classifier, got {type(made).__name__}.")
     description = {**made.description, "factory": name}
-    return dataclasses.replace(made, sha256=made.sha256 or _hash(made.params), description=description)
-
-
-def _hash(params: object) -> str:
-    """SHA-256 over the paths, shapes, types and bytes of a pytree's arrays."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        value = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {value.shape} {value.dtype}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
+    return dataclasses.replace(made, sha256=fingerprint(made), description=description)

@@ -110,14 +110,16 @@ def from_torch(
 def _check(classifier: Classifier, images: np.ndarray, expected: np.ndarray) -> None:
     """ValueError unless JAX gives the expected logits, and those of an image whatever images are beside it."""
     logits = jax.jit(classifier.apply_fn)
-    others = np.concatenate([images[:1], 1 - images[1:]])
+    # Each image at another place and beside others.
+    batches = [np.concatenate([images[at : at + 1], 1 - images[1:]]) for at in range(len(images))]
     try:
         with jax.default_matmul_precision("highest"):
-            made, beside_others = (np.asarray(logits(classifier.params, batch)) for batch in (images, others))
+            made = np.asarray(logits(classifier.params, images))
+            beside_others = np.stack([np.asarray(logits(classifier.params, batch))[0] for batch in batches])
     except Exception as error:  # JAX raises several kinds
         raise ValueError(f"Expected a module that JAX can run, got: {_first_line(error)}") from error
     tolerance = _AGREEMENT * max(1.0, float(np.max(np.abs(expected))))
-    for what, gap in (("JAX and PyTorch", made - expected), ("an image in two batches", made[0] - beside_others[0])):
+    for what, gap in (("JAX and PyTorch", made - expected), ("an image in two batches", made - beside_others)):
         if not np.max(np.abs(gap)) <= tolerance:
             raise ValueError(f"Expected equal logits of {what}, got a difference of {np.max(np.abs(gap)):.2g}.")
 

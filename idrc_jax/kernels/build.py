@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import jaxlib
 
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared")
 _HERE = Path(__file__).parent
@@ -29,14 +30,15 @@ def register(source: str, symbols: tuple[tuple[str, str], ...], *, platform_name
     """
     try:
         library = ctypes.CDLL(str(_compiled(_HERE / source)))
-    except (OSError, subprocess.CalledProcessError) as error:
+        handlers = {target: jax.ffi.pycapsule(getattr(library, symbol)) for target, symbol in symbols}
+    except (OSError, RuntimeError, AttributeError, subprocess.CalledProcessError) as error:
         output = getattr(error, "stderr", None) or str(error)
         lines = output.strip().splitlines()
         said = next((line for line in lines if "error" in line), lines[-1] if lines else type(error).__name__)
         logging.getLogger("idrc_jax").warning("No fast kernel (%s): XLA's is used, some 2 to 4 times slower.", said)
         return False
-    for target, symbol in symbols:
-        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, symbol)), platform=platform_name)
+    for target, handler in handlers.items():
+        jax.ffi.register_ffi_target(target, handler, platform=platform_name)
     return True
 
 
@@ -48,10 +50,10 @@ def _compiled(source: Path) -> Path:
     command = [*compiler.split(), *_FLAGS, f"-I{jax.ffi.include_dir()}"]
     version = subprocess.run([*compiler.split(), "--version"], capture_output=True, text=True, check=True).stdout
     texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
-    identity = "\n".join([*texts, *command, version, jax.__version__, _processor()])
+    identity = "\n".join([*texts, *command, version, jaxlib.__version__, _processor()])
     name = f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "idrc_jax"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not (folder / name).is_file():
         with tempfile.TemporaryDirectory(dir=folder) as partial:
             built = Path(partial) / name

@@ -42,7 +42,9 @@ def conv_general_dilated(
     x: jax.Array, kernel: jax.Array, window_strides: Sequence[int], padding: Sequence[Any], **options: Any
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` of [N, H, W, C] and [h, w, C, C'], by the kernel where it serves."""
-    if serves(x, kernel, window_strides, padding):
+    dilation = (*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ()))
+    plain = all(one == 1 for one in dilation) and options.get("feature_group_count", 1) == 1
+    if plain and serves(x, kernel, window_strides, padding):
         return _convolve(x, kernel, window_strides[0])
     return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
 

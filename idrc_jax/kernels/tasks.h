@@ -16,7 +16,7 @@ namespace idrc {
 // Does task 0 .. tasks - 1 and returns when all are done, whoever did them. `make` gives a thread its worker, which is
 // called with the number of a task.
 template <class Make>
-void ForEachTask(xla::ffi::ThreadPool& pool, int tasks, const Make& make) {
+void ForEachTask(xla::ffi::ThreadPool& pool, int tasks, const Make& make) noexcept {
   struct Shared {
     std::atomic<int> next{0};
     std::mutex mutex;
