@@ -127,7 +127,7 @@ class Sampling:
         classifier = checkpoints.load_classifier(weights, dtype=dtype)
         size = classifier.image_shape[0]
         chunk = batch or sampling.default_chunk(classifier, self._mesh)
-        self._variants[name] = _Certifier(classifier, measure.picture(size), chunk)
+        self._variants[name] = _Certifier(sampling.place(classifier, self._mesh), measure.picture(size), chunk)
         if (weights, dtype) not in self._logits:
             with jax.default_matmul_precision(_PRECISE):
                 logits = jax.jit(classifier.apply_fn)(classifier.params, measure.probe(size))

@@ -159,7 +159,7 @@ class _Sampler:
     ) -> None:
         self.stride = chunk * mesh.size
         self._statistic, self._scales = host_scale(scheme, images)
-        self._classifier, self._scheme, self._images = classifier, scheme, images
+        self._classifier, self._scheme, self._images = sampling.place(classifier, mesh), scheme, images
         self._indices = sampling.check_indices(indices, images)
         self._mesh, self._chunk = mesh, chunk
         self._dim = int(np.prod(classifier.image_shape))

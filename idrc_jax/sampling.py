@@ -11,6 +11,7 @@ point breaks differently when the batch shape changes.
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -175,6 +176,11 @@ def dispatch_votes(
         chunk=chunk,
         mesh=mesh,
     )
+
+
+def place(classifier: Classifier, mesh: Mesh) -> Classifier:
+    """The classifier with its params on every device of the mesh, so that no dispatch copies them."""
+    return replace(classifier, params=jax.device_put(classifier.params, devices.replicated(mesh)))
 
 
 def default_chunk(classifier: Classifier, mesh: Mesh) -> int:
