@@ -268,7 +268,8 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             metadata = handle.metadata() or {}
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"Expected a whole .safetensors file, got {file}: {error}.") from None
+        hint = "" if file.suffix == ".safetensors" else " A PyTorch checkpoint is to be imported first: idrc-import."
+        raise ValueError(f"Expected a whole .safetensors file, got {file}: {error}.{hint}") from None
     if "idrc_jax" not in metadata:
         raise ValueError(f"Expected weights written by idrc_jax, got {file} without its description.")
     try:

@@ -289,7 +289,8 @@ def _unknown_field(error: Exception) -> str:
     for argument in sys.argv[1:]:
         match = re.match(r"--(?:no)?config\.([\w.]+)", argument)
         if match and match[1] not in known:
-            near = get_close_matches(match[1], known, n=3, cutoff=0.5)
+            same = [name for name in known if name.split(".")[-1] == match[1].split(".")[-1]]
+            near = same or get_close_matches(match[1], known, n=3, cutoff=0.5)
             hint = f" Near: {', '.join(near)}." if near else ""
             return f"Expected a known config field, got --config.{match[1]}.{hint}"
     return f"Expected known config fields: {error}"
