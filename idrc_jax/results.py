@@ -349,7 +349,7 @@ def _same_guarantee(stored: dict[str, Any], asked: dict[str, Any], where: Path) 
 def differences(stored: dict[str, Any], asked: dict[str, Any]) -> str:
     """`name was x, is y; ...` over the entries that differ; empty when none does."""
     return "; ".join(
-        f"{name} was {stored.get(name)}, is {asked.get(name)}"
+        f"{name} was {stored.get(name, 'unset')}, is {asked.get(name, 'unset')}"
         for name in sorted(stored.keys() | asked.keys())
         if stored.get(name) != asked.get(name)
     )
