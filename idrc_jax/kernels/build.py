@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import hashlib
+import importlib.metadata
 import logging
 import os
 import platform
@@ -12,7 +13,6 @@ import tempfile
 from pathlib import Path
 
 import jax
-import jaxlib
 
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared")
 _HERE = Path(__file__).parent
@@ -50,7 +50,7 @@ def _compiled(source: Path) -> Path:
     command = [*compiler.split(), *_FLAGS, f"-I{jax.ffi.include_dir()}"]
     version = subprocess.run([*compiler.split(), "--version"], capture_output=True, text=True, check=True).stdout
     texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
-    identity = "\n".join([*texts, *command, version, jaxlib.__version__, _processor()])
+    identity = "\n".join([*texts, *command, version, importlib.metadata.version("jaxlib"), _processor()])
     name = f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "idrc_jax"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
