@@ -266,10 +266,11 @@ def certify_dataset(
     certificates.check_certificate(settings.certificate, scheme, settings.plan)
     check_fits(classifier, dataset)
     chunk = _validate.at_least("chunk", chunk or sampling.default_chunk(classifier, mesh), 2)
-    guarantee = describe_guarantee(classifier, scheme, dataset, np.asarray(indices), settings)
+    indices = np.asarray(indices)
     if len(np.unique(indices)) < len(indices):
         raise ValueError("Expected each image once, got an index that comes twice.")
-    indices = worker.share(np.asarray(indices))
+    guarantee = describe_guarantee(classifier, scheme, dataset, indices, settings)
+    indices = worker.share(indices)
     images = sampling.check_images(data.to_unit(dataset.images[indices]), classifier)
     labels = dataset.labels[indices]
     name = results.worker_file(worker.index, worker.count)
