@@ -19,7 +19,7 @@ _HERE = Path(__file__).parent
 
 
 @functools.cache
-def register(source: str, symbols: tuple[tuple[str, str], ...], *, platform_name: str = "cpu") -> bool:
+def register(source: str, symbols: tuple[tuple[str, str], ...]) -> bool:
     """Compile `source`, a file beside this one, and make its handlers known to JAX.
 
     Args:
@@ -38,7 +38,7 @@ def register(source: str, symbols: tuple[tuple[str, str], ...], *, platform_name
         logging.getLogger("idrc_jax").warning("No fast kernel (%s): XLA's is used, some 2 to 4 times slower.", said)
         return False
     for target, handler in handlers.items():
-        jax.ffi.register_ffi_target(target, handler, platform=platform_name)
+        jax.ffi.register_ffi_target(target, handler, platform="cpu")
     return True
 
 

@@ -175,46 +175,18 @@ class Winograd {
   static bool Fits(Shape shape) { return shape.height % kTile == 0 && shape.width % kTile == 0; }
   static std::size_t Scratch(int channels) { return 2 * static_cast<std::size_t>(kPositions) * kBlock * channels; }
 
-  // The same layer for `count` images that lie one after another, with a border of 1 before it.
-  template <int kChannels>
+  // The same layer of 16, 32 or 64 channels for `count` images that lie one after another, with a border of 1 before it.
   static void Run(const Layer& layer, const float* from, Shape in, int count, Shape out, const float* shortcut,
                   float* to, float* scratch) {
-    constexpr int kStep = kBlock * kChannels;
-    float* transformed = scratch;
-    float* products = scratch + kPositions * kStep;
-    for (int first = 0; first < count * Tiles(in); first += kBlock) {
-      const int block = std::min(kBlock, count * Tiles(in) - first);
-      for (int t = 0; t < block; ++t) {
-        Transform<kChannels>(from + Corner(in, first + t), in.Row(), transformed + t * kChannels);
-      }
-      for (int p = 0; p < kPositions; ++p) {
-        const float* weights = layer.weights + p * kChannels * kChannels;
-        Multiply<kChannels>(transformed + p * kStep, weights, products + p * kStep, block);
-      }
-      for (int t = 0; t < block; ++t) {
-        const std::ptrdiff_t at = First(out, first + t);
-        Gather<kChannels>(layer, products + t * kChannels, out.Row(), shortcut ? shortcut + at : nullptr, to + at);
-      }
-    }
+    auto* run = in.channels == 16 ? RunOf<16> : in.channels == 32 ? RunOf<32> : RunOf<64>;
+    run(layer, from, in, count, out, shortcut, to, scratch);
   }
 
   // Adds to `sums` [36, in, out] the gradient with respect to the transformed weights: the adjoint of `Run`.
-  template <int kChannels>
   static void Accumulate(const float* from, Shape in, int count, const float* gradient, Shape out, float* sums,
                          float* scratch) {
-    constexpr int kStep = kBlock * kChannels;
-    float* transformed = scratch;
-    float* spread = scratch + kPositions * kStep;
-    for (int first = 0; first < count * Tiles(in); first += kBlock) {
-      const int block = std::min(kBlock, count * Tiles(in) - first);
-      for (int t = 0; t < block; ++t) {
-        Transform<kChannels>(from + Corner(in, first + t), in.Row(), transformed + t * kChannels);
-        Spread<kChannels>(gradient + First(out, first + t), out.Row(), spread + t * kChannels);
-      }
-      for (int p = 0; p < kPositions; ++p) {
-        AddProducts<kChannels>(transformed + p * kStep, spread + p * kStep, block, sums + p * kChannels * kChannels);
-      }
-    }
+    auto* run = in.channels == 16 ? AccumulateOf<16> : in.channels == 32 ? AccumulateOf<32> : AccumulateOf<64>;
+    run(from, in, count, gradient, out, sums, scratch);
   }
 
   // Weights [3, 3, in, out] as `Run` takes them: G g G'.
@@ -259,6 +231,46 @@ class Winograd {
   }
 
  private:
+  template <int kChannels>
+  static void RunOf(const Layer& layer, const float* from, Shape in, int count, Shape out, const float* shortcut,
+                  float* to, float* scratch) {
+    constexpr int kStep = kBlock * kChannels;
+    float* transformed = scratch;
+    float* products = scratch + kPositions * kStep;
+    for (int first = 0; first < count * Tiles(in); first += kBlock) {
+      const int block = std::min(kBlock, count * Tiles(in) - first);
+      for (int t = 0; t < block; ++t) {
+        Transform<kChannels>(from + Corner(in, first + t), in.Row(), transformed + t * kChannels);
+      }
+      for (int p = 0; p < kPositions; ++p) {
+        const float* weights = layer.weights + p * kChannels * kChannels;
+        Multiply<kChannels>(transformed + p * kStep, weights, products + p * kStep, block);
+      }
+      for (int t = 0; t < block; ++t) {
+        const std::ptrdiff_t at = First(out, first + t);
+        Gather<kChannels>(layer, products + t * kChannels, out.Row(), shortcut ? shortcut + at : nullptr, to + at);
+      }
+    }
+  }
+
+  template <int kChannels>
+  static void AccumulateOf(const float* from, Shape in, int count, const float* gradient, Shape out, float* sums,
+                         float* scratch) {
+    constexpr int kStep = kBlock * kChannels;
+    float* transformed = scratch;
+    float* spread = scratch + kPositions * kStep;
+    for (int first = 0; first < count * Tiles(in); first += kBlock) {
+      const int block = std::min(kBlock, count * Tiles(in) - first);
+      for (int t = 0; t < block; ++t) {
+        Transform<kChannels>(from + Corner(in, first + t), in.Row(), transformed + t * kChannels);
+        Spread<kChannels>(gradient + First(out, first + t), out.Row(), spread + t * kChannels);
+      }
+      for (int p = 0; p < kPositions; ++p) {
+        AddProducts<kChannels>(transformed + p * kStep, spread + p * kStep, block, sums + p * kChannels * kChannels);
+      }
+    }
+  }
+
   static int Tiles(Shape shape) { return shape.width / kTile * (shape.height / kTile); }
 
   // Where the tile of that number, counted through all images, has its first pixel, and the window that it needs.

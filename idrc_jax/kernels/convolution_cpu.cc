@@ -83,14 +83,6 @@ void WithConstants(const Problem& problem, const Run& run) {
   }
 }
 
-void ForwardFiltered(const Problem& problem, const Layer& layer, const float* from, int count, float* to,
-                     float* scratch) {
-  auto* run = problem.in.channels == 16   ? Winograd::Run<16>
-              : problem.in.channels == 32 ? Winograd::Run<32>
-                                          : Winograd::Run<64>;
-  run(layer, from, problem.in, count, problem.out, nullptr, to, scratch);
-}
-
 ffi::Error Forward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> weights,
                    ffi::ResultBuffer<ffi::F32> result, std::int64_t stride) {
   Problem problem;
@@ -106,7 +98,7 @@ ffi::Error Forward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buff
       const int first = task * kGroup, count = std::min(kGroup, problem.count - first);
       const float* copy = bordered.Copy(images.typed_data() + first * problem.Input(), count);
       float* to = result->typed_data() + first * out.Size();
-      if (filtered) return ForwardFiltered(problem, layer, copy, count, to, scratch.get());
+      if (filtered) return Winograd::Run(layer, copy, in, count, out, nullptr, to, scratch.get());
       WithConstants(problem, [&](auto size, auto step) {
         for (int i = 0; i < count; ++i) {
           Convolve<size, step>(layer, copy + i * in.Size(), in, out, nullptr, to + i * out.Size());
@@ -115,14 +107,6 @@ ffi::Error Forward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buff
     };
   });
   return ffi::Error::Success();
-}
-
-void AccumulateFiltered(const Problem& problem, const float* from, int count, const float* gradient, float* sums,
-                        float* scratch) {
-  auto* run = problem.in.channels == 16   ? Winograd::Accumulate<16>
-              : problem.in.channels == 32 ? Winograd::Accumulate<32>
-                                          : Winograd::Accumulate<64>;
-  run(from, problem.in, count, gradient, problem.out, sums, scratch);
 }
 
 ffi::Error WeightGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> gradient,
@@ -144,7 +128,7 @@ ffi::Error WeightGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ff
         const float* copy = bordered.Copy(images.typed_data() + first * problem.Input(), count);
         const float* back = gradient.typed_data() + first * out.Size();
         if (filtered) {
-          AccumulateFiltered(problem, copy, count, back, own, scratch.get());
+          Winograd::Accumulate(copy, in, count, back, out, own, scratch.get());
           continue;
         }
         WithConstants(problem, [&](auto kernel, auto step) {

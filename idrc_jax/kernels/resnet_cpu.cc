@@ -177,10 +177,7 @@ class Worker {
   // A convolution of 3x3 that keeps the shape.
   void Square(const Layer& layer, const float* from, Shape shape, int count, const float* shortcut, float* to) {
     if (Winograd::Fits(shape)) {
-      auto* run = shape.channels == 16   ? Winograd::Run<16>
-                  : shape.channels == 32 ? Winograd::Run<32>
-                                         : Winograd::Run<64>;
-      run(layer, from, shape, count, shape, shortcut, to, scratch_.get());
+      Winograd::Run(layer, from, shape, count, shape, shortcut, to, scratch_.get());
       return;
     }
     for (int i = 0; i < count; ++i) {
