@@ -4,11 +4,13 @@
 and, as metadata, one JSON text that rebuilds the network; it is what certification loads.
 """
 
+import functools
 import hashlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,22 @@ class Classifier:
 
     def __call__(self, images: jax.Array) -> jax.Array:
         return self.apply_fn(self.params, images)
+
+    @functools.cached_property
+    def largest_intermediate(self) -> int:
+        """Bytes a sample of the largest array that the network computes; traces it once."""
+        batch = 8
+
+        def made(jaxpr: Any) -> Iterator[Any]:
+            for equation in jaxpr.eqns:
+                yield from (variable.aval for variable in equation.outvars)
+                inner = (getattr(value, "jaxpr", value) for value in equation.params.values())
+                yield from itertools.chain.from_iterable(made(one) for one in inner if hasattr(one, "eqns"))
+
+        images = jax.ShapeDtypeStruct((batch, *self.image_shape), jnp.float32)
+        results = made(jax.make_jaxpr(self.apply_fn)(self.params, images).jaxpr)
+        sizes = (one.size * one.dtype.itemsize for one in results if getattr(one, "shape", ())[:1] == (batch,))
+        return max(images.size * images.dtype.itemsize, *sizes) // batch
 
 
 def build(

@@ -9,8 +9,7 @@ chunk, the number of devices, the order of the images or where a run was cut, up
 point breaks differently when the batch shape changes.
 """
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -191,24 +190,8 @@ def default_chunk(classifier: Classifier, mesh: Mesh) -> int:
     """
     platform = mesh.devices.flat[0].platform
     wanted = (32 if mesh.size > 1 else 128) if platform == "cpu" else 4096
-    fitting = devices.memory(mesh) // 2 // (4 * _largest_intermediate(classifier))
+    fitting = devices.memory(mesh) // 2 // (4 * classifier.largest_intermediate)
     return max(2, min(wanted, fitting))
-
-
-def _largest_intermediate(classifier: Classifier) -> int:
-    """Bytes a sample of the largest array that the network computes."""
-    batch = 8
-
-    def made(jaxpr: Any) -> Iterator[Any]:
-        for equation in jaxpr.eqns:
-            yield from (variable.aval for variable in equation.outvars)
-            inner = (getattr(value, "jaxpr", value) for value in equation.params.values())
-            yield from itertools.chain.from_iterable(made(one) for one in inner if hasattr(one, "eqns"))
-
-    images = jax.ShapeDtypeStruct((batch, *classifier.image_shape), jnp.float32)
-    results = made(jax.make_jaxpr(classifier.apply_fn)(classifier.params, images).jaxpr)
-    sizes = (one.size * one.dtype.itemsize for one in results if getattr(one, "shape", ())[:1] == (batch,))
-    return max(images.size * images.dtype.itemsize, *sizes) // batch
 
 
 def count_votes(
