@@ -16,10 +16,10 @@ ORDER = [
     "certificates", "results", "summary", "figures", "recertify", "progress", "imagenet", "interop.layouts",
     "interop.torch_files", "interop.tables",
     # ---- everything above imports no JAX
-    "prng", "noise", "models.resnet", "models.resnet50", "models.folding", "kernels.build", "kernels.resnet_cpu",
-    "kernels.convolution_cpu", "data", "devices", "workers", "checkpoints", "interop.importing", "interop.exporting",
-    "interop.aten", "interop.torch_modules", "interop.factory", "sampling", "training", "scheduler", "certification",
-    "smoothing", "config", "cli",
+    "prng", "noise", "models.resnet", "models.resnet50", "models.unet", "models.folding", "kernels.build",
+    "kernels.resnet_cpu", "kernels.convolution_cpu", "data", "devices", "workers", "checkpoints", "interop.importing",
+    "interop.exporting", "interop.aten", "interop.torch_modules", "interop.factory", "sampling", "training",
+    "scheduler", "certification", "smoothing", "config", "cli",
 ]  # fmt: skip
 WITHOUT_JAX = ORDER[: ORDER.index("prng")]
 
