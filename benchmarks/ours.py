@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file
 
 from benchmarks import measure, networks, workers
-from idrc_jax import certification, checkpoints, data, devices, prng, sampling, schemes, training
+from idrc_jax import certification, checkpoints, data, devices, prng, sampling, schemes, training, training_loop
 
 SCHEME = schemes.Gaussian(sigma=measure.SIGMA)
 _PRECISE = "highest"
@@ -169,7 +169,7 @@ class Sampling:
 @dataclass
 class _Trainer:
     run: Any
-    state: training.State
+    state: training_loop.State
     images: jax.Array
     labels: jax.Array
     recipe: training.Recipe
@@ -179,7 +179,7 @@ class Training:
     """Training steps, dispatched as `training.train` does."""
 
     def __init__(self, count: int = 0) -> None:
-        self._mesh = set_up(count or training.cpu_devices())
+        self._mesh = set_up(count or training_loop.cpu_devices())
         self._on_cpu = devices.is_cpu()
         # Steps in one dispatch, and dispatches ahead of what the host reads.
         self._steps, self._ahead = (1, 8) if self._on_cpu else (50, 1)
@@ -190,7 +190,7 @@ class Training:
 
     def prepare(self, name: str, *, weights: str, description: networks.Description, dtype: str, batch: int) -> dict:
         """Compile and warm up, from the weights in the file."""
-        convolution = training.fastest_convolution(self._mesh)
+        convolution = training_loop.fastest_convolution(self._mesh)
         graph, params, stats = checkpoints.abstract(description, dtype=dtype, convolution=convolution)
         tensors = load_file(weights)
         params, stats = ({key: jnp.asarray(tensors[key]) for key in group} for group in (params, stats))
@@ -203,11 +203,11 @@ class Training:
         recipe = training.Recipe(batch=batch, lr=measure.LEARNING_RATE)
         optimiser = recipe.optimiser(measure.TRAINING_IMAGES // batch)
         whole = devices.replicated(self._mesh)
-        state = training.State(params, stats, optimiser.init(params), jnp.zeros((), jnp.int32))
+        state = training_loop.State(params, stats, optimiser.init(params), jnp.zeros((), jnp.int32))
         step = training.make_step(graph, recipe, SCHEME, optimiser, 0, self._mesh)
         images, labels = measure.training_set(description["image_shape"][0])
         self._variants[name] = _Trainer(
-            training.dispatches(step, on_cpu=self._on_cpu),
+            training_loop.dispatches(step, on_cpu=self._on_cpu),
             jax.device_put(state, whole),
             jax.device_put(images, whole),
             jax.device_put(labels, whole),

@@ -11,14 +11,17 @@ __version__ = "0.1.0"
 _HOME = {
     "Classifier": "checkpoints",
     "SmoothedClassifier": "smoothing",
+    "Denoiser": "diffusion",
     "abstention_rate": "summary",
     "average_certified_radius": "summary",
     "certified_accuracy": "summary",
     "certified_accuracy_lower": "summary",
     "certify": "certification",
     "count_votes": "sampling",
+    "denoised": "denoised",
     "from_torch": "interop.torch_modules",
     "load_classifier": "checkpoints",
+    "load_denoiser": "checkpoints",
     "plot_certified_accuracy": "figures",
     "predict": "certification",
     "read_results": "results",
@@ -31,7 +34,9 @@ _MODULES = (
     "checkpoints",
     "config",
     "data",
+    "denoising",
     "devices",
+    "diffusion",
     "figures",
     "noise",
     "plans",
@@ -55,7 +60,9 @@ if TYPE_CHECKING:
         checkpoints,
         config,
         data,
+        denoising,
         devices,
+        diffusion,
         figures,
         noise,
         plans,
@@ -71,7 +78,9 @@ if TYPE_CHECKING:
         workers,
     )
     from idrc_jax.certification import certify, predict
-    from idrc_jax.checkpoints import Classifier, load_classifier
+    from idrc_jax.checkpoints import Classifier, load_classifier, load_denoiser
+    from idrc_jax.denoised import denoised
+    from idrc_jax.diffusion import Denoiser
     from idrc_jax.figures import plot_certified_accuracy
     from idrc_jax.interop.tables import to_pandas
     from idrc_jax.interop.torch_modules import from_torch

@@ -352,6 +352,7 @@ def describe_guarantee(
     names = (*(("mean", "std") if "imported" in described else ()), *(("factory",) if "factory" in described else ()))
     return {
         **{name: described[name] for name in names},
+        **{f"denoiser_{name}": value for name, value in described.get("denoiser", {}).items()},
         **describe(scheme),
         **plans.describe(settings.plan),
         "certificate": settings.certificate,

@@ -24,16 +24,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from idrc_jax import _files, _validate
-from idrc_jax.kernels import resnet_cpu
+from idrc_jax.diffusion import Denoiser, Schedule
+from idrc_jax.kernels import convolution_cpu, resnet_cpu
 from idrc_jax.models import folding
 from idrc_jax.models.resnet import ResNet
 from idrc_jax.models.resnet50 import ResNet50
+from idrc_jax.models.unet import UNet
 from idrc_jax.results import differences
 
 WEIGHTS = "weights.safetensors"
 _FORMAT = 1
 Tensors = dict[str, Any]
-_DESCRIBED = {"architecture", "depth", "classes", "image_shape", "shortcut", "mean", "std", "dtype"}
+_DESCRIBED_RESNET = {"depth", "classes", "shortcut", "mean", "std"}
+_DESCRIBED = {"resnet": _DESCRIBED_RESNET, "resnet50": _DESCRIBED_RESNET, "unet": {"unet", "diffusion"}}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -84,10 +87,12 @@ class Classifier:
 
 def build(
     description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs, convolution: Any = jax.lax.conv_general_dilated
-) -> ResNet | ResNet50:
+) -> ResNet | ResNet50 | UNet:
     """The network that a description names, newly initialised."""
-    _validate.one_of("model.architecture", description["architecture"], ("resnet", "resnet50"))
+    _validate.one_of("model.architecture", description["architecture"], _DESCRIBED)
     _validate.one_of("model.dtype", dtype, _DTYPES)
+    if description["architecture"] == "unet":
+        return UNet(**description["unet"], dtype=_DTYPES[dtype], convolution=convolution, rngs=rngs)
     if description["architecture"] == "resnet50":
         return ResNet50(
             classes=description["classes"],
@@ -172,6 +177,8 @@ def load_classifier(
             raise ValueError(
                 f"Expected a checkpoint with {name} = {value}, got {name} = {description.get(name)} in {file}."
             )
+    if description["architecture"] == "unet":
+        raise ValueError(f"Expected a classifier, got a denoiser in {file}: set denoiser.weights to it.")
     dtype = dtype or description["dtype"]
     _, params, stats = abstract(description, dtype=dtype)
     _check_tensors(tensors, {name: value.shape for name, value in (params | stats).items()}, file)
@@ -183,7 +190,42 @@ def load_classifier(
         image_shape=tuple(description["image_shape"]),
         dtype=dtype,
         kernel=chosen,
-        sha256=_hash(tensors),
+        sha256=hash_tensors(tensors),
+        description=description,
+    )
+
+
+def load_denoiser(path: str | Path, *, dtype: str = "", kernel: str = "auto") -> Denoiser:
+    """The denoiser in a run's folder or a `.safetensors` file of this project.
+
+    Args, errors: as for `load_classifier`.
+    """
+    file = _weights_file(path)
+    tensors, description = _read(file)
+    if description["architecture"] != "unet":
+        raise ValueError(f"Expected a denoiser, got a {description['architecture']} in {file}: set model.weights to it.")
+    _validate.one_of("kernel", kernel, ("auto", "xla"))
+    dtype, diffused = dtype or description["dtype"], description["diffusion"]
+    schedule = Schedule(**diffused["schedule"])
+    low, high = schedule.sigmas
+    by_kernel = kernel == "auto" and dtype == "float32" and jax.default_backend() == "cpu" and convolution_cpu.available()
+    convolution = convolution_cpu.conv_general_dilated if by_kernel else jax.lax.conv_general_dilated
+    graph, params, _ = abstract(description, dtype=dtype, convolution=convolution)
+    _check_tensors(tensors, {name: value.shape for name, value in params.items()}, file)
+
+    def apply_fn(weights: Tensors, x: jax.Array, time: jax.Array) -> jax.Array:
+        return merge(graph, weights)(x, time)
+
+    return Denoiser(
+        apply_fn=apply_fn,
+        params={name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()},
+        image_shape=tuple(description["image_shape"]),
+        schedule=schedule,
+        prediction=diffused["prediction"],
+        sigmas=(diffused.get("sigma_low", low), diffused.get("sigma_high", high)),
+        dtype=dtype,
+        kernel="convolution_cpu" if by_kernel else "xla",
+        sha256=hash_tensors(tensors),
         description=description,
     )
 
@@ -299,7 +341,8 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise ValueError(
             f"Expected weights of format {_FORMAT} in {file}, got {version}: use the release that wrote it."
         )
-    missing = sorted(_DESCRIBED - description.keys())
+    needed = {"architecture", "image_shape", "dtype"} | _DESCRIBED.get(description.get("architecture"), set())
+    missing = sorted(needed - description.keys())
     if missing:
         raise ValueError(f"Expected a whole description in {file}, got none of {', '.join(missing)}.")
     return tensors, description
@@ -316,7 +359,8 @@ def _check_tensors(tensors: dict[str, np.ndarray], wanted: dict[str, tuple[int, 
             raise ValueError(f"Expected finite weights in {file}, got a non-finite value in {name}.")
 
 
-def _hash(tensors: dict[str, np.ndarray]) -> str:
+def hash_tensors(tensors: dict[str, np.ndarray]) -> str:
+    """SHA-256 of names, shapes, types and values."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].shape} {tensors[name].dtype}".encode())

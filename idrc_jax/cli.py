@@ -25,22 +25,27 @@ from idrc_jax import (
     checkpoints,
     config,
     data,
+    denoising,
     devices,
     figures,
     prng,
     results,
     summary,
     training,
+    training_loop,
     workers,
 )
 from idrc_jax.certification import certify_dataset, estimate
 from idrc_jax.certification import predict as predict_images
+from idrc_jax.denoised import denoised
+from idrc_jax.diffusion import Denoiser
 from idrc_jax.interop import factory
+from idrc_jax.schemes import Scheme
 
 
 def train() -> None:
     """idrc-train: train a network under noise."""
-    _main(train.__doc__, _train, config_file=True, cpu_devices=training.cpu_devices)
+    _main(train.__doc__, _train, config_file=True, cpu_devices=training_loop.cpu_devices)
 
 
 def certify() -> None:
@@ -65,21 +70,22 @@ def _train(values: flags.FlagValues) -> int:
 
 
 def _train_together(settings: config.Config, workdir: Path) -> int:
-    scheme, recipe = config.training_scheme(settings), config.recipe(settings)
+    recipe = config.recipe(settings)
     train_set = data.load(settings.data.name, "train", directory=settings.data.dir, seed=settings.seed)
-    finished = training.train(
-        train_set,
-        scheme,
-        recipe,
-        config.description(settings, train_set),
-        workdir,
-        seed=settings.seed,
-        mesh=devices.global_mesh(settings.devices),
-        max_minutes=settings.max_minutes,
-        checkpoint_minutes=settings.train.checkpoint_minutes,
-        steps_per_dispatch=settings.train.steps_per_dispatch,
-        tensorboard=settings.train.tensorboard,
-    )
+    common = {
+        "seed": settings.seed,
+        "mesh": devices.global_mesh(settings.devices),
+        "max_minutes": settings.max_minutes,
+        **{name: settings.train[name] for name in ("checkpoint_minutes", "steps_per_dispatch", "tensorboard")},
+    }
+    if settings.model.architecture == "unet":
+        target, described = config.denoiser_target(settings), config.denoiser_description(settings, train_set)
+        finished = denoising.train(train_set, target, recipe, described, workdir, **common)
+    else:
+        scheme, described = config.training_scheme(settings), config.description(settings, train_set)
+        more = {"denoiser": _denoiser(settings), "denoiser_steps": settings.denoiser.steps}
+        more["start"] = settings.train.start
+        finished = training.train(train_set, scheme, recipe, described, workdir, **more, **common)
     if jax.process_index() == 0:
         print(f"Trained: {workdir / checkpoints.WEIGHTS}" if finished else _go_on("Training", workdir))
     return 0
@@ -90,7 +96,7 @@ def _certify(values: flags.FlagValues) -> int:
     scheme, mesh = config.noise_scheme(settings), devices.mesh(settings.devices)
     certify_settings = config.settings(settings)
     worker = workers.this_worker(settings.workers.index, settings.workers.count)
-    classifier, dataset, indices = _classifier_and_images(values)
+    classifier, dataset, indices = _classifier_and_images(values, scheme)
     if values.dry_run:
         said = estimate(classifier, scheme, dataset, indices, certify_settings, chunk=settings.chunk, mesh=mesh)
         memory = "unknown" if said.memory is None else f"{math.ceil(said.memory / 2**20)} MiB a device for a chunk"
@@ -128,7 +134,7 @@ def _certify(values: flags.FlagValues) -> int:
 def _predict(values: flags.FlagValues) -> int:
     settings = values.config
     scheme, mesh = config.noise_scheme(settings), devices.mesh(settings.devices)
-    classifier, dataset, indices = _classifier_and_images(values)
+    classifier, dataset, indices = _classifier_and_images(values, scheme)
     print("idx\tlabel\tpredict\tcorrect", flush=True)
     for start in range(0, len(indices), 16):
         chosen = indices[start : start + 16]
@@ -158,7 +164,7 @@ def _merge(values: flags.FlagValues, paths: list[str]) -> int:
     return 0
 
 
-def _classifier_and_images(values: flags.FlagValues) -> tuple:
+def _classifier_and_images(values: flags.FlagValues, scheme: Scheme) -> tuple:
     settings = values.config
     if settings.model.factory and settings.model.weights:
         raise ValueError("Expected model.factory or model.weights, got both.")
@@ -169,9 +175,19 @@ def _classifier_and_images(values: flags.FlagValues) -> tuple:
         classifier = checkpoints.load_classifier(
             where, dtype=settings.model.dtype, kernel=settings.kernel, expect=_expected(values)
         )
+    denoiser = _denoiser(settings)
+    if denoiser is not None:
+        sigma = config.denoiser_sigma(settings, scheme)
+        classifier = denoised(classifier, denoiser, sigma=sigma, steps=settings.denoiser.steps)
     dataset = data.load(settings.data.name, "test", directory=settings.data.dir, seed=settings.seed)
     chosen = data.select(len(dataset), skip=settings.data.skip, start=settings.data.start, stop=settings.data.stop)
     return classifier, dataset, chosen
+
+
+def _denoiser(settings: config.Config) -> Denoiser | None:
+    if not settings.denoiser.weights:
+        return None
+    return checkpoints.load_denoiser(settings.denoiser.weights, dtype=settings.model.dtype, kernel=settings.kernel)
 
 
 def _expected(values: flags.FlagValues) -> dict:

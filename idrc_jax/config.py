@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from idrc_jax import _validate, data, plans, schemes, training
+from idrc_jax import _validate, data, denoising, diffusion, plans, schemes, training
 from idrc_jax.certification import Settings
 from idrc_jax.schemes import Scheme
 
@@ -46,7 +46,7 @@ def base() -> Config:
     config.noise.bins = 0  # stepped: fit so many bins and levels of mean 1 to the training images instead
 
     config.model = ml_collections.ConfigDict()
-    config.model.architecture = "resnet"  # or resnet50, ImageNet's
+    config.model.architecture = "resnet"  # resnet50 (ImageNet's), or unet to train a denoiser
     config.model.depth = 110
     config.model.shortcut = "projection"  # or zero_pad
     config.model.dtype = "float32"  # or bfloat16
@@ -62,10 +62,31 @@ def base() -> Config:
     recipe = training.Recipe()
     for name in training.Recipe.__dataclass_fields__:
         config.train[name] = getattr(recipe, name)
+    config.train.start = ""  # weights of the same network to start from
     config.train.checkpoint_minutes = 5.0
     config.train.steps_per_dispatch = 50  # accelerators only
     config.train.tensorboard = False
     config.train.distributed = ""  # several processes as one: auto (the job that JAX finds), or process 0's HOST:PORT
+
+    config.denoiser = ml_collections.ConfigDict()
+    config.denoiser.weights = ""  # put this denoiser in front of the classifier, to certify, predict or train
+    config.denoiser.sigma = 0.0  # level that it is told; 0: the noise's, for gaussian only
+    config.denoiser.steps = 1  # one shot, or steps of DDIM
+    config.denoiser.schedule = "linear"  # from here on to train one: linear, scaled_linear or cosine
+    config.denoiser.times = 1000  # of the schedule
+    config.denoiser.beta_start = 1e-4
+    config.denoiser.beta_end = 0.02
+    config.denoiser.prediction = "epsilon"  # or v, or sample: the image itself
+    config.denoiser.sigma_low = 0.0  # levels to train for; 0: the schedule's lowest
+    config.denoiser.sigma_high = 0.0  # and highest
+    config.denoiser.ema = 0.999
+    config.denoiser.widths = (128, 256, 256, 256)  # channels of each resolution
+    config.denoiser.blocks = 2  # residual blocks of each resolution
+    config.denoiser.attention = (False, True, False, False)  # of each resolution
+    config.denoiser.middle_attention = True
+    config.denoiser.groups = 32
+    config.denoiser.scale_shift = False
+    config.denoiser.resample = "conv"  # or resnet
 
     config.sampling = ml_collections.ConfigDict()
     config.sampling.plan = "fixed"  # fixed, selection_free, to_radius, to_precision; see docs/plans.md
@@ -129,6 +150,38 @@ def plan(config: Config) -> plans.Plan:
     chosen = plans.PLANS[_validate.one_of("sampling.plan", config.sampling.plan, plans.PLANS)]
     known = {"n0": config.certify.n0, "n": config.certify.n, **config.sampling}
     return chosen(**{field.name: known[field.name] for field in fields(chosen)})
+
+
+def denoiser_target(config: Config) -> denoising.Target:
+    """What a denoiser that is trained learns."""
+    asked = config.denoiser
+    schedule = diffusion.Schedule(asked.schedule, asked.times, asked.beta_start, asked.beta_end)
+    return denoising.Target(schedule, asked.prediction, asked.sigma_low, asked.sigma_high, asked.ema)
+
+
+def denoiser_sigma(config: Config, scheme: Scheme) -> float:
+    """The noise level that the denoiser in front of the classifier is told."""
+    if not config.denoiser.sigma and scheme.name != schemes.Gaussian.name:
+        raise ValueError(
+            f"Expected denoiser.sigma, one level for all images, as {scheme.name} has a level of its own for each: told "
+            "the level of the clean image, the denoised classifier would depend on it and no certificate would hold."
+        )
+    return config.denoiser.sigma or scheme.sigma
+
+
+def denoiser_description(config: Config, train_set: data.Dataset) -> dict[str, Any]:
+    """What rebuilds the U-Net (see `checkpoints.build`)."""
+    shape = train_set.images.shape[1:]
+    names = ("widths", "blocks", "attention", "middle_attention", "groups", "scale_shift", "resample")
+    settings = {name: config.denoiser[name] for name in names}
+    for name in ("widths", "attention"):
+        settings[name] = list(settings[name])
+    return {
+        "architecture": "unet",
+        "image_shape": list(shape),
+        "unet": {"channels": shape[-1], "channels_out": shape[-1], **settings},
+        "dtype": config.model.dtype,
+    }
 
 
 def description(config: Config, train_set: data.Dataset) -> dict[str, Any]:

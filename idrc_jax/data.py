@@ -150,6 +150,12 @@ def augment(images: jax.Array, key: jax.Array) -> jax.Array:
     return jax.vmap(one)(padded, corners, flips)
 
 
+def flip(images: jax.Array, key: jax.Array) -> jax.Array:
+    """Random horizontal flip: [N, H, W, C] -> the same."""
+    chosen = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
+    return jnp.where(chosen, images[:, :, ::-1], images)
+
+
 def _cifar10_binary(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     inner = directory / "cifar-10-batches-bin"
     folder = inner if inner.is_dir() else directory

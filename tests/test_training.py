@@ -10,8 +10,8 @@ import safetensors.numpy
 from flax import nnx
 from scipy import stats
 
-from idrc_jax import checkpoints, data, devices, schemes, training
-from idrc_jax.training import Recipe, State
+from idrc_jax import checkpoints, data, devices, schemes, training, training_loop
+from idrc_jax.training_loop import Recipe, State
 
 DESCRIPTION = {
     "architecture": "resnet", "depth": 8, "classes": 4, "image_shape": [8, 8, 1], "shortcut": "zero_pad",
@@ -55,7 +55,7 @@ def test_steps_lower_the_loss_on_a_fixed_batch_the_same_on_one_and_four_devices(
     for count in (1, 4):
         mesh = devices.mesh(count)
         graph, optimiser, state = fresh_state(recipe, mesh)
-        step = training.dispatches(training.make_step(graph, recipe, SCHEME, optimiser, 0, mesh), on_cpu=True)
+        step = training_loop.dispatches(training.make_step(graph, recipe, SCHEME, optimiser, 0, mesh), on_cpu=True)
         before = loss_on(graph, state, data.to_unit(images), labels)
         placed = [jax.device_put(array, devices.replicated(mesh)) for array in (images, labels)]
         for _ in range(5):
@@ -80,7 +80,7 @@ def test_a_scan_of_steps_is_the_loop_of_steps(synthetic):
     results = []
     for on_cpu, calls, count in ((True, 3, 1), (False, 1, 3)):
         graph, optimiser, state = fresh_state(recipe, mesh)
-        run = training.dispatches(training.make_step(graph, recipe, SCHEME, optimiser, 0, mesh), on_cpu=on_cpu)
+        run = training_loop.dispatches(training.make_step(graph, recipe, SCHEME, optimiser, 0, mesh), on_cpu=on_cpu)
         losses = []
         for _ in range(calls):
             state, metrics = run(state, images, labels, count=count)
@@ -181,7 +181,7 @@ def load(content):
 
 
 def test_a_run_in_two_slices_ends_at_the_weights_of_one(synthetic, finished, tmp_path, monkeypatch):
-    class ThreeSteps(training.Deadline):
+    class ThreeSteps(training_loop.Deadline):
         ticks = 0
 
         def tick(self, count=1):
@@ -191,8 +191,8 @@ def test_a_run_in_two_slices_ends_at_the_weights_of_one(synthetic, finished, tmp
             return self.ticks >= 3
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "Deadline", ThreeSteps)
-        patched.setattr(training, "_IN_FLIGHT", 0)
+        patched.setattr(training_loop, "Deadline", ThreeSteps)
+        patched.setattr(training_loop, "_IN_FLIGHT", 0)
         assert not train(synthetic, tmp_path, SHORT, scheme=schemes.L1(sigma=0.5))
     status = json.loads((tmp_path / "train_status.json").read_text())
     assert status == {"job": "train", "finished": False, "done": 3, "total": 8}

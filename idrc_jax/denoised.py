@@ -1,0 +1,46 @@
+"""Diffusion denoised smoothing (Salman et al. 2020; Carlini et al. 2023): a denoiser in front of a classifier."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from idrc_jax.checkpoints import Classifier
+from idrc_jax.diffusion import Denoiser
+
+
+def denoised(classifier: Classifier, denoiser: Denoiser, *, sigma: float, steps: int = 1) -> Classifier:
+    """The classifier of denoised images: again a function of the noisy image alone, to be certified like any other.
+
+    Args:
+      classifier: any, trained without noise or on denoised images. If it takes images of another height and width than
+        the denoiser's, they are resized (bilinear).
+      denoiser: its noise levels must hold `sigma`.
+      sigma: the level that the denoiser is told, in pixel units. It is the same for every image: a level read off the
+        clean image would make the network another one at every image, and its certificate void.
+      steps: see `Denoiser.denoise`.
+
+    Raises:
+      ValueError: the channels differ, or the denoiser cannot denoise that level.
+    """
+    shape, wanted = denoiser.image_shape, classifier.image_shape
+    if shape[-1] != wanted[-1]:
+        raise ValueError(f"Expected a denoiser of images with {wanted[-1]} channels, as the classifier takes, got {shape}.")
+    denoiser.check(sigma, steps)
+
+    def apply_fn(params: Any, images: jax.Array) -> jax.Array:
+        clean = denoiser.denoise(params["denoiser"], images, sigma=sigma, steps=steps)
+        if shape != wanted:
+            clean = jax.image.resize(clean, (clean.shape[0], *wanted), "bilinear")
+        return classifier.apply_fn(params["classifier"], clean)
+
+    told = {"weights_sha256": denoiser.sha256, "dtype": denoiser.dtype, "sigma": sigma, "steps": steps}
+    return dataclasses.replace(
+        classifier,
+        apply_fn=apply_fn,
+        params={"denoiser": denoiser.params, "classifier": classifier.params},
+        image_shape=shape,
+        kernel=f"{denoiser.kernel}, {classifier.kernel}",
+        sha256=classifier.sha256 if denoiser.sha256 else "",
+        description={**classifier.description, "denoiser": told},
+    )
