@@ -28,12 +28,14 @@ from idrc_jax.kernels import resnet_cpu
 from idrc_jax.models import folding
 from idrc_jax.models.resnet import ResNet
 from idrc_jax.models.resnet50 import ResNet50
+from idrc_jax.models.unet import UNet
 from idrc_jax.results import differences
 
 WEIGHTS = "weights.safetensors"
 _FORMAT = 1
 Tensors = dict[str, Any]
 _DESCRIBED = {"architecture", "depth", "classes", "image_shape", "shortcut", "mean", "std", "dtype"}
+_DESCRIBED_UNET = {"architecture", "image_shape", "unet", "dtype"}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -84,10 +86,12 @@ class Classifier:
 
 def build(
     description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs, convolution: Any = jax.lax.conv_general_dilated
-) -> ResNet | ResNet50:
+) -> ResNet | ResNet50 | UNet:
     """The network that a description names, newly initialised."""
-    _validate.one_of("model.architecture", description["architecture"], ("resnet", "resnet50"))
+    _validate.one_of("model.architecture", description["architecture"], ("resnet", "resnet50", "unet"))
     _validate.one_of("model.dtype", dtype, _DTYPES)
+    if description["architecture"] == "unet":
+        return UNet(**description["unet"], dtype=_DTYPES[dtype], convolution=convolution, rngs=rngs)
     if description["architecture"] == "resnet50":
         return ResNet50(
             classes=description["classes"],
@@ -172,6 +176,8 @@ def load_classifier(
             raise ValueError(
                 f"Expected a checkpoint with {name} = {value}, got {name} = {description.get(name)} in {file}."
             )
+    if description["architecture"] == "unet":
+        raise ValueError(f"Expected a classifier in {file}, got a denoiser (unet).")
     dtype = dtype or description["dtype"]
     _, params, stats = abstract(description, dtype=dtype)
     _check_tensors(tensors, {name: value.shape for name, value in (params | stats).items()}, file)
@@ -299,7 +305,8 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise ValueError(
             f"Expected weights of format {_FORMAT} in {file}, got {version}: use the release that wrote it."
         )
-    missing = sorted(_DESCRIBED - description.keys())
+    described = _DESCRIBED_UNET if description.get("architecture") == "unet" else _DESCRIBED
+    missing = sorted(described - description.keys())
     if missing:
         raise ValueError(f"Expected a whole description in {file}, got none of {', '.join(missing)}.")
     return tensors, description
