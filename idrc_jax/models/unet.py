@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from idrc_jax import _validate
@@ -286,8 +287,8 @@ class UNet(nnx.Module):
 
     def _embed(self, t: jax.Array | float) -> jax.Array:
         """Times [N] or one time -> sines and cosines float32 [N or 1, widths[0]]."""
-        exponents = jnp.arange(self.half, dtype=jnp.float32) / (self.half - self.frequency_shift)
-        angles = jnp.atleast_1d(jnp.asarray(t, jnp.float32))[:, None] * jnp.power(10000.0, -exponents)[None]
+        frequencies = 10_000.0 ** (-np.arange(self.half) / (self.half - self.frequency_shift))
+        angles = jnp.atleast_1d(jnp.asarray(t, jnp.float32))[:, None] * frequencies.astype(np.float32)[None]
         waves = (jnp.sin(angles), jnp.cos(angles))
         return jnp.concatenate(waves[::-1] if self.flip_sin_to_cos else waves, axis=-1)
 
