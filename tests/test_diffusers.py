@@ -145,9 +145,6 @@ def folder(tmp_path):
     description = {"architecture": "unet", "image_shape": [8, 8, 3], "unet": settings, "dtype": "float32"}
     _, params, _ = checkpoints.split(checkpoints.build(description, dtype="float32", rngs=nnx.Rngs(0)))
     stored = {diffusers._theirs(name, False): layouts.to_torch(np.asarray(value)) for name, value in params.items()}
-    for name in stored:
-        if "conv_shortcut.weight" in name:
-            stored[name] = stored[name][:, :, None, None]
     save_file(stored, place / "diffusion_pytorch_model.safetensors")
     return place
 

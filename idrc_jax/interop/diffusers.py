@@ -102,9 +102,6 @@ def import_unet(folder: str | Path, *, size: int = 0) -> tuple[dict[str, np.ndar
     shapes = {name: value.shape for name, value in params.items()}
     tensors = torch_files.read(weights).tensors
     old = any(".proj_attn." in name for name in tensors)
-    for name, value in tensors.items():
-        if name.endswith(".conv_shortcut.weight") and value.shape[2:] == (1, 1):
-            tensors[name] = value[:, :, 0, 0]
     return layouts.take(tensors, {name: _theirs(name, old) for name in shapes}, shapes, weights), description
 
 
