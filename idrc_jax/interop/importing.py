@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from idrc_jax import _command, _files, checkpoints
-from idrc_jax.interop import layouts, torch_files
+from idrc_jax.interop import diffusers, layouts, torch_files
 
 _SIZES = {"resnet": 32, "resnet50": 224}
 
@@ -69,9 +69,10 @@ def import_network(
     _, params, stats = checkpoints.abstract(description, dtype="float32")
     shapes = {name: value.shape for name, value in (params | stats).items()}
     names = layouts.torch_names(shapes, blocks, layout)
-    _check_names(read.tensors, names, path)
-    tensors = {name: _tensor(read.tensors, names[name], shape, path) for name, shape in shapes.items()}
-    return tensors, description
+    means = (name for name in names.values() if name.endswith(".running_mean"))
+    counters = {name.replace("running_mean", "num_batches_tracked") for name in means}
+    stored = {name: value for name, value in read.tensors.items() if name not in counters}
+    return layouts.take(stored, names, shapes, path), description
 
 
 def _check_depth(tensors: dict[str, np.ndarray], blocks: tuple[int, ...], path: Path) -> None:
@@ -118,39 +119,12 @@ def _normalisation(
     return made, "given by the user" if given else "from the file"
 
 
-def _check_names(tensors: dict[str, np.ndarray], names: dict[str, str], path: Path) -> None:
-    wanted = set(names.values())
-    counters = {name.replace("running_mean", "num_batches_tracked") for name in wanted}
-    missing, unexpected = sorted(wanted - tensors.keys()), sorted(tensors.keys() - wanted - counters)
-    if missing or unexpected:
-        raise ValueError(
-            f"Expected the network's tensors in {path}, missing: {_few(missing)}; unexpected: {_few(unexpected)}."
-        )
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return (", ".join(names[:5]) or "none") + more
-
-
-def _tensor(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...], path: Path) -> np.ndarray:
-    """One tensor in our axes, checked."""
-    value = tensors[name]
-    wanted = layouts.to_torch(np.empty(shape, np.float32)).shape
-    if value.shape != wanted:
-        raise ValueError(f"Expected {name} of shape {wanted} in {path}, got {value.shape}.")
-    if value.dtype != np.float32:
-        raise ValueError(f"Expected floats in {name} of {path}, got {value.dtype}.")
-    if not np.isfinite(value).all():
-        raise ValueError(f"Expected finite weights in {path}, got a non-finite value in {name}.")
-    return layouts.from_torch(value)
-
-
 def main() -> None:
     """Import a PyTorch checkpoint, to be certified by --config.model.weights=DIR/weights.safetensors."""
     with _command.one_line_errors():
         parser = _command.Parser("idrc-import", main.__doc__)
-        parser.add_argument("checkpoint", type=Path, help=".pth, .pt, .th, .tar or .safetensors")
+        about = ".pth, .pt, .th, .tar or .safetensors; or the folder of a diffusers UNet2DModel"
+        parser.add_argument("checkpoint", type=Path, help=about)
         parser.add_argument("--arch", default="", help="cifar_resnetN or resnet50, if the file does not say")
         parser.add_argument("--classes", type=int, default=0, help="refuse a network of another number of classes")
         parser.add_argument("--size", type=int, default=0, help="height and width of the images: 32 or 224 by default")
@@ -162,15 +136,32 @@ def main() -> None:
         path, out = asked.pop("checkpoint"), asked.pop("out") / checkpoints.WEIGHTS
         if out.exists():
             raise ValueError(f"Expected no {out} yet, got one: choose another --out.")
-        tensors, description = import_network(path, **asked)
+        tensors, description = _import_folder(path, **asked) if path.is_dir() else import_network(path, **asked)
         _files.make_folder(out.parent)
         checkpoints.save_weights(out, tensors, description)
-        shape = "x".join(map(str, description["image_shape"]))
-        print(
-            f"Imported {layouts.arch_of(description)}: {description['classes']} classes, images {shape}, "
-            f"normalised by {description['normalisation']}.\nCertify it by --config.model.weights={out}"
-        )
+        print(_summary(tensors, description, out))
     sys.exit(0)
+
+
+def _import_folder(folder: Path, *, size: int, **others: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    given = [f"--{name}" for name, value in others.items() if value]
+    if given:
+        raise ValueError(f"Expected no {', '.join(given)} for a folder of diffusers, which says so itself, got them.")
+    return diffusers.import_unet(folder, size=size)
+
+
+def _summary(tensors: dict[str, np.ndarray], description: dict[str, Any], out: Path) -> str:
+    shape = "x".join(map(str, description["image_shape"]))
+    if description["architecture"] == "unet":
+        noise = description["diffusion"]
+        return (
+            f"Imported unet: {sum(value.size for value in tensors.values()) / 1e6:.1f} million parameters, images "
+            f"{shape}, {noise['steps']} steps of a {noise['schedule']} schedule, predicts {noise['prediction']}: {out}"
+        )
+    return (
+        f"Imported {layouts.arch_of(description)}: {description['classes']} classes, images {shape}, "
+        f"normalised by {description['normalisation']}.\nCertify it by --config.model.weights={out}"
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ their own for the head and the shortcuts, and where they have no shortcut tensor
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,3 +70,37 @@ def to_torch(value: np.ndarray) -> np.ndarray:
 def from_torch(value: np.ndarray) -> np.ndarray:
     """The inverse of `to_torch`."""
     return np.ascontiguousarray(value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T)
+
+
+def take(
+    tensors: dict[str, np.ndarray], names: dict[str, str], shapes: dict[str, tuple[int, ...]], path: Path
+) -> dict[str, np.ndarray]:
+    """Our tensors, of these shapes, from those of a file, each checked; `names` are our names -> the file's.
+
+    Raises:
+      ValueError: tensors are missing, unexpected, of another shape, not floats or not finite.
+    """
+    wanted = set(names.values())
+    missing, unexpected = sorted(wanted - tensors.keys()), sorted(tensors.keys() - wanted)
+    if missing or unexpected:
+        raise ValueError(
+            f"Expected the network's tensors in {path}, missing: {_few(missing)}; unexpected: {_few(unexpected)}."
+        )
+    return {name: _tensor(tensors[names[name]], names[name], shape, path) for name, shape in shapes.items()}
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return (", ".join(names[:5]) or "none") + more
+
+
+def _tensor(value: np.ndarray, name: str, shape: tuple[int, ...], path: Path) -> np.ndarray:
+    """One tensor in our axes, checked."""
+    wanted = to_torch(np.empty(shape, np.float32)).shape
+    if value.shape != wanted:
+        raise ValueError(f"Expected {name} of shape {wanted} in {path}, got {value.shape}.")
+    if value.dtype != np.float32:
+        raise ValueError(f"Expected floats in {name} of {path}, got {value.dtype}.")
+    if not np.isfinite(value).all():
+        raise ValueError(f"Expected finite weights in {path}, got a non-finite value in {name}.")
+    return from_torch(value)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from idrc_jax import _validate
@@ -16,6 +17,7 @@ from idrc_jax import _validate
 _ddpm = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _zeros = nnx.initializers.zeros_init()
 _BOTH = ((1, 1), (1, 1))
+_NONE = ((0, 0), (0, 0))
 _AFTER = ((0, 1), (0, 1))
 
 
@@ -33,12 +35,19 @@ class Layers(NamedTuple):
 
 
 def _conv(
-    features_in: int, features: int, layers: Layers, *, stride: int = 1, padding: Any = _BOTH, init: Any = _ddpm
+    features_in: int,
+    features: int,
+    layers: Layers,
+    *,
+    size: int = 3,
+    stride: int = 1,
+    padding: Any = _BOTH,
+    init: Any = _ddpm,
 ) -> nnx.Conv:
     return nnx.Conv(
         features_in,
         features,
-        (3, 3),
+        (size, size),
         strides=stride,
         padding=padding,
         kernel_init=init,
@@ -105,7 +114,10 @@ class ResidualBlock(nnx.Module):
         self.time = _linear(layers.time_features, features * (2 if layers.scale_shift else 1), layers)
         self.norm2 = GroupNorm(features, layers)
         self.conv2 = _conv(features, features, layers, init=_zeros)
-        self.shortcut = nnx.data(_linear(features_in, features, layers) if features_in != features else None)
+        if features_in != features:
+            self.shortcut = nnx.data(_conv(features_in, features, layers, size=1, padding=_NONE))
+        else:
+            self.shortcut = nnx.data(None)
         self.scale_shift, self.resize = layers.scale_shift, resize
 
     def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
@@ -286,8 +298,8 @@ class UNet(nnx.Module):
 
     def _embed(self, t: jax.Array | float) -> jax.Array:
         """Times [N] or one time -> sines and cosines float32 [N or 1, widths[0]]."""
-        exponents = jnp.arange(self.half, dtype=jnp.float32) / (self.half - self.frequency_shift)
-        angles = jnp.atleast_1d(jnp.asarray(t, jnp.float32))[:, None] * jnp.power(10000.0, -exponents)[None]
+        frequencies = 10_000.0 ** (-np.arange(self.half) / (self.half - self.frequency_shift))
+        angles = jnp.atleast_1d(jnp.asarray(t, jnp.float32))[:, None] * frequencies.astype(np.float32)[None]
         waves = (jnp.sin(angles), jnp.cos(angles))
         return jnp.concatenate(waves[::-1] if self.flip_sin_to_cos else waves, axis=-1)
 
