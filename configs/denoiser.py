@@ -1,6 +1,6 @@
 """A U-Net that takes noise off CIFAR-10's images, to stand in front of a classifier: its training.
 
-The size is the argument. `small` (0.9 million weights, levels .05 to 1.0) is what two CPU cores can do; `full` is that
+The size is the argument. `small` (0.4 million weights, levels .05 to 1.0) is what two CPU cores can do; `full` is that
 of Ho et al. (2020), 35.7 million weights, on the whole schedule.
 Command:   python train.py --config=configs/denoiser.py:small --config.data.dir=FOLDER --workdir=runs/denoiser
            Gaussian denoiser of one level (Salman et al. 2020): --config.denoiser.prediction=sample
@@ -19,20 +19,21 @@ def get_config(size="small"):
     config.train.method = "adam"
     config.train.weight_decay = 0.0
     config.train.schedule = "cosine"
-    config.train.warmup_epochs = 1.0
-    config.train.batch = 128
+    config.train.warmup_epochs = 0.5
     if size == "full":
+        config.train.batch = 128
         config.train.lr = 2e-4
         config.train.epochs = 500
         config.denoiser.ema = 0.9999
     else:
+        config.train.batch = 64
         config.train.lr = 1e-3
-        config.train.epochs = 12
-        config.denoiser.widths = (32, 64, 64)
+        config.train.epochs = 6
+        config.denoiser.widths = (16, 32, 64)
         config.denoiser.blocks = 1
         config.denoiser.attention = (False, False, False)
         config.denoiser.middle_attention = False
-        config.denoiser.groups = 8
+        config.denoiser.groups = 4
         config.denoiser.sigma_low = 0.05
         config.denoiser.sigma_high = 1.0
     return config

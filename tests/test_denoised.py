@@ -21,8 +21,8 @@ def shrink(params, x, time):
 
 
 def make(image_shape=(4, 4, 1), **more):
-    params = jnp.float32(GAIN)
-    return Denoiser(shrink, params, image_shape, Schedule(), prediction="sample", **{"sha256": "d" * 64} | more)
+    settings = {"params": jnp.float32(GAIN), "prediction": "sample", "sha256": "d" * 64} | more
+    return Denoiser(apply_fn=shrink, image_shape=image_shape, schedule=Schedule(), **settings)
 
 
 def first_pixel(params, images):

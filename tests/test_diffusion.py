@@ -22,7 +22,7 @@ def denoiser(apply_fn, **more):
     return Denoiser(apply_fn=apply_fn, params=(), image_shape=(2, 2, 1), schedule=LINEAR, **more)
 
 
-@pytest.mark.parametrize(("sigma", "time"), zip(SIGMAS, (69.58, 144.15, 258.09, 395.95), strict=True))
+@pytest.mark.parametrize(("sigma", "time"), list(zip(SIGMAS, (69.58, 144.15, 258.09, 395.95), strict=True)))
 def test_times_of_the_linear_schedule(sigma, time):
     assert LINEAR.time(sigma) == pytest.approx(time, abs=0.005)
 
