@@ -21,7 +21,7 @@ SETTINGS = --config=$(CONFIG):$(SCHEME) --config.noise.sigma=$(SIGMA) --config.d
 	--config.max_minutes=$(SLICE) --workdir=$(RUN) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all lint typecheck reproduce overhead invariance certificate-table plans \
+.PHONY: help quickstart test test-all lint typecheck reproduce overhead invariance certificate-table plans denoising \
 	throughput training-throughput scaling gpu-benchmark clean
 
 help:  ## Show this help.
@@ -60,10 +60,16 @@ certificate-table: $(VENV)/.quickstart  ## Print the tables of docs/certificates
 plans: $(VENV)/.quickstart  ## Replay sampling plans over a published log, draw their power: LOG=FILE.
 	$(BIN)/python benchmarks/plans.py $(LOG)
 
+denoising: $(VENV)/.quickstart  ## Measure and draw what the committed denoiser does to noisy images: DATA=FOLDER.
+	$(BIN)/python -m benchmarks.denoising $(DATA) $(ARGS)
+
 throughput: $(VENV)/.benchmarks  ## Time certification beside PyTorch and ART, on an idle machine: DATA=FOLDER.
 	$(BIN)/python -m benchmarks.throughput $(if $(DATA),--data $(DATA)) $(ARGS)
 
-training-throughput: $(VENV)/.benchmarks  ## Time training beside PyTorch, on an idle machine.
+training-denoising: $(VENV)/.quickstart  ## Measure and draw what the committed denoiser does to noisy images: DATA=FOLDER.
+	$(BIN)/python -m benchmarks.denoising $(DATA) $(ARGS)
+
+throughput: $(VENV)/.benchmarks  ## Time training beside PyTorch, on an idle machine.
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
 scaling: $(VENV)/.benchmarks  ## Time certification over WHAT=n, devices or size, on an idle machine.

@@ -203,12 +203,16 @@ def load_denoiser(path: str | Path, *, dtype: str = "", kernel: str = "auto") ->
     file = _weights_file(path)
     tensors, description = _read(file)
     if description["architecture"] != "unet":
-        raise ValueError(f"Expected a denoiser, got a {description['architecture']} in {file}: set model.weights to it.")
+        raise ValueError(
+            f"Expected a denoiser, got a {description['architecture']} in {file}: set model.weights to it."
+        )
     _validate.one_of("kernel", kernel, ("auto", "xla"))
     dtype, diffused = dtype or description["dtype"], description["diffusion"]
     schedule = Schedule(**diffused["schedule"])
     low, high = schedule.sigmas
-    by_kernel = kernel == "auto" and dtype == "float32" and jax.default_backend() == "cpu" and convolution_cpu.available()
+    by_kernel = (
+        kernel == "auto" and dtype == "float32" and jax.default_backend() == "cpu" and convolution_cpu.available()
+    )
     convolution = convolution_cpu.conv_general_dilated if by_kernel else jax.lax.conv_general_dilated
     graph, params, _ = abstract(description, dtype=dtype, convolution=convolution)
     _check_tensors(tensors, {name: value.shape for name, value in params.items()}, file)

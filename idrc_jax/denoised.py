@@ -25,7 +25,9 @@ def denoised(classifier: Classifier, denoiser: Denoiser, *, sigma: float, steps:
     """
     shape, wanted = denoiser.image_shape, classifier.image_shape
     if shape[-1] != wanted[-1]:
-        raise ValueError(f"Expected a denoiser of images with {wanted[-1]} channels, as the classifier takes, got {shape}.")
+        raise ValueError(
+            f"Expected a denoiser of images with {wanted[-1]} channels, as the classifier takes, got {shape}."
+        )
     denoiser.check(sigma, steps)
 
     def apply_fn(params: Any, images: jax.Array) -> jax.Array:

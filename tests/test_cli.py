@@ -247,3 +247,46 @@ def test_help_and_debug(tmp_path):
         assert word in out
     _, error = run("train.py", tmp_path / "run", "--debug", "--config.noise.sigma=0", status=1)
     assert "Traceback" in error
+
+
+@pytest.fixture(scope="module")
+def denoiser(tmp_path_factory):
+    """A tiny U-Net, hardly trained, on the synthetic images."""
+    workdir = tmp_path_factory.mktemp("denoiser")
+    sizes = [
+        "--config.denoiser.widths=(4,8)", "--config.denoiser.attention=(False,False)", "--config.denoiser.groups=2",
+        "--config.train.batch=128",
+    ]  # fmt: skip
+    out, _ = run("train.py", workdir, f"--config={ROOT}/configs/denoiser.py", *sizes)
+    assert "weights.safetensors" in out
+    return workdir
+
+
+def test_a_denoiser_is_trained_put_in_front_and_named_in_the_manifest(trained, denoiser, tmp_path):
+    given = [f"--config.model.weights={trained}", f"--config.denoiser.weights={denoiser}", "--config.certify.n=200"]
+    run("certify.py", tmp_path, *given, "--config.denoiser.steps=2")
+    guarantee = json.loads((tmp_path / "manifest.json").read_text())["guarantee"]
+    assert (guarantee["denoiser_sigma"], guarantee["denoiser_steps"]) == (0.5, 2)
+    assert len(results.read_results(tmp_path).rows) > 0
+    _, error = run("certify.py", tmp_path, *given, status=1)
+    assert "denoiser_steps was 2, is 1" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.noise.scheme=l1"], "Expected denoiser.sigma, one level for all images, as l1 has"),
+        (["--config.denoiser.sigma=3.0"], "for which the denoiser was trained, got 3.0"),
+        (["--config.denoiser.sigma=0.001"], "got 0.001"),
+        (["--config.denoiser.steps=0"], "Expected denoiser.steps >= 1"),
+        (["--config.denoiser.weights={trained}"], "Expected a denoiser, got a resnet"),
+        (["--config.model.weights={denoiser}"], "Expected a classifier, got a denoiser"),
+        (["--config.denoiser.weights=nowhere"], "Expected trained weights at nowhere"),
+    ],
+)
+def test_a_denoiser_that_does_not_fit_is_refused_in_one_line(trained, denoiser, tmp_path, arguments, message):
+    given = [f"--config.model.weights={trained}", f"--config.denoiser.weights={denoiser}"]
+    more = [one.format(trained=trained, denoiser=denoiser) for one in arguments]
+    _, error = run("certify.py", tmp_path, *given, *more, status=1)
+    assert message in error
+    assert len(error.strip().splitlines()) == 1

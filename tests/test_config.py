@@ -1,10 +1,11 @@
 import importlib.util
 
 import ml_collections
+import numpy as np
 import pytest
 from conftest import ROOT
 
-from idrc_jax import config, data, schemes
+from idrc_jax import checkpoints, config, data, diffusion, schemes
 
 
 def get(name, *arguments):
@@ -56,7 +57,7 @@ def test_stepped_by_hand_and_fitted_to_the_training_images():
         config.noise_scheme(made)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "cifar10", "cifar10_short", "imagenet"])
+@pytest.mark.parametrize("name", ["quickstart", "cifar10", "cifar10_short", "imagenet", "denoiser", "denoised_cifar10"])
 def test_every_config_makes_valid_settings(name):
     made = get(name)
     assert isinstance(made, ml_collections.ConfigDict)
@@ -87,3 +88,30 @@ def test_one_mean_serves_every_channel():
     made.model.dtype = "float16"
     with pytest.raises(ValueError, match=r"model\.dtype"):
         config.description(made, three)
+
+
+def test_denoisers_are_small_for_a_cpu_and_full_for_a_gpu():
+    digits = data.load("digits", "train")
+    three = data.from_arrays(np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4, int))
+    counts = {}
+    for size in ("small", "full"):
+        made = get("denoiser", size)
+        described = config.denoiser_description(made, three)
+        _, params, _ = checkpoints.abstract(described, dtype="float32")
+        counts[size] = sum(value.size for value in params.values())
+        assert config.denoiser_target(made).schedule == diffusion.Schedule()
+        assert config.denoiser_description(made, digits)["unet"]["channels"] == 1
+    assert counts["full"] == 35_746_307  # of google/ddpm-cifar10-32
+    assert counts["small"] < 1_000_000
+    with pytest.raises(ValueError, match="denoiser.py:small or :full"):
+        get("denoiser", "huge")
+
+
+def test_one_level_for_all_images_is_asked_for_where_the_noise_has_many():
+    made = get("denoised_cifar10")
+    assert config.denoiser_sigma(made, config.noise_scheme(made)) == made.noise.sigma
+    made.noise.scheme = "l1"
+    with pytest.raises(ValueError, match=r"denoiser\.sigma, one level for all images, as l1 has a level of its own"):
+        config.denoiser_sigma(made, config.noise_scheme(made))
+    made.denoiser.sigma = 0.12
+    assert config.denoiser_sigma(made, config.noise_scheme(made)) == 0.12

@@ -90,7 +90,9 @@ def test_a_denoised_classifier_is_jitted_as_one_program_whose_chunk_knows_the_de
 
 
 def test_what_does_not_fit_is_refused(threshold):
-    with pytest.raises(ValueError, match=r"denoiser of images with 1 channels, as the classifier takes, got \(4, 4, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"denoiser of images with 1 channels, as the classifier takes, got \(4, 4, 3\)"
+    ):
         idrc.denoised(threshold, make(image_shape=(4, 4, 3)), sigma=SIGMA)
     with pytest.raises(ValueError, match="noise level"):
         idrc.denoised(threshold, make(), sigma=1e-4)

@@ -153,7 +153,9 @@ def test_a_classifier_is_tuned_on_denoised_images_from_given_weights(digits, fin
     assert tuned["stem_norm.var"].sum() < 0.9 * noisy["stem_norm.var"].sum()
     assert told["training"]["denoiser"]["weights_sha256"] == denoiser.sha256
     with pytest.raises(ValueError, match=r"train\.start to be the network .* depth was 14, is 8"):
-        training.train(digits, scheme, first, description | {"depth": 14}, tmp_path / "x", start=str(tmp_path / "clean"))
+        training.train(
+            digits, scheme, first, description | {"depth": 14}, tmp_path / "x", start=str(tmp_path / "clean")
+        )
     with pytest.raises(ValueError, match=r"train\.scheme = gaussian with a denoiser, got l1"):
         training.train(digits, schemes.L1(sigma=0.5), first, description, tmp_path / "x", denoiser=denoiser)
 
