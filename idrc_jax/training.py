@@ -55,7 +55,7 @@ def make_step(
     optimiser: optax.GradientTransformation,
     seed: int,
     mesh: Mesh,
-    denoise: Callable[[Any, jax.Array], jax.Array] | None = None,
+    denoise: Callable[..., jax.Array] | None = None,
 ) -> Callable[..., tuple[State, Metrics]]:
     """The training step (state, images, labels of the whole set) -> (state, metrics); not yet jitted.
 

@@ -103,7 +103,7 @@ def test_denoisers_are_small_for_a_cpu_and_full_for_a_gpu():
         assert config.denoiser_description(made, digits)["unet"]["channels"] == 1
     assert counts["full"] == 35_746_307  # of google/ddpm-cifar10-32
     assert counts["small"] < 1_000_000
-    with pytest.raises(ValueError, match="denoiser.py:small or :full"):
+    with pytest.raises(ValueError, match=r"denoiser\.py:small or :full"):
         get("denoiser", "huge")
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,7 +91,7 @@ def test_more_steps_approach_the_limit_of_fine_steps(sigma):
     one = gaussian_data(mean, spread)
     np.testing.assert_allclose(one(noisy, sigma=sigma), posterior, atol=2e-5)
     errors = [float(np.abs(one(noisy, sigma=sigma, steps=k) - limit).max()) for k in (1, 4, 16, 64, 256)]
-    assert all(later < earlier for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(errors))
     assert errors[-1] < 0.02 * errors[0]
 
 
