@@ -163,8 +163,8 @@ def denoiser_sigma(config: Config, scheme: Scheme) -> float:
     """The noise level that the denoiser in front of the classifier is told."""
     if not config.denoiser.sigma and scheme.name != schemes.Gaussian.name:
         raise ValueError(
-            f"Expected denoiser.sigma, one level for all images, as {scheme.name} has a level of its own for each: "
-            "told the level of the clean image, the denoised classifier would depend on it and no certificate would hold."
+            f"Expected denoiser.sigma, one level for all images, as {scheme.name} has a level of its own for each: told "
+            "that, the denoised classifier would depend on the clean image, and no certificate would hold."
         )
     return config.denoiser.sigma or scheme.sigma
 
