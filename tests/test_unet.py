@@ -1,5 +1,7 @@
 """The U-Net by itself; beside diffusers' it stands in test_diffusers.py."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,16 +14,26 @@ from idrc_jax.models import unet
 from idrc_jax.models.unet import UNet
 
 SMALL = {"widths": (32, 64), "blocks": 1, "attention": (False, True), "groups": 8}
-VARIED = SMALL | {"scale_shift": True, "resample": "resnet", "head_channels": 16, "middle_norm": False}
+SETTINGS = {
+    "plain": SMALL,
+    "varied": SMALL | {"scale_shift": True, "resample": "resnet", "head_channels": 16, "middle_norm": False},
+}
 
 
-def network(settings, seed=0, **more):
+def abstract(settings, **more):
+    """(graph, parameters as shapes)."""
+    graph, params, _ = checkpoints.split(nnx.eval_shape(lambda: UNet(**settings, **more, rngs=nnx.Rngs(0))))
+    return graph, params
+
+
+def network(settings, **more):
     """(call, params): away from its initial values, where it predicts zero."""
-    graph, params, _ = checkpoints.split(UNet(**settings, **more, rngs=nnx.Rngs(seed)))
-    generator = np.random.default_rng(seed)
-    for name, value in params.items():
-        spread = 0.3 / np.sqrt(max(value.size / value.shape[-1], 4))
-        params[name] = jnp.asarray(value + spread * generator.normal(size=value.shape), jnp.float32)
+    graph, shapes = abstract(settings, **more)
+    generator = np.random.default_rng(0)
+    params = {}
+    for name, value in shapes.items():
+        made = generator.normal(size=value.shape) / np.sqrt(max(value.size / value.shape[-1], 4))
+        params[name] = jnp.asarray(made + (1 if name.endswith("scale") else 0), jnp.float32)
     return jax.jit(lambda params, x, t: checkpoints.merge(graph, params)(x, t)), params
 
 
@@ -38,54 +50,59 @@ def test_the_parameters_of_ho_et_al_are_counted():
 
 
 def test_a_new_network_predicts_zero_and_its_blocks_pass_on():
-    model = UNet(**SMALL, rngs=nnx.Rngs(0))
-    assert not np.any(model(batch(), 3.0))
-    x = batch(channels=32)
-    np.testing.assert_array_equal(model.down[0].blocks[0](x, jnp.ones((1, 128))), x)
-    np.testing.assert_array_equal(model.middle_attention(batch(channels=64)), batch(channels=64))
+    settings = {"widths": (8,), "blocks": 1, "attention": (True,), "groups": 2}
+    x = batch(channels=8)
+
+    def made():
+        model = UNet(**settings, rngs=nnx.Rngs(0))
+        return model(batch(), 3.0), model.down[0].blocks[0](x, jnp.ones((1, 32))), model.down[0].attentions[0](x)
+
+    prediction, *passed = jax.jit(made)()
+    assert prediction.shape == (2, 8, 8, 3)
+    assert not np.any(prediction)
+    for one in passed:
+        np.testing.assert_array_equal(one, x)
 
 
-@pytest.mark.parametrize("settings", [SMALL, VARIED])
-def test_shapes_times_and_precisions(settings):
-    options = settings | {"channels": 1, "channels_out": 2}
+@pytest.mark.parametrize("name", SETTINGS)
+def test_shapes_times_and_precisions(name):
+    options = SETTINGS[name] | {"channels": 1, "channels_out": 2}
     (full, params), (half, _) = network(options), network(options, dtype=jnp.bfloat16)
     x = batch(3, 8, 12, 1)
-    one = full(params, x, 250.5)
+    one, several = (full(params, x, jnp.asarray(t)) for t in ([250.5] * 3, [250.5, 0.0, 999.0]))
     assert (one.shape, one.dtype) == ((3, 8, 12, 2), jnp.float32)
-    assert one.std() > 0.1
-    np.testing.assert_allclose(full(params, x, jnp.full(3, 250.5)), one, atol=1e-5)
-    several = full(params, x, jnp.asarray([250.5, 0.0, 999.0]))
-    np.testing.assert_allclose(several[0], one[0], atol=1e-5)
-    assert np.abs(several[1:] - one[1:]).max() > 0.01
-    rough = half(params, x, 250.5)
+    np.testing.assert_array_equal(several[0], one[0])
+    assert np.abs(several[1:] - one[1:]).max() > 0.1 * one.std()
+    rough = half(params, x, jnp.asarray([250.5] * 3))
     assert rough.dtype == jnp.float32
     assert 0 < np.abs(rough - one).max() < 0.05 * np.abs(one).max()
 
 
-@pytest.mark.parametrize("settings", [SMALL, VARIED])
-def test_the_gradient_reaches_every_parameter(settings):
-    call, params = network(settings)
-    gradients = jax.jit(jax.grad(lambda params: jnp.mean(jnp.square(call(params, batch(), jnp.asarray([1.0, 700.0]))))))
-    for name, value in gradients(params).items():
-        assert np.isfinite(value).all(), name
+@functools.cache
+def loss_and_gradients(name, convolution):
+    call, params = network(SETTINGS[name], convolution=convolution)
+    times = jnp.asarray([1.0, 700.0])
+    return jax.jit(jax.value_and_grad(lambda params: jnp.mean(jnp.square(call(params, batch(), times)))))(params)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_gradient_reaches_every_parameter(name):
+    value, gradients = loss_and_gradients(name, jax.lax.conv_general_dilated)
+    for name, gradient in gradients.items():
+        assert np.isfinite(gradient).all(), name
         # One bias for all keys of a query shifts all its scores alike: the softmax does not see it.
-        assert np.abs(value).max() > 1e-6 or name.endswith(".key.bias"), name
+        assert np.abs(gradient).max() > 1e-5 * value or name.endswith(".key.bias"), name
 
 
-@pytest.mark.parametrize("padding", [0, 1])
-def test_the_kernel_for_cpus_is_the_same_network(padding):
+def test_the_kernel_for_cpus_is_the_same_network():
     if not convolution_cpu.available():
         pytest.skip("needs a C++ compiler")
-    settings = SMALL | {"downsample_padding": padding}
-    made = []
-    for convolution in (jax.lax.conv_general_dilated, convolution_cpu.conv_general_dilated):
-        call, params = network(settings, convolution=convolution)
-        loss = jax.jit(jax.value_and_grad(lambda params, call=call: jnp.mean(jnp.sin(call(params, batch(5), 40.0)))))
-        made.append(loss(params))
-    (value, gradients), (other, others) = made
+    value, gradients = loss_and_gradients("plain", jax.lax.conv_general_dilated)
+    other, others = loss_and_gradients("plain", convolution_cpu.conv_general_dilated)
     np.testing.assert_allclose(other, value, rtol=1e-5)
+    largest = max(np.abs(gradient).max() for gradient in gradients.values())
     for name, gradient in gradients.items():
-        np.testing.assert_allclose(others[name], gradient, atol=1e-4 * np.abs(gradient).max() + 1e-7, err_msg=name)
+        np.testing.assert_allclose(others[name], gradient, rtol=1e-3, atol=1e-5 * largest, err_msg=name)
 
 
 def test_group_norm_is_exact_far_from_zero():
@@ -134,21 +151,22 @@ def test_settings_that_make_no_network_are_refused(change, message):
 
 
 def test_odd_sizes_are_refused():
+    call, params = network(SMALL)
     with pytest.raises(ValueError, match=r"multiples of 2, got \(8, 7\)"):
-        UNet(**SMALL, rngs=nnx.Rngs(0))(batch(2, 8, 7), 0.0)
+        call(params, batch(2, 8, 7), 0.0)
 
 
 def test_a_checkpoint_holds_it(tmp_path):
     description = {
         "architecture": "unet", "image_shape": [8, 8, 3], "unet": SMALL, "dtype": "float32",
     }  # fmt: skip
-    graph, params, stats = checkpoints.split(checkpoints.build(description, dtype="float32", rngs=nnx.Rngs(3)))
-    assert not stats
+    call, params = network(SMALL)
     checkpoints.save_weights(tmp_path / "weights.safetensors", params, description)
     tensors, said = checkpoints.read_weights(tmp_path)
-    again, shapes, _ = checkpoints.abstract(said, dtype="float32")
+    graph, shapes, stats = checkpoints.abstract(said, dtype="float32")
     assert shapes.keys() == tensors.keys()
-    x = batch()
-    np.testing.assert_array_equal(checkpoints.merge(again, tensors)(x, 5.0), checkpoints.merge(graph, params)(x, 5.0))
+    assert not stats
+    again = jax.jit(lambda params, x, t: checkpoints.merge(graph, params)(x, t))
+    np.testing.assert_array_equal(again(tensors, batch(), 5.0), call(params, batch(), 5.0))
     with pytest.raises(ValueError, match="Expected a classifier in"):
         checkpoints.load_classifier(tmp_path)
