@@ -28,12 +28,14 @@ from idrc_jax.kernels import resnet_cpu
 from idrc_jax.models import folding
 from idrc_jax.models.resnet import ResNet
 from idrc_jax.models.resnet50 import ResNet50
+from idrc_jax.models.vit import ViT
 from idrc_jax.results import differences
 
 WEIGHTS = "weights.safetensors"
 _FORMAT = 1
 Tensors = dict[str, Any]
-_DESCRIBED = {"architecture", "depth", "classes", "image_shape", "shortcut", "mean", "std", "dtype"}
+_DESCRIBED = {"architecture", "classes", "image_shape", "mean", "std", "dtype"}
+_SETTINGS = {"resnet": {"depth", "shortcut"}, "resnet50": {"depth", "shortcut"}, "vit": {"vit"}}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -84,10 +86,20 @@ class Classifier:
 
 def build(
     description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs, convolution: Any = jax.lax.conv_general_dilated
-) -> ResNet | ResNet50:
+) -> ResNet | ResNet50 | ViT:
     """The network that a description names, newly initialised."""
-    _validate.one_of("model.architecture", description["architecture"], ("resnet", "resnet50"))
+    _validate.one_of("model.architecture", description["architecture"], _SETTINGS)
     _validate.one_of("model.dtype", dtype, _DTYPES)
+    if description["architecture"] == "vit":
+        return ViT(
+            **description["vit"],
+            classes=description["classes"],
+            channels=description["image_shape"][-1],
+            mean=tuple(description["mean"]),
+            std=tuple(description["std"]),
+            dtype=_DTYPES[dtype],
+            rngs=rngs,
+        )
     if description["architecture"] == "resnet50":
         return ResNet50(
             classes=description["classes"],
@@ -191,15 +203,15 @@ def load_classifier(
 def _for_inference(
     tensors: Tensors, description: dict[str, Any], *, dtype: str, kernel: str
 ) -> tuple[str, Callable[[Any, jax.Array], jax.Array], Any]:
-    """The kernel's name, apply_fn and params of the folded network; ImageNet's is not folded."""
+    """The kernel's name, apply_fn and params of the folded network; ResNet-50 and ViT are not folded."""
     _validate.one_of("kernel", kernel, ("auto", "xla"))
-    if description["architecture"] == "resnet50":
+    if description["architecture"] != "resnet":
         graph, params, stats = abstract(description, dtype=dtype)
 
         def apply_fn(weights: Tensors, images: jax.Array) -> jax.Array:
             return merge(graph, *({name: weights[name] for name in part} for part in (params, stats)))(images)
 
-        return "xla", apply_fn, {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
+        return "xla", apply_fn, folding.cast(tensors, _DTYPES[dtype])
     shape, half = tuple(description["image_shape"]), dtype == "bfloat16"
     folded = folding.fold(tensors, mean=tuple(description["mean"]), std=tuple(description["std"]))
     if kernel == "auto" and jax.default_backend() == "cpu" and resnet_cpu.available():
@@ -299,7 +311,8 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise ValueError(
             f"Expected weights of format {_FORMAT} in {file}, got {version}: use the release that wrote it."
         )
-    missing = sorted(_DESCRIBED - description.keys())
+    wanted = _DESCRIBED | _SETTINGS.get(description.get("architecture", ""), set())
+    missing = sorted(wanted - description.keys())
     if missing:
         raise ValueError(f"Expected a whole description in {file}, got none of {', '.join(missing)}.")
     return tensors, description

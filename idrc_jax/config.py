@@ -46,7 +46,7 @@ def base() -> Config:
     config.noise.bins = 0  # stepped: fit so many bins and levels of mean 1 to the training images instead
 
     config.model = ml_collections.ConfigDict()
-    config.model.architecture = "resnet"  # or resnet50, ImageNet's
+    config.model.architecture = "resnet"  # or resnet50, ImageNet's, or vit, imported only
     config.model.depth = 110
     config.model.shortcut = "projection"  # or zero_pad
     config.model.dtype = "float32"  # or bfloat16
@@ -134,6 +134,11 @@ def plan(config: Config) -> plans.Plan:
 def description(config: Config, train_set: data.Dataset) -> dict[str, Any]:
     """What rebuilds the network (see `checkpoints.build`); mean and std of length 1 serve every channel."""
     model, shape = config.model, train_set.images.shape[1:]
+    if model.architecture == "vit":
+        raise ValueError(
+            "Expected model.architecture resnet or resnet50 to train, got vit: import a trained one (idrc-import), and "
+            "certify it by model.weights."
+        )
     _validate.one_of("model.dtype", model.dtype, ("float32", "bfloat16"))
 
     def per_channel(values: tuple[float, ...]) -> list[float]:

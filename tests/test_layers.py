@@ -14,11 +14,11 @@ PACKAGE = ROOT / "idrc_jax"
 ORDER = [
     "_validate", "_files", "_command", "_roots", "statistics", "plans", "schemes", "neyman_pearson", "radial",
     "certificates", "results", "summary", "figures", "recertify", "progress", "imagenet", "interop.layouts",
-    "interop.torch_files", "interop.tables",
+    "interop.torch_files", "interop.checks", "interop.tables",
     # ---- everything above imports no JAX
-    "prng", "noise", "models.resnet", "models.resnet50", "models.folding", "kernels.build", "kernels.resnet_cpu",
-    "kernels.convolution_cpu", "data", "devices", "workers", "checkpoints", "interop.importing", "interop.exporting",
-    "interop.aten", "interop.torch_modules", "interop.factory", "sampling", "training", "scheduler", "certification",
+    "prng", "noise", "models.resnet", "models.resnet50", "models.vit", "models.folding", "kernels.build",
+    "kernels.resnet_cpu", "kernels.convolution_cpu", "data", "devices", "workers", "checkpoints",
+    "interop.transformers_vit", "interop.importing", "interop.exporting", "interop.aten", "interop.torch_modules", "interop.factory", "sampling", "training", "scheduler", "certification",
     "smoothing", "config", "cli",
 ]  # fmt: skip
 WITHOUT_JAX = ORDER[: ORDER.index("prng")]

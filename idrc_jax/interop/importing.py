@@ -1,7 +1,5 @@
 """Import a PyTorch checkpoint: every tensor is checked, the normalisation is never guessed."""
 
-import hashlib
-import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from idrc_jax import _command, _files, checkpoints
-from idrc_jax.interop import layouts, torch_files
+from idrc_jax.interop import checks, layouts, torch_files, transformers_vit
 
 _SIZES = {"resnet": 32, "resnet50": 224}
 
@@ -27,10 +25,10 @@ def import_network(
     """A PyTorch network as the tensors and the description that `checkpoints.save_weights` takes.
 
     Args:
-      path: a file that `torch_files.read` can read.
+      path: a file that `torch_files.read` can read, or a folder of a Vision Transformer (`transformers_vit`).
       arch: cifar_resnetN or resnet50; the file's own name for it by default.
       classes: that its head must have; 0 takes those of the file.
-      size: height and width of the images; 0 takes 32 for CIFAR's networks and 224 for ImageNet's.
+      size: height and width of the images; 0 takes 32 for CIFAR's networks, 224 for ImageNet's, a ViT's own.
       mean, std: of each channel (one value serves all), for a file that does not store them.
 
     Raises:
@@ -38,6 +36,8 @@ def import_network(
         unexpected, of another shape, not floats or not finite.
     """
     path = Path(path)
+    if path.is_dir():
+        return _import_folder(path, arch, classes=classes, size=size, mean=tuple(mean), std=tuple(std))
     read = torch_files.read(path)
     if arch and read.arch and arch != read.arch:
         raise ValueError(f"Expected --arch {read.arch}, as {path} says itself, got {arch}.")
@@ -49,29 +49,35 @@ def import_network(
     zero_pad = akamaster and not any(f".{layout.shortcut}." in name for name in read.tensors)
     blocks = layouts.stages(architecture, depth)
     _check_depth(read.tensors, blocks, path)
-    channels = _shape_of(read.tensors, "conv1.weight", 4, path)[1]
-    head = _shape_of(read.tensors, f"{layout.head}.bias", 1, path)[0]
-    if classes and classes != head:
-        raise ValueError(f"Expected a head of {classes} classes in {path}, got {head}.")
-    moments, origin = _normalisation(read, tuple(mean), tuple(std), channels, path)
+    channels = checks.shape_of(read.tensors, "conv1.weight", 4, path)[1]
     side = size or _SIZES[architecture]
     description = {
         "architecture": architecture,
         "depth": depth,
-        "classes": head,
+        "classes": checks.head(read.tensors, f"{layout.head}.bias", classes, path),
         "image_shape": [side, side, channels],
         "shortcut": "zero_pad" if zero_pad else "projection",
-        **moments,
+        **checks.normalisation(read, tuple(mean), tuple(std), channels, path),
         "dtype": "float32",
-        "normalisation": f"mean {moments['mean']}, std {moments['std']}, {origin}",
-        "imported": {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
+        "imported": checks.origin(path),
     }
     _, params, stats = checkpoints.abstract(description, dtype="float32")
     shapes = {name: value.shape for name, value in (params | stats).items()}
     names = layouts.torch_names(shapes, blocks, layout)
-    _check_names(read.tensors, names, path)
-    tensors = {name: _tensor(read.tensors, names[name], shape, path) for name, shape in shapes.items()}
-    return tensors, description
+    return checks.tensors(read.tensors, names, shapes, path), description
+
+
+def _import_folder(folder: Path, arch: str, **asked: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A folder of Hugging Face's, by the class that its config.json names."""
+    if arch:
+        raise ValueError(f"Expected no --arch, as {folder}/config.json says what the network is, got {arch}.")
+    named = checks.read_json(folder / "config.json").get("architectures")
+    if named == [transformers_vit.ARCHITECTURE]:
+        return transformers_vit.import_folder(folder, **asked)
+    raise ValueError(
+        f"Expected a folder of a {transformers_vit.ARCHITECTURE}, got architectures {named} in {folder}/config.json: "
+        "other networks are certified by idrc_jax.from_torch."
+    )
 
 
 def _check_depth(tensors: dict[str, np.ndarray], blocks: tuple[int, ...], path: Path) -> None:
@@ -86,74 +92,14 @@ def _check_depth(tensors: dict[str, np.ndarray], blocks: tuple[int, ...], path: 
         raise ValueError(f"Expected {asked} blocks in layer1, layer2 ... of {path}, as --arch has them, got {got}.")
 
 
-def _shape_of(tensors: dict[str, np.ndarray], name: str, ndim: int, path: Path) -> tuple[int, ...]:
-    if name not in tensors or tensors[name].ndim != ndim:
-        got = "none" if name not in tensors else f"shape {tensors[name].shape}"
-        raise ValueError(f"Expected a tensor {name} with {ndim} axes in {path}, got {got}.")
-    return tensors[name].shape
-
-
-def _normalisation(
-    read: torch_files.Checkpoint, mean: tuple[float, ...], std: tuple[float, ...], channels: int, path: Path
-) -> tuple[dict[str, list[float]], str]:
-    """Mean and std of each channel, and where they came from."""
-    given = bool(mean or std)
-    if given and read.mean is not None:
-        raise ValueError(
-            f"Expected no --mean and --std, as {path} holds mean {read.mean} and std {read.std}, got them."
-        )
-    if not given and read.mean is None:
-        raise ValueError(
-            f"Expected --mean and --std of the images' normalisation, as {path} does not hold them (0 and 1: none). "
-            "Cohen et al. use .4914 .4822 .4465 and .2023 .1994 .2010 for CIFAR-10, .485 .456 .406 and .229 .224 .225 "
-            "for ImageNet, akamaster the latter for CIFAR-10."
-        )
-    made = {}
-    for name, values in (("mean", mean if given else read.mean), ("std", std if given else read.std)):
-        values = tuple(values or ())
-        values = values * channels if len(values) == 1 else values
-        if len(values) != channels or not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
-            raise ValueError(f"Expected a {name} for each of {channels} channels (std > 0), got {list(values)}.")
-        made[name] = list(values)
-    return made, "given by the user" if given else "from the file"
-
-
-def _check_names(tensors: dict[str, np.ndarray], names: dict[str, str], path: Path) -> None:
-    wanted = set(names.values())
-    counters = {name.replace("running_mean", "num_batches_tracked") for name in wanted}
-    missing, unexpected = sorted(wanted - tensors.keys()), sorted(tensors.keys() - wanted - counters)
-    if missing or unexpected:
-        raise ValueError(
-            f"Expected the network's tensors in {path}, missing: {_few(missing)}; unexpected: {_few(unexpected)}."
-        )
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return (", ".join(names[:5]) or "none") + more
-
-
-def _tensor(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...], path: Path) -> np.ndarray:
-    """One tensor in our axes, checked."""
-    value = tensors[name]
-    wanted = layouts.to_torch(np.empty(shape, np.float32)).shape
-    if value.shape != wanted:
-        raise ValueError(f"Expected {name} of shape {wanted} in {path}, got {value.shape}.")
-    if value.dtype != np.float32:
-        raise ValueError(f"Expected floats in {name} of {path}, got {value.dtype}.")
-    if not np.isfinite(value).all():
-        raise ValueError(f"Expected finite weights in {path}, got a non-finite value in {name}.")
-    return layouts.from_torch(value)
-
-
 def main() -> None:
     """Import a PyTorch checkpoint, to be certified by --config.model.weights=DIR/weights.safetensors."""
     with _command.one_line_errors():
         parser = _command.Parser("idrc-import", main.__doc__)
-        parser.add_argument("checkpoint", type=Path, help=".pth, .pt, .th, .tar or .safetensors")
+        parser.add_argument("checkpoint", type=Path, help=".pth, .pt, .th, .tar, .safetensors, or a ViT's folder")
         parser.add_argument("--arch", default="", help="cifar_resnetN or resnet50, if the file does not say")
         parser.add_argument("--classes", type=int, default=0, help="refuse a network of another number of classes")
-        parser.add_argument("--size", type=int, default=0, help="height and width of the images: 32 or 224 by default")
+        parser.add_argument("--size", type=int, default=0, help="height and width of the images: the network's by default")
         parser.add_argument("--mean", type=float, nargs="+", default=(), help="of each channel, if the file has none")
         parser.add_argument("--std", type=float, nargs="+", default=(), help="of each channel, if the file has none")
         parser.add_argument("--out", type=Path, required=True, help="folder for weights.safetensors")

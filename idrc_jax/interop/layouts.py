@@ -25,7 +25,7 @@ AKAMASTER = Layout("linear", "shortcut")
 
 _MODULES = {"stem": "conv1", "stem_norm": "bn1", "projection": "{shortcut}.0", "projection_norm": "{shortcut}.1"}
 _MODULES |= {"head": "{head}"} | {f"conv{k}": f"conv{k}" for k in (1, 2, 3)} | {f"norm{k}": f"bn{k}" for k in (1, 2, 3)}
-_LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
 def parse(arch: str) -> tuple[str, int]:
@@ -41,8 +41,9 @@ def parse(arch: str) -> tuple[str, int]:
 
 
 def arch_of(description: dict[str, Any]) -> str:
-    """The inverse of `parse`."""
-    return "resnet50" if description["architecture"] == "resnet50" else f"cifar_resnet{description['depth']}"
+    """The inverse of `parse`; the architecture's own name where `parse` knows none."""
+    architecture = description["architecture"]
+    return f"cifar_resnet{description['depth']}" if architecture == "resnet" else architecture
 
 
 def stages(architecture: str, depth: int) -> tuple[int, ...]:
@@ -57,15 +58,15 @@ def torch_names(ours: Iterable[str], blocks: tuple[int, ...], layout: Layout) ->
     for name in ours:
         *path, module, leaf = name.split(".")
         place = f"{places[int(path[1])]}." if path else ""
-        names[name] = f"{place}{_MODULES[module].format(**layout._asdict())}.{_LEAVES[leaf]}"
+        names[name] = f"{place}{_MODULES[module].format(**layout._asdict())}.{LEAVES[leaf]}"
     return names
 
 
 def to_torch(value: np.ndarray) -> np.ndarray:
-    """Kernels [H, W, in, out] -> [out, in, H, W] and [in, out] -> [out, in]; vectors stay."""
-    return np.ascontiguousarray(value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T)
+    """Kernels [H, W, in, out] -> [out, in, H, W] and [in, out] -> [out, in]; all else stays."""
+    return np.ascontiguousarray(value.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim, range(value.ndim))))
 
 
 def from_torch(value: np.ndarray) -> np.ndarray:
     """The inverse of `to_torch`."""
-    return np.ascontiguousarray(value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T)
+    return np.ascontiguousarray(value.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(value.ndim, range(value.ndim))))
