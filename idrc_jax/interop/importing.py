@@ -99,7 +99,7 @@ def main() -> None:
         parser.add_argument("checkpoint", type=Path, help=".pth, .pt, .th, .tar, .safetensors, or a ViT's folder")
         parser.add_argument("--arch", default="", help="cifar_resnetN or resnet50, if the file does not say")
         parser.add_argument("--classes", type=int, default=0, help="refuse a network of another number of classes")
-        parser.add_argument("--size", type=int, default=0, help="height and width of the images: the network's by default")
+        parser.add_argument("--size", type=int, default=0, help="height and width of the images, if not the usual ones")
         parser.add_argument("--mean", type=float, nargs="+", default=(), help="of each channel, if the file has none")
         parser.add_argument("--std", type=float, nargs="+", default=(), help="of each channel, if the file has none")
         parser.add_argument("--out", type=Path, required=True, help="folder for weights.safetensors")

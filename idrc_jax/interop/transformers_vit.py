@@ -1,7 +1,7 @@
 """Vision Transformers from folders of Hugging Face's transformers, as `save_pretrained` writes them.
 
-`config.json` gives the sizes, `model.safetensors` or `pytorch_model.bin` the tensors, and `preprocessor_config.json`, where
-there is one, the normalisation and the resizing.
+`config.json` gives the sizes, `model.safetensors` or `pytorch_model.bin` the tensors, and `preprocessor_config.json`,
+where there is one, the normalisation and the resizing.
 """
 
 import dataclasses
@@ -102,10 +102,10 @@ def _preprocessing(read: torch_files.Checkpoint, path: Path) -> tuple[torch_file
         raise ValueError(f"Expected resample 2 (bilinear) or 3 (bicubic) in {path}, got {said['resample']}.")
     moments = {}
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
-        values = said.get(theirs)
+        values = said.get(theirs, [])
         if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
             raise ValueError(f"Expected {theirs} of each channel in {path}, got {values}.")
-        moments[ours] = tuple(values)
+        moments[ours] = tuple(values) or None
     return dataclasses.replace(read, **moments), resize
 
 
