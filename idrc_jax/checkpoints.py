@@ -206,10 +206,10 @@ def _for_inference(
     """The kernel's name, apply_fn and params of the folded network; ResNet-50 and ViT are not folded."""
     _validate.one_of("kernel", kernel, ("auto", "xla"))
     if description["architecture"] != "resnet":
-        graph, params, stats = abstract(description, dtype=dtype)
+        graph, _, _ = abstract(description, dtype=dtype)
 
         def apply_fn(weights: Tensors, images: jax.Array) -> jax.Array:
-            return merge(graph, *({name: weights[name] for name in part} for part in (params, stats)))(images)
+            return merge(graph, weights, {})(images)
 
         return "xla", apply_fn, folding.cast(tensors, _DTYPES[dtype])
     shape, half = tuple(description["image_shape"]), dtype == "bfloat16"

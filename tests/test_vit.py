@@ -82,8 +82,8 @@ def in_numpy(tensors, images):
         patch, kernel = settings["patch"], weights["patches.kernel"]
         starts = range(0, settings["size"], patch)
         patches = [image[row : row + patch, column : column + patch] for row in starts for column in starts]
-        tokens = [weights["class_token"][0, 0], *(np.tensordot(one, kernel, 3) + weights["patches.bias"] for one in patches)]
-        x = np.stack(tokens) + weights["positions"][0]
+        tokens = [np.tensordot(one, kernel, 3) + weights["patches.bias"] for one in patches]
+        x = np.stack([weights["class_token"][0, 0], *tokens]) + weights["positions"][0]
         for block in (f"blocks.{number}" for number in range(settings["depth"])):
             x = x + attend(f"{block}.attention", norm(f"{block}.norm1", x))
             y = linear(f"{block}.fc1", norm(f"{block}.norm2", x))
