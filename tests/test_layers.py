@@ -18,8 +18,9 @@ ORDER = [
     # ---- everything above imports no JAX
     "prng", "noise", "models.resnet", "models.resnet50", "models.vit", "models.folding", "kernels.build",
     "kernels.resnet_cpu", "kernels.convolution_cpu", "data", "devices", "workers", "checkpoints",
-    "interop.transformers_vit", "interop.importing", "interop.exporting", "interop.aten", "interop.torch_modules", "interop.factory", "sampling", "training", "scheduler", "certification",
-    "smoothing", "config", "cli",
+    "interop.transformers_vit", "interop.importing", "interop.exporting", "interop.aten",
+    "interop.torch_modules", "interop.factory", "sampling", "training", "scheduler", "certification", "smoothing",
+    "config", "cli",
 ]  # fmt: skip
 WITHOUT_JAX = ORDER[: ORDER.index("prng")]
 

@@ -100,9 +100,7 @@ class ViT(nnx.Module):
         if not len(mean) == len(std) == channels:
             raise ValueError(f"Expected a mean and a std for each of {channels} channels, got {mean} and {std}.")
         self.mean, self.std, self.size, self.resize = tuple(mean), tuple(std), size, resize
-        self.patches = nnx.Conv(
-            channels, width, (patch, patch), strides=patch, padding="VALID", dtype=dtype, rngs=rngs
-        )
+        self.patches = nnx.Conv(channels, width, (patch, patch), strides=patch, padding="VALID", dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(jnp.zeros((1, 1, width)))
         self.positions = nnx.Param(_position(rngs.params(), (1, (size // patch) ** 2 + 1, width), jnp.float32))
         self.blocks = nnx.List([EncoderBlock(width, heads, mlp, dtype, rngs) for _ in range(depth)])
