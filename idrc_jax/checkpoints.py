@@ -203,9 +203,9 @@ def load_classifier(
 def _for_inference(
     tensors: Tensors, description: dict[str, Any], *, dtype: str, kernel: str
 ) -> tuple[str, Callable[[Any, jax.Array], jax.Array], Any]:
-    """The kernel's name, apply_fn and params of the folded network; ResNet-50 and ViT are not folded."""
+    """The kernel's name, apply_fn and params of the network, a ResNet folded."""
     _validate.one_of("kernel", kernel, ("auto", "xla"))
-    if description["architecture"] != "resnet":
+    if description["architecture"] == "vit":
         graph, _, _ = abstract(description, dtype=dtype)
 
         def apply_fn(weights: Tensors, images: jax.Array) -> jax.Array:
@@ -214,6 +214,8 @@ def _for_inference(
         return "xla", apply_fn, folding.cast(tensors, _DTYPES[dtype])
     shape, half = tuple(description["image_shape"]), dtype == "bfloat16"
     folded = folding.fold(tensors, mean=tuple(description["mean"]), std=tuple(description["std"]))
+    if description["architecture"] == "resnet50":
+        return "xla", folding.apply_resnet50, folding.cast(folded, _DTYPES[dtype])
     if kernel == "auto" and jax.default_backend() == "cpu" and resnet_cpu.available():
         return "resnet_cpu", *resnet_cpu.classifier(folded, shape, half=half)
     return "xla", folding.apply, folding.cast(folded, _DTYPES[dtype])
