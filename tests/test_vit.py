@@ -105,6 +105,16 @@ def test_logits_are_those_of_numpy_and_bfloat16_is_near():
     np.testing.assert_allclose(half, full, atol=0.03 * np.abs(full).max(), rtol=0)
 
 
+@pytest.mark.parametrize(("scale", "offset"), [(1, 30), (1e-3, 0)])
+def test_layer_norms_are_exact(scale, offset):
+    """Features whose mean is many times their spread, and features so small that the epsilon matters."""
+    tensors, images = random_tensors(), noisy(3, 12)
+    for name in ("class_token", "positions", "patches.kernel", "patches.bias"):
+        tensors[name] = tensors[name] * np.float32(scale)
+    tensors["positions"] += offset
+    np.testing.assert_allclose(network(tensors)(images), in_numpy(tensors, images), atol=1e-4, rtol=0)
+
+
 def test_only_the_position_embeddings_tell_the_order_of_patches():
     tensors, images = random_tensors(), noisy(2, 12)
     permuted = images.copy()

@@ -122,4 +122,4 @@ class ViT(nnx.Module):
 
 
 def _layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(width, epsilon=_EPSILON, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+    return nnx.LayerNorm(width, epsilon=_EPSILON, use_fast_variance=False, rngs=rngs)
