@@ -44,7 +44,7 @@ def fold(tensors: dict[str, np.ndarray], *, mean: tuple[float, ...], std: tuple[
 
 
 def cast(folded: dict[str, np.ndarray], dtype: Any) -> Weights:
-    """Folded weights on the device: the convolutions' kernels in `dtype`, all else in float32."""
+    """Weights on the device: all kernels but the head's in `dtype`, all else in float32."""
 
     def stored(name: str) -> Any:
         return dtype if name.endswith(".kernel") and name != "head.kernel" else jnp.float32
