@@ -30,13 +30,18 @@ from idrc_jax.models import folding
 from idrc_jax.models.resnet import ResNet
 from idrc_jax.models.resnet50 import ResNet50
 from idrc_jax.models.unet import UNet
+from idrc_jax.models.vit import ViT
 from idrc_jax.results import differences
 
 WEIGHTS = "weights.safetensors"
 _FORMAT = 1
 Tensors = dict[str, Any]
-_DESCRIBED_RESNET = {"depth", "classes", "shortcut", "mean", "std"}
-_DESCRIBED = {"resnet": _DESCRIBED_RESNET, "resnet50": _DESCRIBED_RESNET, "unet": {"unet", "diffusion"}}
+_DESCRIBED = {"architecture", "image_shape", "dtype"}
+_SETTINGS = {
+    **dict.fromkeys(("resnet", "resnet50"), {"classes", "mean", "std", "depth", "shortcut"}),
+    "vit": {"classes", "mean", "std", "vit"},
+    "unet": {"unet", "diffusion"},
+}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -87,12 +92,22 @@ class Classifier:
 
 def build(
     description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs, convolution: Any = jax.lax.conv_general_dilated
-) -> ResNet | ResNet50 | UNet:
+) -> ResNet | ResNet50 | UNet | ViT:
     """The network that a description names, newly initialised."""
-    _validate.one_of("model.architecture", description["architecture"], _DESCRIBED)
+    _validate.one_of("model.architecture", description["architecture"], _SETTINGS)
     _validate.one_of("model.dtype", dtype, _DTYPES)
     if description["architecture"] == "unet":
         return UNet(**description["unet"], dtype=_DTYPES[dtype], convolution=convolution, rngs=rngs)
+    if description["architecture"] == "vit":
+        return ViT(
+            **description["vit"],
+            classes=description["classes"],
+            channels=description["image_shape"][-1],
+            mean=tuple(description["mean"]),
+            std=tuple(description["std"]),
+            dtype=_DTYPES[dtype],
+            rngs=rngs,
+        )
     if description["architecture"] == "resnet50":
         return ResNet50(
             classes=description["classes"],
@@ -172,13 +187,13 @@ def load_classifier(
     """
     file = _weights_file(path)
     tensors, description = _read(file)
+    if description["architecture"] == "unet":
+        raise ValueError(f"Expected a classifier, got a denoiser in {file}: set denoiser.weights to it.")
     for name, value in (expect or {}).items():
         if description.get(name) != value:
             raise ValueError(
                 f"Expected a checkpoint with {name} = {value}, got {name} = {description.get(name)} in {file}."
             )
-    if description["architecture"] == "unet":
-        raise ValueError(f"Expected a classifier, got a denoiser in {file}: set denoiser.weights to it.")
     dtype = dtype or description["dtype"]
     _, params, stats = abstract(description, dtype=dtype)
     _check_tensors(tensors, {name: value.shape for name, value in (params | stats).items()}, file)
@@ -237,17 +252,19 @@ def load_denoiser(path: str | Path, *, dtype: str = "", kernel: str = "auto") ->
 def _for_inference(
     tensors: Tensors, description: dict[str, Any], *, dtype: str, kernel: str
 ) -> tuple[str, Callable[[Any, jax.Array], jax.Array], Any]:
-    """The kernel's name, apply_fn and params of the folded network; ImageNet's is not folded."""
+    """The kernel's name, apply_fn and params of the network, a ResNet folded."""
     _validate.one_of("kernel", kernel, ("auto", "xla"))
-    if description["architecture"] == "resnet50":
-        graph, params, stats = abstract(description, dtype=dtype)
+    if description["architecture"] == "vit":
+        graph, _, _ = abstract(description, dtype=dtype)
 
         def apply_fn(weights: Tensors, images: jax.Array) -> jax.Array:
-            return merge(graph, *({name: weights[name] for name in part} for part in (params, stats)))(images)
+            return merge(graph, weights, {})(images)
 
-        return "xla", apply_fn, {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
+        return "xla", apply_fn, folding.cast(tensors, _DTYPES[dtype])
     shape, half = tuple(description["image_shape"]), dtype == "bfloat16"
     folded = folding.fold(tensors, mean=tuple(description["mean"]), std=tuple(description["std"]))
+    if description["architecture"] == "resnet50":
+        return "xla", folding.apply_resnet50, folding.cast(folded, _DTYPES[dtype])
     if kernel == "auto" and jax.default_backend() == "cpu" and resnet_cpu.available():
         return "resnet_cpu", *resnet_cpu.classifier(folded, shape, half=half)
     return "xla", folding.apply, folding.cast(folded, _DTYPES[dtype])
@@ -345,8 +362,8 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise ValueError(
             f"Expected weights of format {_FORMAT} in {file}, got {version}: use the release that wrote it."
         )
-    needed = {"architecture", "image_shape", "dtype"} | _DESCRIBED.get(description.get("architecture"), set())
-    missing = sorted(needed - description.keys())
+    wanted = _DESCRIBED | _SETTINGS.get(description.get("architecture", ""), set())
+    missing = sorted(wanted - description.keys())
     if missing:
         raise ValueError(f"Expected a whole description in {file}, got none of {', '.join(missing)}.")
     return tensors, description

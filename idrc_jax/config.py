@@ -46,7 +46,7 @@ def base() -> Config:
     config.noise.bins = 0  # stepped: fit so many bins and levels of mean 1 to the training images instead
 
     config.model = ml_collections.ConfigDict()
-    config.model.architecture = "resnet"  # resnet50 (ImageNet's), or unet to train a denoiser
+    config.model.architecture = "resnet"  # resnet50 (ImageNet's); vit, imported only; unet to train a denoiser
     config.model.depth = 110
     config.model.shortcut = "projection"  # or zero_pad
     config.model.dtype = "float32"  # or bfloat16
@@ -163,8 +163,8 @@ def denoiser_sigma(config: Config, scheme: Scheme) -> float:
     """The noise level that the denoiser in front of the classifier is told."""
     if not config.denoiser.sigma and scheme.name != schemes.Gaussian.name:
         raise ValueError(
-            f"Expected denoiser.sigma, one level for all images, as {scheme.name} has a level of its own for each: told "
-            "that, the denoised classifier would depend on the clean image, and no certificate would hold."
+            f"Expected denoiser.sigma, one level for all images, as {scheme.name} has a level of its own for each: "
+            "told that, the denoised classifier would depend on the clean image, and no certificate would hold."
         )
     return config.denoiser.sigma or scheme.sigma
 
@@ -187,6 +187,11 @@ def denoiser_description(config: Config, train_set: data.Dataset) -> dict[str, A
 def description(config: Config, train_set: data.Dataset) -> dict[str, Any]:
     """What rebuilds the network (see `checkpoints.build`); mean and std of length 1 serve every channel."""
     model, shape = config.model, train_set.images.shape[1:]
+    if model.architecture == "vit":
+        raise ValueError(
+            "Expected model.architecture resnet or resnet50 to train, got vit: import a trained one (idrc-import), and "
+            "certify it by model.weights."
+        )
     _validate.one_of("model.dtype", model.dtype, ("float32", "bfloat16"))
 
     def per_channel(values: tuple[float, ...]) -> list[float]:

@@ -1,5 +1,6 @@
 """The folded network against the NNX network it was made from."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,3 +60,40 @@ def test_bfloat16_is_near_and_not_the_same():
     assert {name for name, dtype in types.items() if dtype == jnp.bfloat16} == {
         name for name in folded if name.endswith(".kernel") and name != "head.kernel"
     }
+
+
+def network_50(classes=6, seed=0):
+    """A ResNet-50 with random tensors, in both precisions, and its folded weights."""
+    description = {
+        "architecture": "resnet50", "depth": 50, "classes": classes, "image_shape": [64, 64, 3],
+        "shortcut": "projection", "mean": [0.5, 0.4, 0.6], "std": [0.2, 0.3, 0.25], "dtype": "float32",
+    }  # fmt: skip
+    random = np.random.default_rng(seed)
+
+    def draw(name, shape):
+        if name.endswith("kernel"):
+            return random.normal(0, np.prod(shape[:-1]) ** -0.5, shape).astype(np.float32)
+        if name.endswith((".scale", ".var")):
+            return random.uniform(0.6, 1.4, shape).astype(np.float32)
+        return random.normal(0, 0.3, shape).astype(np.float32)
+
+    graph, params, stats = checkpoints.abstract(description, dtype="float32")
+    tensors = {name: draw(name, value.shape) for name, value in (params | stats).items()}
+    parts = [{name: tensors[name] for name in part} for part in (params, stats)]
+    return jax.jit(lambda images: checkpoints.merge(graph, *parts)(images)), fold(tensors, description)
+
+
+def test_the_folded_resnet50_is_the_same_function():
+    """Odd sizes too: strides, the pool's padding and the border see the same pixels."""
+    model, folded = network_50()
+    weights, classify = folding.cast(folded, jnp.float32), jax.jit(folding.apply_resnet50)
+    for shape in ((64, 64, 3), (45, 51, 3)):
+        images = noisy(3, shape)
+        expected = np.asarray(model(images))
+        assert expected.std(axis=0).min() > 0.01
+        np.testing.assert_allclose(classify(weights, images), expected, atol=1e-5 * np.abs(expected).max())
+    images = noisy(3, (64, 64, 3))
+    full, half = (np.asarray(classify(folding.cast(folded, kind), images)) for kind in (jnp.float32, jnp.bfloat16))
+    assert half.dtype == np.float32
+    assert not np.array_equal(full, half)
+    np.testing.assert_allclose(half, full, atol=0.05 * np.abs(full).max())

@@ -3,7 +3,6 @@
 Every tensor is checked, and a setting that our U-Net does not have is refused, never ignored.
 """
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from idrc_jax import checkpoints
-from idrc_jax.interop import layouts, torch_files
+from idrc_jax.interop import checks, torch_files
 
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _CLASS = "UNet2DModel"
@@ -75,9 +74,8 @@ def import_unet(folder: str | Path, *, size: int = 0) -> tuple[dict[str, np.ndar
       size: height and width of the images; 0 takes those of the config.
 
     Returns:
-      (tensors, description); the description's "unet" holds every setting of `UNet`, its "diffusion" the schedule
-      (linear, scaled_linear or cosine), steps, beta_start, beta_end, what is predicted (epsilon, v or sample) and
-      whether further output channels hold a learned variance.
+      (tensors, description); the description's "unet" holds every setting of `UNet`, its "diffusion" the settings of
+      `diffusion.Schedule` and what is predicted. Twice the channels in the output hold a learned variance.
 
     Raises:
       ValueError: a file is missing or damaged, a setting is not one of ours, or tensors are missing, unexpected, of
@@ -86,23 +84,26 @@ def import_unet(folder: str | Path, *, size: int = 0) -> tuple[dict[str, np.ndar
     folder = Path(folder)
     config_file = _one_of(folder, ("config.json", "unet/config.json"))
     weights = _one_of(config_file.parent, _WEIGHTS)
-    settings, shape = _unet(_json(config_file), size, config_file)
+    settings, shape = _unet(checks.read_json(config_file), size, config_file)
+    channels, out = settings["channels"], settings["channels_out"]
+    if out not in (channels, 2 * channels):
+        raise ValueError(
+            f"Expected {channels} or {2 * channels} (with a learned variance) out_channels in {config_file}, got {out}."
+        )
     description = {
         "architecture": "unet",
         "image_shape": [*shape, settings["channels"]],
         "unet": settings,
-        "diffusion": _diffusion(
-            _one_of(folder, ("scheduler_config.json", "scheduler/scheduler_config.json")),
-            learned_variance=_learned_variance(settings, config_file),
-        ),
+        "diffusion": _diffusion(_one_of(folder, ("scheduler_config.json", "scheduler/scheduler_config.json"))),
         "dtype": "float32",
-        "imported": {"file": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()},
+        "imported": checks.origin(weights),
     }
     _, params, _ = checkpoints.abstract(description, dtype="float32")
     shapes = {name: value.shape for name, value in params.items()}
     tensors = torch_files.read(weights).tensors
     old = any(".proj_attn." in name for name in tensors)
-    return layouts.take(tensors, {name: _theirs(name, old) for name in shapes}, shapes, weights), description
+    names = {name: _theirs(name, old) for name in shapes}
+    return checks.tensors(tensors, names, shapes, weights), description
 
 
 def _one_of(folder: Path, names: tuple[str, str]) -> Path:
@@ -110,16 +111,6 @@ def _one_of(folder: Path, names: tuple[str, str]) -> Path:
     if not found:
         raise ValueError(f"Expected {names[0]} or {names[1]} in {folder}, as diffusers writes them, got neither.")
     return found[0]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"Expected JSON in {path}, got: {error}.") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"Expected a JSON object in {path}, got {type(value).__name__}.")
-    return value
 
 
 def _theirs(name: str, old: bool) -> str:
@@ -210,19 +201,12 @@ def _levels(config: dict[str, Any], count: int, path: Path) -> tuple[list[bool],
     return attention["down"], ways.pop() if ways else "conv"
 
 
-def _learned_variance(settings: dict[str, Any], path: Path) -> bool:
-    channels, out = settings["channels"], settings["channels_out"]
-    if out not in (channels, 2 * channels):
-        raise ValueError(f"Expected {channels} or {2 * channels} out_channels (learned variance) in {path}, got {out}.")
-    return out != channels
-
-
-def _diffusion(path: Path, *, learned_variance: bool) -> dict[str, Any]:
+def _diffusion(path: Path) -> dict[str, Any]:
     """The noise schedule that the network was trained with."""
     config = {
         "_class_name": None, "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02,
         "beta_schedule": "linear", "trained_betas": None, "prediction_type": "epsilon", "rescale_betas_zero_snr": False,
-    } | _json(path)  # fmt: skip
+    } | checks.read_json(path)  # fmt: skip
     _choice(config, "_class_name", _SCHEDULERS, path)
     _choice(config, "beta_schedule", tuple(_SCHEDULES), path)
     _choice(config, "prediction_type", tuple(_PREDICTIONS), path)
@@ -233,11 +217,5 @@ def _diffusion(path: Path, *, learned_variance: bool) -> dict[str, Any]:
         raise ValueError(f"Expected num_train_timesteps >= 1 in {path}, got {steps!r}.")
     if not (isinstance(start, int | float) and isinstance(end, int | float) and 0 < start <= end < 1):
         raise ValueError(f"Expected 0 < beta_start <= beta_end < 1 in {path}, got {start!r} and {end!r}.")
-    return {
-        "schedule": _SCHEDULES[config["beta_schedule"]],
-        "steps": steps,
-        "beta_start": start,
-        "beta_end": end,
-        "prediction": _PREDICTIONS[config["prediction_type"]],
-        "learned_variance": learned_variance,
-    }
+    schedule = {"kind": _SCHEDULES[config["beta_schedule"]], "steps": steps, "beta_start": start, "beta_end": end}
+    return {"schedule": schedule, "prediction": _PREDICTIONS[config["prediction_type"]]}

@@ -24,6 +24,8 @@ def state_dict(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
       akamaster's; mean and std normalise the image before the network.
     """
     tensors, described = checkpoints.read_weights(path)
+    if described["architecture"] not in ("resnet", "resnet50"):
+        raise ValueError(f"Expected a ResNet to export, got the architecture {described['architecture']} in {path}.")
     layout = layouts.AKAMASTER if described["shortcut"] == "zero_pad" else layouts.TORCHVISION
     blocks = layouts.stages(described["architecture"], described["depth"])
     names = layouts.torch_names(tensors, blocks, layout)

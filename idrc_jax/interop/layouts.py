@@ -6,7 +6,6 @@ their own for the head and the shortcuts, and where they have no shortcut tensor
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ AKAMASTER = Layout("linear", "shortcut")
 
 _MODULES = {"stem": "conv1", "stem_norm": "bn1", "projection": "{shortcut}.0", "projection_norm": "{shortcut}.1"}
 _MODULES |= {"head": "{head}"} | {f"conv{k}": f"conv{k}" for k in (1, 2, 3)} | {f"norm{k}": f"bn{k}" for k in (1, 2, 3)}
-_LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
 def parse(arch: str) -> tuple[str, int]:
@@ -42,8 +41,9 @@ def parse(arch: str) -> tuple[str, int]:
 
 
 def arch_of(description: dict[str, Any]) -> str:
-    """The inverse of `parse`."""
-    return "resnet50" if description["architecture"] == "resnet50" else f"cifar_resnet{description['depth']}"
+    """The inverse of `parse`; the architecture's own name where `parse` knows none."""
+    architecture = description["architecture"]
+    return f"cifar_resnet{description['depth']}" if architecture == "resnet" else architecture
 
 
 def stages(architecture: str, depth: int) -> tuple[int, ...]:
@@ -58,49 +58,15 @@ def torch_names(ours: Iterable[str], blocks: tuple[int, ...], layout: Layout) ->
     for name in ours:
         *path, module, leaf = name.split(".")
         place = f"{places[int(path[1])]}." if path else ""
-        names[name] = f"{place}{_MODULES[module].format(**layout._asdict())}.{_LEAVES[leaf]}"
+        names[name] = f"{place}{_MODULES[module].format(**layout._asdict())}.{LEAVES[leaf]}"
     return names
 
 
 def to_torch(value: np.ndarray) -> np.ndarray:
-    """Kernels [H, W, in, out] -> [out, in, H, W] and [in, out] -> [out, in]; vectors stay."""
-    return np.ascontiguousarray(value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T)
+    """Kernels [H, W, in, out] -> [out, in, H, W] and [in, out] -> [out, in]; all else stays."""
+    return np.ascontiguousarray(value.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim, range(value.ndim))))
 
 
 def from_torch(value: np.ndarray) -> np.ndarray:
     """The inverse of `to_torch`."""
-    return np.ascontiguousarray(value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T)
-
-
-def take(
-    tensors: dict[str, np.ndarray], names: dict[str, str], shapes: dict[str, tuple[int, ...]], path: Path
-) -> dict[str, np.ndarray]:
-    """Our tensors, of these shapes, from those of a file, each checked; `names` are our names -> the file's.
-
-    Raises:
-      ValueError: tensors are missing, unexpected, of another shape, not floats or not finite.
-    """
-    wanted = set(names.values())
-    missing, unexpected = sorted(wanted - tensors.keys()), sorted(tensors.keys() - wanted)
-    if missing or unexpected:
-        raise ValueError(
-            f"Expected the network's tensors in {path}, missing: {_few(missing)}; unexpected: {_few(unexpected)}."
-        )
-    return {name: _tensor(tensors[names[name]], names[name], shape, path) for name, shape in shapes.items()}
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return (", ".join(names[:5]) or "none") + more
-
-
-def _tensor(value: np.ndarray, name: str, shape: tuple[int, ...], path: Path) -> np.ndarray:
-    """One tensor in our axes, checked."""
-    wanted = to_torch(np.empty(shape, np.float32)).shape
-    if value.shape != wanted:
-        raise ValueError(f"Expected {name} of shape {wanted} in {path}, got {value.shape}.")
-    if value.dtype != np.float32:
-        raise ValueError(f"Expected floats in {name} of {path}, got {value.dtype}.")
-    if not np.isfinite(value).all():
-        raise ValueError(f"Expected finite weights in {path}, got a non-finite value in {name}.")
-    return from_torch(value)
+    return np.ascontiguousarray(value.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(value.ndim, range(value.ndim))))

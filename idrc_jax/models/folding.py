@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from idrc_jax.models.resnet50 import max_pool
+
 Weights = dict[str, Any]
 _EPSILON = 1e-5
 
 
 def fold(tensors: dict[str, np.ndarray], *, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, np.ndarray]:
-    """Kernels and biases of the network of `models.resnet.ResNet` with those tensors, float32.
+    """Kernels and biases of the `models.resnet.ResNet` or `models.resnet50.ResNet50` with those tensors, float32.
 
     Args:
       tensors: under their dotted names, running statistics included.
@@ -42,7 +44,7 @@ def fold(tensors: dict[str, np.ndarray], *, mean: tuple[float, ...], std: tuple[
 
 
 def cast(folded: dict[str, np.ndarray], dtype: Any) -> Weights:
-    """Folded weights on the device: the convolutions' kernels in `dtype`, all else in float32."""
+    """Weights on the device: all kernels but the head's in `dtype`, all else in float32."""
 
     def stored(name: str) -> Any:
         return dtype if name.endswith(".kernel") and name != "head.kernel" else jnp.float32
@@ -52,16 +54,44 @@ def cast(folded: dict[str, np.ndarray], dtype: Any) -> Weights:
 
 def apply(weights: Weights, images: jax.Array) -> jax.Array:
     """Logits float32 [N, classes] of images float32 [N, H, W, C]; the kernels' type is that of the activations."""
-    dtype = weights["stem.kernel"].dtype
-    x = ((images - weights["mean"]) / weights["std"]).astype(dtype)
-    x = _convolve(weights, "stem", x, 1)
-    for block in range(sum(name.endswith("conv1.kernel") for name in weights)):
-        x = _block(weights, f"blocks.{block}", x)
+    x = _convolve(weights, "stem", _normalised(weights, images), 1)
+    for block in range(_blocks(weights)):
+        x = _basic(weights, f"blocks.{block}", x)
+    return _head(weights, x)
+
+
+def apply_resnet50(weights: Weights, images: jax.Array) -> jax.Array:
+    """The same of a folded ResNet-50."""
+    x = max_pool(_convolve(weights, "stem", _normalised(weights, images), 2))
+    for block in range(_blocks(weights)):
+        x = _bottleneck(weights, f"blocks.{block}", x)
+    return _head(weights, x)
+
+
+def _blocks(weights: Weights) -> int:
+    return sum(name.endswith("conv1.kernel") for name in weights)
+
+
+def _normalised(weights: Weights, images: jax.Array) -> jax.Array:
+    return ((images - weights["mean"]) / weights["std"]).astype(weights["stem.kernel"].dtype)
+
+
+def _head(weights: Weights, x: jax.Array) -> jax.Array:
     x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
     return x @ weights["head.kernel"] + weights["head.bias"]
 
 
-def _block(weights: Weights, name: str, x: jax.Array) -> jax.Array:
+def _bottleneck(weights: Weights, name: str, x: jax.Array) -> jax.Array:
+    features_in, features = weights[f"{name}.conv1.kernel"].shape[2:]
+    stride = 2 if features_in == 2 * features else 1  # the first block of a stage, but not of the first stage
+    y = _convolve(weights, f"{name}.conv1", x, 1)
+    y = _convolve(weights, f"{name}.conv2", y, stride)
+    if f"{name}.projection.kernel" in weights:
+        x = _convolve(weights, f"{name}.projection", x, stride, relu=False)
+    return _convolve(weights, f"{name}.conv3", y, 1, shortcut=x)
+
+
+def _basic(weights: Weights, name: str, x: jax.Array) -> jax.Array:
     features_in, features = weights[f"{name}.conv1.kernel"].shape[2:]
     stride = 1 if features == features_in else 2
     y = _convolve(weights, f"{name}.conv1", x, stride)

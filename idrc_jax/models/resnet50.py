@@ -17,6 +17,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def max_pool(x: jax.Array) -> jax.Array:
+    """The largest of 3x3 pixels, at every second one: [N, H, W, C] -> [N, H/2, W/2, C]."""
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), _POOL_PADDING)
+
+
 class Bottleneck(nnx.Module):
     """1x1, 3x3 and 1x1 convolutions and a shortcut: [N, H, W, C] -> [N, H/stride, W/stride, 4 * features]."""
 
@@ -86,7 +91,7 @@ class ResNet50(nnx.Module):
         x = (images - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
         x = x.astype(self.dtype)
         x = nnx.relu(self.stem_norm(self.stem(x), use_running_average=not train))
-        x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), _POOL_PADDING)
+        x = max_pool(x)
         for block in self.blocks:
             x = block(x, train)
         x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
