@@ -38,7 +38,8 @@ _FORMAT = 1
 Tensors = dict[str, Any]
 _DESCRIBED = {"architecture", "image_shape", "dtype"}
 _SETTINGS = {
-    **dict.fromkeys(("resnet", "resnet50"), {"classes", "mean", "std", "depth", "shortcut"}),
+    "resnet": {"classes", "mean", "std", "depth", "shortcut"},
+    "resnet50": {"classes", "mean", "std", "depth", "shortcut"},
     "vit": {"classes", "mean", "std", "vit"},
     "unet": {"unet", "diffusion"},
 }
