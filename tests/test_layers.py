@@ -19,8 +19,8 @@ ORDER = [
     "prng", "noise", "models.resnet", "models.resnet50", "models.unet", "models.vit", "models.folding",
     "kernels.build", "kernels.resnet_cpu", "kernels.convolution_cpu", "data", "devices", "workers", "diffusion",
     "checkpoints", "denoised", "interop.diffusers", "interop.transformers_vit", "interop.importing",
-    "interop.exporting", "interop.aten", "interop.torch_modules", "interop.factory", "sampling", "training_loop", "training",
-    "denoising", "scheduler", "certification", "smoothing", "config", "cli",
+    "interop.exporting", "interop.aten", "interop.torch_modules", "interop.factory", "sampling", "training_loop",
+    "training", "denoising", "scheduler", "certification", "smoothing", "config", "cli",
 ]  # fmt: skip
 WITHOUT_JAX = ORDER[: ORDER.index("prng")]
 
