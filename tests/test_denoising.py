@@ -1,9 +1,12 @@
 import csv
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 from flax import nnx
 from scipy import stats
 
@@ -172,3 +175,16 @@ def test_a_classifier_is_tuned_on_denoised_images_from_given_weights(digits, fin
 def test_wrong_targets_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Target(Schedule(), **settings)
+
+
+@pytest.mark.shared
+def test_the_committed_denoiser_takes_noise_off_real_images_at_every_level(shared, tmp_path):
+    unpack = [sys.executable, str(shared / "cifar10" / "unpack.py"), str(tmp_path)]
+    subprocess.run(unpack, check=True, capture_output=True)
+    clean = data.to_unit(data.load("cifar10", "test", directory=str(tmp_path)).images[:40])
+    denoiser = checkpoints.load_denoiser(ROOT / "checkpoints" / "cifar10_denoiser_small.safetensors")
+    assert denoiser.sigmas == pytest.approx((0.05, 1.0))
+    for sigma, least in ((0.05, 1.0), (0.12, 2.0), (0.25, 5.0), (0.5, 7.0), (1.0, 7.0)):
+        noisy = clean + np.random.default_rng(0).normal(scale=sigma, size=clean.shape).astype(np.float32)
+        before, after = (np.mean((np.clip(x, 0, 1) - clean) ** 2) for x in (noisy, denoiser(noisy, sigma=sigma)))
+        assert before > least * after
