@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from idrc_jax import _command, data, galleries, noise, prng, results, schemes
@@ -26,8 +27,8 @@ def gallery(read: Results, dataset: data.Dataset) -> Gallery:
     if read.manifest is None or not read.rows:
         raise ValueError(f"Expected a run with rows and a manifest, got {read.path}.")
     made = read.manifest["guarantee"]
-    certified = np.asarray([row.idx for row in read.rows])
-    if certified.max() >= len(dataset) or dataset.fingerprint(certified) != made["data_sha256"]:
+    certified = np.sort([row.idx for row in read.rows])
+    if certified[-1] >= len(dataset) or dataset.fingerprint(certified) != made["data_sha256"]:
         raise ValueError(f"Expected the images of {read.path}, {made['data']}, got others in {dataset.name}.")
     chosen = np.asarray([row.idx for row in galleries.choose(read.rows)], np.int64)
     images, scheme = data.to_unit(dataset.images[chosen]), schemes.from_description(made)
@@ -48,7 +49,7 @@ def add_first_noise(
 @partial(jax.jit, static_argnames="law")
 def _noisy(key: jax.Array, images: jax.Array, indices: jax.Array, levels: jax.Array, *, law: str) -> jax.Array:
     def one(image: jax.Array, index: jax.Array, level: jax.Array) -> jax.Array:
-        return image + noise.draw(law, prng.sample(key, index, jax.numpy.uint32(0)), level, image.shape)
+        return image + noise.draw(law, prng.sample(key, index, jnp.uint32(0)), level, image.shape)
 
     return jax.vmap(one)(images, indices, levels)
 
@@ -64,7 +65,6 @@ def main() -> None:
         parser = _command.Parser("idrc-gallery", main.__doc__)
         parser.add_argument("runs", type=Path, nargs="+", help="folders with certificates.tsv and manifest.json")
         parser.add_argument("--data", default="", help="folder or file of the data set, as --config.data.dir")
-        parser.add_argument("--out", type=Path, help="folder for the galleries, by run; the runs' own by default")
         asked = parser.parse_args()
         for run in asked.runs:
             read = results.read_results(run)

@@ -4,6 +4,7 @@ Certificates need no pixels; figures and reports do. Which images are shown foll
 """
 
 import io
+import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,5 +91,6 @@ def read(folder: Path) -> Gallery | None:
 
 
 def _robustness(row: Row) -> tuple[float, float, int]:
-    """Sorts by radius, then by published radius; where there is none it is 0."""
-    return (*(max(radius or 0.0, 0.0) if radius == radius else 0.0 for radius in (row.radius, row.radius_published)), -row.idx)
+    """Sorts by radius, then by published radius, 0 where there is none, then the smaller index as the larger."""
+    radii = (0.0 if radius is None or math.isnan(radius) else radius for radius in (row.radius, row.radius_published))
+    return (*radii, -row.idx)
