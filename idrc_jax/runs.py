@@ -61,6 +61,21 @@ def labels(several: Sequence[Results]) -> list[str]:
     return made
 
 
+def other_images(a: Results, b: Results) -> str:
+    """How the images of two files differ, as far as the files say; empty when they are the same."""
+    one, other = ({row.idx: row.label for row in read.rows} for read in (a, b))
+    if a.manifest and b.manifest:
+        made = [read.manifest["guarantee"] for read in (a, b)]
+        sets = [f"{each['data']} ({each['data_sha256'][:8]})" for each in made]
+        # Of images that are decoded one by one the hash is of those certified, which the indices compare.
+        if sets[0] != sets[1] and not (made[0]["data"] == made[1]["data"] == "imagenet/test"):
+            return f"{sets[0]} against {sets[1]}"
+    if one.keys() != other.keys():
+        return f"{len(one.keys() - other.keys())} images only in the first, {len(other.keys() - one.keys())} in the second"
+    wrong = [idx for idx in one if one[idx] != other[idx]]
+    return f"image {wrong[0]} has label {one[wrong[0]]} against {other[wrong[0]]}" if wrong else ""
+
+
 def trained_under(one: Results) -> str:
     """The noise of the network's training, e.g. `gaussian, σ = 0.25`; empty where neither manifest nor folder says."""
     training = _training(one)
