@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 from bokeh.embed import json_item
-from bokeh.models import ColumnDataSource, HoverTool, Range1d
+from bokeh.models import ColumnDataSource, FactorRange, HoverTool, Range1d
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
 from idrc_jax.digest import ClassRadii, Curve
 
 KINDS = ("valid", "published")
+COLOURS = 8  # of the page; runs beyond have them again, in thinner lines
 _TOOLS = "pan,box_zoom,reset,save"
-_LOOK = {
+_LOOK: dict[str, Any] = {
     "sizing_mode": "stretch_width",
     "toolbar_location": "above",
     "tools": _TOOLS,
@@ -45,8 +47,8 @@ def curves(several: Sequence[tuple[str, Mapping[str, Curve | None]]]) -> dict[st
         height=430,
         x_axis_label="l2 radius (pixels in [0, 1])",
         y_axis_label="certified accuracy",
-        x_range=Range1d(0, top, bounds=(0, top)),
-        y_range=Range1d(0, 1, bounds=(0, 1)),
+        x_range=Range1d(start=0, end=top, bounds=(0, top)),
+        y_range=Range1d(start=0, end=1, bounds=(0, 1)),
         **_LOOK,
     )
     lines = []
@@ -55,20 +57,21 @@ def curves(several: Sequence[tuple[str, Mapping[str, Curve | None]]]) -> dict[st
             one = both[kind]
             if one is None:
                 continue
-            source = ColumnDataSource(_steps(one) | {"run": [name] * (2 * len(one.radius) - 1)})
+            source = ColumnDataSource(_steps(one))
             if kind == "valid":
                 band = plot.varea("radius", "low", "high", source=source, fill_alpha=0.15)
                 band.tags = ["band", kind, number]
             dash = "solid" if kind == "valid" else "dashed"
-            line = plot.line("radius", "accuracy", source=source, line_width=2.5, line_dash=dash)
+            width = 2.5 if number < COLOURS else 1.2
+            line = plot.line("radius", "accuracy", source=source, line_width=width, line_dash=dash, name=name)
             line.tags = ["line", kind, number]
             lines.append((kind, line))
     for kind, title in (("valid", "certified"), ("published", "published, no certificate")):
-        tips = [("run", "@run"), ("radius", "@radius{0.000}"), (title, "@accuracy{0.000} [@low{0.000}, @high{0.000}]")]
+        tips = [("run", "$name"), ("radius", "@radius{0.000}"), (title, "@accuracy{0.000} [@low{0.000}, @high{0.000}]")]
         own = [line for which, line in lines if which == kind]
         plot.add_tools(HoverTool(renderers=own, tooltips=tips, line_policy="nearest", visible=False))
     plot.toolbar.logo = None
-    return json_item(plot)
+    return dict(json_item(plot))
 
 
 def classes(kinds: Mapping[str, Sequence[ClassRadii] | None]) -> dict[str, Any]:
@@ -81,8 +84,8 @@ def classes(kinds: Mapping[str, Sequence[ClassRadii] | None]) -> dict[str, Any]:
     top = max((one.quantiles[-1] for one in known if one.quantiles), default=1.0)
     plot = figure(
         height=90 + 26 * max(len(factors), 1),
-        y_range=factors[::-1],
-        x_range=Range1d(0, 1.05 * top or 1.0),
+        y_range=FactorRange(factors=factors[::-1]),
+        x_range=Range1d(start=0, end=1.05 * top or 1.0),
         x_axis_label="l2 radius (pixels in [0, 1])",
         **_LOOK,
     )
@@ -90,7 +93,7 @@ def classes(kinds: Mapping[str, Sequence[ClassRadii] | None]) -> dict[str, Any]:
         chosen = [(factor, one) for factor, one in zip(factors, kinds[kind] or (), strict=False) if one.quantiles]
         if not chosen:
             continue
-        columns = {"name": [factor for factor, _ in chosen]}
+        columns: dict[str, Any] = {"name": [factor for factor, _ in chosen]}
         columns |= {key: [asdict(one)[key] for _, one in chosen] for key in ("images", "right", "wrong", "abstained")}
         for position, key in enumerate(("q05", "q25", "q50", "q75", "q95")):
             columns[key] = [one.quantiles[position] for _, one in chosen if one.quantiles]
@@ -110,13 +113,12 @@ def classes(kinds: Mapping[str, Sequence[ClassRadii] | None]) -> dict[str, Any]:
         plot.add_tools(HoverTool(renderers=[bar, middle], tooltips=tips, visible=False))
     plot.toolbar.logo = None
     plot.ygrid.grid_line_color = None
-    return json_item(plot)
+    return dict(json_item(plot))
 
 
-def _steps(one: Curve) -> dict[str, list[float]]:
-    """A falling staircase as a polyline: from each radius the value of the next one holds, up to it."""
-    made = {"radius": [one.radius[0], *(radius for pair in zip(one.radius, one.radius[1:], strict=False) for radius in pair)]}
+def _steps(one: Curve) -> dict[str, Any]:
+    """A falling staircase as a polyline: from each radius to the next one the next one's values hold."""
+    made = {"radius": np.repeat(one.radius, 2)[:-1]}
     for name in ("accuracy", "low", "high"):
-        values = getattr(one, name)
-        made[name] = [values[0], *(value for value in values[1:] for _ in range(2))]
-    return made
+        made[name] = np.repeat(getattr(one, name), 2)[1:]
+    return {name: np.asarray(values, np.float32) for name, values in made.items()}

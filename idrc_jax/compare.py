@@ -86,7 +86,9 @@ def paired_radii(first: Results, second: Results, *, published: bool = False) ->
     return found[0], found[1]
 
 
-def difference_interval(only_first: int, only_second: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
+def difference_interval(
+    only_first: int, only_second: int, images: int, confidence: float = 0.95
+) -> tuple[float, float]:
     """Interval of P(only second) - P(only first) = d (2q - 1), d the share of differing images, q that of the second's.
 
     Guarantee: coverage at least `confidence`: the exact intervals of q given their number (at 4/5 of the error
@@ -135,7 +137,9 @@ def verdict(differences: Sequence[Difference]) -> str:
     """In a sentence, at which radii one run certifies more, at 5 % for all radii together."""
     said = []
     for name, sign in (("A", -1), ("B", 1)):
-        radii = [one.radius for one in differences if one.p_holm <= 0.05 and sign * (one.only_second - one.only_first) > 0]
+        radii = [
+            one.radius for one in differences if one.p_holm <= 0.05 and sign * (one.only_second - one.only_first) > 0
+        ]
         if radii:
             said.append(f"{name} certifies more at {', '.join(f'{radius:g}' for radius in radii)}")
     what = "; ".join(said) if said else "the runs are not told apart at any radius"
@@ -149,7 +153,9 @@ def main() -> None:
         parser.add_argument("a", metavar="A", help="a run's folder, a result file, or NAME=FILE")
         parser.add_argument("b", metavar="B", help="another over the same images")
         parser.add_argument("--at", type=float, nargs="+", default=summary.RADII, help="radii")
-        parser.add_argument("--published", action="store_true", help="compare published radii, which are no certificates")
+        parser.add_argument(
+            "--published", action="store_true", help="compare published radii, which are no certificates"
+        )
         asked = parser.parse_args()
         a, b = runs.read([asked.a, asked.b])
         made = compare(a.results, b.results, asked.at, published=asked.published)

@@ -1,5 +1,6 @@
 """What a report says about one run, as plain values: curves, classes, confusions, samples, settings, the command."""
 
+import itertools
 import math
 import shlex
 from collections import Counter
@@ -66,7 +67,9 @@ def curve(results: Results, *, published: bool = False) -> Curve:
     return Curve(at.tolist(), (counts / len(radii)).tolist(), low.tolist(), high.tolist())
 
 
-def accuracies(results: Results, radii: Sequence[float], *, published: bool = False) -> list[tuple[float, float, float]]:
+def accuracies(
+    results: Results, radii: Sequence[float], *, published: bool = False
+) -> list[tuple[float, float, float]]:
     """(accuracy, low, high) at each radius, the last two a 95 % interval."""
     found = summary.correct_radii(results, published=published)
     counts = np.asarray([np.sum(found >= radius) for radius in radii])
@@ -128,7 +131,7 @@ def spending(results: Results) -> Spending:
 def spacing(indices: Sequence[int]) -> tuple[int, int, int] | None:
     """(start, stop, skip) of indices that are evenly spaced, None of others."""
     ordered = sorted(indices)
-    steps = {b - a for a, b in zip(ordered, ordered[1:], strict=False)}
+    steps = {b - a for a, b in itertools.pairwise(ordered)}
     if len(steps) > 1:
         return None
     return ordered[0], ordered[-1] + 1, steps.pop() if steps else 1

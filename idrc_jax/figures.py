@@ -6,6 +6,7 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -170,10 +171,10 @@ def _finish(axes: Axes, title: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def _curve(axes: Axes, radii: np.ndarray, number: int, label: str, **style: str) -> None:
+def _curve(axes: Axes, radii: np.ndarray, number: int, label: str, **style: Any) -> None:
     at, counts = _steps(radii)
     colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
-    shape = {"marker": marker, "markersize": 4, "markevery": (0.03 * (number + 1), 0.22)}
+    shape: dict[str, Any] = {"marker": marker, "markersize": 4, "markevery": (0.03 * (number + 1), 0.22)}
     axes.step(at, counts / len(radii), where="pre", color=colour, label=label, **shape, **style)
 
 

@@ -92,5 +92,7 @@ def read(folder: Path) -> Gallery | None:
 
 def _robustness(row: Row) -> tuple[float, float, int]:
     """Sorts by radius, then by published radius, 0 where there is none, then the smaller index as the larger."""
-    radii = (0.0 if radius is None or math.isnan(radius) else radius for radius in (row.radius, row.radius_published))
-    return (*radii, -row.idx)
+    valid, published = (
+        0.0 if radius is None or math.isnan(radius) else radius for radius in (row.radius, row.radius_published)
+    )
+    return valid, published, -row.idx

@@ -1,7 +1,7 @@
 """One self-contained HTML page about runs: `idrc-report RUNS... --out FOLDER`.
 
-Whatever comes from files is text on the page: Jinja2 escapes it, data for scripts are JSON in which `<` is escaped, and a
-content security policy admits only the page's own scripts, by their hashes, and no network.
+Whatever comes from files is text on the page: Jinja2 escapes it, data for scripts are JSON in which `<` is escaped, and
+a content security policy admits only the page's own scripts, by their hashes, and no network.
 """
 
 import base64
@@ -30,7 +30,6 @@ from idrc_jax import (
     digest,
     findings,
     galleries,
-    results,
     runs,
     summary,
 )
@@ -62,7 +61,9 @@ class Page:
     sha256: str
 
 
-def render(several: Sequence[Run], *, names: Sequence[str] = (), pictures: int = PICTURES, notes: Sequence[str] = ()) -> str:
+def render(
+    several: Sequence[Run], *, names: Sequence[str] = (), pictures: int = PICTURES, notes: Sequence[str] = ()
+) -> str:
     """The page, as HTML.
 
     Args:
@@ -76,13 +77,13 @@ def render(several: Sequence[Run], *, names: Sequence[str] = (), pictures: int =
         try:
             parts.append(_page(run, number, names, pictures))
         except (KeyError, TypeError) as error:
-            raise ValueError(f"Expected a whole manifest beside {run.results.path}, got one without {error}.") from error
+            raise ValueError(
+                f"Expected a whole manifest beside {run.results.path}, got one without {error}."
+            ) from error
     data = {"curves": charts.curves([(part.run.name, part.summary["curves"]) for part in parts])}
     data |= {f"classes-{part.number}": charts.classes(part.classes) for part in parts if _any_quantiles(part.classes)}
-    mixed = [f"{run.name}: {other}" for run in several[1:] if (other := runs.other_images(several[0].results, run.results))]
-    if mixed:
-        notes = [*notes, f"The runs are not of the same images as {several[0].name}; compare with care. {'; '.join(mixed)}."]
-    scripts = [Markup(text) for text in [*charts.library(), _file("report.js")]]  # noqa: S704 (the package's own)
+    notes = [*notes, *_mixed(several)]
+    scripts = [Markup(text) for text in [*charts.library(), _file("report.js")]]
     return _template().render(
         parts=parts,
         kinds=KINDS,
@@ -91,15 +92,25 @@ def render(several: Sequence[Run], *, names: Sequence[str] = (), pictures: int =
         data=data,
         scripts=scripts,
         policy=_policy(scripts),
-        style=Markup(_file("report.css")),  # noqa: S704
+        style=Markup(_file("report.css")),
         version=__version__,
     )
 
 
+def _mixed(several: Sequence[Run]) -> list[str]:
+    """What to say of runs that are not of the first one's images."""
+    reasons: dict[str, list[str]] = {}
+    for run in several[1:]:
+        if other := runs.other_images(several[0].results, run.results):
+            reasons.setdefault(other, []).append(run.name)
+    if not reasons:
+        return []
+    said = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+    return [f"Compare with care: not all runs are of the same images. Against {several[0].name}, {said}."]
+
+
 def _page(run: Run, number: int, names: Sequence[str], pictures: int) -> Page:
     read = run.results
-    if not read.rows:
-        raise ValueError(f"Expected at least one row in {read.path}, got none.")
     made: dict[str, Any] = read.manifest["guarantee"] if read.manifest else {}
     names = names or class_names.known(made.get("data", ""))
     there = {"valid": summary.has_certificates(read), "published": summary.has_published(read)}
@@ -119,7 +130,11 @@ def _page(run: Run, number: int, names: Sequence[str], pictures: int) -> Page:
         run=run,
         number=number,
         summary=_summary(run, there),
-        settings={"scheme": made["scheme"], "sigma": made["sigma"], "trained under": runs.trained_under(read) or "unknown"}
+        settings={
+            "scheme": made["scheme"],
+            "sigma": made["sigma"],
+            "trained under": runs.trained_under(read) or "unknown",
+        }
         | {name: value for name, value in made.items() if name not in ("weights_sha256", "data_sha256")}
         if made
         else {},
@@ -258,6 +273,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # Bokeh's references follow the order of its keys
     environment.filters |= {"places": _places, "down": _down, "duration": _duration}
     return environment.get_template("report.html")
 

@@ -32,7 +32,8 @@ class Run:
 
 
 def read(arguments: Sequence[str]) -> list[Run]:
-    """The runs that a command line names, each FILE, FOLDER or NAME=FILE; ValueError for one that cannot be read.
+    """The runs that a command line names, each FILE, FOLDER or NAME=FILE; ValueError for one that cannot be read
+    or has no row.
 
     Without a name it is the scheme and sigma, or the file's name, and as much of the path as tells them apart.
     """
@@ -43,6 +44,8 @@ def read(arguments: Sequence[str]) -> list[Run]:
             name, path = "", argument
         names.append(name)
         found.append(results.read_results(path))
+        if not found[-1].rows:
+            raise ValueError(f"Expected at least one row in {found[-1].path}, got none.")
     return [Run(name or own, one) for name, own, one in zip(names, labels(found), found, strict=True)]
 
 
@@ -65,13 +68,14 @@ def other_images(a: Results, b: Results) -> str:
     """How the images of two files differ, as far as the files say; empty when they are the same."""
     one, other = ({row.idx: row.label for row in read.rows} for read in (a, b))
     if a.manifest and b.manifest:
-        made = [read.manifest["guarantee"] for read in (a, b)]
+        made = [manifest["guarantee"] for manifest in (a.manifest, b.manifest)]
         sets = [f"{each['data']} ({each['data_sha256'][:8]})" for each in made]
         # Of images that are decoded one by one the hash is of those certified, which the indices compare.
         if sets[0] != sets[1] and not (made[0]["data"] == made[1]["data"] == "imagenet/test"):
             return f"{sets[0]} against {sets[1]}"
     if one.keys() != other.keys():
-        return f"{len(one.keys() - other.keys())} images only in the first, {len(other.keys() - one.keys())} in the second"
+        shared = len(one.keys() & other.keys())
+        return f"{len(one)} images against {len(other)}, {shared} of them in both"
     wrong = [idx for idx in one if one[idx] != other[idx]]
     return f"image {wrong[0]} has label {one[wrong[0]]} against {other[wrong[0]]}" if wrong else ""
 

@@ -46,21 +46,28 @@ class Table:
     ranked: tuple[bool, ...]
     rows: tuple[Row, ...]
 
+    def cells(self) -> list[list[str]]:
+        """The values as printed: ours to three places, the paper's to its two."""
+        return [[_number(value, 3 if row.ours else 2) for value in row.values] for row in self.rows]
+
     def best(self) -> list[list[bool]]:
         """Which cells, as they are printed, are the largest of their column: [rows][columns]."""
-        shown = [[_number(value) for value in row.values] if row.ours else [] for row in self.rows]
-        tops = [max((float(one[k]) for one in shown if one and one[k]), default=0.0) for k in range(len(self.columns))]
-        return [
-            [bool(one and one[k]) and ranked and float(one[k]) == tops[k] > 0 for k, ranked in enumerate(self.ranked)]
-            for one in shown
+        shown = [
+            [
+                float(text) if text and ranked and row.ours else 0.0
+                for text, ranked in zip(cells, self.ranked, strict=True)
+            ]
+            for row, cells in zip(self.rows, self.cells(), strict=True)
         ]
+        tops = [max(column) for column in zip(*shown, strict=True)]
+        return [[value == top > 0 for value, top in zip(one, tops, strict=True)] for one in shown]
 
     def markdown(self) -> str:
         """A pipe table, the best in bold, the caption above."""
         lines = [_pipes(["", *map(_pipe_safe, self.columns)]), "|---" * (len(self.columns) + 1) + "|"]
-        for row, best in zip(self.rows, self.best(), strict=True):
-            cells = [f"**{_number(v)}**" if b else _number(v) for v, b in zip(row.values, best, strict=True)]
-            lines.append(_pipes([_pipe_safe(row.name), *cells]))
+        for row, cells, best in self._lines():
+            marked = [f"**{cell}**" if top else cell for cell, top in zip(cells, best, strict=True)]
+            lines.append(_pipes([_pipe_safe(row.name), *marked]))
         return f"{self.caption}.\n\n" + "\n".join(lines) + "\n"
 
     def latex(self) -> str:
@@ -68,9 +75,9 @@ class Table:
         head = " & ".join(["", *map(_latex_safe, self.columns)])
         lines = [f"% {self.caption}.", rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}", r"\toprule", rf"{head} \\"]
         lines.append(r"\midrule")
-        for row, best in zip(self.rows, self.best(), strict=True):
-            cells = [rf"\textbf{{{_number(v)}}}" if b else _number(v) for v, b in zip(row.values, best, strict=True)]
-            lines.append(rf"{' & '.join([_latex_safe(row.name), *cells])} \\")
+        for row, cells, best in self._lines():
+            marked = [rf"\textbf{{{cell}}}" if top else cell for cell, top in zip(cells, best, strict=True)]
+            lines.append(rf"{' & '.join([_latex_safe(row.name), *marked])} \\")
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     def csv(self) -> str:
@@ -78,10 +85,13 @@ class Table:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([self.caption, *self.columns, "best"])
-        for row, best in zip(self.rows, self.best(), strict=True):
-            names = ";".join(name for name, b in zip(self.columns, best, strict=True) if b)
-            writer.writerow([row.name, *map(_number, row.values), names])
+        for row, cells, best in self._lines():
+            names = ";".join(name for name, top in zip(self.columns, best, strict=True) if top)
+            writer.writerow([row.name, *cells, names])
         return out.getvalue()
+
+    def _lines(self) -> list[tuple[Row, list[str], list[bool]]]:
+        return list(zip(self.rows, self.cells(), self.best(), strict=True))
 
 
 def by_run(
@@ -193,18 +203,18 @@ def _caption(several: Sequence[Run], published: bool, paper_too: bool) -> str:
 
 
 def _radius(radius: float) -> str:
-    return f"r = {_number(radius)}" if radius else "r = 0"
+    return f"r = {radius:g}".replace(" 0.", " .")
 
 
-def _number(value: float | None) -> str:
-    """A count as it is; a share to three places without the zero before the point; nothing for None."""
+def _number(value: float | None, places: int = 3) -> str:
+    """A count as it is; a share to so many places without the zero before the point; nothing for None."""
     if value is None:
         return ""
     if isinstance(value, int):
         return str(value)
     if value == 0:
         return "0"
-    text = f"{value:.3f}"
+    text = f"{value:.{places}f}"
     return text[1:] if text.startswith("0") else text
 
 
