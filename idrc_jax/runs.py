@@ -39,14 +39,21 @@ def read(arguments: Sequence[str]) -> list[Run]:
     """
     names, found = [], []
     for argument in arguments:
-        name, equals, path = argument.partition("=")
-        if not equals or Path(argument).exists():
-            name, path = "", argument
+        name, path = _split(argument)
         names.append(name)
         found.append(results.read_results(path))
         if not found[-1].rows:
             raise ValueError(f"Expected at least one row in {found[-1].path}, got none.")
     return [Run(name or own, one) for name, own, one in zip(names, labels(found), found, strict=True)]
+
+
+def _split(argument: str) -> tuple[str, str]:
+    """Name and path; the name, like the path, may have an equals sign."""
+    if Path(argument).exists() or "=" not in argument:
+        return "", argument
+    places = [place for place, sign in enumerate(argument) if sign == "="]
+    end = next((place for place in places if Path(argument[place + 1 :]).exists()), places[-1])
+    return argument[:end], argument[end + 1 :]
 
 
 def labels(several: Sequence[Results]) -> list[str]:

@@ -51,7 +51,7 @@ class Table:
         return [[_number(value, 3 if row.ours else 2) for value in row.values] for row in self.rows]
 
     def best(self) -> list[list[bool]]:
-        """Which cells, as they are printed, are the largest of their column: [rows][columns]."""
+        """Which cells, as they are printed, are the largest of their column, of more than one: [rows][columns]."""
         shown = [
             [
                 float(text) if text and ranked and row.ours else 0.0
@@ -60,7 +60,8 @@ class Table:
             for row, cells in zip(self.rows, self.cells(), strict=True)
         ]
         tops = [max(column) for column in zip(*shown, strict=True)]
-        return [[value == top > 0 for value, top in zip(one, tops, strict=True)] for one in shown]
+        several = sum(row.ours for row in self.rows) > 1
+        return [[several and value == top > 0 for value, top in zip(one, tops, strict=True)] for one in shown]
 
     def markdown(self) -> str:
         """A pipe table, the best in bold, the caption above."""
@@ -232,6 +233,15 @@ def _latex_safe(text: str) -> str:
     return "".join(special.get(one, one) for one in " ".join(text.split()))
 
 
+def _between(path: Path, mark: str, text: str) -> str:
+    """A file's content with this text between its two marks."""
+    before, opening, rest = path.read_text().partition(f"<!-- {mark} -->\n")
+    _, closing, after = rest.partition(f"<!-- /{mark} -->")
+    if not closing:
+        raise ValueError(f"Expected <!-- {mark} --> and <!-- /{mark} --> in {path}, got no such pair.")
+    return f"{before}{opening}\n{text}\n{closing}{after}"
+
+
 _LAYOUTS = {"runs": by_run, "sigmas": by_sigma, "methods": by_method}
 
 
@@ -247,6 +257,7 @@ def main() -> None:
         parser.add_argument("--format", choices=("markdown", "latex", "csv"), default="markdown")
         parser.add_argument("--paper", action="store_true", help="the paper's numbers beside")
         parser.add_argument("--out", type=Path, help="file; printed by default")
+        parser.add_argument("--mark", help="replace what stands in that file between <!-- MARK --> and <!-- /MARK -->")
         asked = parser.parse_args()
         several = runs.read(asked.runs)
         parts = []
@@ -258,7 +269,7 @@ def main() -> None:
             parts.append(getattr(made, asked.format)())
         text = "\n".join(parts)
         if asked.out:
-            _files.write_text(asked.out, text)
+            _files.write_text(asked.out, _between(asked.out, asked.mark, text) if asked.mark else text)
             print(f"Table: {asked.out}")
         else:
             print(text, end="")

@@ -28,6 +28,9 @@ def test_names_of_the_users_own_and_paths_with_an_equals_sign(tmp_path):
     folder = tmp_path / "sigma=1"
     shutil.copytree(ROOM / "plans/fixed", folder)
     assert [run.name for run in runs.read([f"mine={folder}", str(folder)])] == ["mine", "gaussian, σ = 0.25"]
+    assert [run.name for run in runs.read([f"a = b={folder}"])] == ["a = b"]
+    with pytest.raises(ValueError, match="no such file"):
+        runs.read(["a=b=nowhere"])
 
 
 def test_other_projects_logs_go_by_their_file(tmp_path):
