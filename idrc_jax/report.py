@@ -102,11 +102,11 @@ def _mixed(several: Sequence[Run]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for run in several[1:]:
         if other := runs.other_images(several[0].results, run.results):
-            reasons.setdefault(other, []).append(run.name)
+            reasons.setdefault(other, []).append(f"“{run.name}”")
     if not reasons:
         return []
-    said = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
-    return [f"Compare with care: not all runs are of the same images. Against {several[0].name}, {said}."]
+    said = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
+    return [f"Compare with care: not of the same images as “{several[0].name}” are {said}."]
 
 
 def _page(run: Run, number: int, names: Sequence[str], pictures: int) -> Page:

@@ -42,16 +42,18 @@ def write_run(folder, *, count=60, seed=0, abstain=False, gallery=False, **guara
     return folder
 
 
-def write_audit(folder):
-    """An audit beside a run: no valid radius broken, one published radius."""
+def write_audit(folder, *, finished=True):
+    """An audit beside a run: one image broken, inside the published radius and outside the valid one."""
     row = (0, 1, 1, "radius", 0.5, 2.0, 0.9, "pgd", 1, "1:3,2:7", 0.01, 2, 0.1)
     other = (0, 1, 1, "radius_published", 1.2, 1.0, 0.9, "pgd", 1, "1:3,2:7", 0.01, 2, 0.1)
     lines = ["\t".join(findings.COLUMNS), *("\t".join(map(str, one)) for one in (row, other))]
     (folder / findings.NAME).write_text("\n".join([*lines, ""]))
     manifest = {
         "schema_version": findings.SCHEMA_VERSION, "settings": {"level": 0.001, "votes": 100}, "attempts": 40,
-        "threshold": 1e-5, "finished": True, "robust_accuracy": [{"radius": 0.25, "certified": 0.5, "empirical": 0.75}],
+        "threshold": 1e-5, "finished": finished,
     }  # fmt: skip
+    if finished:
+        manifest["robust_accuracy"] = [{"radius": 0.25, "certified": 0.5, "empirical": 0.75}]
     (folder / findings.MANIFEST).write_text(json.dumps(manifest))
     pixels = np.random.default_rng(0).uniform(-0.1, 1.1, (1, 8, 8, 3)).astype(np.float32)
     one = {"idx": [0], "predict": [1], "rival": [2], "distance": [0.9], "image": pixels, "original": 1 - pixels}

@@ -65,6 +65,13 @@ def test_the_page_says_what_the_rows_say(tmp_path):
     assert {image["title"] for image in images} == {"clean", "noisy", "denoised", "original", "adversarial"}
 
 
+def test_an_audit_that_is_not_finished_says_so(tmp_path):
+    text = page_of(write_audit(write_run(tmp_path / "a"), finished=False)).text
+    assert "(this audit is not finished)" in text
+    assert "published 1 1 0.750" in text
+    assert "not broken" not in text
+
+
 def test_the_page_asks_nothing_of_the_network(tmp_path):
     page = page_of(write_run(tmp_path / "a", gallery=True))
     for tag, attributes in page.tags:
@@ -116,7 +123,7 @@ def test_mixed_images_are_said(tmp_path):
     a, b, c = (write_run(tmp_path / name, count=count) for name, count in (("a", 60), ("b", 60), ("c", 30)))
     assert "Compare with care" not in page_of(a, b).text
     text = page_of(f"A={a}", f"B={b}", f"C={c}").text
-    assert "Against A, C: 60 images against 30, 30 of them in both." in text
+    assert "not of the same images as “A” are “C” (60 images against 30, 30 of them in both)." in text
     d = write_run(tmp_path / "d", data="other/test")
     assert "made/test (00000000) against other/test (00000000)" in page_of(a, d).text
 
