@@ -21,7 +21,7 @@ SETTINGS = --config=$(CONFIG):$(SCHEME) --config.noise.sigma=$(SIGMA) --config.d
 	--config.max_minutes=$(SLICE) --workdir=$(RUN) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all lint typecheck reproduce overhead invariance certificate-table plans denoising \
+.PHONY: help quickstart test test-all lint typecheck reproduce overhead invariance certificate-table plans denoising figures \
 	throughput training-throughput scaling gpu-benchmark clean
 
 help:  ## Show this help.
@@ -63,13 +63,31 @@ plans: $(VENV)/.quickstart  ## Replay sampling plans over a published log, draw 
 denoising: $(VENV)/.quickstart  ## Measure and draw what the committed denoiser does to noisy images: DATA=FOLDER.
 	$(BIN)/python -m benchmarks.denoising $(DATA) $(ARGS)
 
+NOISE_025 = results/cifar10_resnet20_0.25
+RANGE = results/cifar10_resnet20_0.1-0.45
+FIRST_RUNS = $(NOISE_025)/gaussian $(NOISE_025)/l1 $(NOISE_025)/l2 $(NOISE_025)/inverse_sqrt_norm $(NOISE_025)/uniform
+SECOND_RUNS = $(RANGE)/gaussian $(RANGE)/stepped_2_bins $(RANGE)/stepped_4_bins
+PLAN_RUNS = "gaussian, plan fixed"=results/plans/fixed "gaussian, plan to_radius"=results/plans/to_radius
+
+figures: $(VENV)/.quickstart  ## Make the README's figure and tables from results/; with DATA=FOLDER the report with its pictures.
+	$(BIN)/idrc-figures accuracy $(FIRST_RUNS) --title "CIFAR-10, ResNet-20, n = 2,000" \
+	  --out docs/images/cifar10_resnet20_0.25.png
+	$(BIN)/idrc-tables runs $(NOISE_025)/gaussian --kind valid --paper --at 0 .25 .5 .75 --out README.md --mark gaussian
+	$(BIN)/idrc-tables runs $(wordlist 2,5,$(FIRST_RUNS)) --at 0 .25 .5 .75 --out README.md --mark schemes
+	$(BIN)/idrc-tables runs "gaussian, σ = .3"=$(RANGE)/gaussian \
+	  "stepped, 2 bins: σ = .246, .354"=$(RANGE)/stepped_2_bins \
+	  "stepped, 4 bins: σ = .216, .275, .317, .392"=$(RANGE)/stepped_4_bins \
+	  --kind valid --at 0 .25 .5 .75 1 --out README.md --mark stepped
+ifneq ($(DATA),)
+	$(BIN)/idrc-gallery $(FIRST_RUNS) $(SECOND_RUNS) results/plans/fixed results/plans/to_radius --data $(DATA)
+	$(BIN)/idrc-figures noisy $(FIRST_RUNS) $(SECOND_RUNS) --out docs/images/noisy.png
+	$(BIN)/idrc-report $(FIRST_RUNS) $(SECOND_RUNS) $(PLAN_RUNS) --pictures 8 --out docs/report
+endif
+
 throughput: $(VENV)/.benchmarks  ## Time certification beside PyTorch and ART, on an idle machine: DATA=FOLDER.
 	$(BIN)/python -m benchmarks.throughput $(if $(DATA),--data $(DATA)) $(ARGS)
 
-training-denoising: $(VENV)/.quickstart  ## Measure and draw what the committed denoiser does to noisy images: DATA=FOLDER.
-	$(BIN)/python -m benchmarks.denoising $(DATA) $(ARGS)
-
-throughput: $(VENV)/.benchmarks  ## Time training beside PyTorch, on an idle machine.
+training-throughput: $(VENV)/.benchmarks  ## Time training beside PyTorch, on an idle machine.
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
 scaling: $(VENV)/.benchmarks  ## Time certification over WHAT=n, devices or size, on an idle machine.

@@ -27,7 +27,9 @@ from idrc_jax import (
     data,
     denoising,
     devices,
+    exhibits,
     figures,
+    galleries,
     prng,
     results,
     summary,
@@ -116,7 +118,7 @@ def _certify(values: flags.FlagValues) -> int:
         mesh=mesh,
         max_minutes=settings.max_minutes,
         worker=worker,
-        provenance=_provenance(settings),
+        provenance=_provenance(settings) | _training(classifier),
     )
     if not finished:
         print(_go_on("Certification", workdir))
@@ -125,6 +127,7 @@ def _certify(values: flags.FlagValues) -> int:
         read = results.read_results(workdir)
         print(summary.summary_table(read))
         figures.plot_certified_accuracy([read], workdir / "certified_accuracy.png")
+        galleries.write(exhibits.gallery(read, dataset), workdir)
         print(f"Rows: {workdir / 'certificates.tsv'}\nFigure: {workdir / 'certified_accuracy.png'}")
     else:
         print(f"Done. When all workers are: idrc-merge --out {workdir} {workdir}/certificates.*-of-*.tsv")
@@ -207,6 +210,11 @@ def _provenance(settings: config.Config) -> dict:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "weights": settings.model.weights,
     }
+
+
+def _training(classifier: checkpoints.Classifier) -> dict:
+    """How the network was trained, where its weights say so."""
+    return {name: classifier.description[name] for name in ("training",) if name in classifier.description}
 
 
 def _go_on(what: str, workdir: Path) -> str:

@@ -18,7 +18,6 @@ import numpy as np
 from idrc_jax import _validate, imagenet
 
 NAMES = ("cifar10", "digits", "imagenet", "npz", "synthetic")
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CIFAR10_FILES = {"train": [f"data_batch_{k}.bin" for k in range(1, 6)], "test": ["test_batch.bin"]}
 _CIFAR10_RECORD = 1 + 3 * 32 * 32
 _CIFAR10_RECORDS = 10_000

@@ -1,17 +1,30 @@
-"""Figures drawn from result files, with matplotlib and without a display."""
+"""Figures drawn from result files, with matplotlib and without a display: curves, and the noise itself.
 
-from collections.abc import Sequence
+`idrc-figures` draws each by one command; the paper's Figures 4 to 8 are `noisy`, `sigmas` and `training`.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from idrc_jax import statistics, summary
+from idrc_jax import _command, galleries, runs, statistics, summary
+from idrc_jax.galleries import Gallery
 from idrc_jax.results import Results
+from idrc_jax.runs import Run
 
-# Okabe and Ito's colours, told apart by colour-blind readers.
+# Okabe and Ito's colours, told apart by colour-blind readers; the markers tell the curves apart in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "osD^vPX"
+_NO_CERTIFICATE = "published (not a certificate)"
+_SUFFIXES = (".png", ".pdf", ".svg")
+# The same drawing makes the same file.
+_NO_DATE = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
 
 def plot_certified_accuracy(
@@ -30,51 +43,189 @@ def plot_certified_accuracy(
       path: where to save; the suffix chooses the format. None draws only.
       labels: one a file; by default its scheme and sigma, or its file name.
     """
-    labels = labels or [_label(one) for one in results]
+    labels = runs.labels(results) if labels is None else labels
     if len(labels) != len(results):
         raise ValueError(f"Expected {len(results)} labels, got {len(labels)}.")
     figure = Figure(layout="constrained")
     axes = figure.add_subplot()
     for number, (one, label) in enumerate(zip(results, labels, strict=True)):
-        colour = _COLOURS[number % len(_COLOURS)]
-        valid = summary.correct_radii(one) if summary.has_certificates(one) else None
-        if valid is not None:
-            _curve(axes, valid, colour, "-", label)
-            _band(axes, valid, colour)
-        if summary.has_published(one):
-            published = summary.correct_radii(one, published=True)
-            if valid is None or not np.allclose(valid, published, rtol=1e-6):
-                _curve(axes, published, colour, "--", f"{label}, published (not a certificate)")
-    axes.set(xlabel="l2 radius (pixels in [0, 1])", ylabel="certified accuracy", ylim=(0, 1), title=title)
-    axes.set_xlim(left=0)
-    axes.grid(alpha=0.3)
+        _draw(axes, one, number, label)
+    _finish(axes, title)
     figure.legend(loc="outside lower center", frameon=False)
     figure.set_size_inches(6.4, 4.0 + 0.23 * len(axes.get_lines()))
     if path is not None:
-        figure.savefig(path, dpi=150)
+        save(figure, Path(path))
     return figure
 
 
-def _curve(axes: Axes, radii: np.ndarray, colour: str, style: str, label: str) -> None:
+def plot_panels(several: Sequence[Run], label: Callable[[Run], str], title: str = "") -> Figure:
+    """Certified accuracy against l2 radius, a panel a scheme and a curve a run, drawn as by `plot_certified_accuracy`.
+
+    Args:
+      label: names a run's curve; curves of one name have one colour in all panels.
+    """
+    schemes = list(dict.fromkeys(run.scheme for run in several))
+    names = list(dict.fromkeys(label(run) for run in several))
+    figure = Figure(layout="constrained", figsize=(3.4 * max(len(schemes), 1.6), 4.2 + 0.12 * len(names)))
+    panels = figure.subplots(1, len(schemes), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, scheme in zip(panels, schemes, strict=True):
+        inside = [run for run in several if run.scheme == scheme]
+        if len({label(run) for run in inside}) < len(inside):
+            twice = [label(run) for run in inside]
+            raise ValueError(f"Expected one run a curve, got {', '.join(twice)} for {scheme}: name them, NAME=RUN.")
+        for run in inside:
+            _draw(axes, run.results, names.index(label(run)), label(run))
+        _finish(axes, scheme)
+    for axes in panels[1:]:
+        axes.set_ylabel("")
+    shown = {text: line for axes in panels for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    columns = 1 if len(schemes) == 1 else 2
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", frameon=False, ncols=columns)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_sigmas(several: Sequence[Run]) -> Figure:
+    """The paper's Figures 5 and 7: a panel a scheme, a curve a prediction sigma."""
+    return plot_panels(several, lambda run: run.name if run.sigma is None else f"σ = {run.sigma:g}")
+
+
+def plot_training(several: Sequence[Run]) -> Figure:
+    """The paper's Figures 6 and 8: one prediction sigma, a panel a scheme, a curve a training noise.
+
+    A run whose files do not say how its network was trained goes by its name.
+    """
+    sigmas = sorted({run.sigma for run in several if run.sigma is not None})
+    if len(sigmas) > 1:
+        raise ValueError(f"Expected runs of one prediction sigma, got {', '.join(f'{sigma:g}' for sigma in sigmas)}.")
+
+    def label(run: Run) -> str:
+        trained = runs.trained_under(run.results)
+        return f"trained under {trained}" if trained else run.name
+
+    return plot_panels(several, label, f"prediction noise σ = {sigmas[0]:g}" if sigmas else "")
+
+
+def plot_noisy(shown: Mapping[tuple[str, float], Gallery], image: int | None = None) -> Figure:
+    """The paper's Figure 4: an image under the noise of each scheme (a row) and sigma (a column), clipped to [0, 1].
+
+    Args:
+      shown: the galleries of runs, by scheme and sigma.
+      image: its data-set index; by default the first that all of them have.
+    """
+    common = set.intersection(*(set(gallery.index.tolist()) for gallery in shown.values()))
+    if image is not None and image not in common:
+        raise ValueError(f"Expected an image in every gallery, got {image}; they share {sorted(common)[:10]}.")
+    if not common:
+        raise ValueError("Expected galleries of runs over the same images, got none in all of them.")
+    index = min(common) if image is None else image
+    schemes = list(dict.fromkeys(scheme for scheme, _ in shown))
+    sigmas = sorted({sigma for _, sigma in shown})
+    figure = Figure(layout="constrained", figsize=(1.5 * (len(sigmas) + 1), 1.6 * len(schemes) + 0.2))
+    grid = figure.subplots(len(schemes), len(sigmas) + 1, squeeze=False)
+    for row, scheme in zip(grid, schemes, strict=True):
+        row[0].set_ylabel(scheme)
+        for axes, sigma in zip(row, [None, *sigmas], strict=True):
+            axes.set(xticks=[], yticks=[])
+            gallery = next(one for (name, _), one in shown.items() if name == scheme)
+            if sigma is None:
+                pixels = gallery.images[gallery.index == index][0]
+            elif (scheme, sigma) in shown:
+                gallery = shown[scheme, sigma]
+                pixels = gallery.noisy[gallery.index == index][0]
+                axes.set_xlabel(f"σ(x) = {gallery.sigma_x[gallery.index == index][0]:.3g}", fontsize=8)
+            else:
+                axes.set_axis_off()
+                continue
+            axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    for axes, sigma in zip(grid[0], [None, *sigmas], strict=True):
+        axes.set_title("clean" if sigma is None else f"σ = {sigma:g}")
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure; the suffix, .png, .pdf or .svg, chooses the format."""
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(f"Expected a figure with suffix {', '.join(_SUFFIXES)}, got {path}.")
+    if not path.parent.is_dir():
+        raise ValueError(f"Expected a folder that exists for the figure, got {path}.")
+    with rc_context({"svg.hashsalt": "idrc_jax"}):
+        figure.savefig(path, dpi=150, metadata=_NO_DATE[path.suffix])
+
+
+def _draw(axes: Axes, one: Results, number: int, label: str) -> None:
+    """The curves of one file, in the colour and with the marker of its number."""
+    valid = summary.correct_radii(one) if summary.has_certificates(one) else None
+    if valid is not None:
+        _curve(axes, valid, number, label, linestyle="-")
+        _band(axes, valid, number)
+    if summary.has_published(one):
+        published = summary.correct_radii(one, published=True)
+        if valid is None or not np.allclose(valid, published, rtol=1e-6):
+            _curve(axes, published, number, f"{label}, {_NO_CERTIFICATE}", linestyle="--", markerfacecolor="none")
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set(xlabel="l2 radius (pixels in [0, 1])", ylabel="certified accuracy", ylim=(0, 1), title=title)
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+
+
+def _curve(axes: Axes, radii: np.ndarray, number: int, label: str, **style: Any) -> None:
     at, counts = _steps(radii)
-    axes.step(at, counts / len(radii), style, where="pre", color=colour, label=label)
+    colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+    shape: dict[str, Any] = {"marker": marker, "markersize": 4, "markevery": (0.03 * (number + 1), 0.22)}
+    axes.step(at, counts / len(radii), where="pre", color=colour, label=label, **shape, **style)
 
 
-def _band(axes: Axes, radii: np.ndarray, colour: str) -> None:
+def _band(axes: Axes, radii: np.ndarray, number: int) -> None:
     at, counts = _steps(radii)
     low, high = statistics.proportion_interval(counts, len(radii))
-    axes.fill_between(at, low, high, step="pre", color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(at, low, high, step="pre", color=_COLOURS[number % len(_COLOURS)], alpha=0.15, linewidth=0)
 
 
 def _steps(radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the number of radii >= r falls (just after each radius), and that number there."""
     ends = np.unique(radii[radii >= 0])
     at = np.concatenate([[0.0], ends, [max(ends, default=0.0) + 0.02]])
-    return at, (radii[:, None] >= at).sum(axis=0)
+    return at, len(radii) - np.searchsorted(np.sort(radii), at)
 
 
-def _label(one: Results) -> str:
-    if not one.manifest:
-        return one.path.name
-    made = one.manifest["guarantee"]
-    return f"{made['scheme']}, σ = {made['sigma']:g}"
+def _read_galleries(several: Sequence[Run]) -> dict[tuple[str, float], Gallery]:
+    shown = {}
+    for run in several:
+        gallery = galleries.read(run.results.path.parent)
+        if gallery is None or run.sigma is None:
+            raise ValueError(f"Expected {galleries.NAME} beside {run.results.path}, got none: make it by idrc-gallery.")
+        shown.setdefault((run.scheme, run.sigma), gallery)
+    return shown
+
+
+def main() -> None:
+    """Draw a figure from result files: accuracy (all runs in one), sigmas (the paper's Figures 5 and 7: a panel a
+    scheme, a curve a sigma), training (6 and 8: a curve a training noise) or noisy (4: the noise itself)."""
+    with _command.one_line_errors():
+        parser = _command.Parser("idrc-figures", main.__doc__)
+        parser.add_argument("figure", choices=("accuracy", "sigmas", "training", "noisy"))
+        parser.add_argument("runs", nargs="+", help="a run's folder, a result file, or NAME=FILE")
+        parser.add_argument("--out", type=Path, nargs="+", required=True, help="files: .png, .pdf, .svg")
+        parser.add_argument("--title", default="", help="of accuracy")
+        parser.add_argument("--image", type=int, help="of noisy: its index; the first common one by default")
+        asked = parser.parse_args()
+        several = runs.read(asked.runs)
+        if asked.figure == "accuracy":
+            drawn = plot_certified_accuracy(
+                [run.results for run in several], labels=[run.name for run in several], title=asked.title
+            )
+        elif asked.figure == "noisy":
+            drawn = plot_noisy(_read_galleries(several), asked.image)
+        else:
+            drawn = {"sigmas": plot_sigmas, "training": plot_training}[asked.figure](several)
+        for path in asked.out:
+            save(drawn, path)
+            print(f"Figure: {path}")
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from conftest import ROOT
 
-from idrc_jax import results
+from idrc_jax import galleries, results, runs
 
 SYNTHETIC = [
     "--config.data.name=synthetic", "--config.train.epochs=2", "--config.devices=1", "--config.data.skip=4",
@@ -69,9 +69,13 @@ def test_train_then_certify_prints_the_table_and_writes_rows_and_figure(trained,
     assert [row.idx for row in read.rows] == list(range(0, 64, 4))
     assert np.mean([row.correct for row in read.rows]) > 0.4  # chance is .25
     assert (trained / "certified_accuracy.png").stat().st_size > 5000
+    gallery = galleries.read(trained)
+    assert gallery.index.tolist() == [row.idx for row in read.rows]
     assert json.loads((trained / "certify_status.json").read_text())["finished"]
     session = read.manifest["sessions"][0]
     assert {"versions", "device", "started", "python"} <= session.keys()
+    assert session["training"] == json.loads((trained / "train_config.json").read_text())["training"]
+    assert runs.trained_under(read).startswith("gaussian, σ = ")
 
 
 def test_training_that_is_killed_goes_on_to_the_same_weights(trained, tmp_path):

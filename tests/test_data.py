@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from idrc_jax import data
+from idrc_jax import class_names, data
 
 RECORD = 3073
 
@@ -196,7 +196,7 @@ def test_real_cifar10_is_whole(shared, tmp_path):
     subprocess.run([sys.executable, shared / "cifar10/unpack.py", tmp_path], check=True)
     test = data.load("cifar10", "test", directory=str(tmp_path))
     assert np.bincount(test.labels).tolist() == [1000] * 10
-    assert [data.CIFAR10_CLASSES[label] for label in test.labels[:4]] == ["cat", "ship", "ship", "airplane"]
+    assert [class_names.CIFAR10[label] for label in test.labels[:4]] == ["cat", "ship", "ship", "airplane"]
     means = (test.images / 255).reshape(10_000, -1).mean(1)
     assert means.mean() == pytest.approx(0.47658, abs=2e-3)
     train = data.load("cifar10", "train", directory=str(tmp_path))

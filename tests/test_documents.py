@@ -6,10 +6,14 @@ import shlex
 import subprocess
 import sys
 
+import commands
 import pytest
 from conftest import ROOT
 
-SECTION = re.split(r"^## ", (ROOT / "README.md").read_text(), flags=re.M)
+from idrc_jax import compare, tables
+
+README = (ROOT / "README.md").read_text()
+SECTION = re.split(r"^## ", README, flags=re.M)
 
 
 def blocks(heading, language):
@@ -35,6 +39,35 @@ def test_the_example_of_an_own_function(tmp_path):
     assert 0.6 < certified <= 1
     assert 0 < within <= certified
     assert re.search(r"a \d: \d within 0\.\d+", out)
+
+
+def test_the_readmes_tables_are_those_of_make_figures(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    copy = tmp_path / "README.md"
+    copy.write_text(re.sub(r"^\|.*\n", "", (ROOT / "README.md").read_text(), flags=re.M))
+    lines = run("make", "-n", "figures", cwd=ROOT).replace("\\\n", "").splitlines()
+    made = [shlex.split(line)[1:] for line in lines if "/idrc-tables " in line]
+    for arguments in made:
+        commands.run(tables.main, *(copy if word == "README.md" else word for word in arguments))
+    text = copy.read_text()
+    for arguments in made:
+        mark = arguments[arguments.index("--mark") + 1]
+        (own, theirs) = (re.search(rf"<!-- {mark} -->.*<!-- /{mark} -->", one, re.S)[0] for one in (text, README))
+        assert own == theirs
+        assert own.count("|") > 20
+    assert len(made) == 3
+
+
+def test_the_comparison_in_the_documentation(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs/report.md").read_text()
+    (line, said) = re.search(r"^\$ idrc-compare (.*)\n((?:.+\n)+?)```", text, re.M).groups()
+    assert commands.run(compare.main, *line.split())[1] == said
+
+
+def test_the_committed_report_is_small():
+    assert (ROOT / "docs/report/index.html").stat().st_size <= 4_000_000
+    assert (ROOT / "docs/images/report.png").stat().st_size <= 400_000
 
 
 @pytest.mark.peers

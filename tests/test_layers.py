@@ -13,14 +13,15 @@ import idrc_jax
 PACKAGE = ROOT / "idrc_jax"
 ORDER = [
     "_validate", "_files", "_command", "_roots", "statistics", "plans", "schemes", "neyman_pearson", "radial",
-    "certificates", "results", "summary", "figures", "recertify", "progress", "imagenet", "interop.layouts",
+    "certificates", "results", "summary", "galleries", "runs", "figures", "paper", "tables", "compare", "recertify",
+    "findings", "class_names", "digest", "charts", "report", "progress", "imagenet", "interop.layouts",
     "interop.torch_files", "interop.checks", "interop.tables",
     # ---- everything above imports no JAX
     "prng", "noise", "models.resnet", "models.resnet50", "models.unet", "models.vit", "models.folding",
     "kernels.build", "kernels.resnet_cpu", "kernels.convolution_cpu", "data", "devices", "workers", "diffusion",
     "checkpoints", "denoised", "interop.diffusers", "interop.transformers_vit", "interop.importing",
     "interop.exporting", "interop.aten", "interop.torch_modules", "interop.factory", "sampling", "training_loop",
-    "training", "denoising", "scheduler", "certification", "smoothing", "config", "cli",
+    "training", "denoising", "scheduler", "certification", "exhibits", "smoothing", "config", "cli",
 ]  # fmt: skip
 WITHOUT_JAX = ORDER[: ORDER.index("prng")]
 

@@ -20,7 +20,7 @@ def results(radii, *, correct=None, published=None, predict=None, scheme="gaussi
         for i, radius in enumerate(radii)
     )  # fmt: skip
     guarantee = {"scheme": scheme, "sigma": 0.5, "ref": 1.0, "data": "x/test", "n0": 1, "n": 9, "alpha": 0.001}
-    guarantee |= {"certificate": "one_sided", "plan": "fixed"}
+    guarantee |= {"certificate": "one_sided", "plan": "fixed", "data_sha256": "0" * 64}
     return Results(rows, {"guarantee": guarantee}, None)
 
 

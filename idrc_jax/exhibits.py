@@ -1,0 +1,82 @@
+"""Makes the gallery of a finished run (see `galleries`): its images, and the noise under which they were classified."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from idrc_jax import _command, data, galleries, noise, prng, results, schemes
+from idrc_jax.galleries import Gallery
+from idrc_jax.results import Results
+from idrc_jax.schemes import Scheme
+
+
+def gallery(read: Results, dataset: data.Dataset) -> Gallery:
+    """The chosen images of a run, each under the first noise whose vote was counted in its estimation.
+
+    Args:
+      read: a finished run, with its manifest.
+      dataset: the images it certified.
+
+    Raises:
+      ValueError: other images than the run's, or a run without rows or manifest.
+    """
+    if read.manifest is None or not read.rows:
+        raise ValueError(f"Expected a run with rows and a manifest, got {read.path}.")
+    made = read.manifest["guarantee"]
+    certified = np.sort([row.idx for row in read.rows])
+    if certified[-1] >= len(dataset) or dataset.fingerprint(certified) != made["data_sha256"]:
+        raise ValueError(f"Expected the images of {read.path}, {made['data']}, got others in {dataset.name}.")
+    chosen = np.asarray([row.idx for row in galleries.choose(read.rows)], np.int64)
+    images, scheme = data.to_unit(dataset.images[chosen]), schemes.from_description(made)
+    _, sigma_x = schemes.host_scale(scheme, images)
+    noisy = add_first_noise(scheme, images, sigma_x, indices=chosen, seed=made["seed"])
+    return Gallery(chosen, to_bytes(images), to_bytes(noisy), sigma_x)
+
+
+def add_first_noise(
+    scheme: Scheme, images: np.ndarray, sigma_x: np.ndarray, *, indices: np.ndarray, seed: int
+) -> np.ndarray:
+    """Images [N, H, W, C] in [0, 1] with estimation sample 0 of a run's noise: float32, not clipped."""
+    key = prng.stage(prng.root(seed), prng.ESTIMATION)
+    levels = np.asarray(sigma_x, np.float32)
+    return np.asarray(_noisy(key, images, np.asarray(indices, np.uint32), levels, law=scheme.law))
+
+
+@partial(jax.jit, static_argnames="law")
+def _noisy(key: jax.Array, images: jax.Array, indices: jax.Array, levels: jax.Array, *, law: str) -> jax.Array:
+    def one(image: jax.Array, index: jax.Array, level: jax.Array) -> jax.Array:
+        return image + noise.draw(law, prng.sample(key, index, jnp.uint32(0)), level, image.shape)
+
+    return jax.vmap(one)(images, indices, levels)
+
+
+def to_bytes(images: np.ndarray) -> np.ndarray:
+    """Floats, clipped to [0, 1], as uint8: to be seen, not to be classified."""
+    return np.rint(255 * np.clip(images, 0, 1)).astype(np.uint8)
+
+
+def main() -> None:
+    """Write gallery.npz, the pictures of figures and reports, beside the rows of finished runs."""
+    with _command.one_line_errors():
+        parser = _command.Parser("idrc-gallery", main.__doc__)
+        parser.add_argument("runs", type=Path, nargs="+", help="folders with certificates.tsv and manifest.json")
+        parser.add_argument("--data", default="", help="folder or file of the data set, as --config.data.dir")
+        asked = parser.parse_args()
+        for run in asked.runs:
+            read = results.read_results(run)
+            if read.manifest is None:
+                raise ValueError(f"Expected {results.MANIFEST} beside {read.path}, with the scheme and seed, got none.")
+            made = read.manifest["guarantee"]
+            name, _, split = made["data"].partition("/")
+            dataset = data.load(name, split, directory=asked.data, seed=made["seed"])
+            galleries.write(gallery(read, dataset), read.path.parent)
+            print(f"Gallery: {read.path.parent / galleries.NAME}")
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

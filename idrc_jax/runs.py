@@ -1,0 +1,122 @@
+"""Result files shown side by side: their names, and what noise their networks were trained under."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from idrc_jax import results
+from idrc_jax.results import Results
+
+
+@dataclass(frozen=True)
+class Run:
+    """A result file with the name that figures, tables and reports give it."""
+
+    name: str
+    results: Results
+
+    @property
+    def scheme(self) -> str:
+        """The noise scheme, or what stands for it where a file does not say."""
+        return self._made("scheme", "no manifest")
+
+    @property
+    def sigma(self) -> float | None:
+        """The noise parameter; None where a file does not say."""
+        return self._made("sigma", None)
+
+    def _made(self, name: str, otherwise: Any) -> Any:
+        return self.results.manifest["guarantee"][name] if self.results.manifest else otherwise
+
+
+def read(arguments: Sequence[str]) -> list[Run]:
+    """The runs that a command line names, each FILE, FOLDER or NAME=FILE; ValueError for one that cannot be read
+    or has no row.
+
+    Without a name it is the scheme and sigma, or the file's name, and as much of the path as tells them apart.
+    """
+    names, found = [], []
+    for argument in arguments:
+        name, path = _split(argument)
+        names.append(name)
+        found.append(results.read_results(path))
+        if not found[-1].rows:
+            raise ValueError(f"Expected at least one row in {found[-1].path}, got none.")
+    return [Run(name or own, one) for name, own, one in zip(names, labels(found), found, strict=True)]
+
+
+def _split(argument: str) -> tuple[str, str]:
+    """Name and path; the name, like the path, may have an equals sign."""
+    if Path(argument).exists() or "=" not in argument:
+        return "", argument
+    places = [place for place, sign in enumerate(argument) if sign == "="]
+    end = next((place for place in places if Path(argument[place + 1 :]).exists()), places[-1])
+    return argument[:end], argument[end + 1 :]
+
+
+def labels(several: Sequence[Results]) -> list[str]:
+    """A name for each: scheme and sigma or the file's name; those that coincide get their folders, too."""
+    names = [_label(one) for one in several]
+    made = []
+    for name, one in zip(names, several, strict=True):
+        alike = [other for rival, other in zip(names, several, strict=True) if rival == name and other is not one]
+        parts = _parts(one) if alike else ()
+        rivals = {_parts(other) for other in alike} - {parts}
+        depth = 1 if rivals else 0
+        while any(rival[-depth:] == parts[-depth:] for rival in rivals):
+            depth += 1
+        made.append(f"{name} ({'/'.join(parts[-depth:])})" if depth else name)
+    return made
+
+
+def other_images(a: Results, b: Results) -> str:
+    """How the images of two files differ, as far as the files say; empty when they are the same."""
+    one, other = ({row.idx: row.label for row in read.rows} for read in (a, b))
+    if a.manifest and b.manifest:
+        made = [manifest["guarantee"] for manifest in (a.manifest, b.manifest)]
+        sets = [f"{each['data']} ({each['data_sha256'][:8]})" for each in made]
+        # Of images that are decoded one by one the hash is of those certified, which the indices compare.
+        if sets[0] != sets[1] and not (made[0]["data"] == made[1]["data"] == "imagenet/test"):
+            return f"{sets[0]} against {sets[1]}"
+    if one.keys() != other.keys():
+        shared = len(one.keys() & other.keys())
+        return f"{len(one)} images against {len(other)}, {shared} of them in both"
+    wrong = [idx for idx in one if one[idx] != other[idx]]
+    return f"image {wrong[0]} has label {one[wrong[0]]} against {other[wrong[0]]}" if wrong else ""
+
+
+def trained_under(one: Results) -> str:
+    """The noise of the network's training, e.g. `gaussian, σ = 0.25`; empty where neither manifest nor folder says."""
+    training = _training(one)
+    if not training:
+        return ""
+    scheme, low = training["scheme"], training["recipe"]["sigma_low"]
+    return f"{scheme['name']}, σ {f'from {low:g} to' if low else '='} {scheme['sigma']:g}"
+
+
+def _training(one: Results) -> dict[str, Any] | None:
+    for session in reversed(one.manifest["sessions"] if one.manifest else []):
+        if session.get("training"):
+            return session["training"]
+    beside = one.path.parent / "train_config.json" if one.manifest else None
+    if beside is None or not beside.is_file():
+        return None
+    try:
+        return json.loads(beside.read_text())["training"]
+    except (ValueError, KeyError):
+        raise ValueError(f"Expected a training's settings in {beside}, got something else.") from None
+
+
+def _label(one: Results) -> str:
+    if not one.manifest:
+        return one.path.name
+    made = one.manifest["guarantee"]
+    return f"{made['scheme']}, σ = {made['sigma']:g}"
+
+
+def _parts(one: Results) -> tuple[str, ...]:
+    """The path's folders of a run of this project, which are its name; of another's log the file, too."""
+    whole = one.path.absolute()
+    return (whole.parent if whole.name == results.NAME else whole).parts

@@ -1,0 +1,61 @@
+"""Runs on disk for the tests of reports: hostile, long, of one kind or broken."""
+
+import json
+
+import numpy as np
+
+from idrc_jax import findings, galleries, results
+
+HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\"'{{ 7 * 7 }} @radius"
+GUARANTEE = {
+    "scheme": "l1", "ref": 1.0, "sigma": 0.25, "plan": "fixed", "n0": 100, "n": 1000, "certificate": "one_sided",
+    "alpha": 0.001, "seed": 0, "classes": 4, "dim": 192, "dtype": "float32", "weights_sha256": "1" * 64,
+    "data": "made/test", "data_sha256": "0" * 64,
+}  # fmt: skip
+
+
+def write_run(folder, *, count=60, seed=0, abstain=False, gallery=False, **guarantee):
+    """A run with `count` rows, a quarter wrong and some abstained (all with `abstain`)."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for idx in range(count):
+        label = int(generator.integers(4))
+        predict = (
+            -1 if abstain or generator.uniform() < 0.1 else label if generator.uniform() < 0.7 else (label + 1) % 4
+        )
+        radius = 0.0 if predict == -1 else float(generator.gamma(2, 0.15))
+        rows.append(
+            results.Row(
+                idx, label, predict, radius, int(predict == label), 0.5, 1.5 * radius, max(predict, 0), 0.5, 0.125, 0.9,
+                1000, 100, {max(predict, 0): 1000},
+            )
+        )  # fmt: skip
+    session = {"weights": "w.safetensors", "started": "2026-01-01T00:00:00+00:00", "versions": {"jax": "0.10.2"}}
+    manifest = {"schema_version": 1, "guarantee": GUARANTEE | guarantee, "sessions": [session]}
+    results.write(rows, manifest, folder)
+    if gallery:
+        chosen = np.asarray([row.idx for row in galleries.choose(rows)])
+        pixels = generator.integers(0, 256, (len(chosen), 8, 8, 3)).astype(np.uint8)
+        galleries.write(
+            galleries.Gallery(chosen, pixels, 255 - pixels, np.full(len(chosen), 0.125), pixels // 2), folder
+        )
+    return folder
+
+
+def write_audit(folder, *, finished=True):
+    """An audit beside a run: one image broken, inside the published radius and outside the valid one."""
+    row = (0, 1, 1, "radius", 0.5, 2.0, 0.9, "pgd", 1, "1:3,2:7", 0.01, 2, 0.1)
+    other = (0, 1, 1, "radius_published", 1.2, 1.0, 0.9, "pgd", 1, "1:3,2:7", 0.01, 2, 0.1)
+    lines = ["\t".join(findings.COLUMNS), *("\t".join(map(str, one)) for one in (row, other))]
+    (folder / findings.NAME).write_text("\n".join([*lines, ""]))
+    manifest = {
+        "schema_version": findings.SCHEMA_VERSION, "settings": {"level": 0.001, "votes": 100}, "attempts": 40,
+        "threshold": 1e-5, "finished": finished,
+    }  # fmt: skip
+    if finished:
+        manifest["robust_accuracy"] = [{"radius": 0.25, "certified": 0.5, "empirical": 0.75}]
+    (folder / findings.MANIFEST).write_text(json.dumps(manifest))
+    pixels = np.random.default_rng(0).uniform(-0.1, 1.1, (1, 8, 8, 3)).astype(np.float32)
+    one = {"idx": [0], "predict": [1], "rival": [2], "distance": [0.9], "image": pixels, "original": 1 - pixels}
+    np.savez(folder / findings.IMAGES, **{name: np.asarray(value) for name, value in one.items()})
+    return folder

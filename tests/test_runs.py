@@ -1,0 +1,71 @@
+import json
+import shutil
+
+import pytest
+from conftest import ROOT
+
+from idrc_jax import runs
+
+ROOM = ROOT / "results"
+
+
+def test_names_tell_apart_what_the_scheme_does_not(tmp_path):
+    found = runs.read(
+        [str(ROOM / "cifar10_resnet20_0.25/gaussian"), str(ROOM / "plans/fixed"), str(ROOM / "plans/to_radius")]
+    )
+    assert [run.name for run in found] == [
+        "gaussian, σ = 0.25 (gaussian)", "gaussian, σ = 0.25 (fixed)", "gaussian, σ = 0.25 (to_radius)",
+    ]  # fmt: skip
+    (alone,) = runs.read([str(ROOM / "plans/fixed/certificates.tsv")])
+    assert (alone.name, alone.scheme, alone.sigma) == ("gaussian, σ = 0.25", "gaussian", 0.25)
+    for folder in ("a/x", "b/x"):
+        shutil.copytree(ROOM / "plans/fixed", tmp_path / folder)
+    pair = runs.read([str(tmp_path / "a/x"), str(tmp_path / "b/x")])
+    assert [run.name for run in pair] == ["gaussian, σ = 0.25 (a/x)", "gaussian, σ = 0.25 (b/x)"]
+
+
+def test_names_of_the_users_own_and_paths_with_an_equals_sign(tmp_path):
+    folder = tmp_path / "sigma=1"
+    shutil.copytree(ROOM / "plans/fixed", folder)
+    assert [run.name for run in runs.read([f"mine={folder}", str(folder)])] == ["mine", "gaussian, σ = 0.25"]
+    assert [run.name for run in runs.read([f"a = b={folder}"])] == ["a = b"]
+    with pytest.raises(ValueError, match="no such file"):
+        runs.read(["a=b=nowhere"])
+
+
+def test_other_projects_logs_go_by_their_file(tmp_path):
+    (tmp_path / "sigma_0.25").write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.5\t1\t0:00:03\n")
+    (run,) = runs.read([str(tmp_path / "sigma_0.25")])
+    assert (run.name, run.sigma, runs.trained_under(run.results)) == ("sigma_0.25", None, "")
+
+
+@pytest.mark.parametrize("where", ["manifest", "folder"])
+def test_the_training_noise(tmp_path, where):
+    folder = tmp_path / "run"
+    shutil.copytree(ROOM / "plans/fixed", folder)
+    (run,) = runs.read([str(folder)])
+    assert runs.trained_under(run.results) == ""
+    training = {"training": {"scheme": {"name": "gaussian", "sigma": 0.45}, "recipe": {"sigma_low": 0.1}}}
+    if where == "manifest":
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["sessions"].append(training)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    else:
+        (folder / "train_config.json").write_text(json.dumps(training))
+    (run,) = runs.read([str(folder)])
+    assert runs.trained_under(run.results) == "gaussian, σ from 0.1 to 0.45"
+
+
+def test_other_images_are_told():
+    few, many, same = runs.read(
+        [str(ROOM / name) for name in ("plans/fixed", "cifar10_resnet20_0.25/gaussian", "plans/to_radius")]
+    )
+    assert runs.other_images(few.results, same.results) == ""
+    assert runs.other_images(few.results, many.results) == "100 images against 500, 100 of them in both"
+    made = few.results.manifest["guarantee"] | {"data": "digits/test"}
+    other = runs.Results(few.results.rows, {"guarantee": made}, few.results.path)
+    assert "digits/test" in runs.other_images(few.results, other)
+    changed = runs.Results(
+        (runs.results.dataclasses.replace(few.results.rows[0], label=9), *few.results.rows[1:]), None, few.results.path
+    )
+    assert runs.other_images(few.results, changed) == "image 0 has label 3 against 9"
