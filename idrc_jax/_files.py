@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file by a new one with this text, atomically and durably."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file by a new one with this content, atomically and durably."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")  # processes of two hosts may have one number
     try:
-        with partial.open("w") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of a text."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,0 +1,264 @@
+"""What an audit found, on disk and as a table.
+
+`audit.tsv` has one row for each image, radius claimed for it and distance tried; `audit.json` the settings (compared
+when an audit goes on), one entry a call and, as far as the audit has come, its tables; `audit.npz` adversarial images.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from idrc_jax import _files
+from idrc_jax.results import differences, votes_text
+
+SCHEMA_VERSION = 1
+NAME = "audit.tsv"
+MANIFEST = "audit.json"
+IMAGES = "audit.npz"
+TABLE = "table"
+CLAIMS = ("radius", "radius_published")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one image at one distance.
+
+    Attributes:
+      idx, label, predict: of the certified row.
+      kind: which radius of the row is tried, "radius" or "radius_published"; or "table", a fixed radius at which the
+        robust accuracy is measured.
+      radius, fraction: x' was searched for nearer than fraction * radius.
+      distance: l2 distance between x and the x' of this row, < fraction * radius.
+      attack: that found x'.
+      broken: 1 if it is claimed that `rival` is likelier than `predict` at x', else 0.
+      votes: fresh votes at x' by class, -1 for those whose logits were not finite; empty if x' was not worth any.
+      p_value: of these votes, 1 without.
+      rival: the class that was expected to win at x', -1 for none.
+      sigma_x: the noise level at x'.
+    """
+
+    idx: int
+    label: int
+    predict: int
+    kind: str
+    radius: float
+    fraction: float
+    distance: float
+    attack: str
+    broken: int
+    votes: dict[int, int]
+    p_value: float
+    rival: int
+    sigma_x: float
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Finding))
+_PARSE: dict[Any, Any] = {int: int, float: float, str: str}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """An audit on disk: its rows in file order, and its manifest."""
+
+    rows: tuple[Finding, ...]
+    manifest: dict[str, Any]
+    path: Path
+
+
+def read_audit(folder: str | Path) -> Audit:
+    """Read the audit in a folder.
+
+    Raises:
+      ValueError: no audit there, another header or a malformed line. A last line without its newline was cut off by a
+        crash and is left out.
+    """
+    path, manifest = Path(folder) / NAME, _read_manifest(Path(folder))
+    if not path.is_file() or manifest is None:
+        raise ValueError(f"Expected an audit ({NAME} and {MANIFEST}) in {folder}, got none: run idrc-audit.")
+    return Audit(_read_rows(path), manifest, path)
+
+
+class FindingsFile:
+    """An audit being written; a context manager. Opening one that exists goes on from it.
+
+    Attributes:
+      rows: those of the images that are done.
+
+    Args:
+      folder: existing.
+      manifest: with all that the findings depend on under `settings`, which must be that of the rows already there.
+      expected: rows of each image, by its index: those of an image that has fewer are dropped.
+
+    Raises:
+      ValueError: rows made under other settings (every difference is shown), or another process writes the file.
+
+    Guarantee: an image's rows are in the file all or not at all once it has been opened again.
+    """
+
+    def __init__(self, folder: Path, *, manifest: dict[str, Any], expected: Mapping[int, int]) -> None:
+        self._folder, self._path, self._expected = folder, folder / NAME, expected
+        self.manifest: dict[str, Any] = json.loads(json.dumps(manifest))
+        self.rows: list[Finding] = []
+
+    def __enter__(self) -> Self:
+        stored = _read_manifest(self._folder)
+        if stored is None and self._path.is_file():
+            raise ValueError(f"Expected {MANIFEST} beside {self._path}, got none: use another folder.")
+        if stored is not None:
+            changed = differences(stored["settings"], self.manifest["settings"])
+            if changed:
+                raise ValueError(
+                    f"Expected the settings of the audit in {self._folder}, got {changed}: use another folder."
+                )
+            self.manifest["sessions"] = [*stored["sessions"], *self.manifest["sessions"]]
+        with contextlib.ExitStack() as held:
+            self._file = held.enter_context(self._path.open("a+b", buffering=0))
+            _files.lock_or_refuse(self._file.fileno(), self._path)
+            self._repair()
+            self.write_manifest()
+            held.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    @property
+    def done(self) -> set[int]:
+        """Indices of the images that are done."""
+        return {row.idx for row in self.rows}
+
+    def append(self, rows: Sequence[Finding]) -> None:
+        """Write the rows of one image and wait until they are on the disk."""
+        self._file.write("".join(map(_line, rows)).encode())
+        os.fsync(self._file.fileno())
+        self.rows += rows
+
+    def write_manifest(self, **more: Any) -> None:
+        """Write `audit.json` with these entries."""
+        self.manifest |= more
+        _files.write_json(self._folder / MANIFEST, self.manifest)
+
+    def _repair(self) -> None:
+        found = _read_rows(self._path) if self._path.stat().st_size else ()
+        counts = Counter(row.idx for row in found)
+        self.rows = [row for row in found if counts[row.idx] == self._expected.get(row.idx)]
+        self._file.truncate(0)
+        self._file.write(("\t".join(COLUMNS) + "\n" + "".join(map(_line, self.rows))).encode())
+
+
+def claims(rows: Sequence[Finding]) -> list[dict[str, Any]]:
+    """How each kind of radius fared: images tried, images with a break inside the radius, the smallest fraction of the
+    radius at which there was one (None: nowhere), and at each fraction tried how many images were broken nearer."""
+    told = []
+    for kind in CLAIMS:
+        own = [row for row in rows if row.kind == kind]
+        broken = [row for row in own if row.broken]
+        told.append(
+            {
+                "kind": kind,
+                "images": len({row.idx for row in own}),
+                "broken": len({row.idx for row in broken if row.distance < row.radius}),
+                "smallest_fraction": min((row.distance / row.radius for row in broken), default=None),
+                "broken_within": {
+                    f"{fraction:g}": sum(row.broken for row in own if row.fraction == fraction)
+                    for fraction in sorted({row.fraction for row in own})
+                },
+            }
+        )
+    return told
+
+
+def robust_accuracy(rows: Sequence[Finding], radius: float, images: int) -> float:
+    """The share of `images` that are predicted rightly and that no break was found for nearer than a table's radius."""
+    return sum(not row.broken for row in rows if row.kind == TABLE and row.radius == radius) / images
+
+
+def attacks(rows: Sequence[Finding]) -> dict[str, int]:
+    """How many images' nearest break each attack found."""
+    return dict(Counter(attack for _, attack in sorted({(row.idx, row.attack) for row in rows if row.broken})))
+
+
+def table(manifest: Mapping[str, Any]) -> str:
+    """A text table of an audit's manifest."""
+    made, asked, seen = manifest["certificates"], manifest["settings"], manifest["images"]
+    lines = [
+        f"{made['scheme']}, sigma {made['sigma']:g}, {seen['seen']} images of {made['data']}: {seen['certified']} "
+        f"certified, {seen['abstained']} abstained, {seen['right']} right",
+        f"{manifest['attempts']:,} attempts at most, {asked['votes']:,} fresh votes each, level {asked['level']:g} for "
+        f"all together: a claim needs p <= {manifest['threshold']:.2g}",
+    ]
+    if not seen["certified"]:
+        return "\n".join([*lines, "Nothing is certified, so there is nothing to break: every image abstained."])
+    fractions = [f"{fraction:g}" for fraction in sorted(asked["fractions"])]
+    heads = " ".join(f"{fraction:>5}" for fraction in fractions)
+    lines.append(f"{'claimed':<16}  {'images':>6}  {'broken':>6}  {'smallest':>8}  broken nearer than fraction {heads}")
+    for one in manifest["claims"]:
+        smallest = "-" if one["smallest_fraction"] is None else f"{_down(one['smallest_fraction']):.3f}"
+        counts = " ".join(f"{one['broken_within'].get(fraction, '-'):>5}" for fraction in fractions)
+        lines.append(f"{one['kind']:<16}  {one['images']:>6}  {one['broken']:>6}  {smallest:>8}  {'':<27} {counts}")
+    lines.append(f"{'radius':>6}  {'certified':>9}  {'at most':>7}")
+    for one in manifest["robust_accuracy"]:
+        lines.append(f"{one['radius']:6.2f}  {one['certified']:9.3f}  {one['empirical']:7.3f}")
+    return "\n".join(lines)
+
+
+def _down(value: float) -> float:
+    return math.floor(1000 * value) / 1000
+
+
+def _line(row: Finding) -> str:
+    values = {name: getattr(row, name) for name in COLUMNS}
+    values["votes"] = votes_text(row.votes)
+    return "\t".join(repr(value) if isinstance(value, float) else str(value) for value in values.values()) + "\n"
+
+
+def _read_rows(path: Path) -> tuple[Finding, ...]:
+    try:
+        header, *body = path.read_text().split("\n")[:-1] or [""]
+    except UnicodeDecodeError:
+        raise ValueError(f"Expected a text file of findings, got {path}.") from None
+    if tuple(header.split("\t")) != COLUMNS:
+        raise ValueError(f"Expected a header {' '.join(COLUMNS)} in {path}, got {header[:80]!r}.")
+    rows = []
+    for number, line in enumerate(body, start=2):
+        try:
+            rows.append(_parse(line))
+        except ValueError as error:
+            raise ValueError(f"Expected {len(COLUMNS)} columns in {path}, line {number}: {error}.") from None
+    return tuple(rows)
+
+
+def _parse(line: str) -> Finding:
+    texts = line.split("\t")
+    if len(texts) != len(COLUMNS):
+        raise ValueError(f"got {len(texts)} columns")
+    values: dict[str, Any] = {}
+    for field, text in zip(dataclasses.fields(Finding), texts, strict=True):
+        if field.name == "votes":
+            values["votes"] = {int(c): int(k) for c, k in (pair.split(":") for pair in text.split(",") if pair)}
+        else:
+            values[field.name] = _PARSE[field.type](text)
+    return Finding(**values)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text())
+        version = manifest["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"Expected the manifest of an audit, got {path}.") from None
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"Expected schema_version {SCHEMA_VERSION} in {path}, got {version}: use the release that wrote it."
+        )
+    return manifest
