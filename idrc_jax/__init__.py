@@ -26,6 +26,8 @@ _HOME = {
     "to_pandas": "interop.tables",
 }
 _MODULES = (
+    "attacks",
+    "audit",
     "certificates",
     "certification",
     "checkpoints",
@@ -33,6 +35,7 @@ _MODULES = (
     "data",
     "devices",
     "figures",
+    "findings",
     "noise",
     "plans",
     "prng",
@@ -50,6 +53,8 @@ __all__ = ["__version__", *_HOME, *_MODULES]
 
 if TYPE_CHECKING:
     from idrc_jax import (
+        attacks,
+        audit,
         certificates,
         certification,
         checkpoints,
@@ -57,6 +62,7 @@ if TYPE_CHECKING:
         data,
         devices,
         figures,
+        findings,
         noise,
         plans,
         prng,

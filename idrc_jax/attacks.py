@@ -291,9 +291,7 @@ def _margins(logits: jax.Array, classes: jax.Array, *, straight_through: bool) -
 
 
 @jax.jit
-def _pgd_step(
-    images: jax.Array, moved: jax.Array, directions: jax.Array, budgets: jax.Array, rate: float
-) -> jax.Array:
+def _pgd_step(images: jax.Array, moved: jax.Array, directions: jax.Array, budgets: jax.Array, rate: float) -> jax.Array:
     shifts = moved + _per_image(rate * budgets) * directions - images
     factors = jnp.minimum(budgets / jnp.maximum(_norms(shifts), _TINY), 1)
     return images + _per_image(factors) * shifts

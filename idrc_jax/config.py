@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from idrc_jax import _validate, data, plans, schemes, training
+from idrc_jax import _validate, audit, data, plans, schemes, training
 from idrc_jax.certification import Settings
 from idrc_jax.schemes import Scheme
 
@@ -78,6 +78,10 @@ def base() -> Config:
     config.certify.n = 100_000
     config.certify.alpha = 0.001
     config.certify.certificate = "one_sided"  # or two_sided, for gaussian and stepped
+
+    config.audit = ml_collections.ConfigDict()
+    for name, value in vars(audit.Settings()).items():
+        config.audit[name] = value
     return config.lock()
 
 
@@ -122,6 +126,11 @@ def settings(config: Config) -> Settings:
     """The certification settings."""
     certify = config.certify
     return Settings(plan(config), certify.alpha, config.seed, certify.certificate)
+
+
+def audit_settings(config: Config) -> audit.Settings:
+    """The audit's settings."""
+    return audit.Settings(**config.audit)
 
 
 def plan(config: Config) -> plans.Plan:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from idrc_jax import _files
-from idrc_jax.results import differences, votes_text
+from idrc_jax.results import as_json, differences, votes_text
 
 SCHEMA_VERSION = 1
 NAME = "audit.tsv"
@@ -104,7 +104,7 @@ class FindingsFile:
 
     def __init__(self, folder: Path, *, manifest: dict[str, Any], expected: Mapping[int, int]) -> None:
         self._folder, self._path, self._expected = folder, folder / NAME, expected
-        self.manifest: dict[str, Any] = json.loads(json.dumps(manifest))
+        self.manifest = as_json(manifest)
         self.rows: list[Finding] = []
 
     def __enter__(self) -> Self:
@@ -146,11 +146,15 @@ class FindingsFile:
         _files.write_json(self._folder / MANIFEST, self.manifest)
 
     def _repair(self) -> None:
-        found = _read_rows(self._path) if self._path.stat().st_size else ()
+        """Drop what a crash left half-written, and write the header of a new file."""
+        before = self._path.read_bytes()
+        found = _read_rows(self._path) if b"\n" in before else ()
         counts = Counter(row.idx for row in found)
         self.rows = [row for row in found if counts[row.idx] == self._expected.get(row.idx)]
-        self._file.truncate(0)
-        self._file.write(("\t".join(COLUMNS) + "\n" + "".join(map(_line, self.rows))).encode())
+        whole = ("\t".join(COLUMNS) + "\n" + "".join(map(_line, self.rows))).encode()
+        if whole != before:
+            self._file.truncate(0)
+            self._file.write(whole)
 
 
 def claims(rows: Sequence[Finding]) -> list[dict[str, Any]]:

@@ -131,7 +131,7 @@ class ResultsFile:
     """
 
     def __init__(self, workdir: Path, *, guarantee: dict[str, Any], session: dict[str, Any], name: str = NAME) -> None:
-        self._workdir, self._guarantee, self._session = workdir, _as_json(guarantee), _as_json(session)
+        self._workdir, self._guarantee, self._session = workdir, as_json(guarantee), as_json(session)
         self._path = workdir / name
         self._confirmed = False
         self.done: set[int] = set()
@@ -359,5 +359,6 @@ def _any_rows(folder: Path) -> bool:
     return any(path.read_bytes().count(b"\n") > 1 for path in files(folder))
 
 
-def _as_json(value: dict[str, Any]) -> dict[str, Any]:
+def as_json(value: dict[str, Any]) -> dict[str, Any]:
+    """The values as a JSON file gives them back."""
     return json.loads(json.dumps(value))

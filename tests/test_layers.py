@@ -13,13 +13,13 @@ import idrc_jax
 PACKAGE = ROOT / "idrc_jax"
 ORDER = [
     "_validate", "_files", "_command", "_roots", "statistics", "plans", "schemes", "neyman_pearson", "radial",
-    "certificates", "results", "summary", "figures", "recertify", "progress", "imagenet", "interop.layouts",
+    "certificates", "results", "summary", "figures", "recertify", "findings", "progress", "imagenet", "interop.layouts",
     "interop.torch_files", "interop.tables",
     # ---- everything above imports no JAX
     "prng", "noise", "models.resnet", "models.resnet50", "models.folding", "kernels.build", "kernels.resnet_cpu",
     "kernels.convolution_cpu", "data", "devices", "workers", "checkpoints", "interop.importing", "interop.exporting",
     "interop.aten", "interop.torch_modules", "interop.factory", "sampling", "training", "scheduler", "certification",
-    "smoothing", "config", "cli",
+    "smoothing", "attacks", "audit", "config", "cli",
 ]  # fmt: skip
 WITHOUT_JAX = ORDER[: ORDER.index("prng")]
 
@@ -29,9 +29,11 @@ def name_of(path: Path) -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """The package's own modules that a file imports at run time."""
+    """The package's own modules that a file imports, other than as the program that `python -m` runs."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    module = ast.parse(path.read_text())
+    module.body = [node for node in module.body if not (isinstance(node, ast.If) and "__main__" in ast.dump(node.test))]
+    for node in ast.walk(module):
         if isinstance(node, ast.ImportFrom) and node.module == "idrc_jax":
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("idrc_jax."):
