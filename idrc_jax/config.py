@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from idrc_jax import _validate, audit, data, plans, schemes, training
+from idrc_jax import _validate, data, plans, refutation, schemes, training
 from idrc_jax.certification import Settings
 from idrc_jax.schemes import Scheme
 
@@ -80,7 +80,7 @@ def base() -> Config:
     config.certify.certificate = "one_sided"  # or two_sided, for gaussian and stepped
 
     config.audit = ml_collections.ConfigDict()
-    for name, value in vars(audit.Settings()).items():
+    for name, value in vars(refutation.Settings()).items():
         config.audit[name] = value
     return config.lock()
 
@@ -128,9 +128,9 @@ def settings(config: Config) -> Settings:
     return Settings(plan(config), certify.alpha, config.seed, certify.certificate)
 
 
-def audit_settings(config: Config) -> audit.Settings:
+def audit_settings(config: Config) -> refutation.Settings:
     """The audit's settings."""
-    return audit.Settings(**config.audit)
+    return refutation.Settings(**config.audit)
 
 
 def plan(config: Config) -> plans.Plan:

@@ -19,7 +19,7 @@ ORDER = [
     "prng", "noise", "models.resnet", "models.resnet50", "models.folding", "kernels.build", "kernels.resnet_cpu",
     "kernels.convolution_cpu", "data", "devices", "workers", "checkpoints", "interop.importing", "interop.exporting",
     "interop.aten", "interop.torch_modules", "interop.factory", "sampling", "training", "scheduler", "certification",
-    "smoothing", "attacks", "audit", "config", "cli",
+    "smoothing", "attacks", "refutation", "audit", "config", "cli",
 ]  # fmt: skip
 WITHOUT_JAX = ORDER[: ORDER.index("prng")]
 
