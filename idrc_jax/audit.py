@@ -138,19 +138,17 @@ def audit(
         finally:
             progress.close()
             write_status(out / "audit_status.json", "audit", done=done, total=len(certified))
-        file.write_manifest(
-            claims=findings.claims(file.rows),
-            attacks=findings.attacks(file.rows),
-            robust_accuracy=[
-                {
-                    "radius": radius,
-                    "certified": summary.certified_accuracy(dataclasses.replace(read, rows=tuple(seen)), radius),
-                    "empirical": findings.robust_accuracy(file.rows, radius, len(seen)),
-                }
-                for radius in settings.radii
-            ],
-            finished=done == len(certified),
-        )
+            tables: dict[str, Any] = {"claims": findings.claims(file.rows), "attacks": findings.attacks(file.rows)}
+            if done == len(certified):
+                tables["robust_accuracy"] = [
+                    {
+                        "radius": radius,
+                        "certified": summary.certified_accuracy(dataclasses.replace(read, rows=tuple(seen)), radius),
+                        "empirical": findings.robust_accuracy(file.rows, radius, len(seen)),
+                    }
+                    for radius in settings.radii
+                ]
+            file.write_manifest(**tables, finished=done == len(certified))
     if done < len(certified):
         require_progress(before, done, max_minutes)
     return done == len(certified)

@@ -207,8 +207,9 @@ def table(manifest: Mapping[str, Any]) -> str:
         smallest = "-" if one["smallest_fraction"] is None else f"{_down(one['smallest_fraction']):.3f}"
         counts = " ".join(f"{one['broken_within'].get(fraction, '-'):>5}" for fraction in fractions)
         lines.append(f"{one['kind']:<16}  {one['images']:>6}  {one['broken']:>6}  {smallest:>8}  {'':<27} {counts}")
-    lines.append(f"{'radius':>6}  {'certified':>9}  {'at most':>7}")
-    for one in manifest["robust_accuracy"]:
+    if manifest["finished"]:
+        lines.append(f"{'radius':>6}  {'certified':>9}  {'at most':>7}")
+    for one in manifest.get("robust_accuracy", ()):
         lines.append(f"{one['radius']:6.2f}  {one['certified']:9.3f}  {one['empirical']:7.3f}")
     return "\n".join(lines)
 
