@@ -117,8 +117,8 @@ def random_moves(targets: Targets, key: jax.Array, numbers: np.ndarray) -> np.nd
       key: a typed key of a stage of its own.
       numbers: uint32 [T], which direction of each image's.
     """
-    indices, numbers = jnp.asarray(targets.indices, jnp.uint32), jnp.asarray(numbers, jnp.uint32)
-    draws = _normals(key, indices, numbers, shape=targets.images.shape[1:])
+    which = (jnp.asarray(targets.indices, jnp.uint32), jnp.asarray(numbers, jnp.uint32))
+    draws = _normals(key, *which, shape=targets.images.shape[1:])
     return within(targets, targets.images + np.asarray(draws, np.float64), stretch=True)
 
 
