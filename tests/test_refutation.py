@@ -130,15 +130,15 @@ def test_the_nearest_break_is_found_within_five_percent(kind, name):
 
 
 VALID = [
-    (HalfSpace(), "gaussian"),
     (HalfSpace(), "stepped"),
-    *((Ball(), n) for n in ("l1", "inverse_sqrt_norm", "stepped")),
+    (Ball(), "l1"),
+    (Ball(), "inverse_sqrt_norm"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "name"), VALID, ids=[f"{type(kind).__name__}-{name}" for kind, name in VALID])
 def test_no_break_is_claimed_inside_a_valid_radius_and_none_is_there(kind, name):
-    """400 images at 5 distances in each of five cases: 10,000 rows. Radii are the largest that are valid: of
+    """400 images at 5 distances in each of three cases: 6,000 rows. Radii are the largest that are valid: of
     the true probability. At every x' that is reported the decision follows from a formula."""
     scheme = SCHEMES[name]
     images, classes, p, _ = images_and_truth(kind, scheme, 0.6, 0.9999, 400)
@@ -195,7 +195,7 @@ def test_false_claims_keep_their_level_at_the_boundary():
     """Everywhere p_A = p_B, to exp(-(40 * .3)^2 / 2) = 10^-31, so every claim is false, whatever the search."""
     even = Classifier(apply_fn=parity, params=jnp.float32(40), classes=2, image_shape=SHAPE)
     images = np.random.default_rng(0).uniform(size=(600, *SHAPE)).astype(np.float32)
-    settings = Settings(votes=400, screening=50, steps=2, samples=4, restarts=2)
+    settings = Settings(votes=100, screening=100, steps=2, samples=4, restarts=2)
     searcher = Searcher(even, SCHEMES["gaussian"], settings, key=prng.root(1), threshold=0.05, chunk=8192)
     found = list(searcher.run(images, np.arange(600), np.arange(600) % 2, [[0.5]] * 600))
     confirmed, claimed = sum(one.confirmed for one in found), sum(one.confirmed - one.failed for one in found)
