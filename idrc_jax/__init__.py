@@ -29,6 +29,8 @@ _HOME = {
     "to_pandas": "interop.tables",
 }
 _MODULES = (
+    "attacks",
+    "audit",
     "certificates",
     "certification",
     "checkpoints",
@@ -47,6 +49,7 @@ _MODULES = (
     "plans",
     "prng",
     "recertify",
+    "refutation",
     "report",
     "results",
     "runs",
@@ -63,6 +66,8 @@ __all__ = ["__version__", *_HOME, *_MODULES]
 
 if TYPE_CHECKING:
     from idrc_jax import (
+        attacks,
+        audit,
         certificates,
         certification,
         checkpoints,
@@ -81,6 +86,7 @@ if TYPE_CHECKING:
         plans,
         prng,
         recertify,
+        refutation,
         report,
         results,
         runs,

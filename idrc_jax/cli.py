@@ -29,6 +29,7 @@ from idrc_jax import (
     devices,
     exhibits,
     figures,
+    findings,
     galleries,
     prng,
     results,
@@ -37,6 +38,7 @@ from idrc_jax import (
     training_loop,
     workers,
 )
+from idrc_jax.audit import audit as audit_file
 from idrc_jax.certification import certify_dataset, estimate
 from idrc_jax.certification import predict as predict_images
 from idrc_jax.denoised import denoised
@@ -63,6 +65,11 @@ def predict() -> None:
 def merge() -> None:
     """idrc-merge: unite the result files of several workers into one."""
     _main(merge.__doc__, _merge, config_file=False, define=_define_merge)
+
+
+def audit() -> None:
+    """idrc-audit RUN: search near certified images for ones at which the smoothed classifier decides otherwise."""
+    _main(audit.__doc__, _audit, config_file=True, define=_define_audit, folder=True)
 
 
 def _train(values: flags.FlagValues) -> int:
@@ -159,6 +166,29 @@ def _predict(values: flags.FlagValues) -> int:
     return 0
 
 
+def _audit(values: flags.FlagValues) -> int:
+    settings, out = values.config, Path(values.out or values.workdir)
+    audit_settings = config.audit_settings(settings)
+    read = results.read_results(Path(values.workdir))
+    classifier, dataset, indices = _classifier_and_images(values)
+    finished = audit_file(
+        classifier,
+        dataset,
+        indices,
+        read,
+        audit_settings,
+        out,
+        seed=settings.seed,
+        chunk=settings.chunk,
+        mesh=devices.mesh(settings.devices),
+        max_minutes=settings.max_minutes,
+        provenance=_provenance(settings),
+    )
+    print(findings.table(findings.read_audit(out).manifest))
+    print(f"Rows: {out / findings.NAME}" if finished else _go_on("The audit", out))
+    return 0
+
+
 def _merge(values: flags.FlagValues, paths: list[str]) -> int:
     if not paths or not values.out:
         raise ValueError("Expected result files and --out FOLDER, got none: idrc-merge --out FOLDER FILE ...")
@@ -235,6 +265,11 @@ def _define_predict(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("adaptive", False, "Stop where the class is clear, after at most n samples.", values)
 
 
+def _define_audit(values: flags.FlagValues) -> None:
+    values.set_gnu_getopt(True)
+    flags.DEFINE_string("out", "", "Folder of the audit; the run's by default.", flag_values=values)
+
+
 def _define_merge(values: flags.FlagValues) -> None:
     flags.DEFINE_string("out", "", "Folder for the united certificates.tsv.", flag_values=values)
 
@@ -246,6 +281,7 @@ def _main(
     config_file: bool,
     define: Callable[[flags.FlagValues], None] | None = None,
     cpu_devices: Callable[[], int] = lambda: os.cpu_count() or 1,
+    folder: bool = False,
 ) -> None:
     with _command.one_line_errors():
         values, rest = _parse(config_file, define)
@@ -254,7 +290,9 @@ def _main(
             sys.exit(0)
         if not config_file:
             sys.exit(job(values, rest))
-        if rest:
+        if folder and len(rest) == 1:
+            (values.workdir,) = rest
+        elif rest:
             raise ValueError(f"Expected only --flags, got {rest[0]!r}.")
         devices.configure_cpu(values.config.devices or cpu_devices())
         sys.exit(job(values))

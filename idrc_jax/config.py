@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from idrc_jax import _validate, data, denoising, diffusion, plans, schemes, training
+from idrc_jax import _validate, data, denoising, diffusion, plans, refutation, schemes, training
 from idrc_jax.certification import Settings
 from idrc_jax.schemes import Scheme
 
@@ -99,6 +99,10 @@ def base() -> Config:
     config.certify.n = 100_000
     config.certify.alpha = 0.001
     config.certify.certificate = "one_sided"  # or two_sided, for gaussian and stepped
+
+    config.audit = ml_collections.ConfigDict()
+    for name, value in vars(refutation.Settings()).items():
+        config.audit[name] = value
     return config.lock()
 
 
@@ -143,6 +147,11 @@ def settings(config: Config) -> Settings:
     """The certification settings."""
     certify = config.certify
     return Settings(plan(config), certify.alpha, config.seed, certify.certificate)
+
+
+def audit_settings(config: Config) -> refutation.Settings:
+    """The audit's settings."""
+    return refutation.Settings(**config.audit)
 
 
 def plan(config: Config) -> plans.Plan:

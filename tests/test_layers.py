@@ -21,7 +21,8 @@ ORDER = [
     "kernels.build", "kernels.resnet_cpu", "kernels.convolution_cpu", "data", "devices", "workers", "diffusion",
     "checkpoints", "denoised", "interop.diffusers", "interop.transformers_vit", "interop.importing",
     "interop.exporting", "interop.aten", "interop.torch_modules", "interop.factory", "sampling", "training_loop",
-    "training", "denoising", "scheduler", "certification", "exhibits", "smoothing", "config", "cli",
+    "training", "denoising", "scheduler", "certification", "exhibits", "smoothing", "attacks",
+    "refutation", "audit", "config", "cli",
 ]  # fmt: skip
 WITHOUT_JAX = ORDER[: ORDER.index("prng")]
 
@@ -31,9 +32,11 @@ def name_of(path: Path) -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """The package's own modules that a file imports at run time."""
+    """The package's own modules that a file imports, other than as the program that `python -m` runs."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    module = ast.parse(path.read_text())
+    module.body = [node for node in module.body if not (isinstance(node, ast.If) and "__main__" in ast.dump(node.test))]
+    for node in ast.walk(module):
         if isinstance(node, ast.ImportFrom) and node.module == "idrc_jax":
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("idrc_jax."):
