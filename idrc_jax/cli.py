@@ -33,6 +33,7 @@ from idrc_jax import (
     galleries,
     prng,
     results,
+    schemes,
     summary,
     training,
     training_loop,
@@ -170,7 +171,8 @@ def _audit(values: flags.FlagValues) -> int:
     settings, out = values.config, Path(values.out or values.workdir)
     audit_settings = config.audit_settings(settings)
     read = results.read_results(Path(values.workdir))
-    classifier, dataset, indices = _classifier_and_images(values)
+    made_under = schemes.from_description(read.manifest["guarantee"]) if read.manifest else config.noise_scheme(settings)
+    classifier, dataset, indices = _classifier_and_images(values, made_under)
     finished = audit_file(
         classifier,
         dataset,
