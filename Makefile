@@ -67,6 +67,12 @@ NOISE_025 = results/cifar10_resnet20_0.25
 RANGE = results/cifar10_resnet20_0.1-0.45
 FIRST_RUNS = $(NOISE_025)/gaussian $(NOISE_025)/l1 $(NOISE_025)/l2 $(NOISE_025)/inverse_sqrt_norm $(NOISE_025)/uniform
 SECOND_RUNS = $(RANGE)/gaussian $(RANGE)/stepped_2_bins $(RANGE)/stepped_4_bins
+BEHIND = results/cifar10_denoised
+DENOISED_RUNS = denoised=$(BEHIND)/denoised_0.25 denoised=$(BEHIND)/denoised_0.5 denoised=$(BEHIND)/denoised_1.0 \
+  "denoised in 4 steps"=$(BEHIND)/four_steps_1.0 \
+  "denoised, fine-tuned"=$(BEHIND)/tuned_0.25 "denoised, fine-tuned"=$(BEHIND)/tuned_0.5 \
+  "denoised, fine-tuned"=$(BEHIND)/tuned_1.0 \
+  "without denoiser"=$(BEHIND)/plain_0.25 "without denoiser"=$(BEHIND)/plain_0.5 "without denoiser"=$(BEHIND)/plain_1.0
 PLAN_RUNS = "gaussian, plan fixed"=results/plans/fixed "gaussian, plan to_radius"=results/plans/to_radius
 
 figures: $(VENV)/.quickstart  ## Make the README's figure and tables from results/; with DATA=FOLDER the report with its pictures.
@@ -78,6 +84,7 @@ figures: $(VENV)/.quickstart  ## Make the README's figure and tables from result
 	  "stepped, 2 bins: σ = .246, .354"=$(RANGE)/stepped_2_bins \
 	  "stepped, 4 bins: σ = .216, .275, .317, .392"=$(RANGE)/stepped_4_bins \
 	  --kind valid --at 0 .25 .5 .75 1 --out README.md --mark stepped
+	$(BIN)/idrc-tables methods $(DENOISED_RUNS) --kind valid --paper --out docs/denoising.md --mark table3
 ifneq ($(DATA),)
 	$(BIN)/idrc-gallery $(FIRST_RUNS) $(SECOND_RUNS) results/plans/fixed results/plans/to_radius --data $(DATA)
 	$(BIN)/idrc-figures noisy $(FIRST_RUNS) $(SECOND_RUNS) --out docs/images/noisy.png

@@ -171,8 +171,8 @@ def _audit(values: flags.FlagValues) -> int:
     settings, out = values.config, Path(values.out or values.workdir)
     audit_settings = config.audit_settings(settings)
     read = results.read_results(Path(values.workdir))
-    made_under = schemes.from_description(read.manifest["guarantee"]) if read.manifest else config.noise_scheme(settings)
-    classifier, dataset, indices = _classifier_and_images(values, made_under)
+    scheme = schemes.from_description(read.manifest["guarantee"]) if read.manifest else config.noise_scheme(settings)
+    classifier, dataset, indices = _classifier_and_images(values, scheme)
     finished = audit_file(
         classifier,
         dataset,
