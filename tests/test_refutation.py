@@ -108,7 +108,7 @@ def search(kind, scheme, images, classes, budgets, *, threshold, seed=0, **setti
     return [found[i] for i in range(len(images))]
 
 
-NEAREST = [(HalfSpace(), "gaussian"), (HalfSpace(), "l1"), (HalfSpace(), "l2"), (Ball(), "gaussian"), (Ball(), "l1")]
+NEAREST = [(HalfSpace(), "gaussian"), (HalfSpace(), "l1"), (HalfSpace(), "l2"), (Ball(), "gaussian")]
 
 
 @pytest.mark.parametrize(("kind", "name"), NEAREST, ids=[f"{type(kind).__name__}-{name}" for kind, name in NEAREST])
@@ -195,7 +195,7 @@ def test_false_claims_keep_their_level_at_the_boundary():
     """Everywhere p_A = p_B, to exp(-(40 * .3)^2 / 2) = 10^-31, so every claim is false, whatever the search."""
     even = Classifier(apply_fn=parity, params=jnp.float32(40), classes=2, image_shape=SHAPE)
     images = np.random.default_rng(0).uniform(size=(600, *SHAPE)).astype(np.float32)
-    settings = Settings(votes=100, screening=100, steps=2, samples=4, restarts=2)
+    settings = Settings(votes=400, screening=50, steps=2, samples=4, restarts=2)
     searcher = Searcher(even, SCHEMES["gaussian"], settings, key=prng.root(1), threshold=0.05, chunk=8192)
     found = list(searcher.run(images, np.arange(600), np.arange(600) % 2, [[0.5]] * 600))
     confirmed, claimed = sum(one.confirmed for one in found), sum(one.confirmed - one.failed for one in found)
