@@ -69,7 +69,7 @@ FIRST_RUNS = $(NOISE_025)/gaussian $(NOISE_025)/l1 $(NOISE_025)/l2 $(NOISE_025)/
 SECOND_RUNS = $(RANGE)/gaussian $(RANGE)/stepped_2_bins $(RANGE)/stepped_4_bins
 BEHIND = results/cifar10_denoised
 DENOISED_RUNS = denoised=$(BEHIND)/denoised_0.25 denoised=$(BEHIND)/denoised_0.5 denoised=$(BEHIND)/denoised_1.0 \
-  "denoised in 4 steps"=$(BEHIND)/four_steps_1.0 \
+  "denoised in 4 steps, σ = 1"=$(BEHIND)/four_steps_1.0 \
   "denoised, fine-tuned"=$(BEHIND)/tuned_0.25 "denoised, fine-tuned"=$(BEHIND)/tuned_0.5 \
   "denoised, fine-tuned"=$(BEHIND)/tuned_1.0 \
   "without denoiser"=$(BEHIND)/plain_0.25 "without denoiser"=$(BEHIND)/plain_0.5 "without denoiser"=$(BEHIND)/plain_1.0
@@ -88,7 +88,7 @@ figures: $(VENV)/.quickstart  ## Make the README's figure and tables from result
 ifneq ($(DATA),)
 	$(BIN)/idrc-gallery $(FIRST_RUNS) $(SECOND_RUNS) results/plans/fixed results/plans/to_radius --data $(DATA)
 	$(BIN)/idrc-figures noisy $(FIRST_RUNS) $(SECOND_RUNS) --out docs/images/noisy.png
-	$(BIN)/idrc-report $(FIRST_RUNS) $(SECOND_RUNS) $(PLAN_RUNS) --pictures 8 --out docs/report
+	$(BIN)/idrc-report $(FIRST_RUNS) $(SECOND_RUNS) $(PLAN_RUNS) --pictures 6 --out docs/report
 endif
 
 throughput: $(VENV)/.benchmarks  ## Time certification beside PyTorch and ART, on an idle machine: DATA=FOLDER.
