@@ -1,6 +1,6 @@
 """A U-Net that takes noise off CIFAR-10's images, to stand in front of a classifier: its training.
 
-The size is the argument. `small` (0.4 million weights, levels .05 to 1.0) is what two CPU cores can do; `full` is that
+The size is the argument. `small` (0.6 million weights, levels .05 to 1.0) is what two CPU cores can do; `full` is that
 of Ho et al. (2020), 35.7 million weights, on the whole schedule.
 Command:   python train.py --config=configs/denoiser.py:small --config.data.dir=FOLDER --workdir=runs/denoiser
            Gaussian denoiser of one level (Salman et al. 2020): --config.denoiser.prediction=sample

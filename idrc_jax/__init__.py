@@ -18,7 +18,7 @@ _HOME = {
     "certified_accuracy_lower": "summary",
     "certify": "certification",
     "count_votes": "sampling",
-    "denoised": "denoised",
+    "denoised": "denoised_smoothing",
     "from_torch": "interop.torch_modules",
     "load_classifier": "checkpoints",
     "load_denoiser": "checkpoints",
@@ -101,7 +101,7 @@ if TYPE_CHECKING:
     )
     from idrc_jax.certification import certify, predict
     from idrc_jax.checkpoints import Classifier, load_classifier, load_denoiser
-    from idrc_jax.denoised import denoised
+    from idrc_jax.denoised_smoothing import denoised
     from idrc_jax.diffusion import Denoiser
     from idrc_jax.figures import plot_certified_accuracy
     from idrc_jax.interop.tables import to_pandas

@@ -197,7 +197,7 @@ def load_classifier(
             )
     dtype = dtype or description["dtype"]
     _, params, stats = abstract(description, dtype=dtype)
-    _check_tensors(tensors, {name: value.shape for name, value in (params | stats).items()}, file)
+    check_tensors(tensors, params | stats, file)
     chosen, apply_fn, weights = _for_inference(tensors, description, dtype=dtype, kernel=kernel)
     return Classifier(
         apply_fn=apply_fn,
@@ -231,7 +231,7 @@ def load_denoiser(path: str | Path, *, dtype: str = "", kernel: str = "auto") ->
     )
     convolution = convolution_cpu.conv_general_dilated if by_kernel else jax.lax.conv_general_dilated
     graph, params, _ = abstract(description, dtype=dtype, convolution=convolution)
-    _check_tensors(tensors, {name: value.shape for name, value in params.items()}, file)
+    check_tensors(tensors, params, file)
 
     def apply_fn(weights: Tensors, x: jax.Array, time: jax.Array) -> jax.Array:
         return merge(graph, weights)(x, time)
@@ -370,13 +370,14 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return tensors, description
 
 
-def _check_tensors(tensors: dict[str, np.ndarray], wanted: dict[str, tuple[int, ...]], file: Path) -> None:
+def check_tensors(tensors: dict[str, np.ndarray], wanted: Tensors, file: str | Path) -> None:
+    """ValueError unless a file's tensors are finite and have the names and shapes of those wanted."""
     missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or unexpected:
         raise ValueError(f"Expected the network's tensors in {file}, got missing {missing}, unexpected {unexpected}.")
-    for name, shape in wanted.items():
-        if tensors[name].shape != shape:
-            raise ValueError(f"Expected {name} of shape {shape} in {file}, got {tensors[name].shape}.")
+    for name, value in wanted.items():
+        if tensors[name].shape != value.shape:
+            raise ValueError(f"Expected {name} of shape {value.shape} in {file}, got {tensors[name].shape}.")
         if not np.isfinite(tensors[name]).all():
             raise ValueError(f"Expected finite weights in {file}, got a non-finite value in {name}.")
 

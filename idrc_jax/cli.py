@@ -42,7 +42,7 @@ from idrc_jax import (
 from idrc_jax.audit import audit as audit_file
 from idrc_jax.certification import certify_dataset, estimate
 from idrc_jax.certification import predict as predict_images
-from idrc_jax.denoised import denoised
+from idrc_jax.denoised_smoothing import denoised
 from idrc_jax.diffusion import Denoiser
 from idrc_jax.interop import factory
 from idrc_jax.schemes import Scheme
@@ -89,16 +89,31 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
         **{name: settings.train[name] for name in ("checkpoint_minutes", "steps_per_dispatch", "tensorboard")},
     }
     if settings.model.architecture == "unet":
+        _require_default(
+            settings, "train.start", "train.sigma_low", "denoiser.weights", "denoiser.sigma", "denoiser.steps"
+        )
         target, described = config.denoiser_target(settings), config.denoiser_description(settings, train_set)
         finished = denoising.train(train_set, target, recipe, described, workdir, **common)
     else:
         scheme, described = config.training_scheme(settings), config.description(settings, train_set)
+        if settings.denoiser.weights and settings.denoiser.sigma not in (0, scheme.sigma):
+            raise ValueError(
+                f"Expected denoiser.sigma 0 or the training noise's {scheme.sigma}, got {settings.denoiser.sigma}."
+            )
         more = {"denoiser": _denoiser(settings), "denoiser_steps": settings.denoiser.steps}
         more["start"] = settings.train.start
         finished = training.train(train_set, scheme, recipe, described, workdir, **more, **common)
     if jax.process_index() == 0:
         print(f"Trained: {workdir / checkpoints.WEIGHTS}" if finished else _go_on("Training", workdir))
     return 0
+
+
+def _require_default(settings: config.Config, *names: str) -> None:
+    """ValueError for a setting that training a denoiser would ignore."""
+    for name in names:
+        group, field = name.split(".")
+        if settings[group][field] != config.base()[group][field]:
+            raise ValueError(f"Expected no {name} to train a denoiser, got {settings[group][field]}.")
 
 
 def _certify(values: flags.FlagValues) -> int:

@@ -7,7 +7,7 @@ the signal a (alpha-bar) falls with t (Ho et al. 2020). Noise of level sigma on 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -79,6 +79,10 @@ class Schedule:
         """The signal a at a time."""
         return float(1 / (1 + np.exp(np.interp(time, np.arange(self.steps), self.log_noise))))
 
+    def sigma(self, time: float) -> float:
+        """The inverse of `time`."""
+        return float(np.exp(np.interp(time, np.arange(self.steps), self.log_noise) / 2) / 2)
+
 
 def signal_of(sigma: float) -> float:
     """The signal a at the time that belongs to the noise level sigma (pixel units)."""
@@ -130,14 +134,23 @@ class Denoiser:
         """ValueError unless it can denoise this level in so many steps."""
         _validate.one_of("diffusion.prediction", self.prediction, PREDICTIONS)
         _validate.at_least("denoiser.steps", steps, 1)
-        self.schedule.time(sigma)
+        time = self.schedule.time(sigma)
         low, high = self.sigmas
         if not low * (1 - 1e-6) <= sigma <= high * (1 + 1e-6):
             raise ValueError(
                 f"Expected a noise level in [{low:.4g}, {high:.4g}], for which the denoiser was trained, got {sigma}."
             )
-        if steps > 1 and low == high:
-            raise ValueError(f"Expected denoiser.steps = 1 of a denoiser of the one level {low}, got {steps}.")
+        last = sigma if steps == 1 else self.schedule.sigma(time / steps)
+        if last < low * (1 - 1e-6):
+            raise ValueError(
+                f"Expected all levels >= {low:.4g}, for which the denoiser was trained, got {last:.4g} in the last of "
+                f"{steps} denoiser.steps: take fewer."
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """What a guarantee says of it: beside the tensors' hash the settings that the hash does not cover."""
+        told = {"weights_sha256": self.sha256, "dtype": self.dtype, "prediction": self.prediction}
+        return told | {"schedule": asdict(self.schedule), "unet": self.description.get("unet", {})}
 
     def __call__(self, noisy: jax.Array, *, sigma: float, steps: int = 1) -> jax.Array:
         """`denoise` by its own params."""

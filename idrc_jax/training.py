@@ -132,10 +132,16 @@ def train(
     if denoiser is not None:
         if scheme.name != Gaussian.name:
             raise ValueError(f"Expected train.scheme = gaussian with a denoiser, got {scheme.name}.")
+        if recipe.sigma_low:
+            raise ValueError(f"Expected train.sigma_low = 0 with a denoiser of one level, got {recipe.sigma_low}.")
+        if list(denoiser.image_shape) != list(description["image_shape"]):
+            raise ValueError(f"Expected a denoiser of {description['image_shape']} images, got {denoiser.image_shape}.")
+        if not denoiser.sha256:
+            raise ValueError("Expected a denoiser loaded from a file, which names it, got one without a hash.")
         denoiser.check(scheme.sigma, denoiser_steps)
         denoise = partial(denoiser.denoise, sigma=scheme.sigma, steps=denoiser_steps)
         frozen = (denoiser.params,)
-        facts["denoiser"] = {"weights_sha256": denoiser.sha256, "steps": denoiser_steps}
+        facts["denoiser"] = denoiser.describe() | {"steps": denoiser_steps}
     job = training_loop.Job(
         description=description | {"training": facts},
         recipe=recipe,
@@ -157,5 +163,7 @@ def _start(path: str, description: dict[str, Any]) -> tuple[checkpoints.Tensors,
     changed = results.differences(*({name: one.get(name) for name in names} for one in (description, found)))
     if changed:
         raise ValueError(f"Expected train.start to be the network that is to be trained, got {changed} in {path}.")
+    _, params, stats = checkpoints.abstract(description, dtype=description["dtype"])
+    checkpoints.check_tensors(tensors, params | stats, path)
     floats = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
     return floats, {"weights_sha256": checkpoints.hash_tensors(tensors)}

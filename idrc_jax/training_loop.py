@@ -40,7 +40,7 @@ class Recipe:
       schedule: "step" multiplies the rate by `step_factor` every `step_epochs`; "cosine" warms up linearly
         for `warmup_epochs` and falls to 0.
       sigma_low: if > 0, each image's noise parameter is drawn uniformly from [sigma_low, scheme.sigma].
-      augment: random crop (pad 4) and flip.
+      augment: random crop (pad 4) and flip; for denoisers flip alone.
     """
 
     epochs: int = 90
@@ -63,6 +63,8 @@ class Recipe:
             _validate.positive(f"train.{name}", getattr(self, name))
         for name in ("momentum", "weight_decay", "warmup_epochs", "sigma_low"):
             _validate.at_least(f"train.{name}", getattr(self, name), 0)
+        if self.momentum >= 1:
+            raise ValueError(f"Expected train.momentum < 1, got {self.momentum}.")
         _validate.one_of("train.method", self.method, ("sgd", "adam"))
         _validate.one_of("train.schedule", self.schedule, ("step", "cosine"))
         if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
@@ -306,7 +308,7 @@ def _require_finite(losses: np.ndarray, first_step: int, store: checkpoints.Trai
 
 def _require_finite_state(state: State, store: checkpoints.TrainingCheckpoints) -> None:
     """A finite loss may still have had gradients that were not."""
-    finite = jax.tree.all(jax.tree.map(lambda leaf: bool(jnp.isfinite(leaf).all()), state.params | state.stats))
+    finite = jax.tree.all(jax.tree.map(lambda leaf: bool(jnp.isfinite(leaf).all()), (state.params, state.stats)))
     if not finite:
         raise FloatingPointError(
             f"Expected finite weights after step {int(state.step)}, got a value that is not. The checkpoint of "

@@ -51,7 +51,7 @@ def test_the_network_sees_images_of_the_variance_it_was_trained_on(kind, sigma):
     ((x, time),) = seen
     product = signals(schedule)
     a = np.exp(np.interp(time, np.arange(schedule.steps), np.log(product)))
-    assert x.mean(0) == pytest.approx(np.sqrt(a) * (2 * image - 1), abs=1.2 * 2 * sigma)
+    assert x.mean(0) == pytest.approx(np.sqrt(a) * (2 * image - 1), abs=6 * 2 * sigma * np.sqrt(a / 40))
     assert np.var(x - np.sqrt(a) * (2 * image - 1)) == pytest.approx(1 - a, rel=0.01)
 
 
@@ -119,7 +119,10 @@ def test_a_learned_variance_is_dropped_and_the_result_is_an_image():
             lambda: denoiser(None, sigmas=(0.1, 0.5)).check(1.0),
             r"in \[0\.1, 0\.5\], for which the denoiser was trained",
         ),
-        (lambda: denoiser(None, sigmas=(0.5, 0.5)).check(0.5, 2), "steps = 1 of a denoiser of the one level 0.5"),
+        (
+            lambda: denoiser(None, sigmas=(0.5, 0.5)).check(0.5, 2),
+            r"all levels >= 0\.5, for which the denoiser was trained, got 0\.2\d+ in the last of 2",
+        ),
     ],
 )
 def test_what_cannot_be_denoised_is_refused(make, message):

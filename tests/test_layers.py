@@ -19,7 +19,7 @@ ORDER = [
     # ---- everything above imports no JAX
     "prng", "noise", "models.resnet", "models.resnet50", "models.unet", "models.vit", "models.folding",
     "kernels.build", "kernels.resnet_cpu", "kernels.convolution_cpu", "data", "devices", "workers", "diffusion",
-    "checkpoints", "denoised", "interop.diffusers", "interop.transformers_vit", "interop.importing",
+    "checkpoints", "denoised_smoothing", "interop.diffusers", "interop.transformers_vit", "interop.importing",
     "interop.exporting", "interop.aten", "interop.torch_modules", "interop.factory", "sampling", "training_loop",
     "training", "denoising", "scheduler", "certification", "exhibits", "smoothing", "attacks",
     "refutation", "audit", "config", "cli",

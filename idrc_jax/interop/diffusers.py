@@ -213,8 +213,8 @@ def _diffusion(path: Path) -> dict[str, Any]:
     _choice(config, "trained_betas", (None,), path)
     _choice(config, "rescale_betas_zero_snr", (False,), path)
     steps, start, end = (config[name] for name in ("num_train_timesteps", "beta_start", "beta_end"))
-    if not _is_count(steps):
-        raise ValueError(f"Expected num_train_timesteps >= 1 in {path}, got {steps!r}.")
+    if not _is_count(steps) or steps < 2:
+        raise ValueError(f"Expected num_train_timesteps >= 2 in {path}, got {steps!r}.")
     if not (isinstance(start, int | float) and isinstance(end, int | float) and 0 < start <= end < 1):
         raise ValueError(f"Expected 0 < beta_start <= beta_end < 1 in {path}, got {start!r} and {end!r}.")
     schedule = {"kind": _SCHEDULES[config["beta_schedule"]], "steps": steps, "beta_start": start, "beta_end": end}

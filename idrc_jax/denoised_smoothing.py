@@ -14,15 +14,18 @@ def denoised(classifier: Classifier, denoiser: Denoiser, *, sigma: float, steps:
 
     Args:
       classifier: any, trained without noise or on denoised images. If it takes images of another height and width than
-        the denoiser's, they are resized (bilinear).
+        the denoiser's, they are resized: by a Vision Transformer itself, for others bilinear.
       denoiser: its noise levels must hold `sigma`.
       sigma: the level that the denoiser is told, in pixel units. It is the same for every image: a level read off the
         clean image would make the network another one at every image, and its certificate void.
       steps: see `Denoiser.denoise`.
 
     Raises:
-      ValueError: the channels differ, or the denoiser cannot denoise that level.
+      ValueError: the channels differ, the classifier has a denoiser already, or this one cannot denoise that level.
     """
+    if "denoiser" in classifier.description:
+        raise ValueError("Expected a classifier without a denoiser, got one that has one in front already.")
+    sigma, steps = float(sigma), int(steps)
     shape, wanted = denoiser.image_shape, classifier.image_shape
     if shape[-1] != wanted[-1]:
         raise ValueError(
@@ -32,11 +35,11 @@ def denoised(classifier: Classifier, denoiser: Denoiser, *, sigma: float, steps:
 
     def apply_fn(params: Any, images: jax.Array) -> jax.Array:
         clean = denoiser.denoise(params["denoiser"], images, sigma=sigma, steps=steps)
-        if shape != wanted:
+        if shape != wanted and "vit" not in classifier.description:
             clean = jax.image.resize(clean, (clean.shape[0], *wanted), "bilinear")
         return classifier.apply_fn(params["classifier"], clean)
 
-    told = {"weights_sha256": denoiser.sha256, "dtype": denoiser.dtype, "sigma": sigma, "steps": steps}
+    told = denoiser.describe() | {"sigma": sigma, "steps": steps, "classifier_shape": list(wanted)}
     return dataclasses.replace(
         classifier,
         apply_fn=apply_fn,

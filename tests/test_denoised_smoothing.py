@@ -21,8 +21,8 @@ def shrink(params, x, time):
 
 
 def make(image_shape=(4, 4, 1), **more):
-    settings = {"params": jnp.float32(GAIN), "prediction": "sample", "sha256": "d" * 64} | more
-    return Denoiser(apply_fn=shrink, image_shape=image_shape, schedule=Schedule(), **settings)
+    settings = {"params": jnp.float32(GAIN), "prediction": "sample", "sha256": "d" * 64, "schedule": Schedule()}
+    return Denoiser(apply_fn=shrink, image_shape=image_shape, **settings | more)
 
 
 def first_pixel(params, images):
@@ -62,6 +62,15 @@ def test_what_is_certified_is_named_by_both_networks_level_and_steps(threshold):
     assert (told["denoiser_sigma"], told["denoiser_steps"], told["denoiser_dtype"]) == (SIGMA, 1, "float32")
     for other in (idrc.denoised(threshold, make(), sigma=0.3), idrc.denoised(threshold, make(), sigma=SIGMA, steps=2)):
         assert guarantee(other) != told
+    for other in (
+        make(prediction="epsilon"),
+        make(schedule=Schedule(kind="cosine")),
+        make(description={"unet": {"groups": 4}}),
+        make(dtype="bfloat16"),
+    ):
+        assert guarantee(idrc.denoised(threshold, other, sigma=SIGMA)) != told
+    resized = dataclasses.replace(threshold, image_shape=(8, 8, 1))
+    assert guarantee(idrc.denoised(resized, make(), sigma=SIGMA)) != told
     # A network in memory has no hash: the composition is known by its own fingerprint, which holds both.
     nameless = [idrc.denoised(threshold, make(sha256="", params=jnp.float32(g)), sigma=SIGMA) for g in (0.6, 0.7)]
     assert len({guarantee(one)["weights_sha256"] for one in nameless}) == 2
@@ -97,6 +106,8 @@ def test_what_does_not_fit_is_refused(threshold):
     with pytest.raises(ValueError, match="noise level"):
         idrc.denoised(threshold, make(), sigma=1e-4)
     f = idrc.denoised(threshold, make(), sigma=SIGMA)
+    with pytest.raises(ValueError, match="one that has one in front already"):
+        idrc.denoised(f, make(), sigma=SIGMA)
     for images in (np.full((1, 4, 4, 1), -1, np.float32), np.full((1, 4, 4, 1), 255, np.float32)):
         with pytest.raises(ValueError, match=r"float32 images within \[0, 1\]"):
             sampling.check_images(images, f)
