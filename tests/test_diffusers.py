@@ -236,13 +236,13 @@ REFUSED = [
     (config(attention_head_dim="all"), "Expected attention_head_dim >= 1 or null in"),
     (config(attention_head_dim=12), "multiples of 12 per head"),
     (config(sample_size=None), "give --size"),
-    (config(out_channels=4), "Expected 3 or 6 out_channels (learned variance) in"),
+    (config(out_channels=4), "Expected 3 or 6 (with a learned variance) out_channels in"),
     (schedule(_class_name="FlowMatchEulerDiscreteScheduler"), 'Expected _class_name "DDPMScheduler" or'),
     (schedule(beta_schedule="sigmoid"), 'Expected beta_schedule "linear" or "scaled_linear" or'),
     (schedule(trained_betas=[0.1, 0.2]), "Expected trained_betas null in"),
     (schedule(rescale_betas_zero_snr=True), "Expected rescale_betas_zero_snr false in"),
     (schedule(prediction_type="flow"), 'Expected prediction_type "epsilon" or'),
-    (schedule(num_train_timesteps=0), "Expected num_train_timesteps >= 1 in"),
+    (schedule(num_train_timesteps=0), "Expected num_train_timesteps >= 2 in"),
     (schedule(beta_start=0.5, beta_end=0.1), "Expected 0 < beta_start <= beta_end < 1 in"),
 ]
 

@@ -159,6 +159,7 @@ def test_odd_sizes_are_refused():
 def test_a_checkpoint_holds_it(tmp_path):
     description = {
         "architecture": "unet", "image_shape": [8, 8, 3], "unet": SMALL, "dtype": "float32",
+        "diffusion": {"schedule": {}, "prediction": "v"},
     }  # fmt: skip
     call, params = network(SMALL)
     checkpoints.save_weights(tmp_path / "weights.safetensors", params, description)
@@ -168,5 +169,5 @@ def test_a_checkpoint_holds_it(tmp_path):
     assert not stats
     again = jax.jit(lambda params, x, t: checkpoints.merge(graph, params)(x, t))
     np.testing.assert_array_equal(again(tensors, batch(), 5.0), call(params, batch(), 5.0))
-    with pytest.raises(ValueError, match="Expected a classifier in"):
+    with pytest.raises(ValueError, match="Expected a classifier, got a denoiser in"):
         checkpoints.load_classifier(tmp_path)

@@ -71,12 +71,14 @@ def import_network(
 def _import_folder(folder: Path, **asked: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """A folder of transformers or of diffusers, by the class that its config.json names."""
     file = folder / "config.json"
-    named = checks.read_json(file).get("architectures") if file.is_file() else None
-    takes = ("classes", "size", "mean", "std") if named else ("size",)
+    within = (folder / "unet" / "config.json").is_file()
+    said = {} if within else checks.read_json(file)
+    of_diffusers, named = within or "_class_name" in said, said.get("architectures")
+    takes = ("size",) if of_diffusers else ("classes", "size", "mean", "std")
     given = [f"--{name}" for name, value in asked.items() if value and name not in takes]
     if given:
         raise ValueError(f"Expected no {', '.join(given)} for {folder}, which says so itself, got them.")
-    if named is None:
+    if of_diffusers:
         return diffusers.import_unet(folder, size=asked["size"])
     if named != [transformers_vit.ARCHITECTURE]:
         raise ValueError(
