@@ -196,7 +196,7 @@ def schedule(**values):
 
 QUERY, SHORTCUT = "mid_block.attentions.0.to_q.weight", "up_blocks.1.resnets.0.conv_shortcut.weight"
 REFUSED = [
-    (drop("config.json"), "Expected config.json or unet/config.json in"),
+    (drop("config.json"), "Expected a readable"),
     (drop("scheduler_config.json"), "Expected scheduler_config.json or scheduler/scheduler_config.json in"),
     (drop("diffusion_pytorch_model.safetensors"), "Expected diffusion_pytorch_model.safetensors or"),
     (write("config.json", b"{"), "Expected a readable"),
