@@ -67,6 +67,7 @@ NOISE_025 = results/cifar10_resnet20_0.25
 RANGE = results/cifar10_resnet20_0.1-0.45
 FIRST_RUNS = $(NOISE_025)/gaussian $(NOISE_025)/l1 $(NOISE_025)/l2 $(NOISE_025)/inverse_sqrt_norm $(NOISE_025)/uniform
 SECOND_RUNS = $(RANGE)/gaussian $(RANGE)/stepped_2_bins $(RANGE)/stepped_4_bins
+DENOISER = checkpoints/cifar10_denoiser_small.safetensors
 BEHIND = results/cifar10_denoised
 DENOISED_RUNS = denoised=$(BEHIND)/denoised_0.25 denoised=$(BEHIND)/denoised_0.5 denoised=$(BEHIND)/denoised_1.0 \
   "denoised in 4 steps, σ = 1"=$(BEHIND)/four_steps_1.0 \
@@ -87,8 +88,10 @@ figures: $(VENV)/.quickstart  ## Make the README's figure and tables from result
 	$(BIN)/idrc-tables methods $(DENOISED_RUNS) --kind valid --paper --out docs/denoising.md --mark table3
 ifneq ($(DATA),)
 	$(BIN)/idrc-gallery $(FIRST_RUNS) $(SECOND_RUNS) results/plans/fixed results/plans/to_radius --data $(DATA)
+	$(BIN)/idrc-gallery $(BEHIND)/denoised_0.25 $(BEHIND)/tuned_0.5 --denoiser $(DENOISER) --data $(DATA)
 	$(BIN)/idrc-figures noisy $(FIRST_RUNS) $(SECOND_RUNS) --out docs/images/noisy.png
-	$(BIN)/idrc-report $(FIRST_RUNS) $(SECOND_RUNS) $(PLAN_RUNS) --pictures 6 --out docs/report
+	$(BIN)/idrc-report $(FIRST_RUNS) $(SECOND_RUNS) $(PLAN_RUNS) \
+	  denoised=$(BEHIND)/denoised_0.25 "denoised, fine-tuned"=$(BEHIND)/tuned_0.5 --pictures 5 --out docs/report
 endif
 
 throughput: $(VENV)/.benchmarks  ## Time certification beside PyTorch and ART, on an idle machine: DATA=FOLDER.

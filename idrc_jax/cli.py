@@ -150,7 +150,7 @@ def _certify(values: flags.FlagValues) -> int:
         read = results.read_results(workdir)
         print(summary.summary_table(read))
         figures.plot_certified_accuracy([read], workdir / "certified_accuracy.png")
-        galleries.write(exhibits.gallery(read, dataset), workdir)
+        galleries.write(exhibits.gallery(read, dataset, _denoiser(settings)), workdir)
         print(f"Rows: {workdir / 'certificates.tsv'}\nFigure: {workdir / 'certified_accuracy.png'}")
     else:
         print(f"Done. When all workers are: idrc-merge --out {workdir} {workdir}/certificates.*-of-*.tsv")

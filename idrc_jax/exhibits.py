@@ -8,21 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from idrc_jax import _command, data, galleries, noise, prng, results, schemes
+from idrc_jax import _command, checkpoints, data, galleries, noise, prng, results, schemes
+from idrc_jax.diffusion import Denoiser
 from idrc_jax.galleries import Gallery
 from idrc_jax.results import Results
 from idrc_jax.schemes import Scheme
 
 
-def gallery(read: Results, dataset: data.Dataset) -> Gallery:
+def gallery(read: Results, dataset: data.Dataset, denoiser: Denoiser | None = None) -> Gallery:
     """The chosen images of a run, each under the first noise whose vote was counted in its estimation.
 
     Args:
       read: a finished run, with its manifest.
       dataset: the images it certified.
+      denoiser: that of a denoised run; without it the gallery has no denoised images.
 
     Raises:
-      ValueError: other images than the run's, or a run without rows or manifest.
+      ValueError: other images or another denoiser than the run's, or a run without rows or manifest.
     """
     if read.manifest is None or not read.rows:
         raise ValueError(f"Expected a run with rows and a manifest, got {read.path}.")
@@ -34,7 +36,14 @@ def gallery(read: Results, dataset: data.Dataset) -> Gallery:
     images, scheme = data.to_unit(dataset.images[chosen]), schemes.from_description(made)
     _, sigma_x = schemes.host_scale(scheme, images)
     noisy = add_first_noise(scheme, images, sigma_x, indices=chosen, seed=made["seed"])
-    return Gallery(chosen, to_bytes(images), to_bytes(noisy), sigma_x)
+    denoised = None
+    if denoiser is not None:
+        if denoiser.sha256 != made.get("denoiser_weights_sha256"):
+            raise ValueError(f"Expected the denoiser of {read.path}, got another one.")
+        level, steps = made["denoiser_sigma"], made["denoiser_steps"]
+        run = jax.jit(lambda params, noisy: denoiser.denoise(params, noisy, sigma=level, steps=steps))
+        denoised = to_bytes(np.asarray(run(denoiser.params, noisy)))
+    return Gallery(chosen, to_bytes(images), to_bytes(noisy), sigma_x, denoised)
 
 
 def add_first_noise(
@@ -65,7 +74,9 @@ def main() -> None:
         parser = _command.Parser("idrc-gallery", main.__doc__)
         parser.add_argument("runs", type=Path, nargs="+", help="folders with certificates.tsv and manifest.json")
         parser.add_argument("--data", default="", help="folder or file of the data set, as --config.data.dir")
+        parser.add_argument("--denoiser", default="", help="that of denoised runs, as --config.denoiser.weights")
         asked = parser.parse_args()
+        denoiser = checkpoints.load_denoiser(asked.denoiser) if asked.denoiser else None
         for run in asked.runs:
             read = results.read_results(run)
             if read.manifest is None:
@@ -73,7 +84,7 @@ def main() -> None:
             made = read.manifest["guarantee"]
             name, _, split = made["data"].partition("/")
             dataset = data.load(name, split, directory=asked.data, seed=made["seed"])
-            galleries.write(gallery(read, dataset), read.path.parent)
+            galleries.write(gallery(read, dataset, denoiser), read.path.parent)
             print(f"Gallery: {read.path.parent / galleries.NAME}")
     sys.exit(0)
 

@@ -271,6 +271,9 @@ def test_a_denoiser_is_trained_put_in_front_and_named_in_the_manifest(trained, d
     run("certify.py", tmp_path, *given, "--config.denoiser.steps=2")
     guarantee = json.loads((tmp_path / "manifest.json").read_text())["guarantee"]
     assert (guarantee["denoiser_sigma"], guarantee["denoiser_steps"]) == (0.5, 2)
+    gallery = galleries.read(tmp_path)
+    assert gallery.denoised.shape == gallery.noisy.shape
+    assert gallery.denoised.std() < gallery.noisy.std()
     assert len(results.read_results(tmp_path).rows) > 0
     _, error = run("certify.py", tmp_path, *given, status=1)
     assert "denoiser_steps was 2, is 1" in error
