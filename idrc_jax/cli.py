@@ -236,6 +236,11 @@ def _classifier_and_images(values: flags.FlagValues, scheme: Scheme) -> tuple:
 
 def _denoiser(settings: config.Config) -> Denoiser | None:
     if not settings.denoiser.weights:
+        for name, default in (("sigma", 0.0), ("steps", 1)):
+            if settings.denoiser[name] != default:
+                raise ValueError(
+                    f"Expected denoiser.weights with denoiser.{name} = {settings.denoiser[name]}, got none."
+                )
         return None
     return checkpoints.load_denoiser(settings.denoiser.weights, dtype=settings.model.dtype, kernel=settings.kernel)
 
@@ -256,6 +261,7 @@ def _provenance(settings: config.Config) -> dict:
         "python": platform.python_version(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "weights": settings.model.weights,
+        **({"denoiser": settings.denoiser.weights} if settings.denoiser.weights else {}),
     }
 
 
@@ -369,7 +375,7 @@ def _unknown_field(error: Exception) -> str:
         match = re.match(r"--(?:no)?config\.([\w.]+)", argument)
         if match and match[1] not in known:
             same = [name for name in known if name.split(".")[-1] == match[1].split(".")[-1]]
-            near = same or get_close_matches(match[1], known, n=3, cutoff=0.5)
+            near = get_close_matches(match[1], same or known, n=3, cutoff=0.0 if same else 0.5)
             hint = f" Near: {', '.join(near)}." if near else ""
             return f"Expected a known config field, got --config.{match[1]}.{hint}"
     return f"Expected known config fields: {error}"

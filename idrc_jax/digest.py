@@ -141,7 +141,7 @@ def command(results: Results) -> str | None:
     """The command that makes a run's rows anew, on the classifier that its manifest names; None where it cannot: for
     another project's file or a scheme of the user's own.
 
-    FOLDER stands for the data set's place, WEIGHTS for weights that no call named.
+    FOLDER stands for the data set's place, WEIGHTS and DENOISER for weights that no call named.
     """
     if results.manifest is None or results.manifest["guarantee"]["scheme"] not in schemes.SCHEMES:
         return None
@@ -165,6 +165,10 @@ def command(results: Results) -> str | None:
     else:
         weights = next((one["weights"] for one in reversed(sessions) if one.get("weights")), "WEIGHTS")
         fields |= {"model.weights": weights, "model.dtype": made["dtype"]}
+    if "denoiser_sigma" in made:
+        weights = next((one["denoiser"] for one in reversed(sessions) if one.get("denoiser")), "DENOISER")
+        fields |= {"denoiser.weights": weights}
+        fields |= {f"denoiser.{name}": made[f"denoiser_{name}"] for name in ("sigma", "steps")}
     config = "imagenet.py" if name == "imagenet" else "cifar10.py"
     arguments = [f"--config.{key}={_text(value)}" for key, value in fields.items() if value != ()]
     return shlex.join(["idrc-certify", f"--config={config}", "--workdir=OUT", *arguments])

@@ -113,7 +113,7 @@ def _label(one: Results) -> str:
     if not one.manifest:
         return one.path.name
     made = one.manifest["guarantee"]
-    return f"{made['scheme']}, σ = {made['sigma']:g}"
+    return f"{made['scheme']}, σ = {made['sigma']:g}" + (", denoised" if "denoiser_sigma" in made else "")
 
 
 def _parts(one: Results) -> tuple[str, ...]:

@@ -198,6 +198,9 @@ def _maximum(rows: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ..
 
 
 def _caption(several: Sequence[Run], published: bool, paper_too: bool) -> str:
+    data = {run.results.manifest["guarantee"]["data"] for run in several if run.results.manifest}
+    if paper_too and data - {"cifar10/test"}:
+        raise ValueError(f"Expected runs of CIFAR-10's test images beside the paper's numbers, got {sorted(data)}.")
     mixed = any(runs.other_images(several[0].results, run.results) for run in several)
     notes = [PUBLISHED if published else VALID, *([_PAPER] if paper_too else []), *([_MIXED] if mixed else [])]
     return ". ".join(notes)

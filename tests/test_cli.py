@@ -199,7 +199,7 @@ BAD = [
     (
         "train.py",
         ["--config=nowhere.py"],
-        "one of cifar10.py, cifar10_short.py, imagenet.py, quickstart.py, got 'nowhere.py'",
+        "one of cifar10.py, cifar10_short.py, denoised_cifar10.py, denoiser.py, imagenet.py, quickstart.py, got 'nowhere.py'",
     ),
     ("train.py", ["--unknown=3"], "unknown"),
     ("train.py", ["stray"], "Expected only --flags, got 'stray'"),
@@ -289,6 +289,10 @@ def test_a_denoiser_is_trained_put_in_front_and_named_in_the_manifest(trained, d
         (["--config.denoiser.weights={trained}"], "Expected a denoiser, got a resnet"),
         (["--config.model.weights={denoiser}"], "Expected a classifier, got a denoiser"),
         (["--config.denoiser.weights=nowhere"], "Expected trained weights at nowhere"),
+        (
+            ["--config.denoiser.weights=", "--config.denoiser.steps=4"],
+            "Expected denoiser.weights with denoiser.steps = 4",
+        ),
     ],
 )
 def test_a_denoiser_that_does_not_fit_is_refused_in_one_line(trained, denoiser, tmp_path, arguments, message):
