@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from conftest import linear_logits
 
-from idrc_jax import certification, checkpoints, cli, data, results, schemes, training, workers
+from idrc_jax import certification, checkpoints, cli, data, results, schemes, training_loop, workers
 from idrc_jax.checkpoints import Classifier
 from idrc_jax.plans import Fixed
 
@@ -61,7 +61,7 @@ def train(cue, *arguments):
       cue: none, fail (before the first step), or how to end and after which step: kill:K or interrupt:K.
     """
     how, _, when = cue.partition(":")
-    training._IN_FLIGHT = 1
+    training_loop._IN_FLIGHT = 1
     jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=10)
     save = checkpoints.TrainingCheckpoints.save
 
