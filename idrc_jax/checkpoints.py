@@ -340,7 +340,7 @@ class TrainingCheckpoints:
 def _weights_file(path: str | Path) -> Path:
     file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise ValueError(f"Expected trained weights at {file}, got no such file: train first, or name another.")
+        raise ValueError(f"Expected trained weights at {file}, got no such file. Train first, or name another.")
     return file
 
 
