@@ -41,21 +41,22 @@ def test_the_example_of_an_own_function(tmp_path):
     assert re.search(r"a \d: \d within 0\.\d+", out)
 
 
-def test_the_readmes_tables_are_those_of_make_figures(tmp_path, monkeypatch):
+def test_the_tables_of_the_documents_are_those_of_make_figures(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    copy = tmp_path / "README.md"
-    copy.write_text(re.sub(r"^\|.*\n", "", (ROOT / "README.md").read_text(), flags=re.M))
+    pages = {name: tmp_path / name.replace("/", "_") for name in ("README.md", "docs/denoising.md")}
+    for name, copy in pages.items():
+        copy.write_text(re.sub(r"^\|.*\n", "", (ROOT / name).read_text(), flags=re.M))
     lines = run("make", "-n", "figures", cwd=ROOT).replace("\\\n", "").splitlines()
     made = [shlex.split(line)[1:] for line in lines if "/idrc-tables " in line]
     for arguments in made:
-        commands.run(tables.main, *(copy if word == "README.md" else word for word in arguments))
-    text = copy.read_text()
+        commands.run(tables.main, *(pages.get(word, word) for word in arguments))
     for arguments in made:
-        mark = arguments[arguments.index("--mark") + 1]
-        (own, theirs) = (re.search(rf"<!-- {mark} -->.*<!-- /{mark} -->", one, re.S)[0] for one in (text, README))
+        name, mark = (arguments[arguments.index(flag) + 1] for flag in ("--out", "--mark"))
+        texts = (pages[name].read_text(), (ROOT / name).read_text())
+        (own, theirs) = (re.search(rf"<!-- {mark} -->.*<!-- /{mark} -->", text, re.S)[0] for text in texts)
         assert own == theirs
         assert own.count("|") > 20
-    assert len(made) == 3
+    assert len(made) == 4
 
 
 def test_the_comparison_in_the_documentation(monkeypatch):
