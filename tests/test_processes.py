@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -208,9 +209,11 @@ def test_processes_with_other_settings_are_refused(tmp_path):
 
 def test_the_batch_is_split_over_all_processes(tmp_path):
     answers = train(tmp_path, cues=("none", "none"), settings=(("--config.train.batch=511",),))
-    for status, _, error in answers:
-        assert status == 1
-        assert "Expected train.batch to be a multiple of 2 devices, got 511" in error
+    # The first to see it leaves, and JAX may end the other before it has said the same.
+    assert {status for status, _, _ in answers} <= {1, -signal.SIGABRT}
+    told = [error for status, _, error in answers if status == 1]
+    assert told
+    assert all("Expected train.batch to be a multiple of 2 devices, got 511" in error for error in told)
 
 
 def test_a_cluster_that_is_not_there_is_refused(tmp_path):
