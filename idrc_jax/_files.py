@@ -33,6 +33,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def read_manifest(path: Path, version: int, what: str) -> dict[str, Any] | None:
+    """The JSON object in a file, None without the file; ValueError unless its schema_version is this one."""
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text())
+        found = manifest["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"Expected {what}, got {path}.") from None
+    if found != version:
+        raise ValueError(f"Expected schema_version {version} in {path}, got {found}: use the release that wrote it.")
+    return manifest
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder that can be written, or ValueError."""
     try:

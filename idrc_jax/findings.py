@@ -6,7 +6,6 @@ when an audit goes on), one entry a call and, as far as the audit has come, its 
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 from collections import Counter
@@ -254,16 +253,4 @@ def _parse(line: str) -> Finding:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    try:
-        manifest = json.loads(path.read_text())
-        version = manifest["schema_version"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"Expected the manifest of an audit, got {path}.") from None
-    if version != SCHEMA_VERSION:
-        raise ValueError(
-            f"Expected schema_version {SCHEMA_VERSION} in {path}, got {version}: use the release that wrote it."
-        )
-    return manifest
+    return _files.read_manifest(folder / MANIFEST, SCHEMA_VERSION, "the manifest of an audit")

@@ -325,19 +325,7 @@ def _seconds(text: str) -> float:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    try:
-        manifest = json.loads(path.read_text())
-        version = manifest["schema_version"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"Expected a manifest of this project, got {path}.") from None
-    if version != SCHEMA_VERSION:
-        raise ValueError(
-            f"Expected schema_version {SCHEMA_VERSION} in {path}, got {version}: use the release that wrote it."
-        )
-    return manifest
+    return _files.read_manifest(folder / MANIFEST, SCHEMA_VERSION, "a manifest of this project")
 
 
 def _same_guarantee(stored: dict[str, Any], asked: dict[str, Any], where: Path) -> None:
