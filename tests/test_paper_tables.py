@@ -15,10 +15,10 @@ from idrc_jax.runs import Run
 GENERATOR = np.random.default_rng(0)
 
 
-def run(name, scheme, *, sigma=0.25, count=40, top=1.0):
+def run(name, scheme, *, sigma=0.25, count=40, top=1.0, data="cifar10/test"):
     radii = [float(radius) for radius in GENERATOR.uniform(0, top, count)]
     made = results([radius / 2 for radius in radii], published=radii, scheme=scheme)
-    made.manifest["guarantee"]["sigma"] = sigma
+    made.manifest["guarantee"] |= {"sigma": sigma, "data": data}
     return Run(name, made)
 
 
@@ -111,6 +111,8 @@ def test_what_makes_no_table_is_refused():
     log = Run("log", summary.Results(L1.results.rows, None, ROOT))
     with pytest.raises(ValueError, match="with a manifest"):
         tables.by_sigma([log])
+    with pytest.raises(ValueError, match=r"beside the paper.s numbers, got .*x/test"):
+        tables.by_run([GAUSSIAN, run("x", "l1", data="x/test")], paper_too=True)
 
 
 @pytest.mark.shared
