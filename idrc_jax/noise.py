@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from idrc_jax import threefry
 from idrc_jax.schemes import Scheme
 
 Shape = tuple[int, ...]
@@ -50,7 +51,7 @@ def draw(law: str, key: jax.Array, scale: jax.Array, shape: Shape) -> jax.Array:
     Returns:
       float32 [H, W, C], `scale` times the law at scale 1.
     """
-    return scale * LAWS[law](key, shape)
+    return scale * LAWS[law](threefry.one_pass(key), shape)
 
 
 def add(scheme: Scheme, images: jax.Array, key: jax.Array, sigma_factor: jax.Array | None = None) -> jax.Array:

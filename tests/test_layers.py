@@ -17,7 +17,7 @@ ORDER = [
     "findings", "class_names", "digest", "charts", "report", "progress", "imagenet", "interop.layouts",
     "interop.torch_files", "interop.checks", "interop.tables",
     # ---- everything above imports no JAX
-    "prng", "noise", "models.resnet", "models.resnet50", "models.unet", "models.vit", "models.folding",
+    "prng", "threefry", "noise", "models.resnet", "models.resnet50", "models.unet", "models.vit", "models.folding",
     "kernels.build", "kernels.resnet_cpu", "kernels.convolution_cpu", "data", "devices", "workers", "diffusion",
     "checkpoints", "denoised_smoothing", "interop.diffusers", "interop.transformers_vit", "interop.importing",
     "interop.exporting", "interop.aten", "interop.torch_modules", "interop.factory", "sampling", "training_loop",
