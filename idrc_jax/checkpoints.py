@@ -262,12 +262,11 @@ def _for_inference(
             return merge(graph, weights, {})(images)
 
         return "xla", apply_fn, folding.cast(tensors, _DTYPES[dtype])
-    shape, half = tuple(description["image_shape"]), dtype == "bfloat16"
     folded = folding.fold(tensors, mean=tuple(description["mean"]), std=tuple(description["std"]))
     if description["architecture"] == "resnet50":
         return "xla", folding.apply_resnet50, folding.cast(folded, _DTYPES[dtype])
     if kernel == "auto" and jax.default_backend() == "cpu" and resnet_cpu.available():
-        return "resnet_cpu", *resnet_cpu.classifier(folded, shape, half=half)
+        return "resnet_cpu", *resnet_cpu.classifier(folded, half=dtype == "bfloat16")
     return "xla", folding.apply, folding.cast(folded, _DTYPES[dtype])
 
 

@@ -26,7 +26,7 @@ def both(depth=8, classes=5, shape=(8, 8, 3), shortcut="projection", half=False)
     """(kernel, its params, twin, its params)."""
     _, tensors, description = network(depth, classes, shape, shortcut)
     folded = fold(tensors, description)
-    kernel, params = resnet_cpu.classifier(folded, shape, half=half)
+    kernel, params = resnet_cpu.classifier(folded, half=half)
     return jax.jit(kernel), params, jax.jit(folding.apply), params["plain"]
 
 

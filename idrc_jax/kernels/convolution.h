@@ -61,7 +61,7 @@ struct Shape {
 // ---- What becomes of a sum.
 
 struct Layer {
-  const float* weights;  // direct: [size, size, in, out]; minimal filtering: [36, out / 32, in, 32] (or 16 for 32)
+  const float* weights;  // [size, size, in, out]
   const float* bias;     // [out], or none
   bool relu;
   bool half;
@@ -173,7 +173,13 @@ class Winograd {
   static constexpr int kBlock = 16;  // tiles that are multiplied together
 
   static bool Fits(Shape shape) { return shape.height % kTile == 0 && shape.width % kTile == 0; }
-  static std::size_t Scratch(int channels) { return 2 * static_cast<std::size_t>(kPositions) * kBlock * channels; }
+
+  // Numbers of working memory for that many images.
+  static std::size_t Scratch(Shape shape, int count) {
+    const int width = Width(shape.channels), filters = shape.channels * width + kLanes;
+    const int other = std::max(filters + Step(width), Step(shape.channels));
+    return kPositions * (static_cast<std::size_t>(Blocks(shape, count)) * Step(shape.channels) + other);
+  }
 
   // The same layer of 16, 32 or 64 channels for `count` images that lie one after another, with a border of 1 before it.
   static void Run(const Layer& layer, const float* from, Shape in, int count, Shape out, const float* shortcut,
@@ -187,29 +193,6 @@ class Winograd {
                          float* scratch) {
     auto* run = in.channels == 16 ? AccumulateOf<16> : in.channels == 32 ? AccumulateOf<32> : AccumulateOf<64>;
     run(from, in, count, gradient, out, sums, scratch);
-  }
-
-  // Weights [3, 3, in, out] as `Run` takes them: G g G'.
-  static void TransformWeights(const float* weights, int channels, float* to) {
-    const int width = std::min(channels, 2 * kLanes);
-    for (int k = 0; k < channels; ++k) {
-      for (int c = 0; c < channels; c += kLanes) {
-        Vector taps[3][3], half[3][kSide];
-        for (int y = 0; y < 3; ++y) {
-          for (int x = 0; x < 3; ++x) taps[y][x] = Load(weights + ((y * 3 + x) * channels + k) * channels + c);
-          Widen(taps[y], half[y]);
-        }
-        for (int x = 0; x < kSide; ++x) {
-          const Vector column[3] = {half[0][x], half[1][x], half[2][x]};
-          Vector result[kSide];
-          Widen(column, result);
-          for (int y = 0; y < kSide; ++y) {
-            const int position = (y * kSide + x) * channels * channels;
-            Store(to + position + (c / width * channels + k) * width + c % width, result[y]);
-          }
-        }
-      }
-    }
   }
 
   // The gradient with respect to weights [3, 3, in, out] from that of the transformed ones: G' s G.
@@ -231,24 +214,39 @@ class Winograd {
   }
 
  private:
+  // Output channels that are computed together.
+  static constexpr int Width(int channels) { return std::min(channels, 2 * kLanes); }
+  // Numbers from one position to the next of a block: never a multiple of the period of a cache's sets.
+  static constexpr int Step(int channels) { return kBlock * channels + kLanes; }
+
+  // Weights and products of some output channels at a time stay in the cache, whatever the number of images.
   template <int kChannels>
   static void RunOf(const Layer& layer, const float* from, Shape in, int count, Shape out, const float* shortcut,
-                  float* to, float* scratch) {
-    constexpr int kStep = kBlock * kChannels;
-    float* transformed = scratch;
-    float* products = scratch + kPositions * kStep;
-    for (int first = 0; first < count * Tiles(in); first += kBlock) {
-      const int block = std::min(kBlock, count * Tiles(in) - first);
-      for (int t = 0; t < block; ++t) {
-        Transform<kChannels>(from + Corner(in, first + t), in.Row(), transformed + t * kChannels);
-      }
-      for (int p = 0; p < kPositions; ++p) {
-        const float* weights = layer.weights + p * kChannels * kChannels;
-        Multiply<kChannels>(transformed + p * kStep, weights, products + p * kStep, block);
-      }
-      for (int t = 0; t < block; ++t) {
-        const std::ptrdiff_t at = First(out, first + t);
-        Gather<kChannels>(layer, products + t * kChannels, out.Row(), shortcut ? shortcut + at : nullptr, to + at);
+                    float* to, float* scratch) {
+    constexpr int kWidth = Width(kChannels), kStep = Step(kChannels), kProducts = Step(kWidth);
+    constexpr int kFilters = kChannels * kWidth + kLanes;
+    const int all = count * Tiles(in);
+    float* filters = scratch;
+    float* products = filters + kPositions * kFilters;
+    float* transformed = kWidth < kChannels ? products + kPositions * kProducts : products;
+    for (int c = 0; c < kChannels; c += kWidth) {
+      TransformWeights<kChannels>(layer.weights + c, filters);
+      float* tiles = transformed;
+      for (int first = 0; first < all; first += kBlock) {
+        const int block = std::min(kBlock, all - first);
+        if (c == 0) {
+          for (int t = 0; t < block; ++t) {
+            Transform<kChannels>(from + Corner(in, first + t), in.Row(), tiles + t * kChannels);
+          }
+        }
+        for (int p = 0; p < kPositions; ++p) {
+          Multiply<kChannels>(tiles + p * kStep, filters + p * kFilters, products + p * kProducts, block);
+        }
+        for (int t = 0; t < block; ++t) {
+          const std::ptrdiff_t at = First(out, first + t) + c;
+          Gather<kChannels>(layer, c, products + t * kWidth, out.Row(), shortcut ? shortcut + at : nullptr, to + at);
+        }
+        if (kWidth < kChannels) tiles += kPositions * kStep;
       }
     }
   }
@@ -256,7 +254,7 @@ class Winograd {
   template <int kChannels>
   static void AccumulateOf(const float* from, Shape in, int count, const float* gradient, Shape out, float* sums,
                          float* scratch) {
-    constexpr int kStep = kBlock * kChannels;
+    constexpr int kStep = kBlock * kChannels + kLanes;
     float* transformed = scratch;
     float* spread = scratch + kPositions * kStep;
     for (int first = 0; first < count * Tiles(in); first += kBlock) {
@@ -271,6 +269,9 @@ class Winograd {
     }
   }
 
+  static int Blocks(Shape shape, int count) {
+    return Width(shape.channels) == shape.channels ? 1 : (count * Tiles(shape) + kBlock - 1) / kBlock;
+  }
   static int Tiles(Shape shape) { return shape.width / kTile * (shape.height / kTile); }
 
   // Where the tile of that number, counted through all images, has its first pixel, and the window that it needs.
@@ -282,11 +283,11 @@ class Winograd {
 
   static void Widen(const Vector (&g)[3], Vector (&u)[kSide]) {
     const Vector a = g[0] + g[2], b = g[0] + 4.0f * g[2];
-    u[0] = g[0] / 4.0f;
-    u[1] = (a + g[1]) / -6.0f;
-    u[2] = (a - g[1]) / -6.0f;
-    u[3] = (b + 2.0f * g[1]) / 24.0f;
-    u[4] = (b - 2.0f * g[1]) / 24.0f;
+    u[0] = g[0] * 0.25f;
+    u[1] = (a + g[1]) * (-1.0f / 6.0f);
+    u[2] = (a - g[1]) * (-1.0f / 6.0f);
+    u[3] = (b + 2.0f * g[1]) * (1.0f / 24.0f);
+    u[4] = (b - 2.0f * g[1]) * (1.0f / 24.0f);
     u[5] = g[2];
   }
 
@@ -325,6 +326,32 @@ class Winograd {
     m[5] = y[3];
   }
 
+  // Weights [3, 3, in, out] of some output channels: G g G', [36, in, width].
+  template <int kChannels>
+  static void TransformWeights(const float* weights, float* to) {
+    constexpr int kWidth = Width(kChannels), kFilters = kChannels * kWidth + kLanes;
+    for (int k = 0; k < kChannels; ++k) {
+      for (int c = 0; c < kWidth; c += kLanes) {
+        Vector half[3][kSide];
+#pragma GCC unroll 3
+        for (int y = 0; y < 3; ++y) {
+          Vector taps[3];
+#pragma GCC unroll 3
+          for (int x = 0; x < 3; ++x) taps[x] = Load(weights + ((y * 3 + x) * kChannels + k) * kChannels + c);
+          Widen(taps, half[y]);
+        }
+#pragma GCC unroll 6
+        for (int x = 0; x < kSide; ++x) {
+          const Vector column[3] = {half[0][x], half[1][x], half[2][x]};
+          Vector result[kSide];
+          Widen(column, result);
+#pragma GCC unroll 6
+          for (int y = 0; y < kSide; ++y) Store(to + (y * kSide + x) * kFilters + k * kWidth + c, result[y]);
+        }
+      }
+    }
+  }
+
   template <int kChannels>
   static void Transform(const float* from, int row, float* to) {
     for (int c = 0; c < kChannels; c += kLanes) {
@@ -343,7 +370,7 @@ class Winograd {
         for (int y = 0; y < kSide; ++y) column[y] = half[y][x];
         Input(column, result);
 #pragma GCC unroll 6
-        for (int y = 0; y < kSide; ++y) Store(to + (y * kSide + x) * kBlock * kChannels + c, result[y]);
+        for (int y = 0; y < kSide; ++y) Store(to + (y * kSide + x) * Step(kChannels) + c, result[y]);
       }
     }
   }
@@ -367,7 +394,7 @@ class Winograd {
         for (int y = 0; y < kTile; ++y) column[y] = half[y][x];
         OutputAdjoint(column, result);
 #pragma GCC unroll 6
-        for (int y = 0; y < kSide; ++y) Store(to + (y * kSide + x) * kBlock * kChannels + c, result[y]);
+        for (int y = 0; y < kSide; ++y) Store(to + (y * kSide + x) * Step(kChannels) + c, result[y]);
       }
     }
   }
@@ -398,42 +425,39 @@ class Winograd {
     }
   }
 
+  // [block, channels] x [channels, width].
   template <int kChannels>
   static void Multiply(const float* tiles, const float* weights, float* products, int block) {
-    constexpr int kVectors = kChannels == kLanes ? 1 : 2;
-    constexpr int kRows = kSums / kVectors;
-    for (int c = 0; c < kChannels; c += kVectors * kLanes, weights += kChannels * kVectors * kLanes) {
-      for (int t = 0; t < block; t += kRows) {
-        Vector sum[kRows][kVectors] = {};
-        const float* from = tiles + t * kChannels;
-#pragma GCC unroll 2
-        for (int k = 0; k < kChannels; ++k) {
+    constexpr int kVectors = Width(kChannels) / kLanes, kRows = kSums / kVectors;
+    for (int t = 0; t < block; t += kRows, tiles += kRows * kChannels) {
+      Vector sum[kRows][kVectors] = {};
 #pragma GCC unroll 16
-          for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-            for (int v = 0; v < kVectors; ++v) {
-              sum[r][v] += Load(weights + (k * kVectors + v) * kLanes) * from[r * kChannels + k];
-            }
-          }
-        }
+      for (int k = 0; k < kChannels; ++k) {
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-          for (int v = 0; v < kVectors; ++v) Store(products + (t + r) * kChannels + c + v * kLanes, sum[r][v]);
+          for (int v = 0; v < kVectors; ++v) {
+            sum[r][v] += Load(weights + (k * kVectors + v) * kLanes) * tiles[r * kChannels + k];
+          }
         }
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) Store(products + ((t + r) * kVectors + v) * kLanes, sum[r][v]);
       }
     }
   }
 
   template <int kChannels>
-  static void Gather(const Layer& layer, const float* products, int row, const float* shortcut, float* to) {
-    for (int c = 0; c < kChannels; c += kLanes) {
+  static void Gather(const Layer& layer, int channel, const float* products, int row, const float* shortcut, float* to) {
+    for (int c = 0; c < Width(kChannels); c += kLanes) {
       Vector half[kTile][kSide];
 #pragma GCC unroll 6
       for (int x = 0; x < kSide; ++x) {
         Vector column[kSide], result[kTile];
 #pragma GCC unroll 6
-        for (int y = 0; y < kSide; ++y) column[y] = Load(products + (y * kSide + x) * kBlock * kChannels + c);
+        for (int y = 0; y < kSide; ++y) column[y] = Load(products + (y * kSide + x) * Step(Width(kChannels)) + c);
         Output(column, result);
 #pragma GCC unroll 4
         for (int y = 0; y < kTile; ++y) half[y][x] = result[y];
@@ -445,7 +469,7 @@ class Winograd {
 #pragma GCC unroll 4
         for (int x = 0; x < kTile; ++x) {
           const std::ptrdiff_t at = y * row + x * kChannels + c;
-          Finish(layer, result[x], c, shortcut ? shortcut + at : nullptr, to + at);
+          Finish(layer, result[x], channel + c, shortcut ? shortcut + at : nullptr, to + at);
         }
       }
     }

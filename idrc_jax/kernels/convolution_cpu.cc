@@ -13,7 +13,7 @@ namespace ffi = xla::ffi;
 namespace idrc {
 namespace {
 
-constexpr int kGroup = 4;   // images whose copies with a border lie in the cache
+constexpr int kGroup = 8;   // images whose copies with a border lie in the cache
 constexpr int kShares = 8;  // of a batch: sums are made share by share, so that they do not depend on the threads
 
 // Images without a border, to be read a few at a time with one.
@@ -89,11 +89,9 @@ ffi::Error Forward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buff
   if (!Read(images.dimensions(), weights.dimensions(), result->dimensions(), stride, &problem)) return Refusal();
   const Shape in = problem.in, out = problem.out;
   const bool filtered = problem.Filtered();
-  Buffer transformed = Zeros(filtered ? problem.Transformed() : 0);
-  if (filtered) Winograd::TransformWeights(weights.typed_data(), in.channels, transformed.get());
-  const Layer layer{filtered ? transformed.get() : weights.typed_data(), nullptr, false, false};
+  const Layer layer{weights.typed_data(), nullptr, false, false};
   ForEachTask(pool, (problem.count + kGroup - 1) / kGroup, [&] {
-    return [&, bordered = Bordered(in), scratch = Zeros(filtered ? Winograd::Scratch(in.channels) : 0)](
+    return [&, bordered = Bordered(in), scratch = Zeros(filtered ? Winograd::Scratch(in, kGroup) : 0)](
                int task) mutable {
       const int first = task * kGroup, count = std::min(kGroup, problem.count - first);
       const float* copy = bordered.Copy(images.typed_data() + first * problem.Input(), count);
@@ -119,7 +117,7 @@ ffi::Error WeightGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ff
   const int share_size = (problem.count + kShares - 1) / kShares;
   Buffer sums = Zeros(kShares * size);
   ForEachTask(pool, kShares, [&] {
-    return [&, bordered = Bordered(in), scratch = Zeros(filtered ? Winograd::Scratch(in.channels) : 0)](
+    return [&, bordered = Bordered(in), scratch = Zeros(filtered ? Winograd::Scratch(in, kGroup) : 0)](
                int share) mutable {
       float* own = sums.get() + share * size;
       const int end = std::min(problem.count, (share + 1) * share_size);

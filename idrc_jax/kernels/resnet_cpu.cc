@@ -79,7 +79,7 @@ struct Network {
       const std::size_t per_image = 2 * shape.Size() * sizeof(float);
       const int group = static_cast<int>(std::clamp<std::size_t>(kCacheBytes / per_image, 1, kTask));
       Stage stage{shape, group, {}};
-      const std::size_t full = shape.channels * shape.channels * (Winograd::Fits(shape) ? Winograd::kPositions : 9);
+      const std::size_t full = 9 * shape.channels * shape.channels;
       for (int b = 0; b < blocks; ++b) {
         const bool enters = s > 0 && b == 0;
         const std::size_t halved = shape.channels * shape.channels / 2;
@@ -101,12 +101,15 @@ struct Network {
 class Worker {
  public:
   explicit Worker(const Network& network)
-      : network_(network), input_(Zeros(network.image.Size())), scratch_(Zeros(Winograd::Scratch(64))) {
+      : network_(network), input_(Zeros(network.image.Size())) {
+    std::size_t scratch = 0;
     for (const Stage& stage : network.stages) {
       const int images = &stage == &network.stages.back() ? kTask : stage.group;
+      scratch = std::max(scratch, Winograd::Scratch(stage.shape, stage.group));
       now_.push_back(Zeros(images * stage.shape.Size()));
       between_.push_back(Zeros(images * stage.shape.Size()));
     }
+    scratch_ = Zeros(scratch);
   }
 
   void Run(const float* images, int count, float* logits) {

@@ -11,10 +11,6 @@ from idrc_jax.kernels import build
 from idrc_jax.models import folding
 
 _LANES = 16
-_TILE = 4
-
-# Weights of Winograd's F(4x4, 3x3): U = G g G^T (Lavin and Gray 2016).
-_G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 
 
 def available() -> bool:
@@ -22,12 +18,11 @@ def available() -> bool:
     return build.register("resnet_cpu.cc", (("idrc_resnet", "IdrcResnet"),))
 
 
-def pack(folded: dict[str, np.ndarray], image_shape: tuple[int, int, int], *, half: bool) -> np.ndarray:
+def pack(folded: dict[str, np.ndarray], *, half: bool) -> np.ndarray:
     """All weights in the order in which the kernel reads them, float32; each tensor begins at a multiple of 16.
 
     Args:
       folded: by `folding.fold`.
-      image_shape: (H, W, C); 3x3 convolutions of stages whose sizes are multiples of 4 use minimal filtering.
       half: round the convolutions' weights to bfloat16, as `folding.cast` does.
     """
     parts: list[np.ndarray] = []
@@ -36,39 +31,25 @@ def pack(folded: dict[str, np.ndarray], image_shape: tuple[int, int, int], *, ha
         flat = np.asarray(value, np.float32).ravel()
         parts.append(np.pad(flat, (0, -len(flat) % _LANES)))
 
-    def add_layer(name: str, *, filtered: bool) -> None:
+    def add_layer(name: str) -> None:
         kernel = folded[f"{name}.kernel"]
-        if half:
-            kernel = np.asarray(jnp.asarray(kernel, jnp.bfloat16), np.float32)
-        if filtered:
-            features_in, features = kernel.shape[2:]
-            kernel = np.einsum("iy,yxkc,jx->ijkc", _G, kernel.astype(np.float64), _G)
-            kernel = kernel.reshape(-1, features_in, features // min(features, 32), min(features, 32)).swapaxes(1, 2)
-        add(kernel)
+        add(np.asarray(jnp.asarray(kernel, jnp.bfloat16)) if half else kernel)
         add(folded[f"{name}.bias"])
 
     add(folded["mean"])
     add(1 / folded["std"].astype(np.float64))
-    add_layer("stem", filtered=False)
-    height, width = image_shape[:2]
+    add_layer("stem")
     for block in range(_blocks(folded)):
-        name = f"blocks.{block}"
-        features_in, features = folded[f"{name}.conv1.kernel"].shape[2:]
-        enters = features != features_in
-        if enters:
-            height, width = (height + 1) // 2, (width + 1) // 2
-        filtered = height % _TILE == 0 and width % _TILE == 0
-        add_layer(f"{name}.conv1", filtered=filtered and not enters)
-        add_layer(f"{name}.conv2", filtered=filtered)
-        if f"{name}.projection.kernel" in folded:
-            add_layer(f"{name}.projection", filtered=False)
+        for layer in ("conv1", "conv2", "projection"):
+            if f"blocks.{block}.{layer}.kernel" in folded:
+                add_layer(f"blocks.{block}.{layer}")
     add(folded["head.kernel"])
     add(folded["head.bias"])
     return np.concatenate(parts)
 
 
 def classifier(
-    folded: dict[str, np.ndarray], image_shape: tuple[int, int, int], *, half: bool
+    folded: dict[str, np.ndarray], *, half: bool
 ) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
     """(apply_fn, params) of the folded network. Gradients are those of the plain twin."""
     classes = len(folded["head.bias"])
@@ -95,7 +76,7 @@ def classifier(
 
     apply_fn.defvjp(forward, backward)
     plain = folding.cast(folded, jnp.bfloat16 if half else jnp.float32)
-    return apply_fn, {"plain": plain, "packed": jnp.asarray(pack(folded, image_shape, half=half))}
+    return apply_fn, {"plain": plain, "packed": jnp.asarray(pack(folded, half=half))}
 
 
 def _blocks(folded: dict[str, np.ndarray]) -> int:
