@@ -10,6 +10,10 @@
 #include <memory>
 #include <new>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 namespace idrc {
 
 constexpr int kLanes = 16;  // channels that are computed together
@@ -67,11 +71,21 @@ struct Layer {
   bool half;
 };
 
-// `shortcut` may be none, and may be `to`. The comparison keeps what is no number.
-inline void Finish(const Layer& layer, Vector sum, int channel, const float* shortcut, float* to) {
-  if (layer.bias) sum += Load(layer.bias + channel);
+// What is no number stays none.
+inline Vector Relu(Vector value) {
+#ifdef __AVX512F__
+  return (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)value);
+#else
+  return value < 0.0f ? Vector{} : value;
+#endif
+}
+
+inline Vector Bias(const Layer& layer, int channel) { return layer.bias ? Load(layer.bias + channel) : Vector{}; }
+
+// `shortcut` may be none, and may be `to`.
+inline void Finish(const Layer& layer, Vector sum, const float* shortcut, float* to) {
   if (shortcut) sum += Load(shortcut);
-  if (layer.relu) sum = sum < 0.0f ? Vector{} : sum;
+  if (layer.relu) sum = Relu(sum);
   Store(to, layer.half ? RoundToHalf(sum) : sum);
 }
 
@@ -103,7 +117,7 @@ void ConvolveRow(const Layer& layer, const float* from, Shape in, int y, Shape o
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) {
           const std::ptrdiff_t at = out.At(y, x + p) + c + v * kLanes;
-          Finish(layer, sum[p][v], c + v * kLanes, shortcut ? shortcut + at : nullptr, to + at);
+          Finish(layer, sum[p][v] + Bias(layer, c + v * kLanes), shortcut ? shortcut + at : nullptr, to + at);
         }
       }
     }
@@ -219,7 +233,8 @@ class Winograd {
   // Numbers from one position to the next of a block: never a multiple of the period of a cache's sets.
   static constexpr int Step(int channels) { return kBlock * channels + kLanes; }
 
-  // Weights and products of some output channels at a time stay in the cache, whatever the number of images.
+  // Weights are transformed for some output channels at a time: then they lie in the cache, where four times the
+  // memory would have to stream from farther away. Products of all channels take the place of what they are made of.
   template <int kChannels>
   static void RunOf(const Layer& layer, const float* from, Shape in, int count, Shape out, const float* shortcut,
                     float* to, float* scratch) {
@@ -246,7 +261,7 @@ class Winograd {
           const std::ptrdiff_t at = First(out, first + t) + c;
           Gather<kChannels>(layer, c, products + t * kWidth, out.Row(), shortcut ? shortcut + at : nullptr, to + at);
         }
-        if (kWidth < kChannels) tiles += kPositions * kStep;
+        if (kWidth < kChannels) tiles += kPositions * kStep;  // they are needed again
       }
     }
   }
@@ -254,7 +269,7 @@ class Winograd {
   template <int kChannels>
   static void AccumulateOf(const float* from, Shape in, int count, const float* gradient, Shape out, float* sums,
                          float* scratch) {
-    constexpr int kStep = kBlock * kChannels + kLanes;
+    constexpr int kStep = Step(kChannels);
     float* transformed = scratch;
     float* spread = scratch + kPositions * kStep;
     for (int first = 0; first < count * Tiles(in); first += kBlock) {
@@ -300,12 +315,12 @@ class Winograd {
 
   static void Input(const Vector (&d)[kSide], Vector (&v)[kSide]) {
     const Vector a = d[4] - 4.0f * d[2], b = d[3] - 4.0f * d[1], c = d[4] - d[2], e = 2.0f * (d[3] - d[1]);
-    v[0] = 4.0f * d[0] - 5.0f * d[2] + d[4];
+    v[0] = 4.0f * d[0] + (d[4] - 5.0f * d[2]);
     v[1] = a + b;
     v[2] = a - b;
     v[3] = c + e;
     v[4] = c - e;
-    v[5] = 4.0f * d[1] - 5.0f * d[3] + d[5];
+    v[5] = 4.0f * d[1] + (d[5] - 5.0f * d[3]);
   }
 
   static void Output(const Vector (&m)[kSide], Vector (&y)[kTile]) {
@@ -452,12 +467,14 @@ class Winograd {
   template <int kChannels>
   static void Gather(const Layer& layer, int channel, const float* products, int row, const float* shortcut, float* to) {
     for (int c = 0; c < Width(kChannels); c += kLanes) {
+      const Vector bias = Bias(layer, channel + c);
       Vector half[kTile][kSide];
 #pragma GCC unroll 6
       for (int x = 0; x < kSide; ++x) {
         Vector column[kSide], result[kTile];
 #pragma GCC unroll 6
         for (int y = 0; y < kSide; ++y) column[y] = Load(products + (y * kSide + x) * Step(Width(kChannels)) + c);
+        if (x == 1) column[1] += bias;  // the product that every output contains once
         Output(column, result);
 #pragma GCC unroll 4
         for (int y = 0; y < kTile; ++y) half[y][x] = result[y];
@@ -469,7 +486,7 @@ class Winograd {
 #pragma GCC unroll 4
         for (int x = 0; x < kTile; ++x) {
           const std::ptrdiff_t at = y * row + x * kChannels + c;
-          Finish(layer, result[x], channel + c, shortcut ? shortcut + at : nullptr, to + at);
+          Finish(layer, result[x], shortcut ? shortcut + at : nullptr, to + at);
         }
       }
     }
