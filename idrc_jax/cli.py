@@ -5,6 +5,7 @@ for its time limit exits 0 and says in its status file how far it got; Ctrl-C ex
 """
 
 import importlib.metadata
+import itertools
 import math
 import os
 import platform
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from idrc_jax import (
     __version__,
@@ -111,9 +112,9 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
 def _require_default(settings: config.Config, *names: str) -> None:
     """ValueError for a setting that training a denoiser would ignore."""
     for name in names:
-        group, field = name.split(".")
-        if settings[group][field] != config.base()[group][field]:
-            raise ValueError(f"Expected no {name} to train a denoiser, got {settings[group][field]}.")
+        value = config.get(settings, name)
+        if value != config.FIELDS[name].default:
+            raise ValueError(f"Expected no {name} to train a denoiser, got {value}.")
 
 
 def _certify(values: flags.FlagValues) -> int:
@@ -236,11 +237,10 @@ def _classifier_and_images(values: flags.FlagValues, scheme: Scheme) -> tuple:
 
 def _denoiser(settings: config.Config) -> Denoiser | None:
     if not settings.denoiser.weights:
-        for name, default in (("sigma", 0.0), ("steps", 1)):
-            if settings.denoiser[name] != default:
-                raise ValueError(
-                    f"Expected denoiser.weights with denoiser.{name} = {settings.denoiser[name]}, got none."
-                )
+        for name in ("denoiser.sigma", "denoiser.steps"):
+            value = config.get(settings, name)
+            if value != config.FIELDS[name].default:
+                raise ValueError(f"Expected denoiser.weights with {name} = {value}, got none.")
         return None
     return checkpoints.load_denoiser(settings.denoiser.weights, dtype=settings.model.dtype, kernel=settings.kernel)
 
@@ -248,7 +248,7 @@ def _denoiser(settings: config.Config) -> Denoiser | None:
 def _expected(values: flags.FlagValues) -> dict:
     """What the weights must be: the config's network or, of a file that the user names, what the command line says."""
     settings = values.config
-    said = config_flags.get_override_values(values["config"]) if settings.model.weights else _paths(settings)
+    said = config_flags.get_override_values(values["config"]) if settings.model.weights else config.FIELDS
     names = ("architecture", "depth", "shortcut")
     return {name: settings.model[name] for name in names if f"model.{name}" in said}
 
@@ -327,14 +327,14 @@ def _help(about: str | None, values: flags.FlagValues) -> str:
     lines = [about or "", *(f"  --{flag.name:<9} {flag.help}" for flag in own if flag.name in names)]
     if "config" in values:
         lines += ["", "Fields, to be set by --config.FIELD=VALUE, with the values of this config:"]
-        lines += [f"  {path} = {_get(values.config, path)!r}" for path in _paths(values.config)]
+        for _, group in itertools.groupby(config.FIELDS.items(), key=lambda item: item[0].rpartition(".")[0]):
+            lines += ["", *(_explained(path, field, config.get(values.config, path)) for path, field in group)]
     return "\n".join(lines)
 
 
-def _get(node: config.Config, path: str) -> object:
-    for name in path.split("."):
-        node = node[name]
-    return node
+def _explained(path: str, field: config.Field, value: object) -> str:
+    default = "" if value == field.default else f" (default: {field.default!r})"
+    return f"  {f'{path} = {value!r}':<38}  # {field.help}{default}"
 
 
 def _parse(config_file: bool, define: Callable[[flags.FlagValues], None] | None) -> tuple[flags.FlagValues, list[str]]:
@@ -370,7 +370,7 @@ def _with_config_file(argument: str) -> str:
 
 
 def _unknown_field(error: Exception) -> str:
-    known = _paths(config.base())
+    known = list(config.FIELDS)
     for argument in sys.argv[1:]:
         match = re.match(r"--(?:no)?config\.([\w.]+)", argument)
         if match and match[1] not in known:
@@ -379,10 +379,3 @@ def _unknown_field(error: Exception) -> str:
             hint = f" Near: {', '.join(near)}." if near else ""
             return f"Expected a known config field, got --config.{match[1]}.{hint}"
     return f"Expected known config fields: {error}"
-
-
-def _paths(node: config.Config, prefix: str = "") -> list[str]:
-    paths = []
-    for name, value in node.items():
-        paths += _paths(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [f"{prefix}{name}"]
-    return paths

@@ -1,11 +1,24 @@
 import importlib.util
+import re
 
+import commands
 import ml_collections
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from idrc_jax import checkpoints, config, data, diffusion, schemes
+from idrc_jax import (
+    certification,
+    checkpoints,
+    cli,
+    config,
+    data,
+    denoising,
+    diffusion,
+    refutation,
+    schemes,
+    training,
+)
 
 
 def get(name, *arguments):
@@ -68,6 +81,35 @@ def test_every_config_makes_valid_settings(name):
     header = (config.folder() / f"{name}.py").read_text().split('"""')[1]
     assert "Command:" in header
     assert "Hardware:" in header
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")
+@pytest.mark.parametrize("main", [cli.train, cli.certify, cli.predict, cli.audit])
+def test_help_explains_every_field_in_a_line(main):
+    status, out, _ = commands.run(main, "--config=cifar10.py", "--config.noise.sigma=0.7", "--help")
+    assert status == 0
+    lines = [re.fullmatch(r"  ([\w.]+) = (.+?) +# (\S.{3,})", line) for line in out.splitlines() if " = " in line]
+    explained = {line[1]: (line[2], line[3]) for line in lines}
+    assert len(lines) == len(explained)
+    assert list(explained) == list(config.FIELDS)
+    assert explained["noise.sigma"] == ("0.7", f"{config.FIELDS['noise.sigma'].help} (default: 0.25)")
+    for name, (value, told) in explained.items():
+        if name != "noise.sigma":
+            assert (value, told) == (repr(config.FIELDS[name].default), config.FIELDS[name].help)
+
+
+def test_the_fields_are_those_of_the_settings_that_they_make():
+    made = config.base()
+    assert set(made.train) - set(training.Recipe.__dataclass_fields__) == {
+        "scheme", "sigma", "ref", "start", "checkpoint_minutes", "steps_per_dispatch", "tensorboard", "distributed",
+    }  # fmt: skip
+    assert set(made.audit) == set(refutation.Settings.__dataclass_fields__)
+    assert config.recipe(made) == training.Recipe()
+    assert config.audit_settings(made) == refutation.Settings()
+    assert config.settings(made) == certification.Settings()
+    assert config.denoiser_target(made) == denoising.Target(diffusion.Schedule())
+    for name, field in config.FIELDS.items():
+        assert config.get(made, name) == field.default
 
 
 def test_overrides_keep_the_type():
