@@ -314,7 +314,7 @@ def main() -> None:
         parser.add_argument("--classes", type=Path, help="text file of class names, one a line")
         parser.add_argument("--pictures", type=int, default=PICTURES, help="most of each kind in a gallery")
         asked = parser.parse_args()
-        several, notes = _read(asked.runs)
+        several, notes = _read(runs.with_rows(asked.runs))
         for note in notes:
             print(f"warning: {note}", file=sys.stderr)
         names = class_names.read(asked.classes) if asked.classes else ()

@@ -262,7 +262,7 @@ def main() -> None:
         parser.add_argument("--out", type=Path, help="file; printed by default")
         parser.add_argument("--mark", help="replace what stands in that file between <!-- MARK --> and <!-- /MARK -->")
         asked = parser.parse_args()
-        several = runs.read(asked.runs)
+        several = runs.read(runs.with_rows(asked.runs))
         parts = []
         for published in {"valid": (False,), "published": (True,), "both": (False, True)}[asked.kind]:
             if published and not any(summary.has_published(run.results) for run in several):
