@@ -5,7 +5,7 @@ input-dependent noise is not a certificate. The theorems, their sources and the 
 docs/certificates.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +120,12 @@ def published_radius(scheme: Scheme, p_lower: Any) -> Any:
     _check(p_lower)
     published = _cohen(scheme.sigma, np.asarray(p_lower, np.float64))
     return np.where(isinstance(scheme, Stepped), np.nan, published)[()]
+
+
+def published_is_valid(made: Mapping[str, Any]) -> bool:
+    """Whether results under these settings (a manifest's guarantee) have, by definition, published radii that are the
+    valid ones."""
+    return made["scheme"] == Gaussian.name and made["certificate"] == "one_sided"
 
 
 def explain(scheme: str) -> str:

@@ -1,7 +1,7 @@
 """The interactive charts of a report, by Bokeh, as JSON that a page embeds: curves, and the radii of each class.
 
 The page's script colours the charts, by the theme, and shows or hides their parts: each renderer carries the tags
-(part, kind, run): what it draws, `valid` or `published`, and the run's number.
+(part, kind, run): what it draws, a kind of `KINDS`, and the run's number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from bokeh.resources import Resources
 
 from idrc_jax.digest import ClassRadii, Curve
 
-KINDS = ("valid", "published")
+KINDS = ("valid", "published", "same")  # of radii; a run has the first two or, where they are the same, the last
 COLOURS = 8  # of the page; runs beyond have them again, in thinner lines
 _TOOLS = "pan,box_zoom,reset,save"
 _LOOK: dict[str, Any] = {
@@ -58,15 +58,16 @@ def curves(several: Sequence[tuple[str, Mapping[str, Curve | None]]]) -> dict[st
             if one is None:
                 continue
             source = ColumnDataSource(_steps(one))
-            if kind == "valid":
+            if kind != "published":
                 band = plot.varea("radius", "low", "high", source=source, fill_alpha=0.15)
                 band.tags = ["band", kind, number]
-            dash = "solid" if kind == "valid" else "dashed"
+            dash = "dashed" if kind == "published" else "solid"
             width = 2.5 if number < COLOURS else 1.2
             line = plot.line("radius", "accuracy", source=source, line_width=width, line_dash=dash, name=name)
             line.tags = ["line", kind, number]
             lines.append((kind, line))
-    for kind, title in (("valid", "certified"), ("published", "published, no certificate")):
+    titles = {"valid": "certified", "published": "published, no certificate", "same": "valid = published"}
+    for kind, title in titles.items():
         tips = [("run", "$name"), ("radius", "@radius{0.000}"), (title, "@accuracy{0.000} [@low{0.000}, @high{0.000}]")]
         own = [line for which, line in lines if which == kind]
         plot.add_tools(HoverTool(renderers=own, tooltips=tips, line_policy="nearest", visible=False))
@@ -102,7 +103,7 @@ def classes(kinds: Mapping[str, Sequence[ClassRadii] | None]) -> dict[str, Any]:
         bar = plot.hbar(y="name", left="q25", right="q75", height=0.55, source=source, fill_alpha=0.45, line_width=1)
         middle = plot.scatter("q50", "name", source=source, size=8, marker="diamond")
         for renderer, part in ((whisker, "line"), (bar, "bar"), (middle, "point")):
-            renderer.tags = [part, kind, 0 if kind == "valid" else 1]
+            renderer.tags = [part, kind, 1 if kind == "published" else 0]
         tips = [
             ("class", "@name"),
             ("median", "@q50{0.000}"),

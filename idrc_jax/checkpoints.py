@@ -8,7 +8,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -152,12 +151,8 @@ def abstract(
 def save_weights(path: Path, tensors: Tensors, description: dict[str, Any]) -> None:
     """Write tensors and description to a `.safetensors` file, whole or not at all."""
     flat = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    partial = path.with_suffix(".partial")
-    try:
+    with _files.replacing(path) as partial:
         save_file(flat, partial, metadata={"idrc_jax": json.dumps({"format": _FORMAT, **description})})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_half(source: str | Path, path: Path) -> None:

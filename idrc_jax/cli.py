@@ -5,6 +5,7 @@ for its time limit exits 0 and says in its status file how far it got; Ctrl-C ex
 """
 
 import importlib.metadata
+import itertools
 import math
 import os
 import platform
@@ -12,12 +13,11 @@ import re
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from idrc_jax import (
     __version__,
@@ -46,6 +46,8 @@ from idrc_jax.denoised_smoothing import denoised
 from idrc_jax.diffusion import Denoiser
 from idrc_jax.interop import factory
 from idrc_jax.schemes import Scheme
+
+_CONFIG = "FILE[:ARGUMENT]: a config file of yours or, by its name, of this package; quickstart.py by default."
 
 
 def train() -> None:
@@ -111,9 +113,9 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
 def _require_default(settings: config.Config, *names: str) -> None:
     """ValueError for a setting that training a denoiser would ignore."""
     for name in names:
-        group, field = name.split(".")
-        if settings[group][field] != config.base()[group][field]:
-            raise ValueError(f"Expected no {name} to train a denoiser, got {settings[group][field]}.")
+        value = config.get(settings, name)
+        if value != config.FIELDS[name].default:
+            raise ValueError(f"Expected no {name} to train a denoiser, got {value}.")
 
 
 def _certify(values: flags.FlagValues) -> int:
@@ -236,11 +238,10 @@ def _classifier_and_images(values: flags.FlagValues, scheme: Scheme) -> tuple:
 
 def _denoiser(settings: config.Config) -> Denoiser | None:
     if not settings.denoiser.weights:
-        for name, default in (("sigma", 0.0), ("steps", 1)):
-            if settings.denoiser[name] != default:
-                raise ValueError(
-                    f"Expected denoiser.weights with denoiser.{name} = {settings.denoiser[name]}, got none."
-                )
+        for name in ("denoiser.sigma", "denoiser.steps"):
+            value = config.get(settings, name)
+            if value != config.FIELDS[name].default:
+                raise ValueError(f"Expected denoiser.weights with {name} = {value}, got none.")
         return None
     return checkpoints.load_denoiser(settings.denoiser.weights, dtype=settings.model.dtype, kernel=settings.kernel)
 
@@ -248,7 +249,7 @@ def _denoiser(settings: config.Config) -> Denoiser | None:
 def _expected(values: flags.FlagValues) -> dict:
     """What the weights must be: the config's network or, of a file that the user names, what the command line says."""
     settings = values.config
-    said = config_flags.get_override_values(values["config"]) if settings.model.weights else _paths(settings)
+    said = config_flags.get_override_values(values["config"]) if settings.model.weights else config.FIELDS
     names = ("architecture", "depth", "shortcut")
     return {name: settings.model[name] for name in names if f"model.{name}" in said}
 
@@ -284,7 +285,7 @@ def _define_dry_run(values: flags.FlagValues) -> None:
 
 
 def _define_predict(values: flags.FlagValues) -> None:
-    flags.DEFINE_integer("n", 1000, "Samples an image.", flag_values=values)
+    flags.DEFINE_integer("n", 1000, "Samples an image, 1000 by default.", flag_values=values)
     flags.DEFINE_bool("adaptive", False, "Stop where the class is clear, after at most n samples.", values)
 
 
@@ -327,14 +328,14 @@ def _help(about: str | None, values: flags.FlagValues) -> str:
     lines = [about or "", *(f"  --{flag.name:<9} {flag.help}" for flag in own if flag.name in names)]
     if "config" in values:
         lines += ["", "Fields, to be set by --config.FIELD=VALUE, with the values of this config:"]
-        lines += [f"  {path} = {_get(values.config, path)!r}" for path in _paths(values.config)]
+        for _, group in itertools.groupby(config.FIELDS.items(), key=lambda item: item[0].rpartition(".")[0]):
+            lines += ["", *(_explained(path, field, config.get(values.config, path)) for path, field in group)]
     return "\n".join(lines)
 
 
-def _get(node: config.Config, path: str) -> object:
-    for name in path.split("."):
-        node = node[name]
-    return node
+def _explained(path: str, field: config.Field, value: object) -> str:
+    default = "" if value == field.default else f" (default: {field.default!r})"
+    return f"  {f'{path} = {value!r}':<38}  # {field.help}{default}"
 
 
 def _parse(config_file: bool, define: Callable[[flags.FlagValues], None] | None) -> tuple[flags.FlagValues, list[str]]:
@@ -342,14 +343,15 @@ def _parse(config_file: bool, define: Callable[[flags.FlagValues], None] | None)
     values = flags.FlagValues()
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
     flags.DEFINE_bool("help", False, "Show this help.", flag_values=values)
+    arguments = sys.argv
     try:
         if config_file:
-            default = str(config.folder() / "quickstart.py")
-            config_flags.DEFINE_config_file("config", default, "Config file.", flag_values=values)
-            flags.DEFINE_string("workdir", "runs/quickstart", "Folder of the run.", flag_values=values)
+            name, arguments = _config_file(arguments)
+            config_flags.DEFINE_config_dict("config", config.load(name), _CONFIG, values, sys_argv=arguments)
+            workdir = str(config.default_workdir(name))
+            flags.DEFINE_string("workdir", workdir, f"Folder of the run, {workdir} by default.", flag_values=values)
         if define:
             define(values)
-        arguments = [_with_config_file(argument) for argument in sys.argv] if config_file else sys.argv
         return values, values(arguments)[1:]
     except (AttributeError, KeyError) as error:
         raise ValueError(_unknown_field(error)) from error
@@ -357,32 +359,21 @@ def _parse(config_file: bool, define: Callable[[flags.FlagValues], None] | None)
         raise ValueError(str(error)) from error
 
 
-def _with_config_file(argument: str) -> str:
-    """--config=FILE[:SCHEME] with a file that exists: the user's, else the package's own of that name."""
-    match = re.match(r"(--?config=)([^:]*)(.*)", argument)
-    if not match or Path(match[2]).is_file():
-        return argument
-    shipped = config.folder() / Path(match[2]).name
-    if not shipped.is_file():
-        known = ", ".join(sorted(path.name for path in config.folder().glob("*.py")))
-        raise ValueError(f"Expected --config to be a file, or one of {known}, got {match[2]!r}.")
-    return f"{match[1]}{shipped}{match[3]}"
+def _config_file(arguments: list[str]) -> tuple[str, list[str]]:
+    """What the last --config says, or the default, and the other arguments."""
+    name, others, rest = "quickstart.py", [], iter(arguments)
+    for argument in rest:
+        match = re.fullmatch(r"--?config(?:=(.*))?", argument)
+        if match:
+            name = next(rest, "") if match[1] is None else match[1]
+        else:
+            others.append(argument)
+    return name, others
 
 
 def _unknown_field(error: Exception) -> str:
-    known = _paths(config.base())
     for argument in sys.argv[1:]:
         match = re.match(r"--(?:no)?config\.([\w.]+)", argument)
-        if match and match[1] not in known:
-            same = [name for name in known if name.split(".")[-1] == match[1].split(".")[-1]]
-            near = get_close_matches(match[1], same or known, n=3, cutoff=0.0 if same else 0.5)
-            hint = f" Near: {', '.join(near)}." if near else ""
-            return f"Expected a known config field, got --config.{match[1]}.{hint}"
+        if match and match[1] not in config.FIELDS:
+            return config.unknown_field(match[1])
     return f"Expected known config fields: {error}"
-
-
-def _paths(node: config.Config, prefix: str = "") -> list[str]:
-    paths = []
-    for name, value in node.items():
-        paths += _paths(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [f"{prefix}{name}"]
-    return paths

@@ -2,13 +2,12 @@
 
 import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from idrc_jax import _command, checkpoints, data, galleries, noise, prng, results, schemes
+from idrc_jax import _command, checkpoints, data, galleries, noise, prng, results, runs, schemes
 from idrc_jax.diffusion import Denoiser
 from idrc_jax.galleries import Gallery
 from idrc_jax.results import Results
@@ -72,12 +71,12 @@ def main() -> None:
     """Write gallery.npz, the pictures of figures and reports, beside the rows of finished runs."""
     with _command.one_line_errors():
         parser = _command.Parser("idrc-gallery", main.__doc__)
-        parser.add_argument("runs", type=Path, nargs="+", help="folders with certificates.tsv and manifest.json")
+        parser.add_argument("runs", nargs="+", help="folders with certificates.tsv and manifest.json")
         parser.add_argument("--data", default="", help="folder or file of the data set, as --config.data.dir")
         parser.add_argument("--denoiser", default="", help="that of denoised runs, as --config.denoiser.weights")
         asked = parser.parse_args()
         denoiser = checkpoints.load_denoiser(asked.denoiser) if asked.denoiser else None
-        for run in asked.runs:
+        for run in runs.with_rows(asked.runs):
             read = results.read_results(run)
             if read.manifest is None:
                 raise ValueError(f"Expected {results.MANIFEST} beside {read.path}, with the scheme and seed, got none.")

@@ -212,7 +212,7 @@ def main() -> None:
         parser.add_argument("--title", default="", help="of accuracy")
         parser.add_argument("--image", type=int, help="of noisy: its index; the first common one by default")
         asked = parser.parse_args()
-        several = runs.read(asked.runs)
+        several = runs.read(runs.with_rows(asked.runs))
         if asked.figure == "accuracy":
             drawn = plot_certified_accuracy(
                 [run.results for run in several], labels=[run.name for run in several], title=asked.title

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from idrc_jax import _files
+from idrc_jax import _files, certificates
 from idrc_jax.results import as_json, differences, votes_text
 
 SCHEMA_VERSION = 1
@@ -178,6 +178,12 @@ def claims(rows: Sequence[Finding]) -> list[dict[str, Any]]:
     return told
 
 
+def distinct(told: Sequence[dict[str, Any]], guarantee: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`claims` to be shown: one where the run's published radii are, by definition, the valid ones."""
+    same = certificates.published_is_valid(guarantee)
+    return [told[0] | {"kind": "valid = published"}] if same else list(told)
+
+
 def robust_accuracy(rows: Sequence[Finding], radius: float, images: int) -> float:
     """The share of `images` that are predicted rightly and that no break was found for nearer than a table's radius."""
     return sum(not row.broken for row in rows if row.kind == TABLE and row.radius == radius) / images
@@ -201,11 +207,11 @@ def table(manifest: Mapping[str, Any]) -> str:
         return "\n".join([*lines, "Nothing is certified, so there is nothing to break: every image abstained."])
     fractions = [f"{fraction:g}" for fraction in sorted(asked["fractions"])]
     heads = " ".join(f"{fraction:>5}" for fraction in fractions)
-    lines.append(f"{'claimed':<16}  {'images':>6}  {'broken':>6}  {'smallest':>8}  broken nearer than fraction {heads}")
-    for one in manifest["claims"]:
+    lines.append(f"{'claimed':<17}  {'images':>6}  {'broken':>6}  {'smallest':>8}  broken nearer than fraction {heads}")
+    for one in distinct(manifest["claims"], made):
         smallest = "-" if one["smallest_fraction"] is None else f"{_down(one['smallest_fraction']):.3f}"
         counts = " ".join(f"{one['broken_within'].get(fraction, '-'):>5}" for fraction in fractions)
-        lines.append(f"{one['kind']:<16}  {one['images']:>6}  {one['broken']:>6}  {smallest:>8}  {'':<27} {counts}")
+        lines.append(f"{one['kind']:<17}  {one['images']:>6}  {one['broken']:>6}  {smallest:>8}  {'':<27} {counts}")
     if manifest["finished"]:
         lines.append(f"{'radius':>6}  {'certified':>9}  {'at most':>7}")
     for one in manifest.get("robust_accuracy", ()):

@@ -113,7 +113,9 @@ def _page(run: Run, number: int, names: Sequence[str], pictures: int) -> Page:
     read = run.results
     made: dict[str, Any] = read.manifest["guarantee"] if read.manifest else {}
     names = names or class_names.known(made.get("data", ""))
+    same = summary.published_is_valid(read)
     there = {"valid": summary.has_certificates(read), "published": summary.has_published(read)}
+    there = {kind: known and not same for kind, known in there.items()} | {"same": same}
     by_class = {
         kind: digest.per_class(read, names, published=kind == "published") if there[kind] else None for kind in KINDS
     }
@@ -164,6 +166,8 @@ def _summary(run: Run, there: dict[str, bool]) -> dict[str, Any]:
         curves[kind] = digest.curve(read, published=published) if there[kind] else None
         accuracies[kind] = digest.accuracies(read, summary.RADII, published=published) if there[kind] else None
         acr[kind] = summary.average_certified_radius(read, published=published) if there[kind] else None
+    if there["same"]:
+        acr["valid"] = acr["published"] = acr["same"]
     return {
         "curves": curves,
         "accuracies": accuracies,
@@ -221,7 +225,10 @@ def _audit(read: Results, names: Sequence[str], pictures: int) -> dict[str, Any]
     ]
     return {
         "manifest": audit.manifest,
-        "claims": [claim | {"name": _KIND_NAMES[claim["kind"]]} for claim in findings.claims(audit.rows)],
+        "claims": [
+            claim | {"name": _KIND_NAMES.get(claim["kind"], claim["kind"])}
+            for claim in findings.distinct(findings.claims(audit.rows), read.manifest["guarantee"])
+        ],
         "images": shown,
         "sha256": hashlib.sha256(audit.path.read_bytes()).hexdigest(),
     }
@@ -314,7 +321,7 @@ def main() -> None:
         parser.add_argument("--classes", type=Path, help="text file of class names, one a line")
         parser.add_argument("--pictures", type=int, default=PICTURES, help="most of each kind in a gallery")
         asked = parser.parse_args()
-        several, notes = _read(asked.runs)
+        several, notes = _read(runs.with_rows(asked.runs))
         for note in notes:
             print(f"warning: {note}", file=sys.stderr)
         names = class_names.read(asked.classes) if asked.classes else ()

@@ -1,6 +1,7 @@
 """Result files shown side by side: their names, and what noise their networks were trained under."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,32 @@ def read(arguments: Sequence[str]) -> list[Run]:
         if not found[-1].rows:
             raise ValueError(f"Expected at least one row in {found[-1].path}, got none.")
     return [Run(name or own, one) for name, own, one in zip(names, labels(found), found, strict=True)]
+
+
+def with_rows(arguments: Sequence[str]) -> list[str]:
+    """The arguments but for folders without results, which a pattern such as `runs/*` brings: a training's, for one.
+
+    A line on standard error names each that is left out. Where no folder has results all stay, for `read` to refuse.
+    """
+    kept, notes = [], []
+    for argument in arguments:
+        folder = Path(argument)
+        if not folder.is_dir() or _any_rows(folder / results.NAME):
+            kept.append(argument)
+            continue
+        hint = ""
+        if any(_any_rows(path) for path in results.files(folder)):
+            hint = f" Unite its workers' files: idrc-merge --out {folder} {folder}/certificates.*-of-*.tsv"
+        notes.append(f"note: {folder} has no rows in {results.NAME} and is left out.{hint}")
+    if not kept:
+        return list(arguments)
+    for note in notes:
+        print(note, file=sys.stderr)
+    return kept
+
+
+def _any_rows(path: Path) -> bool:
+    return path.is_file() and path.read_bytes().count(b"\n") > 1
 
 
 def _split(argument: str) -> tuple[str, str]:

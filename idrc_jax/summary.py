@@ -42,6 +42,15 @@ def has_published(results: Results) -> bool:
     return any(row.radius_published is not None and not math.isnan(row.radius_published) for row in results.rows)
 
 
+def published_is_valid(results: Results) -> bool:
+    """Whether the published radii are the valid ones, by definition and in the file, so that one says it all."""
+    if not results.manifest or not has_published(results):
+        return False
+    radii = np.asarray([(row.radius, row.radius_published) for row in results.rows], float)
+    same = np.allclose(radii[:, 0], radii[:, 1], rtol=1e-6, atol=0)
+    return same and certificates.published_is_valid(results.manifest["guarantee"])
+
+
 def certified_accuracy(results: Results, radius: float, *, published: bool = False) -> float:
     """The fraction of images predicted rightly with a radius >= `radius` (pixel units)."""
     return float(np.mean(correct_radii(results, published=published) >= radius))
@@ -79,14 +88,18 @@ def abstention_rate(results: Results) -> float:
 def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
     """A text table: certified and published accuracy with 95 % intervals at `radii`, ACR, abstentions.
 
-    Accuracies are rounded to the nearest, ACR down. Where no radius is valid the certified column says so.
+    Accuracies are rounded to the nearest, ACR down. Where no radius is valid the certified column says so; where the
+    published radii are the valid ones there is one column.
     """
     certified = correct_radii(results) if has_certificates(results) else None
     published = correct_radii(results, published=True) if has_published(results) else None
-    lines = [_title(results), f"{'radius':>6}  {'certified':>22}  {'published':>22}"]
+    columns = {"certified": certified, "published": published}
+    if published_is_valid(results):
+        columns = {"valid = published": certified}
+    lines = [_title(results), f"{'radius':>6}" + "".join(f"  {name:>22}" for name in columns)]
     for radius in radii:
-        lines.append(f"{radius:6.2f}  {_accuracy(certified, radius):>22}  {_accuracy(published, radius):>22}")
-    lines.append(f"{'ACR':>6}  {_acr(certified):>22}  {_acr(published):>22}")
+        lines.append(f"{radius:6.2f}" + "".join(f"  {_accuracy(own, radius):>22}" for own in columns.values()))
+    lines.append(f"{'ACR':>6}" + "".join(f"  {_acr(own):>22}" for own in columns.values()))
     lines.append(f"Abstained: {sum(row.predict == statistics.ABSTAIN for row in results.rows)} of {len(results.rows)}.")
     if results.manifest:
         drawn = sum((row.n or 0) + (row.n0 or 0) for row in results.rows)

@@ -14,8 +14,9 @@ GUARANTEE = {
 }  # fmt: skip
 
 
-def write_run(folder, *, count=60, seed=0, abstain=False, gallery=False, **guarantee):
-    """A run with `count` rows, a quarter wrong and some abstained (all with `abstain`)."""
+def write_run(folder, *, count=60, seed=0, abstain=False, gallery=False, published=1.5, **guarantee):
+    """A run with `count` rows, a quarter wrong and some abstained (all with `abstain`); published radii so many times
+    the valid ones."""
     generator = np.random.default_rng(seed)
     rows = []
     for idx in range(count):
@@ -26,8 +27,8 @@ def write_run(folder, *, count=60, seed=0, abstain=False, gallery=False, **guara
         radius = 0.0 if predict == -1 else float(generator.gamma(2, 0.15))
         rows.append(
             results.Row(
-                idx, label, predict, radius, int(predict == label), 0.5, 1.5 * radius, max(predict, 0), 0.5, 0.125, 0.9,
-                1000, 100, {max(predict, 0): 1000},
+                idx, label, predict, radius, int(predict == label), 0.5, published * radius, max(predict, 0), 0.5,
+                0.125, 0.9, 1000, 100, {max(predict, 0): 1000},
             )
         )  # fmt: skip
     session = {"weights": "w.safetensors", "started": "2026-01-01T00:00:00+00:00", "versions": {"jax": "0.10.2"}}

@@ -189,7 +189,7 @@ def test_workers_by_hand_and_of_a_slurm_array_merge_by_command_or_by_one_more_ca
 
 
 BAD = [
-    ("train.py", ["--config.nosie.sigma=1"], "got --config.nosie.sigma. Near: noise.sigma"),
+    ("train.py", ["--config.nosie.sigma=1"], "got nosie.sigma. Near: noise.sigma"),
     ("train.py", ["--config.noise.sigma=0"], "Expected sigma > 0, got 0.0"),
     ("train.py", ["--config.noise.sigma=loud"], "noise.sigma"),
     ("train.py", ["--config.noise.scheme=gausian"], "Did you mean 'gaussian'"),

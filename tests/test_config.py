@@ -1,18 +1,27 @@
-import importlib.util
+import re
+from unittest import mock
 
+import commands
 import ml_collections
 import numpy as np
 import pytest
-from conftest import ROOT
 
-from idrc_jax import checkpoints, config, data, diffusion, schemes
+from idrc_jax import (
+    certification,
+    checkpoints,
+    cli,
+    config,
+    data,
+    denoising,
+    diffusion,
+    refutation,
+    schemes,
+    training,
+)
 
 
 def get(name, *arguments):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*arguments)
+    return config.load(":".join((f"{name}.py", *arguments)))
 
 
 @pytest.mark.parametrize("scheme", schemes.SCHEMES)
@@ -70,6 +79,34 @@ def test_every_config_makes_valid_settings(name):
     assert "Hardware:" in header
 
 
+@pytest.mark.parametrize("main", [cli.train, cli.certify, cli.predict, cli.audit])
+def test_help_explains_every_field_in_a_line(main):
+    status, out, _ = commands.run(main, "--config=cifar10.py", "--config.noise.sigma=0.7", "--help")
+    assert status == 0
+    lines = [re.fullmatch(r"  ([\w.]+) = (.+?) +# (\S.{3,})", line) for line in out.splitlines() if " = " in line]
+    explained = {line[1]: (line[2], line[3]) for line in lines}
+    assert len(lines) == len(explained)
+    assert list(explained) == list(config.FIELDS)
+    assert explained["noise.sigma"] == ("0.7", f"{config.FIELDS['noise.sigma'].help} (default: 0.25)")
+    for name, (value, told) in explained.items():
+        if name != "noise.sigma":
+            assert (value, told) == (repr(config.FIELDS[name].default), config.FIELDS[name].help)
+
+
+def test_the_fields_are_those_of_the_settings_that_they_make():
+    made = config.base()
+    assert set(made.train) - set(training.Recipe.__dataclass_fields__) == {
+        "scheme", "sigma", "ref", "start", "checkpoint_minutes", "steps_per_dispatch", "tensorboard", "distributed",
+    }  # fmt: skip
+    assert set(made.audit) == set(refutation.Settings.__dataclass_fields__)
+    assert config.recipe(made) == training.Recipe()
+    assert config.audit_settings(made) == refutation.Settings()
+    assert config.settings(made) == certification.Settings()
+    assert config.denoiser_target(made) == denoising.Target(diffusion.Schedule())
+    for name, field in config.FIELDS.items():
+        assert config.get(made, name) == field.default
+
+
 def test_overrides_keep_the_type():
     made = config.base()
     with pytest.raises(TypeError):
@@ -115,3 +152,52 @@ def test_one_level_for_all_images_is_asked_for_where_the_noise_has_many():
         config.denoiser_sigma(made, config.noise_scheme(made))
     made.denoiser.sigma = 0.12
     assert config.denoiser_sigma(made, config.noise_scheme(made)) == 0.12
+
+
+BASE = "from idrc_jax.config import base\ndef get_config():\n    c = base()\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "argument", "message"),
+    [
+        ("def get_config():\n    raise ValueError('Expected a, got b.')", "", "{file}, line 2: Expected a, got b."),
+        ("def get_config(size):\n    raise ValueError(size)", ":full", "{file}, line 2: full"),
+        (f"{BASE}    c.noise.sgma = 1.0", "", "{file}, line 4: Expected a known config field, got sgma. Near: "),
+        (f"{BASE}    c.noise.sigma = 'loud'", "", "{file}, line 4: TypeError: Could not override field 'sigma'"),
+        ("import nowhere_at_all", "", "{file}, line 1: ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("open('nowhere at all')", "", "{file}, line 1: FileNotFoundError: "),
+        ("def get_config(:", "", "{file}: SyntaxError: invalid syntax"),
+        ("x = 3", "", "{file}: Expected a function get_config, got none."),
+        (BASE, ":l1", "{file}: Expected no argument after FILE:, got one."),
+        ("def get_config(scheme):\n    return scheme", "", "{file}: Expected --config=FILE:ARGUMENT, got no argument."),
+        (BASE, "", "{file}: Expected get_config to return idrc_jax.config.base() with changes, got NoneType without"),
+        (f"{BASE}    return dict(seed=c.seed)", "", "got dict without max_minutes."),
+    ],
+)
+def test_a_config_file_that_does_not_load_is_one_line(tmp_path, content, argument, message):
+    file = tmp_path / "mine.py"
+    file.write_text(content)
+    for given in ([f"--config={file}{argument}"], ["--config", f"{file}{argument}"]):
+        error = commands.refused(cli.train, *given, f"--workdir={tmp_path / 'run'}")
+        assert message.format(file=file) in error
+        assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        ([], "runs/quickstart"),
+        (["--config=configs/cifar10.py"], "runs/cifar10"),
+        (["--config", "cifar10.py:l1"], "runs/cifar10-l1"),
+        (["--config=configs/denoiser.py:small"], "runs/denoiser-small"),
+        (["--config=cifar10.py", "--config=cifar10.py:l2", "--config.seed=3"], "runs/cifar10-l2"),
+    ],
+)
+def test_each_config_has_a_workdir_of_its_own(given, folder):
+    for main in (cli.train, cli.certify):
+        _, out, _ = commands.run(main, *given, "--help")
+        assert f"Folder of the run, {folder} by default." in out
+    with mock.patch.object(cli, "_train", lambda values: print(values.workdir) or 0):
+        assert commands.run(cli.train, *given)[1].strip() == folder
+        assert commands.run(cli.train, *given, "--workdir=mine")[1].strip() == "mine"

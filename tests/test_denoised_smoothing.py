@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +8,13 @@ import pytest
 from scipy import stats
 
 import idrc_jax as idrc
-from idrc_jax import certification, data, prng, sampling, schemes
+from idrc_jax import certification, data, devices, plans, prng, sampling, schemes
 from idrc_jax.checkpoints import Classifier
 from idrc_jax.diffusion import Denoiser, Schedule
 
 SIGMA = 0.25
 GAIN = 0.6
+SCHEDULES = [{"kind": "cosine"}, {"steps": 900}, {"beta_start": 2e-4}, {"beta_end": 0.01}]
 
 
 def shrink(params, x, time):
@@ -62,18 +64,48 @@ def test_what_is_certified_is_named_by_both_networks_level_and_steps(threshold):
     assert (told["denoiser_sigma"], told["denoiser_steps"], told["denoiser_dtype"]) == (SIGMA, 1, "float32")
     for other in (idrc.denoised(threshold, make(), sigma=0.3), idrc.denoised(threshold, make(), sigma=SIGMA, steps=2)):
         assert guarantee(other) != told
-    for other in (
+    others = [
         make(prediction="epsilon"),
-        make(schedule=Schedule(kind="cosine")),
-        make(description={"unet": {"groups": 4}}),
         make(dtype="bfloat16"),
-    ):
-        assert guarantee(idrc.denoised(threshold, other, sigma=SIGMA)) != told
+        *(make(schedule=Schedule(**one)) for one in SCHEDULES),
+        *(make(description={"unet": {"groups": groups}}) for groups in (2, 4)),
+    ]
+    found = [told, *(guarantee(idrc.denoised(threshold, other, sigma=SIGMA)) for other in others)]
+    assert all(one != other for one, other in itertools.combinations(found, 2))
     resized = dataclasses.replace(threshold, image_shape=(8, 8, 1))
     assert guarantee(idrc.denoised(resized, make(), sigma=SIGMA)) != told
     # A network in memory has no hash: the composition is known by its own fingerprint, which holds both.
     nameless = [idrc.denoised(threshold, make(sha256="", params=jnp.float32(g)), sigma=SIGMA) for g in (0.6, 0.7)]
     assert len({guarantee(one)["weights_sha256"] for one in nameless}) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        *(({"schedule": Schedule(**one)}, "denoiser_schedule was ") for one in SCHEDULES),
+        ({"description": {"unet": {"groups": 2}}}, "denoiser_unet was .*4.*, is .*2"),
+        ({}, r"denoiser_classifier_shape was \[4, 4, 1\], is \[8, 8, 1\]"),
+    ],
+)
+def test_rows_do_not_go_on_under_another_denoiser(threshold, tmp_path, change, named):
+    images = np.zeros((4, 4, 4, 1), np.uint8)
+    dataset = data.from_arrays(images, np.zeros(4, int), name="x", split="test", classes=2)
+    settings = certification.Settings(plans.Fixed(n=20, n0=10))
+    unet = {"description": {"unet": {"groups": 4}}}
+
+    def certify(classifier, count, **more):
+        f = idrc.denoised(classifier, make(**unet | more), sigma=SIGMA)
+        chosen = (dataset, np.arange(4)[:count], settings, tmp_path)
+        return certification.certify_dataset(f, schemes.Gaussian(SIGMA), *chosen, chunk=2, mesh=devices.mesh(1))
+
+    assert certify(threshold, 2)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.tsv")}
+    other = threshold if change else dataclasses.replace(threshold, image_shape=(8, 8, 1))
+    with pytest.raises(ValueError, match=named):
+        certify(other, 4, **change)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.tsv")} == before
+    assert certify(threshold, 4)
+    assert [row.idx for row in idrc.read_results(tmp_path).rows] == [0, 1, 2, 3]
 
 
 def test_images_of_another_size_are_resized_for_the_classifier():

@@ -115,6 +115,18 @@ def test_toggles_pick_runs_and_kinds_by_mouse_and_keyboard(browser, two):
     assert no_complaints(browser) == []
 
 
+def test_a_run_whose_radii_are_the_same_is_shown_once_under_every_button(browser, two, tmp_path):
+    same = write_run(tmp_path / "same", published=1, gallery=True, scheme="gaussian")
+    opened(browser, tmp_path, f"same={same}", two[2])
+    ready(browser, "curves")
+    rows = "return [...document.querySelectorAll('[data-of-run=\"0\"]')].filter((row) => row.offsetParent).length"
+    for value, other in (("valid", ["valid-1"]), ("published", ["published-1"]), ("both", ["valid-1", "published-1"])):
+        browser.find_element("css selector", f"input[value={value}]").click()
+        assert browser.execute_script(VISIBLE) == ["same-0", *other]
+        assert browser.execute_script(rows) == 1
+    assert no_complaints(browser) == []
+
+
 def hover(browser, x, y):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.actions.action_builder import ActionBuilder

@@ -126,9 +126,21 @@ def test_cohens_logs_make_the_papers_column(shared):
 
 def test_the_command_writes_each_format(tmp_path):
     for style, start in (("markdown", "Certified"), ("latex", "% Certified"), ("csv", "Certified")):
-        arguments = ["runs", ROOT / "results/plans/fixed", "--format", style, "--out", tmp_path / style]
+        arguments = ["runs", ROOT / "results/cifar10_resnet20_0.25/l1", "--format", style, "--out", tmp_path / style]
         assert commands.run(tables.main, *arguments)[0] == 0
         text = (tmp_path / style).read_text()
         assert text.startswith(start)
         assert text.count("which are no certificates") == 1  # valid and published
     assert re.search(r"\\begin\{tabular\}\{l(r+)\}", (tmp_path / "latex").read_text())
+
+
+def test_tables_of_runs_whose_radii_are_the_same_come_once():
+    gaussian, other = (str(ROOT / "results/cifar10_resnet20_0.25" / name) for name in ("gaussian", "l1"))
+    _, out, _ = commands.run(tables.main, "runs", gaussian)
+    assert out.startswith(f"{tables.VALID}. Valid = published for these runs.\n")
+    assert tables.PUBLISHED not in out
+    for arguments, captions in (((gaussian, other), 2), ((gaussian, "--kind", "published"), 1)):
+        _, out, _ = commands.run(tables.main, "runs", *arguments)
+        assert "Valid =" not in out
+        assert out.count("radii") == captions
+        assert tables.PUBLISHED in out

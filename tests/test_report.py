@@ -45,6 +45,12 @@ def page_of(*arguments, **more):
     return Page(report.render(runs.read([str(one) for one in arguments]), **more))
 
 
+def found(node, name):
+    """The values of this name anywhere in JSON."""
+    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [one for key, value in inner for one in ([value] if key == name else found(value, name))]
+
+
 def test_the_page_says_what_the_rows_say(tmp_path):
     folder = write_audit(write_run(tmp_path / "a", gallery=True))
     page = page_of(folder, f"other={write_run(tmp_path / 'b', seed=1)}")
@@ -70,6 +76,21 @@ def test_an_audit_that_is_not_finished_says_so(tmp_path):
     assert "(this audit is not finished)" in text
     assert "published 1 1 0.750" in text
     assert "not broken" not in text
+
+
+def test_radii_that_are_the_same_by_definition_are_shown_once(tmp_path):
+    same = write_audit(write_run(tmp_path / "same", gallery=True, published=1, scheme="gaussian"))
+    page = page_of(same)
+    assert page.text.count("valid = published") == 4  # the row of accuracies, two columns of classes, the audit
+    for said in ("published (no certificate)", "published 0.", "published 1 "):
+        assert said not in page.text.replace("valid = published", "")
+    acr = f"{int(1000 * summary.average_certified_radius(runs.read([str(same)])[0].results)) / 1000:.3f}"
+    assert f"{acr} {acr}" in page.text  # the overview's columns compare runs
+    kinds = [tags[1] for tags in found(json.loads(page.scripts[0]), "tags")]
+    assert set(kinds) == {"same"}
+    other = page_of(write_run(tmp_path / "other", published=1, scheme="gaussian", certificate="two_sided"))
+    assert "valid = published" not in other.text
+    assert "published (no certificate)" in other.text
 
 
 def test_the_page_asks_nothing_of_the_network(tmp_path):

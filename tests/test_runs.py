@@ -1,10 +1,12 @@
 import json
 import shutil
+from pathlib import Path
 
+import commands
 import pytest
 from conftest import ROOT
 
-from idrc_jax import runs
+from idrc_jax import compare, figures, report, runs, tables
 
 ROOM = ROOT / "results"
 
@@ -69,3 +71,59 @@ def test_other_images_are_told():
         (runs.results.dataclasses.replace(few.results.rows[0], label=9), *few.results.rows[1:]), None, few.results.path
     )
     assert runs.other_images(few.results, changed) == "image 0 has label 3 against 9"
+
+
+def room(folder):
+    """A folder of runs: one finished, one of training alone, one just begun, one whose workers are not merged."""
+    shutil.copytree(ROOM / "plans/fixed", folder / "finished")
+    header, first = (ROOM / "plans/fixed/certificates.tsv").read_text().splitlines(keepends=True)[:2]
+    for name in ("begun", "trained", "workers"):
+        (folder / name).mkdir(parents=True)
+    (folder / "begun" / "certificates.tsv").write_text(header)
+    (folder / "trained" / "metrics.csv").write_text("step\n")
+    (folder / "workers" / "certificates.0-of-2.tsv").write_text(header + first)
+    return sorted(map(str, folder.iterdir()))
+
+
+COMMANDS = [
+    (figures.main, ["sigmas"], ["--out", "{out}.png"]),
+    (tables.main, ["runs"], ["--out", "{out}.png"]),
+    (report.main, [], ["--out", "{out}.png"]),
+]
+
+
+@pytest.mark.parametrize(("main", "before", "after"), COMMANDS)
+def test_folders_without_rows_are_left_out_with_a_line_each(tmp_path, main, before, after):
+    arguments, out = room(tmp_path / "runs"), tmp_path / "out"
+    after = [one.format(out=out) for one in after]
+    status, _, error = commands.run(main, *before, *arguments, *after)
+    assert status == 0
+    told = error.splitlines()
+    assert [Path(line.split()[1]).name for line in told] == ["begun", "trained", "workers"]
+    assert all(line.startswith("note: ") for line in told)
+    assert [("idrc-merge" in line) for line in told] == [False, False, True]
+    assert Path(f"{out}.png").exists()
+
+
+@pytest.mark.parametrize(("main", "before", "after"), COMMANDS)
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["trained", "begun"], "Expected a result file at"),
+        (["begun"], "at least one row"),
+        (["finished", "trained/metrics.csv"], "Expected a header"),
+        (["finished", "nowhere"], "no such file"),
+        (["finished", "mine={runs}/trained"], "no such file"),
+    ],
+)
+def test_without_any_rows_and_for_what_was_named_it_is_an_error(tmp_path, main, before, after, more, message):
+    folder = tmp_path / "runs"
+    room(folder)
+    arguments = [one.format(runs=folder) if "=" in one else str(folder / one) for one in more]
+    after = [one.format(out=tmp_path / "out") for one in after]
+    assert message in commands.refused(main, *before, *arguments, *after)
+
+
+def test_a_comparison_needs_both(tmp_path):
+    room(tmp_path)
+    assert "no such file" in commands.refused(compare.main, tmp_path / "finished", tmp_path / "trained")

@@ -58,6 +58,20 @@ def test_table_shows_no_published_radii_where_the_paper_has_none():
     assert rows[1][:2] == ["0.25", "0.500"]
 
 
+def test_what_is_the_same_by_definition_is_shown_once():
+    radii = [0.375, 0.0, 0.6]
+    (_, head, *rows) = summary.summary_table(results(radii)).splitlines()
+    assert head.split() == ["radius", "valid", "=", "published"]
+    assert [len(line.split()) for line in rows[:8]] == [4] * 7 + [2]
+    two_sided = results(radii)
+    two_sided.manifest["guarantee"]["certificate"] = "two_sided"
+    others = results(radii, scheme="l1"), two_sided, results(radii, published=[0.4, 0.0, 0.6])
+    for other in (*others, dataclasses.replace(results(radii), manifest=None, path="x")):
+        assert summary.summary_table(other).splitlines()[1].split() == ["radius", "certified", "published"]
+    rounded = results(radii, published=[radius * (1 + 1e-8) for radius in radii])  # sigma as a float32 below it
+    assert "valid = published" in summary.summary_table(rounded)
+
+
 def test_table_shows_accuracy_interval_and_acr():
     table = summary.summary_table(results([0.375] * 300 + [0.0] * 200, correct=[1] * 300 + [0] * 200))
     line = next(line for line in table.splitlines() if line.strip().startswith("0.25"))

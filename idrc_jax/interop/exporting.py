@@ -1,7 +1,6 @@
 """Export: weights to PyTorch under the names of its files, results to tables."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from idrc_jax import _command, checkpoints, results
+from idrc_jax import _command, _files, checkpoints, results
 from idrc_jax.interop import layouts, tables
 
 _WEIGHTS = (".pth", ".pt", ".safetensors")
@@ -36,15 +35,11 @@ def state_dict(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
 def export_weights(source: str | Path, target: Path) -> None:
     """Write `state_dict` to a file that `idrc-import` and PyTorch read: .safetensors, else by `torch.save`."""
     tensors, about = state_dict(source)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    try:
+    with _files.replacing(target) as partial:
         if target.suffix == ".safetensors":
             save_file(tensors, partial, metadata={"checkpoint": json.dumps(about)})
         else:
             _torch_save(tensors, about, partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _torch_save(tensors: dict[str, np.ndarray], about: dict[str, Any], path: Path) -> None:

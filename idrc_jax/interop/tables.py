@@ -1,6 +1,5 @@
 """Results for other tools: a pandas table, Parquet, and the six columns that other projects' analyses read."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,11 @@ def to_pandas(read: Results) -> Any:
 def write_parquet(read: Results, path: Path) -> None:
     """`to_pandas` as a Parquet file, whole or not at all; pandas reads the manifest back with it."""
     table = to_pandas(read)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        table.to_parquet(partial, index=False)
-        os.replace(partial, path)
+        with _files.replacing(path) as partial:
+            table.to_parquet(partial, index=False)
     except ImportError:
         raise ValueError("Expected pyarrow, got no such package: pip install 'idrc_jax[tables]'.") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_log(read: Results, path: Path) -> None:

@@ -10,7 +10,7 @@
 
   function shown(kind, run) {
     const kinds = root.dataset.kinds;
-    return (kinds === "both" || kinds === kind) && !hidden.has(run);
+    return (kinds === "both" || kind === "same" || kinds === kind) && !hidden.has(run);
   }
 
   function update(id, plot) {
