@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -91,12 +92,20 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
         **{name: settings.train[name] for name in ("checkpoint_minutes", "steps_per_dispatch", "tensorboard")},
     }
     if settings.model.architecture == "unet":
-        _require_default(
-            settings, "train.start", "train.sigma_low", "denoiser.weights", "denoiser.sigma", "denoiser.steps"
-        )
+        _require_default(settings, "train.sigma_low", "denoiser.weights", "denoiser.sigma", "denoiser.steps")
         target, described = config.denoiser_target(settings), config.denoiser_description(settings, train_set)
-        finished = denoising.train(train_set, target, recipe, described, workdir, **common)
+        more: dict[str, Any] = {"start": settings.train.start}
+        if settings.denoiser.classifier:
+            more["classifier"] = checkpoints.load_classifier(
+                settings.denoiser.classifier, dtype=settings.model.dtype, kernel=settings.kernel
+            )
+        finished = denoising.train(train_set, target, recipe, described, workdir, **more, **common)
     else:
+        if settings.denoiser.classifier:
+            raise ValueError(
+                "Expected no denoiser.classifier to train a classifier, got one: for a denoiser, which is trained for "
+                "it, set model.architecture = unet."
+            )
         scheme, described = config.training_scheme(settings), config.description(settings, train_set)
         if settings.denoiser.weights and settings.denoiser.sigma not in (0, scheme.sigma):
             raise ValueError(

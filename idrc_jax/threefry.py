@@ -13,8 +13,8 @@ from jax.extend.random import define_prng_impl
 
 _JAX = "threefry2x32"
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PIECES = 8  # a loop over pieces keeps XLA from fusing the rounds into what reads the bits, which costs ten times as much
-_SMALL = 1024  # bits that are not worth a loop
+_PIECES = 8  # a loop keeps XLA from fusing the rounds into what reads the bits, which takes ten times as long
+_SMALL = 1024  # numbers that are not worth a loop
 
 
 def one_pass(key: jax.Array) -> jax.Array:

@@ -8,14 +8,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from idrc_jax import checkpoints, data, devices, noise, prng, results, training_loop
+from idrc_jax import checkpoints, data, devices, noise, prng, training_loop
 from idrc_jax.diffusion import Denoiser
 from idrc_jax.schemes import Gaussian, Scheme
 from idrc_jax.training_loop import Recipe, State, descend, images_of_step
+
+# What the weights to start from must have in common with the network that is to be trained.
+_NETWORK = ("architecture", "depth", "classes", "image_shape", "shortcut", "mean", "std")
 
 
 class Metrics(NamedTuple):
@@ -127,7 +129,7 @@ def train(
     facts |= {"data": train_set.name, "data_sha256": train_set.fingerprint()}
     tensors = None
     if start:
-        tensors, facts["start"] = _start(start, description)
+        tensors, facts["start"] = training_loop.start_from(start, description, _NETWORK)
     denoise, frozen = None, ()
     if denoiser is not None:
         if scheme.name != Gaussian.name:
@@ -154,16 +156,3 @@ def train(
         start=tensors,
     )
     return training_loop.run(job, workdir, seed=seed, mesh=mesh or devices.global_mesh(), **limits)
-
-
-def _start(path: str, description: dict[str, Any]) -> tuple[checkpoints.Tensors, dict[str, str]]:
-    """The tensors to start from, of the very network that is to be trained, and what names them."""
-    tensors, found = checkpoints.read_weights(path)
-    names = ("architecture", "depth", "classes", "image_shape", "shortcut", "mean", "std")
-    changed = results.differences(*({name: one.get(name) for name in names} for one in (description, found)))
-    if changed:
-        raise ValueError(f"Expected train.start to be the network that is to be trained, got {changed} in {path}.")
-    _, params, stats = checkpoints.abstract(description, dtype=description["dtype"])
-    checkpoints.check_tensors(tensors, params | stats, path)
-    floats = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
-    return floats, {"weights_sha256": checkpoints.hash_tensors(tensors)}

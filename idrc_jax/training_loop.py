@@ -5,6 +5,7 @@ weights as one that was not.
 """
 
 import csv
+import functools
 import math
 import os
 import time
@@ -21,7 +22,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from idrc_jax import _files, _validate, checkpoints, devices, prng, workers
+from idrc_jax import _files, _validate, checkpoints, devices, prng, results, workers
 from idrc_jax.kernels import convolution_cpu
 from idrc_jax.progress import Deadline, Progress, interruptible, require_progress, write_status
 
@@ -124,6 +125,27 @@ class Job:
     first_stats: Callable[[checkpoints.Tensors, checkpoints.Tensors], checkpoints.Tensors]
     tensors: Callable[[State], checkpoints.Tensors]
     start: checkpoints.Tensors | None = None
+
+
+def start_from(
+    path: str, description: dict[str, Any], names: Sequence[str]
+) -> tuple[checkpoints.Tensors, dict[str, str]]:
+    """The tensors to start from, of the very network that is to be trained, and what names them.
+
+    `names` are the entries of the descriptions, "a.b" for that of an entry, that must agree.
+    """
+
+    def entry(of: dict[str, Any], name: str) -> Any:
+        return functools.reduce(lambda value, part: (value or {}).get(part), name.split("."), of)
+
+    tensors, found = checkpoints.read_weights(path)
+    changed = results.differences(*({name: entry(one, name) for name in names} for one in (description, found)))
+    if changed:
+        raise ValueError(f"Expected train.start to be the network that is to be trained, got {changed} in {path}.")
+    _, params, stats = checkpoints.abstract(description, dtype=description["dtype"])
+    checkpoints.check_tensors(tensors, params | stats, path)
+    floats = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
+    return floats, {"weights_sha256": checkpoints.hash_tensors(tensors)}
 
 
 def images_of_step(key: jax.Array, step: jax.Array, count: int, batch: int) -> jax.Array:

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import subprocess
 import sys
 
@@ -161,6 +162,54 @@ def test_a_classifier_is_tuned_on_denoised_images_from_given_weights(digits, fin
         )
     with pytest.raises(ValueError, match=r"train\.scheme = gaussian with a denoiser, got l1"):
         training.train(digits, schemes.L1(sigma=0.5), first, description, tmp_path / "x", denoiser=denoiser)
+
+
+def test_a_denoiser_is_trained_for_a_classifier_that_stays_as_it_is(digits, finished, tmp_path):
+    """Its class of the denoised images is more often that of the clean ones than behind the denoiser it starts from."""
+    description = {
+        "architecture": "resnet", "depth": 8, "classes": 10, "image_shape": [8, 8, 1], "shortcut": "projection",
+        "mean": [0.3], "std": [0.38], "dtype": "float32",
+    }  # fmt: skip
+    sharp = Recipe(epochs=6, batch=128, lr=0.1, augment=False)
+    assert training.train(digits, schemes.Gaussian(sigma=0.01), sharp, description, tmp_path / "clean")
+    classifier = checkpoints.load_classifier(tmp_path / "clean")
+    recipe = Recipe(epochs=4, batch=64, method="adam", lr=1e-3, weight_decay=0.0, schedule="cosine", augment=False)
+    target = Target(Schedule(), sigma_low=0.5, sigma_high=0.8, ema=0.98)
+    more = {"start": str(finished), "classifier": classifier}
+    assert denoising.train(digits, target, recipe, DESCRIPTION, tmp_path / "serving", **more)
+
+    test_set = data.load("digits", "test")
+    clean = data.to_unit(test_set.images)
+    noisy = clean + np.random.default_rng(0).normal(scale=0.7, size=clean.shape).astype(np.float32)
+    before, after = (checkpoints.load_denoiser(tmp_path / folder) for folder in (finished, "serving"))
+
+    def classes(images):
+        return np.argmax(classifier.apply_fn(classifier.params, jnp.asarray(images)), axis=1)
+
+    agree = [np.mean(classes(one(noisy, sigma=0.7)) == classes(clean)) for one in (before, after)]
+    assert agree[1] > agree[0] + 0.02
+    told = after.description["training"]
+    assert told["classifier"] == {"weights_sha256": classifier.sha256, "dtype": "float32"}
+    assert told["start"]["weights_sha256"] == before.sha256
+
+
+def test_what_a_denoiser_cannot_be_trained_from_or_for_is_refused(digits, finished, tmp_path):
+    def attempt(target=TARGET, description=DESCRIPTION, **more):
+        denoising.train(digits, target, RECIPE, description, tmp_path / "x", **more)
+
+    with pytest.raises(ValueError, match=r"diffusion\.prediction was v, is epsilon"):
+        attempt(Target(Schedule(), "v", sigma_low=0.1, sigma_high=1.0), start=str(finished))
+    with pytest.raises(ValueError, match=r"diffusion\.schedule was .'kind': 'cosine'"):
+        attempt(Target(Schedule("cosine"), sigma_low=0.1, sigma_high=1.0), start=str(finished))
+    with pytest.raises(ValueError, match=r"unet was .*'groups': 2.*, is .*'groups': 4"):
+        attempt(description=DESCRIPTION | {"unet": UNET | {"groups": 2}}, start=str(finished))
+    other = checkpoints.Classifier(apply_fn=lambda p, x: x, params=(), classes=10, image_shape=(9, 8, 1))
+    with pytest.raises(ValueError, match=r"classifier of \[8, 8, 1\] images, got \(9, 8, 1\)"):
+        attempt(classifier=other)
+    unnamed = dataclasses.replace(other, image_shape=(8, 8, 1))
+    with pytest.raises(ValueError, match="classifier loaded from a file"):
+        attempt(classifier=unnamed)
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

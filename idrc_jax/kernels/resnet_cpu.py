@@ -48,9 +48,7 @@ def pack(folded: dict[str, np.ndarray], *, half: bool) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def classifier(
-    folded: dict[str, np.ndarray], *, half: bool
-) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
+def classifier(folded: dict[str, np.ndarray], *, half: bool) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
     """(apply_fn, params) of the folded network. Gradients are those of the plain twin."""
     classes = len(folded["head.bias"])
     attributes = {
