@@ -201,3 +201,20 @@ def test_each_config_has_a_workdir_of_its_own(given, folder):
     with mock.patch.object(cli, "_train", lambda values: print(values.workdir) or 0):
         assert commands.run(cli.train, *given)[1].strip() == folder
         assert commands.run(cli.train, *given, "--workdir=mine")[1].strip() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("train.start", "runs/x"),
+        ("train.sigma_low", "0.1"),
+        ("denoiser.weights", "runs/x"),
+        ("denoiser.sigma", "0.25"),
+        ("denoiser.steps", "2"),
+    ],
+)
+def test_what_training_a_denoiser_would_ignore_is_refused(tmp_path, field, value):
+    given = ["--config=denoiser.py:small", "--config.data.name=synthetic", f"--workdir={tmp_path / 'run'}"]
+    error = commands.refused(cli.train, *given, f"--config.{field}={value}")
+    assert error == f"error: Expected no {field} to train a denoiser, got {value}.\n"
+    assert not (tmp_path / "run").exists()

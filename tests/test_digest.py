@@ -88,7 +88,6 @@ def test_spacing():
 RUNS = sorted(path.parent for path in (ROOT / "results").rglob("manifest.json"))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # ml_collections loads config files by load_module
 @pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
 def test_the_command_asks_for_the_same_certificates(folder, monkeypatch):
     """Parsed as the command line is, it gives the scheme, plan and settings of the manifest, and the images."""

@@ -1,5 +1,7 @@
 import dataclasses
+import shutil
 
+import commands
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -129,6 +131,19 @@ def test_the_gallery_of_a_run(certified):
     assert [by_index[index].sigma_x for index in gallery.index.tolist()] == gallery.sigma_x.tolist()
     assert gallery.noisy.dtype == np.uint8
     assert not np.array_equal(gallery.noisy, gallery.images)
+
+
+def test_the_command_leaves_out_folders_without_rows(certified, tmp_path, monkeypatch):
+    read, dataset = certified
+    monkeypatch.setattr(data, "load", lambda *arguments, **more: dataset)
+    runs = [tmp_path / name for name in ("run", "trained")]
+    shutil.copytree(read.path.parent, runs[0])
+    runs[1].mkdir()
+    status, out, error = commands.run(exhibits.main, *runs)
+    assert (status, out) == (0, f"Gallery: {runs[0] / galleries.NAME}\n")
+    assert error == f"note: {runs[1]} has no rows in certificates.tsv and is left out.\n"
+    assert galleries.read(runs[0]).index.tolist() == exhibits.gallery(read, dataset).index.tolist()
+    assert "no such file" in commands.refused(exhibits.main, runs[1])
 
 
 def test_other_images_and_files_without_a_manifest_are_refused(certified):
