@@ -110,7 +110,7 @@ def make_step(
     optimiser: optax.GradientTransformation,
     seed: int,
     mesh: Mesh,
-    classify: Callable[[Any, jax.Array], jax.Array] | None = None,
+    classify: Callable[..., jax.Array] | None = None,
 ) -> Callable[..., tuple[State, Metrics]]:
     """The training step (state, images of the whole set) -> (state, metrics); not yet jitted.
 

@@ -22,8 +22,8 @@ def one_pass(key: jax.Array) -> jax.Array:
 
     It is `key` itself elsewhere, and where it is not of JAX's default kind.
     """
-    usual = jax.random.key_impl(key) == _JAX and jax.config.jax_threefry_partitionable
-    if jax.default_backend() != "cpu" or not usual:
+    partitionable = jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
+    if jax.default_backend() != "cpu" or jax.random.key_impl(key) != _JAX or not partitionable:
         return key
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=_IMPLEMENTATION)
 

@@ -206,7 +206,6 @@ def test_each_config_has_a_workdir_of_its_own(given, folder):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("train.start", "runs/x"),
         ("train.sigma_low", "0.1"),
         ("denoiser.weights", "runs/x"),
         ("denoiser.sigma", "0.25"),
@@ -218,3 +217,8 @@ def test_what_training_a_denoiser_would_ignore_is_refused(tmp_path, field, value
     error = commands.refused(cli.train, *given, f"--config.{field}={value}")
     assert error == f"error: Expected no {field} to train a denoiser, got {value}.\n"
     assert not (tmp_path / "run").exists()
+
+
+def test_training_a_classifier_takes_no_classifier_to_serve(tmp_path):
+    error = commands.refused(cli.train, "--config.denoiser.classifier=runs/x", f"--workdir={tmp_path / 'run'}")
+    assert error.startswith("error: Expected no denoiser.classifier to train a classifier, got one")

@@ -15,9 +15,7 @@ def test_on_a_cpu_the_key_is_another_kind():
     assert jax.random.key_impl(threefry.one_pass(KEY)) != jax.random.key_impl(KEY)
 
 
-@pytest.mark.parametrize(
-    "shape", [(), (1,), (7,), (1024,), (1031, 1), (32, 32, 3), (3, 41, 29), (224, 224, 3)]
-)
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (1024,), (1031, 1), (32, 32, 3), (3, 41, 29), (224, 224, 3)])
 def test_bits_are_jaxs(shape):
     expected = jax.random.bits(KEY, shape)
     np.testing.assert_array_equal(jax.random.bits(threefry.one_pass(KEY), shape), expected)
