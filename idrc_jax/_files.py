@@ -12,7 +12,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what is to replace a file, which it does, atomically and durably, when the block ends well."""
+    """Where to write what is to replace a file: it does, atomically, once the block ended well and it is on the disk."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")  # processes of two hosts may have one number
     try:
         yield partial
@@ -24,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file by a new one with this content, atomically and durably."""
+    """Replace a file by a new one with this content, atomically."""
     with replacing(path) as partial:
         partial.write_bytes(content)
 

@@ -125,7 +125,7 @@ def published_radius(scheme: Scheme, p_lower: Any) -> Any:
 def published_is_valid(made: Mapping[str, Any]) -> bool:
     """Whether results under these settings (a manifest's guarantee) have, by definition, published radii that are the
     valid ones."""
-    return made["scheme"] == Gaussian.name and made["certificate"] == "one_sided"
+    return made.get("scheme") == Gaussian.name and made.get("certificate") == "one_sided"
 
 
 def explain(scheme: str) -> str:

@@ -92,20 +92,17 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
         **{name: settings.train[name] for name in ("checkpoint_minutes", "steps_per_dispatch", "tensorboard")},
     }
     if settings.model.architecture == "unet":
-        _require_default(settings, "train.sigma_low", "denoiser.weights", "denoiser.sigma", "denoiser.steps")
+        ignored = ("train.scheme", "train.sigma", "train.ref", "train.sigma_low")
+        _require_default(settings, *ignored, "denoiser.weights", "denoiser.sigma", "denoiser.steps")
         target, described = config.denoiser_target(settings), config.denoiser_description(settings, train_set)
         more: dict[str, Any] = {"start": settings.train.start}
         if settings.denoiser.classifier:
+            kernel = settings.kernel if common["mesh"].size == 1 else "xla"  # which XLA can split over devices
             more["classifier"] = checkpoints.load_classifier(
-                settings.denoiser.classifier, dtype=settings.model.dtype, kernel=settings.kernel
+                settings.denoiser.classifier, dtype=settings.model.dtype, kernel=kernel
             )
         finished = denoising.train(train_set, target, recipe, described, workdir, **more, **common)
     else:
-        if settings.denoiser.classifier:
-            raise ValueError(
-                "Expected no denoiser.classifier to train a classifier, got one: for a denoiser, which is trained for "
-                "it, set model.architecture = unet."
-            )
         scheme, described = config.training_scheme(settings), config.description(settings, train_set)
         if settings.denoiser.weights and settings.denoiser.sigma not in (0, scheme.sigma):
             raise ValueError(
@@ -246,6 +243,11 @@ def _classifier_and_images(values: flags.FlagValues, scheme: Scheme) -> tuple:
 
 
 def _denoiser(settings: config.Config) -> Denoiser | None:
+    if settings.denoiser.classifier:
+        raise ValueError(
+            "Expected denoiser.classifier for the training of a denoiser alone, got one: the classifier behind a "
+            "denoiser is model.weights, or what is trained."
+        )
     if not settings.denoiser.weights:
         for name in ("denoiser.sigma", "denoiser.steps"):
             value = config.get(settings, name)

@@ -41,7 +41,7 @@ _AUDIT = refutation.Settings()
 FIELDS = {
     "seed": Field(0, "of all random numbers: of training, certification, audit and synthetic data"),
     "max_minutes": Field(0.0, "stop cleanly before, exit 0, go on at the next call; 0: no limit"),
-    "devices": Field(0, "how many to use; 0: all"),
+    "devices": Field(0, "how many to use; 0: all (training on a CPU: one, whose kernels use all cores)"),
     "kernel": Field("auto", "auto (the fastest that runs here) or xla (the plain network)"),
     "chunk": Field(0, "noisy images a device classifies at a time; sets memory, not votes; 0: chosen by memory"),
     "workers.index": Field(-1, "of this process among those that share the images, from 0; -1: of Slurm or Kubernetes"),
@@ -110,7 +110,9 @@ FIELDS = {
     "denoiser.sigma_low": Field(0.0, "lowest noise level to train for, in pixel units; 0: the schedule's"),
     "denoiser.sigma_high": Field(0.0, "highest noise level to train for, in pixel units; 0: the schedule's"),
     "denoiser.classifier": Field(
-        "", "train it for this classifier (file or run's folder): to name the clean image's class; empty: for the loss"
+        "",
+        "train it for this classifier (file or run's folder): to name the clean image's class; start from a trained one; "
+        "empty: for the squared error of its prediction",
     ),
     "denoiser.ema": Field(denoising.Target.ema, "how much of the weights' running mean a step keeps; in [0, 1)"),
     "denoiser.widths": Field((128, 256, 256, 256), "channels of each resolution"),
@@ -128,7 +130,7 @@ FIELDS = {
     "certify.n": Field(plans.Fixed.n, "samples that bound the class's probability; the most, of other plans"),
     "certify.alpha": Field(Settings.alpha, "probability with which an image's certificate may be wrong; in (0, 1)"),
     "certify.certificate": Field(
-        Settings.certificate, f"{_any_of(certificates.CERTIFICATES)} (for gaussian and stepped, plan fixed)"
+        Settings.certificate, f"{_any_of(certificates.CERTIFICATES)} (two_sided: for gaussian and stepped, plan fixed)"
     ),
     "audit.images": Field(_AUDIT.images, "rows to attack, evenly spaced; 0: all"),
     "audit.fractions": Field(_AUDIT.fractions, "of each claimed radius: distances at which to attack"),
@@ -217,7 +219,11 @@ def _told(error: Exception, path: str) -> str:
 
 def unknown_field(name: str) -> str:
     """What to say of a field that is not there."""
-    same = [path for path in FIELDS if path.split(".")[-1] == name.split(".")[-1]]
+    leaf = name.split(".")[-1]
+    same = [path for path in FIELDS if path.split(".")[-1] == leaf]
+    if "." not in name and not same:
+        leaves = get_close_matches(leaf, {path.split(".")[-1] for path in FIELDS}, n=1)
+        same = [path for path in FIELDS if path.split(".")[-1] in leaves]
     near = get_close_matches(name, same or list(FIELDS), n=3, cutoff=0.0 if same else 0.5)
     hint = f" Near: {', '.join(near)}." if near else ""
     return f"Expected a known config field, got {name}.{hint}"

@@ -178,7 +178,8 @@ def train(
         if not classifier.sha256:
             raise ValueError("Expected a classifier loaded from a file, which names it, got one without a hash.")
         classify, frozen = classifier.apply_fn, (classifier.params,)
-        facts["classifier"] = {"weights_sha256": classifier.sha256, "dtype": classifier.dtype}
+        named = {"weights_sha256": classifier.sha256, "dtype": classifier.dtype}
+        facts["classifier"] = named | checkpoints.beside_weights(classifier.description)
     job = training_loop.Job(
         description=description | {"training": facts},
         recipe=recipe,

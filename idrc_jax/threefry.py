@@ -20,10 +20,10 @@ _SMALL = 1024  # numbers that are not worth a loop
 def one_pass(key: jax.Array) -> jax.Array:
     """A key that gives the same numbers as `key` in all of `jax.random`, faster on a CPU.
 
-    It is `key` itself elsewhere, and where it is not of JAX's default kind.
+    It is `key` itself where JAX's default backend is none, and where the key is not of JAX's default kind.
     """
-    partitionable = jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
-    if jax.default_backend() != "cpu" or jax.random.key_impl(key) != _JAX or not partitionable:
+    usual = jax.random.key_impl(key) == _JAX and getattr(jax.config, "jax_threefry_partitionable", True)
+    if jax.default_backend() != "cpu" or not usual:
         return key
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=_IMPLEMENTATION)
 

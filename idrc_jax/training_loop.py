@@ -139,7 +139,7 @@ def start_from(
         return functools.reduce(lambda value, part: (value or {}).get(part), name.split("."), of)
 
     tensors, found = checkpoints.read_weights(path)
-    changed = results.differences(*({name: entry(one, name) for name in names} for one in (description, found)))
+    changed = results.differences(*({name: entry(one, name) for name in names} for one in (found, description)))
     if changed:
         raise ValueError(f"Expected train.start to be the network that is to be trained, got {changed} in {path}.")
     _, params, stats = checkpoints.abstract(description, dtype=description["dtype"])

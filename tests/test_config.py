@@ -206,6 +206,8 @@ def test_each_config_has_a_workdir_of_its_own(given, folder):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("train.scheme", "l1"),
+        ("train.sigma", "0.5"),
         ("train.sigma_low", "0.1"),
         ("denoiser.weights", "runs/x"),
         ("denoiser.sigma", "0.25"),
@@ -219,6 +221,7 @@ def test_what_training_a_denoiser_would_ignore_is_refused(tmp_path, field, value
     assert not (tmp_path / "run").exists()
 
 
-def test_training_a_classifier_takes_no_classifier_to_serve(tmp_path):
-    error = commands.refused(cli.train, "--config.denoiser.classifier=runs/x", f"--workdir={tmp_path / 'run'}")
-    assert error.startswith("error: Expected no denoiser.classifier to train a classifier, got one")
+def test_only_the_training_of_a_denoiser_takes_a_classifier_for_it(tmp_path):
+    for main in (cli.train, cli.certify):
+        error = commands.refused(main, "--config.denoiser.classifier=runs/x", f"--workdir={tmp_path / 'run'}")
+        assert error.startswith("error: Expected denoiser.classifier for the training of a denoiser alone, got one")

@@ -156,7 +156,7 @@ def test_a_classifier_is_tuned_on_denoised_images_from_given_weights(digits, fin
     np.testing.assert_allclose(tuned["head.kernel"], clean["head.kernel"], atol=1e-9)
     assert tuned["stem_norm.var"].sum() < 0.9 * noisy["stem_norm.var"].sum()
     assert told["training"]["denoiser"]["weights_sha256"] == denoiser.sha256
-    with pytest.raises(ValueError, match=r"train\.start to be the network .* depth was 14, is 8"):
+    with pytest.raises(ValueError, match=r"train\.start to be the network .* depth was 8, is 14"):
         training.train(
             digits, scheme, first, description | {"depth": 14}, tmp_path / "x", start=str(tmp_path / "clean")
         )
@@ -165,7 +165,8 @@ def test_a_classifier_is_tuned_on_denoised_images_from_given_weights(digits, fin
 
 
 def test_a_denoiser_is_trained_for_a_classifier_that_stays_as_it_is(digits, finished, tmp_path):
-    """Its class of the denoised images is more often that of the clean ones than behind the denoiser it starts from."""
+    """Its class of the denoised images is more often that of the clean ones than behind a denoiser that went on as
+    it began."""
     description = {
         "architecture": "resnet", "depth": 8, "classes": 10, "image_shape": [8, 8, 1], "shortcut": "projection",
         "mean": [0.3], "std": [0.38], "dtype": "float32",
@@ -175,13 +176,15 @@ def test_a_denoiser_is_trained_for_a_classifier_that_stays_as_it_is(digits, fini
     classifier = checkpoints.load_classifier(tmp_path / "clean")
     recipe = Recipe(epochs=4, batch=64, method="adam", lr=1e-3, weight_decay=0.0, schedule="cosine", augment=False)
     target = Target(Schedule(), sigma_low=0.5, sigma_high=0.8, ema=0.98)
-    more = {"start": str(finished), "classifier": classifier}
+    more = {"start": str(finished)}
+    assert denoising.train(digits, target, recipe, DESCRIPTION, tmp_path / "control", **more)
+    more["classifier"] = classifier
     assert denoising.train(digits, target, recipe, DESCRIPTION, tmp_path / "serving", **more)
 
     test_set = data.load("digits", "test")
     clean = data.to_unit(test_set.images)
     noisy = clean + np.random.default_rng(0).normal(scale=0.7, size=clean.shape).astype(np.float32)
-    before, after = (checkpoints.load_denoiser(tmp_path / folder) for folder in (finished, "serving"))
+    before, after = (checkpoints.load_denoiser(tmp_path / folder) for folder in ("control", "serving"))
 
     def classes(images):
         return np.argmax(classifier.apply_fn(classifier.params, jnp.asarray(images)), axis=1)
@@ -190,18 +193,21 @@ def test_a_denoiser_is_trained_for_a_classifier_that_stays_as_it_is(digits, fini
     assert agree[1] > agree[0] + 0.02
     told = after.description["training"]
     assert told["classifier"] == {"weights_sha256": classifier.sha256, "dtype": "float32"}
-    assert told["start"]["weights_sha256"] == before.sha256
+    assert told["start"]["weights_sha256"] == checkpoints.load_denoiser(finished).sha256
+    other = dataclasses.replace(classifier, description=classifier.description | {"imported": "x", "mean": [0.1]})
+    with pytest.raises(ValueError, match=r"classifier.*mean"):
+        denoising.train(digits, target, recipe, DESCRIPTION, tmp_path / "serving", **more | {"classifier": other})
 
 
 def test_what_a_denoiser_cannot_be_trained_from_or_for_is_refused(digits, finished, tmp_path):
     def attempt(target=TARGET, description=DESCRIPTION, **more):
         denoising.train(digits, target, RECIPE, description, tmp_path / "x", **more)
 
-    with pytest.raises(ValueError, match=r"diffusion\.prediction was v, is epsilon"):
+    with pytest.raises(ValueError, match=r"diffusion\.prediction was epsilon, is v"):
         attempt(Target(Schedule(), "v", sigma_low=0.1, sigma_high=1.0), start=str(finished))
-    with pytest.raises(ValueError, match=r"diffusion\.schedule was .'kind': 'cosine'"):
+    with pytest.raises(ValueError, match=r"diffusion\.schedule was .'kind': 'linear'"):
         attempt(Target(Schedule("cosine"), sigma_low=0.1, sigma_high=1.0), start=str(finished))
-    with pytest.raises(ValueError, match=r"unet was .*'groups': 2.*, is .*'groups': 4"):
+    with pytest.raises(ValueError, match=r"unet was .*'groups': 4.*, is .*'groups': 2"):
         attempt(description=DESCRIPTION | {"unet": UNET | {"groups": 2}}, start=str(finished))
     other = checkpoints.Classifier(apply_fn=lambda p, x: x, params=(), classes=10, image_shape=(9, 8, 1))
     with pytest.raises(ValueError, match=r"classifier of \[8, 8, 1\] images, got \(9, 8, 1\)"):

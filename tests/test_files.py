@@ -39,7 +39,7 @@ WRITERS = [
 
 
 @pytest.mark.parametrize(("name", "write"), WRITERS)
-def test_a_file_is_replaced_whole_and_durably_or_not_at_all(tmp_path, monkeypatch, name, write):
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, name, write):
     path, events = tmp_path / name, []
     path.write_text("old")
     synced, replace = os.fsync, os.replace

@@ -2,6 +2,11 @@
 
 import functools
 import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -161,6 +166,38 @@ def test_a_library_is_built_once_for_each_kind_of_processor(monkeypatch, tmp_pat
     assert first.stat().st_mtime_ns == written
     monkeypatch.setattr(build, "_processor", lambda: "another")
     assert build._compiled(source) != first
+
+
+def test_without_avx512_the_same_logits_and_gradients(tmp_path):
+    """The other half of the source, where this machine has AVX-512."""
+    script = """
+import jax, jax.numpy as jnp, numpy as np
+from idrc_jax.kernels import convolution_cpu, resnet_cpu
+from test_convolution_cpu import OPTIONS
+from test_resnet_cpu import both, noisy
+assert resnet_cpu.available() and convolution_cpu.available()
+for shape in ((32, 32, 3), (9, 7, 3), (20, 12, 3)):
+    kernel, params, twin, plain = both(8, 10, shape)
+    images = noisy(19, shape)
+    expected = np.asarray(twin(plain, images))
+    np.testing.assert_allclose(kernel(params, images), expected, atol=1e-5 * np.abs(expected).max())
+for channels in (16, 32, 64):
+    x, w = noisy(9, (8, 8, channels)), noisy(3, (3, channels, channels)) / channels
+    pair = [
+        jax.grad(lambda x, w: jnp.sum(jnp.sin(conv(x, w, (1, 1), ((1, 1), (1, 1)), **OPTIONS))), (0, 1))(x, w)
+        for conv in (convolution_cpu.conv_general_dilated, jax.lax.conv_general_dilated)
+    ]
+    for ours, theirs in zip(*pair):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+print("same")
+"""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    environment = os.environ | {
+        "CXX": f"{compiler} -mno-avx512f", "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)]),
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "same", done.stderr
 
 
 def test_without_a_home_the_plain_network_runs(monkeypatch, caplog):

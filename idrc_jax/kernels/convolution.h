@@ -185,14 +185,14 @@ class Winograd {
  public:
   static constexpr int kTile = 4, kSide = 6, kPositions = kSide * kSide;
   static constexpr int kBlock = 16;  // tiles that are multiplied together
+  static constexpr int kSpan = 2;    // blocks that share weights, where those are not transformed all at once
 
   static bool Fits(Shape shape) { return shape.height % kTile == 0 && shape.width % kTile == 0; }
 
-  // Numbers of working memory for that many images.
-  static std::size_t Scratch(Shape shape, int count) {
-    const int width = Width(shape.channels), filters = shape.channels * width + kLanes;
-    const int other = std::max(filters + Step(width), Step(shape.channels));
-    return kPositions * (static_cast<std::size_t>(Blocks(shape, count)) * Step(shape.channels) + other);
+  // Numbers of working memory.
+  static std::size_t Scratch(int channels) {
+    const std::size_t filters = channels * Width(channels) + kLanes, tiles = Step(channels);
+    return kPositions * std::max(filters + Step(Width(channels)) + kSpan * tiles, 2 * tiles);
   }
 
   // The same layer of 16, 32 or 64 channels for `count` images that lie one after another, with a border of 1 before it.
@@ -233,35 +233,40 @@ class Winograd {
   // Numbers from one position to the next of a block: never a multiple of the period of a cache's sets.
   static constexpr int Step(int channels) { return kBlock * channels + kLanes; }
 
-  // Weights are transformed for some output channels at a time: then they lie in the cache, where four times the
-  // memory would have to stream from farther away. Products of all channels take the place of what they are made of.
+  // Weights are transformed for some output channels and tiles at a time: then they lie in the cache, where four times
+  // the memory would have to stream from farther away.
   template <int kChannels>
   static void RunOf(const Layer& layer, const float* from, Shape in, int count, Shape out, const float* shortcut,
                     float* to, float* scratch) {
     constexpr int kWidth = Width(kChannels), kStep = Step(kChannels), kProducts = Step(kWidth);
     constexpr int kFilters = kChannels * kWidth + kLanes;
-    const int all = count * Tiles(in);
+    // Where all channels are computed at once, products take the place of the tiles that they are made of.
+    constexpr bool kAtOnce = kWidth == kChannels;
+    const int all = count * Tiles(in), span = kAtOnce ? all : kSpan * kBlock;
     float* filters = scratch;
     float* products = filters + kPositions * kFilters;
-    float* transformed = kWidth < kChannels ? products + kPositions * kProducts : products;
-    for (int c = 0; c < kChannels; c += kWidth) {
-      TransformWeights<kChannels>(layer.weights + c, filters);
-      float* tiles = transformed;
-      for (int first = 0; first < all; first += kBlock) {
-        const int block = std::min(kBlock, all - first);
-        if (c == 0) {
-          for (int t = 0; t < block; ++t) {
-            Transform<kChannels>(from + Corner(in, first + t), in.Row(), tiles + t * kChannels);
+    float* transformed = kAtOnce ? products : products + kPositions * kProducts;
+    for (int start = 0; start < all; start += span) {
+      const int end = std::min(start + span, all);
+      for (int c = 0; c < kChannels; c += kWidth) {
+        TransformWeights<kChannels>(layer.weights + c, filters);
+        float* tiles = transformed;
+        for (int first = start; first < end; first += kBlock) {
+          const int block = std::min(kBlock, end - first);  // what lies behind it in a block is never read
+          if (c == 0) {
+            for (int t = 0; t < block; ++t) {
+              Transform<kChannels>(from + Corner(in, first + t), in.Row(), tiles + t * kChannels);
+            }
           }
+          for (int p = 0; p < kPositions; ++p) {
+            Multiply<kChannels>(tiles + p * kStep, filters + p * kFilters, products + p * kProducts, block);
+          }
+          for (int t = 0; t < block; ++t) {
+            const std::ptrdiff_t at = First(out, first + t) + c;
+            Gather<kChannels>(layer, c, products + t * kWidth, out.Row(), shortcut ? shortcut + at : nullptr, to + at);
+          }
+          if (!kAtOnce) tiles += kPositions * kStep;  // they are needed again
         }
-        for (int p = 0; p < kPositions; ++p) {
-          Multiply<kChannels>(tiles + p * kStep, filters + p * kFilters, products + p * kProducts, block);
-        }
-        for (int t = 0; t < block; ++t) {
-          const std::ptrdiff_t at = First(out, first + t) + c;
-          Gather<kChannels>(layer, c, products + t * kWidth, out.Row(), shortcut ? shortcut + at : nullptr, to + at);
-        }
-        if (kWidth < kChannels) tiles += kPositions * kStep;  // they are needed again
       }
     }
   }
@@ -284,9 +289,6 @@ class Winograd {
     }
   }
 
-  static int Blocks(Shape shape, int count) {
-    return Width(shape.channels) == shape.channels ? 1 : (count * Tiles(shape) + kBlock - 1) / kBlock;
-  }
   static int Tiles(Shape shape) { return shape.width / kTile * (shape.height / kTile); }
 
   // Where the tile of that number, counted through all images, has its first pixel, and the window that it needs.
@@ -444,6 +446,7 @@ class Winograd {
   template <int kChannels>
   static void Multiply(const float* tiles, const float* weights, float* products, int block) {
     constexpr int kVectors = Width(kChannels) / kLanes, kRows = kSums / kVectors;
+    static_assert(kBlock % kRows == 0);
     for (int t = 0; t < block; t += kRows, tiles += kRows * kChannels) {
       Vector sum[kRows][kVectors] = {};
 #pragma GCC unroll 16

@@ -13,7 +13,7 @@ namespace ffi = xla::ffi;
 namespace idrc {
 namespace {
 
-constexpr int kGroup = 8;   // images whose copies with a border lie in the cache
+constexpr int kGroup = 8;   // images that share transformed weights, at most
 constexpr int kShares = 8;  // of a batch: sums are made share by share, so that they do not depend on the threads
 
 // Images without a border, to be read a few at a time with one.
@@ -90,10 +90,11 @@ ffi::Error Forward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buff
   const Shape in = problem.in, out = problem.out;
   const bool filtered = problem.Filtered();
   const Layer layer{weights.typed_data(), nullptr, false, false};
-  ForEachTask(pool, (problem.count + kGroup - 1) / kGroup, [&] {
-    return [&, bordered = Bordered(in), scratch = Zeros(filtered ? Winograd::Scratch(in, kGroup) : 0)](
+  const int group = std::clamp(problem.count / std::max(static_cast<int>(pool.num_threads()), 1), 1, kGroup);
+  ForEachTask(pool, (problem.count + group - 1) / group, [&] {
+    return [&, bordered = Bordered(in), scratch = Zeros(filtered ? Winograd::Scratch(in.channels) : 0)](
                int task) mutable {
-      const int first = task * kGroup, count = std::min(kGroup, problem.count - first);
+      const int first = task * group, count = std::min(group, problem.count - first);
       const float* copy = bordered.Copy(images.typed_data() + first * problem.Input(), count);
       float* to = result->typed_data() + first * out.Size();
       if (filtered) return Winograd::Run(layer, copy, in, count, out, nullptr, to, scratch.get());
@@ -117,7 +118,7 @@ ffi::Error WeightGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ff
   const int share_size = (problem.count + kShares - 1) / kShares;
   Buffer sums = Zeros(kShares * size);
   ForEachTask(pool, kShares, [&] {
-    return [&, bordered = Bordered(in), scratch = Zeros(filtered ? Winograd::Scratch(in, kGroup) : 0)](
+    return [&, bordered = Bordered(in), scratch = Zeros(filtered ? Winograd::Scratch(in.channels) : 0)](
                int share) mutable {
       float* own = sums.get() + share * size;
       const int end = std::min(problem.count, (share + 1) * share_size);

@@ -105,7 +105,7 @@ class Worker {
     std::size_t scratch = 0;
     for (const Stage& stage : network.stages) {
       const int images = &stage == &network.stages.back() ? kTask : stage.group;
-      scratch = std::max(scratch, Winograd::Scratch(stage.shape, stage.group));
+      scratch = std::max(scratch, Winograd::Scratch(stage.shape.channels));
       now_.push_back(Zeros(images * stage.shape.Size()));
       between_.push_back(Zeros(images * stage.shape.Size()));
     }
