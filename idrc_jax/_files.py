@@ -12,7 +12,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what is to replace a file: it does, atomically, once the block ended well and it is on the disk."""
+    """Where to write what replaces a file, atomically, when the block ends well and it is on the disk."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")  # processes of two hosts may have one number
     try:
         yield partial

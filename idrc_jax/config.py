@@ -111,7 +111,7 @@ FIELDS = {
     "denoiser.sigma_high": Field(0.0, "highest noise level to train for, in pixel units; 0: the schedule's"),
     "denoiser.classifier": Field(
         "",
-        "train it for this classifier (file or run's folder): to name the clean image's class; start from a trained one; "
+        "train it, from train.start, for this classifier (file or run's folder) to name the clean image's class; "
         "empty: for the squared error of its prediction",
     ),
     "denoiser.ema": Field(denoising.Target.ema, "how much of the weights' running mean a step keeps; in [0, 1)"),
