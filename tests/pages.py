@@ -43,10 +43,11 @@ def write_run(folder, *, count=60, seed=0, abstain=False, gallery=False, publish
     return folder
 
 
-def write_audit(folder, *, finished=True):
-    """An audit beside a run: one image broken, inside the published radius and outside the valid one."""
+def write_audit(folder, *, finished=True, same=False):
+    """An audit beside a run: one image broken outside the valid radius and, unless that is the `same`, inside the
+    published one."""
     row = (0, 1, 1, "radius", 0.5, 2.0, 0.9, "pgd", 1, "1:3,2:7", 0.01, 2, 0.1)
-    other = (0, 1, 1, "radius_published", 1.2, 1.0, 0.9, "pgd", 1, "1:3,2:7", 0.01, 2, 0.1)
+    other = (0, 1, 1, "radius_published", *((0.5, 2.0) if same else (1.2, 1.0)), *row[6:])
     lines = ["\t".join(findings.COLUMNS), *("\t".join(map(str, one)) for one in (row, other))]
     (folder / findings.NAME).write_text("\n".join([*lines, ""]))
     manifest = {

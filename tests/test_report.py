@@ -13,7 +13,7 @@ from conftest import ROOT
 from pages import HOSTILE, write_audit, write_run
 from PIL import Image
 
-from idrc_jax import report, runs, summary
+from idrc_jax import findings, report, runs, summary
 
 
 class Page(html.parser.HTMLParser):
@@ -78,8 +78,17 @@ def test_an_audit_that_is_not_finished_says_so(tmp_path):
     assert "not broken" not in text
 
 
+def test_claims_of_an_audit_are_one_only_where_they_say_the_same():
+    made = {"scheme": "gaussian", "certificate": "one_sided"}
+    same = [{"kind": kind, "images": 3, "broken": 1} for kind in ("radius", "radius_published")]
+    assert findings.distinct(same, made) == [{"kind": "valid = published", "images": 3, "broken": 1}]
+    other = [same[0], same[1] | {"broken": 2}]
+    assert findings.distinct(other, made) == other
+    assert findings.distinct(same, made | {"scheme": "l1"}) == same
+
+
 def test_radii_that_are_the_same_by_definition_are_shown_once(tmp_path):
-    same = write_audit(write_run(tmp_path / "same", gallery=True, published=1, scheme="gaussian"))
+    same = write_audit(write_run(tmp_path / "same", gallery=True, published=1, scheme="gaussian"), same=True)
     page = page_of(same)
     assert page.text.count("valid = published") == 4  # the row of accuracies, two columns of classes, the audit
     for said in ("published (no certificate)", "published 0.", "published 1 "):
