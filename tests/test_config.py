@@ -223,5 +223,6 @@ def test_what_training_a_denoiser_would_ignore_is_refused(tmp_path, field, value
 
 def test_only_the_training_of_a_denoiser_takes_a_classifier_for_it(tmp_path):
     for main in (cli.train, cli.certify):
-        error = commands.refused(main, "--config.denoiser.classifier=runs/x", f"--workdir={tmp_path / 'run'}")
+        given = ["--config.denoiser.classifier=runs/x", "--config.devices=1", f"--workdir={tmp_path / 'run'}"]
+        error = commands.refused(main, *given)
         assert error.startswith("error: Expected denoiser.classifier for the training of a denoiser alone, got one")
