@@ -348,8 +348,11 @@ def describe_guarantee(
 ) -> dict[str, Any]:
     """Everything that the certificates of a file depend on: compared when a run goes on."""
     described = classifier.description
+    # The weights' hash covers neither an imported network's normalisation, which is the importing user's, nor a
+    # Vision Transformer's heads and resizing, nor code.
+    names = (*(("mean", "std") if "imported" in described else ()), "vit", "factory")
     return {
-        **checkpoints.beside_weights(described),
+        **{name: described[name] for name in names if name in described},
         **{f"denoiser_{name}": value for name, value in described.get("denoiser", {}).items()},
         **describe(scheme),
         **plans.describe(settings.plan),

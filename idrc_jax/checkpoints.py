@@ -265,13 +265,6 @@ def _for_inference(
     return "xla", folding.apply, folding.cast(folded, _DTYPES[dtype])
 
 
-def beside_weights(description: dict[str, Any]) -> dict[str, Any]:
-    """What a classifier is beside its weights, whose hash does not cover it: an imported network's normalisation, which
-    is the importing user's, a Vision Transformer's heads and resizing, and code."""
-    names = (*(("mean", "std") if "imported" in description else ()), "vit", "factory")
-    return {name: description[name] for name in names if name in description}
-
-
 def fingerprint(classifier: Classifier) -> str:
     """SHA-256 of the function itself: its jaxpr with all constants, and its params.
 

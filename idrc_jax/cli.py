@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
@@ -95,13 +94,7 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
         ignored = ("train.scheme", "train.sigma", "train.ref", "train.sigma_low")
         _require_default(settings, *ignored, "denoiser.weights", "denoiser.sigma", "denoiser.steps")
         target, described = config.denoiser_target(settings), config.denoiser_description(settings, train_set)
-        more: dict[str, Any] = {"start": settings.train.start}
-        if settings.denoiser.classifier:
-            kernel = settings.kernel if common["mesh"].size == 1 else "xla"  # which XLA can split over devices
-            more["classifier"] = checkpoints.load_classifier(
-                settings.denoiser.classifier, dtype=settings.model.dtype, kernel=kernel
-            )
-        finished = denoising.train(train_set, target, recipe, described, workdir, **more, **common)
+        finished = denoising.train(train_set, target, recipe, described, workdir, start=settings.train.start, **common)
     else:
         scheme, described = config.training_scheme(settings), config.description(settings, train_set)
         if settings.denoiser.weights and settings.denoiser.sigma not in (0, scheme.sigma):
@@ -243,11 +236,6 @@ def _classifier_and_images(values: flags.FlagValues, scheme: Scheme) -> tuple:
 
 
 def _denoiser(settings: config.Config) -> Denoiser | None:
-    if settings.denoiser.classifier:
-        raise ValueError(
-            "Expected denoiser.classifier for the training of a denoiser alone, got one: the classifier behind a "
-            "denoiser is model.weights, or what is trained."
-        )
     if not settings.denoiser.weights:
         for name in ("denoiser.sigma", "denoiser.steps"):
             value = config.get(settings, name)

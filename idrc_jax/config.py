@@ -109,11 +109,6 @@ FIELDS = {
     "denoiser.prediction": Field("epsilon", f"{_any_of(diffusion.PREDICTIONS)} (the image itself)"),
     "denoiser.sigma_low": Field(0.0, "lowest noise level to train for, in pixel units; 0: the schedule's"),
     "denoiser.sigma_high": Field(0.0, "highest noise level to train for, in pixel units; 0: the schedule's"),
-    "denoiser.classifier": Field(
-        "",
-        "train it, from train.start, for this classifier (file or run's folder) to name the clean image's class; "
-        "empty: for the squared error of its prediction",
-    ),
     "denoiser.ema": Field(denoising.Target.ema, "how much of the weights' running mean a step keeps; in [0, 1)"),
     "denoiser.widths": Field((128, 256, 256, 256), "channels of each resolution"),
     "denoiser.blocks": Field(2, "residual blocks of each resolution"),

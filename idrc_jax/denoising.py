@@ -1,8 +1,7 @@
 """Training a denoiser: noisy images of every level, and the loss of denoising diffusion (Ho et al. 2020).
 
 With the prediction "sample" and one noise level it is the Gaussian denoiser of Salman et al. (2020), trained for the
-mean squared error of the image. With a classifier the loss is theirs of stability: that the classifier, which stays as
-it is, names the class of the denoised image that it names for the clean one.
+mean squared error of the image.
 """
 
 from collections.abc import Callable
@@ -16,7 +15,6 @@ import optax
 from jax.sharding import Mesh
 
 from idrc_jax import _validate, checkpoints, data, devices, diffusion, prng, training_loop
-from idrc_jax.checkpoints import Classifier
 from idrc_jax.diffusion import Schedule
 from idrc_jax.training_loop import Recipe, State, descend, images_of_step
 
@@ -104,34 +102,24 @@ def make_batch(recipe: Recipe, target: Target, seed: int) -> Callable[[jax.Array
 
 
 def make_step(
-    graph: Any,
-    recipe: Recipe,
-    target: Target,
-    optimiser: optax.GradientTransformation,
-    seed: int,
-    mesh: Mesh,
-    classify: Callable[..., jax.Array] | None = None,
-) -> Callable[..., tuple[State, Metrics]]:
+    graph: Any, recipe: Recipe, target: Target, optimiser: optax.GradientTransformation, seed: int, mesh: Mesh
+) -> Callable[[State, jax.Array], tuple[State, Metrics]]:
     """The training step (state, images of the whole set) -> (state, metrics); not yet jitted.
 
-    The state's stats are the running mean of the params. With `classify` the step also takes its params.
+    The state's stats are the running mean of the params.
     """
     batch_of = make_batch(recipe, target, seed)
     whole, dealt = devices.replicated(mesh), devices.split_first_axis(mesh)
 
-    def step(state: State, images: jax.Array, *frozen: Any) -> tuple[State, Metrics]:
+    def step(state: State, images: jax.Array) -> tuple[State, Metrics]:
         batch = jax.lax.with_sharding_constraint(batch_of(state.step, images), dealt)
 
         def loss_of(params: checkpoints.Tensors) -> tuple[jax.Array, jax.Array]:
             predicted = checkpoints.merge(graph, params)(batch.x, batch.time)
-            denoised = jnp.clip(diffusion.clean_estimate(target.prediction, predicted, batch.x, batch.a), -1, 1)
-            if classify is None:
-                return jnp.mean(jnp.square(predicted - batch.target)), denoised
-            wanted = jnp.argmax(classify(*frozen, (batch.clean + 1) / 2), axis=-1)
-            logits = classify(*frozen, (denoised + 1) / 2)
-            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, wanted)), denoised
+            return jnp.mean(jnp.square(predicted - batch.target)), predicted
 
-        (loss, denoised), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (loss, predicted), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        denoised = jnp.clip(diffusion.clean_estimate(target.prediction, predicted, batch.x, batch.a), -1, 1)
         psnr = -10 * jnp.log10(jnp.mean(jnp.square(denoised - batch.clean)) / 4)
         new = descend(state, optimiser, gradients, state.stats)
         # A short memory at first, so that the mean soon forgets the initial weights.
@@ -152,13 +140,11 @@ def train(
     seed: int = 0,
     mesh: Mesh | None = None,
     start: str = "",
-    classifier: Classifier | None = None,
     **limits: Any,
 ) -> bool:
     """Train a denoiser until the recipe is done or the time is up; call again to go on.
 
-    Args, results and errors are those of `training.train`. What is kept is the running mean of the weights. With a
-    `classifier`, which must take images of the same shape, the loss is that of stability.
+    Args, results and errors are those of `training.train`. What is kept is the running mean of the weights.
     """
     low, high = target.sigmas
     diffused = {"schedule": asdict(target.schedule), "prediction": target.prediction}
@@ -169,23 +155,12 @@ def train(
     tensors = None
     if start:
         tensors, facts["start"] = training_loop.start_from(start, description, _NETWORK)
-    classify, frozen = None, ()
-    if classifier is not None:
-        if list(classifier.image_shape) != list(description["image_shape"]):
-            raise ValueError(
-                f"Expected a classifier of {description['image_shape']} images, got {classifier.image_shape}."
-            )
-        if not classifier.sha256:
-            raise ValueError("Expected a classifier loaded from a file, which names it, got one without a hash.")
-        classify, frozen = classifier.apply_fn, (classifier.params,)
-        named = {"weights_sha256": classifier.sha256, "dtype": classifier.dtype}
-        facts["classifier"] = named | checkpoints.beside_weights(classifier.description)
     job = training_loop.Job(
         description=description | {"training": facts},
         recipe=recipe,
         images=len(train_set),
-        data=(train_set.images, *frozen),
-        make_step=lambda graph, optimiser, mesh: make_step(graph, recipe, target, optimiser, seed, mesh, classify),
+        data=(train_set.images,),
+        make_step=lambda graph, optimiser, mesh: make_step(graph, recipe, target, optimiser, seed, mesh),
         metrics=Metrics._fields,
         first_stats=lambda params, stats: jax.tree.map(jnp.copy, params),
         tensors=lambda state: state.stats,

@@ -219,10 +219,3 @@ def test_what_training_a_denoiser_would_ignore_is_refused(tmp_path, field, value
     error = commands.refused(cli.train, *given, f"--config.{field}={value}")
     assert error == f"error: Expected no {field} to train a denoiser, got {value}.\n"
     assert not (tmp_path / "run").exists()
-
-
-def test_only_the_training_of_a_denoiser_takes_a_classifier_for_it(tmp_path):
-    for main in (cli.train, cli.certify):
-        given = ["--config.denoiser.classifier=runs/x", "--config.devices=1", f"--workdir={tmp_path / 'run'}"]
-        error = commands.refused(main, *given)
-        assert error.startswith("error: Expected denoiser.classifier for the training of a denoiser alone, got one")
