@@ -1,8 +1,9 @@
 """The search for an image x' near x at which the smoothed classifier, under the noise of x', decides otherwise.
 
 Attacks move a batch of images, each inside an l2 ball of its own: by gradients through noise samples and through the
-noise level (`Attacker`), along the direction in which the level changes most (`law_moves`), or anywhere
-(`random_moves`). What they return is a guess; whether it is a break, votes say that no attack has seen (`audit`).
+noise level (`Attacker`), along the direction in which the level changes most (`law_moves`) and on from there
+(`move_across`), or anywhere (`random_moves`). What they return is a guess; whether it is a break, votes say that no
+attack has seen (`audit`).
 
 Loops over steps run on the host: XLA runs input gradients inside device loops a dozen times slower on the CPU.
 """
@@ -97,6 +98,24 @@ def law_moves(scheme: Scheme, targets: Targets, directions: np.ndarray) -> np.nd
         lengths = _to_edge(scheme, targets, way) if isinstance(scheme, Stepped) else targets.budgets
         moves.append(within(targets, targets.images + _per_image(lengths) * way))
     return np.stack(moves)
+
+
+def move_across(targets: Targets, moved: np.ndarray, aim: np.ndarray) -> np.ndarray:
+    """Points x' moved on at right angles to x' - x, towards `aim`, as far as the budgets go: float32 [T, H, W, C].
+
+    From just past an edge of `stepped` by mean |x| they stay past it while no value changes its sign. The nearest break
+    can be there though gradients lead back over the edge, which they do not see.
+
+    Args:
+      moved: [T, H, W, C], inside the balls.
+      aim: [T, H, W, C].
+    """
+    shifts, aims = np.asarray(moved, np.float64) - targets.images, np.asarray(aim, np.float64) - targets.images
+    lengths = _norms(shifts)
+    along = shifts / _per_image(np.maximum(lengths, _TINY))
+    across = aims - _per_image(np.sum(aims * along, axis=_PIXEL_AXES)) * along
+    rest = np.sqrt(np.maximum(targets.budgets**2 - lengths**2, 0))
+    return within(targets, moved + _per_image(rest / np.maximum(_norms(across), _TINY)) * across)
 
 
 def _to_edge(scheme: Stepped, targets: Targets, way: np.ndarray) -> np.ndarray:

@@ -31,12 +31,13 @@ from scipy import stats
 from idrc_jax import _validate, attacks, devices, prng, sampling, statistics, summary
 from idrc_jax.attacks import Attacker, Targets
 from idrc_jax.checkpoints import Classifier
-from idrc_jax.schemes import Scheme, host_scale
+from idrc_jax.schemes import Scheme, Stepped, host_scale
 
 _SLOTS = 64
 _ROWS = 64
 _RAY = np.arange(1, 9) / 8
 _HALVINGS = 4
+_REFINED = 1.02
 _SAVED = 64
 
 
@@ -54,6 +55,8 @@ class Settings:
       steps, samples: gradient steps of an attack; noise samples of a step.
       restarts: of projected gradient descent at each distance. The first begins at the best x' so far and follows the
         mean softmax; the others begin at random and follow votes and softmax in turns.
+      refinements: distances tried at last between the nearest break and the next distance, at which none was found:
+        each halves that gap in the logarithm, until it is below 2 %.
       saved: adversarial images to keep.
     """
 
@@ -66,11 +69,12 @@ class Settings:
     steps: int = 20
     samples: int = 16
     restarts: int = 2
+    refinements: int = 4
     saved: int = _SAVED
 
     def __post_init__(self) -> None:
         _validate.in_open_unit_interval("audit.level", self.level)
-        for name in ("images", "saved"):
+        for name in ("images", "refinements", "saved"):
             _validate.at_least(f"audit.{name}", getattr(self, name), 0)
         for name in ("votes", "screening", "steps", "samples", "restarts"):
             _validate.at_least(f"audit.{name}", getattr(self, name), 1)
@@ -85,7 +89,7 @@ class Settings:
 
     def attempts(self, distances: int) -> int:
         """The most confirmations an image with so many distances to try gets."""
-        return 1 + distances * self.restarts
+        return 1 + (distances + self.refinements) * self.restarts
 
 
 def break_p_value(votes: np.ndarray, predict: int, rival: int) -> float:
@@ -117,6 +121,7 @@ class Search:
 
     Attributes:
       budgets: distances to try, descending.
+      refinements: how many more to try afterwards, see `Settings`.
       nearest: the nearest break so far.
       tried: what came closest to a break nearer than each budget, where there was none.
     """
@@ -126,6 +131,7 @@ class Search:
     index: int
     predict: int
     budgets: list[float]
+    refinements: int
     nearest: Attempt | None = None
     tried: dict[float, Attempt] = field(default_factory=dict)
     best: np.ndarray = field(init=False, repr=False)
@@ -136,9 +142,13 @@ class Search:
     failed: int = 0
 
     def next_budget(self) -> float | None:
-        """The largest one that is neither tried nor beyond the nearest break."""
+        """The largest one that is neither tried nor beyond the nearest break; then one that refines the nearest."""
         reach = math.inf if self.nearest is None else self.nearest.distance
-        return next((budget for budget in self.budgets if budget <= reach and budget not in self.tried), None)
+        asked = next((budget for budget in self.budgets if budget <= reach and budget not in self.tried), None)
+        if asked is not None or self.nearest is None or len(self.tried.keys() - self.budgets) == self.refinements:
+            return asked
+        free = max((budget for budget in self.tried if budget < reach), default=reach / 2)
+        return math.sqrt(free * reach) if free * _REFINED < reach else None
 
 
 class Searcher:
@@ -198,7 +208,14 @@ class Searcher:
         of a break is not searched: the break is nearer than it.
         """
         waiting = deque(
-            Search(i, images[i], int(indices[i]), int(classes[i]), sorted(set(budgets[i]), reverse=True))
+            Search(
+                i,
+                images[i],
+                int(indices[i]),
+                int(classes[i]),
+                sorted(set(budgets[i]), reverse=True),
+                self._settings.refinements,
+            )
             for i in range(len(images))
         )
         pool: list[Search] = []
@@ -254,14 +271,17 @@ class Searcher:
     def _starts(self, group: list[Search], budgets: list[float]) -> tuple[Targets, list[list[str]], np.ndarray]:
         """Targets, and points near the edges of the balls [P, images, H, W, C] with the attacks that they are from.
 
-        The best point of larger balls, the changes of the noise level if it does change, and a random one.
+        The best point of larger balls, the changes of the noise level if it does change (under `stepped` also with the
+        rest of the budget spent towards the best point), and a random one.
         """
         targets = self._targets(group, budgets)
         padding = self._padding(group)
         numbers = np.asarray([len(one.tried) for one in group])[padding]
         best = attacks.within(targets, np.stack([one.best for one in group])[padding], stretch=True)
         laws = np.stack([one.law for one in group])[padding]
-        moves = attacks.law_moves(self._scheme, targets, laws) if np.any(laws) else []
+        moves = list(attacks.law_moves(self._scheme, targets, laws)) if np.any(laws) else []
+        if isinstance(self._scheme, Stepped):
+            moves += [attacks.move_across(targets, moved, best) for moved in moves]
         random = attacks.random_moves(targets, self._keys[prng.DIRECTION], numbers)
         names = [[one.best_attack for one in group], *[["law"] * len(group) for _ in moves], ["random"] * len(group)]
         return targets, names, np.stack([best, *moves, random])[:, : len(group)]

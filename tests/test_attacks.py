@@ -126,6 +126,25 @@ def test_law_moves_cross_the_nearest_edge_or_go_as_far_as_they_may():
     np.testing.assert_allclose(levels, [[0.5, 1, 1, 0.5], [1, 1.5, 1, 0.5]], rtol=1e-6)
 
 
+def test_a_move_across_keeps_the_new_level_and_spends_the_rest_of_the_budget():
+    scheme = SCHEMES["stepped"]
+    generator = np.random.default_rng(0)
+    images = (0.48 + generator.uniform(-0.2, 0.2, (5, *SHAPE))).astype(np.float32)
+    images -= np.mean(images, axis=(1, 2, 3), keepdims=True) - np.float32(0.48)
+    targets = Targets(images, np.arange(5), np.zeros(5, int), np.full(5, 0.15))
+    _, up = attacks.law_moves(scheme, targets, attacks.law_directions(scheme, images))
+    aim = (images + generator.normal(size=images.shape)).astype(np.float32)
+    further = attacks.move_across(targets, up, aim)
+    np.testing.assert_allclose(attacks.distances(images, up), 0.08, rtol=1e-3)
+    np.testing.assert_allclose(attacks.distances(images, further), 0.15, rtol=1e-4)
+    np.testing.assert_allclose(schemes.host_scale(scheme, further)[1], 0.3 * 1.5, rtol=1e-6)
+    across, wanted = (further - up).reshape(5, 16).astype(np.float64), (aim - images).reshape(5, 16)
+    np.testing.assert_allclose(across.sum(axis=1), 0, atol=1e-4)
+    wanted -= wanted.mean(axis=1, keepdims=True)
+    cosines = np.sum(across * wanted, axis=1) / np.linalg.norm(across, axis=1) / np.linalg.norm(wanted, axis=1)
+    np.testing.assert_allclose(cosines, 1, rtol=1e-4)
+
+
 def test_random_moves_are_far_out_and_differ_by_image_and_number(targets):
     key = prng.stage(prng.root(0), prng.DIRECTION)
     moves = [attacks.random_moves(targets, key, np.full(8, number)) for number in (0, 1)]

@@ -127,7 +127,7 @@ def test_the_tables_count_the_rows(certified, audited):
     cells = {row.idx: set() for row in audited.rows}
     for row in audited.rows:
         cells[row.idx].add(row.radius * row.fraction)
-    assert manifest["attempts"] == sum(1 + len(distances) for distances in cells.values())
+    assert manifest["attempts"] == sum(1 + len(distances) + SETTINGS.refinements for distances in cells.values())
     assert manifest["threshold"] == 0.001 / manifest["attempts"]
     text = findings.table(manifest)
     assert "radius_published" in text
