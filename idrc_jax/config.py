@@ -136,6 +136,9 @@ FIELDS = {
     "audit.steps": Field(_AUDIT.steps, "gradient steps of an attack"),
     "audit.samples": Field(_AUDIT.samples, "noisy images of each gradient step"),
     "audit.restarts": Field(_AUDIT.restarts, "of projected gradient descent at each distance"),
+    "audit.refinements": Field(
+        _AUDIT.refinements, "more distances, which halve the gap between the nearest break and the next one without"
+    ),
     "audit.saved": Field(_AUDIT.saved, "adversarial images to keep"),
 }
 
