@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -18,14 +19,21 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
 
 
+def _one_line(message: Warning | str, *_: object) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """A wrong setting or damaged file ends in one line on standard error and exit status 1, Ctrl-C in 130.
+    """A wrong setting or damaged file ends in one line on standard error and exit status 1, Ctrl-C in 130; a warning
+    is one line, too.
 
     `--debug` anywhere on the command line shows the traceback.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line
+            yield
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from here.", file=sys.stderr)
         sys.exit(130)

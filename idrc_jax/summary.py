@@ -105,6 +105,11 @@ def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
         drawn = sum((row.n or 0) + (row.n0 or 0) for row in results.rows)
         plan = results.manifest["guarantee"]["plan"]
         lines.append(f"Samples: {drawn:,}, {drawn / len(results.rows):,.0f} an image (plan {plan}).")
+        if plan == "to_radius":
+            largest = max(results.manifest["guarantee"]["radii"])
+            lines.append(
+                f"The plan asked for radii up to {largest:g}: rows above and the ACR would be higher with others."
+            )
     if certified is None:
         lines.append("This file has no valid radii, and published ones are not certificates: see idrc-recertify.")
     elif results.manifest:

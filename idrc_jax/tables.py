@@ -21,6 +21,9 @@ PUBLISHED = "Accuracy at published radii, which are no certificates but for gaus
 _ONCE = "Valid = published for these runs"
 _PAPER = "Rows of the paper are at its published radii (ResNet-110, n = 100,000)"
 _MIXED = "The runs are not of the same images"
+_TO_RADIUS = (
+    "Under the plan to_radius accuracy above the radii that it was asked for, and the ACR, are too low to compare"
+)
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,9 @@ def _caption(several: Sequence[Run], published: bool, paper_too: bool) -> str:
     if paper_too and data - {"cifar10/test"}:
         raise ValueError(f"Expected runs of CIFAR-10's test images beside the paper's numbers, got {sorted(data)}.")
     mixed = any(runs.other_images(several[0].results, run.results) for run in several)
+    plans = {run.results.manifest["guarantee"].get("plan") for run in several if run.results.manifest}
     notes = [PUBLISHED if published else VALID, *([_PAPER] if paper_too else []), *([_MIXED] if mixed else [])]
+    notes += [_TO_RADIUS] if "to_radius" in plans else []
     return ". ".join(notes)
 
 

@@ -105,6 +105,15 @@ def test_no_radii_and_other_images_are_said():
     assert "not of the same images" not in tables.by_run([GAUSSIAN, L1]).caption
 
 
+def test_a_plan_that_stops_at_its_radii_is_said():
+    stopped = run("s", "gaussian")
+    stopped.results.manifest["guarantee"] |= {"plan": "to_radius", "radii": [0.25, 0.5]}
+    assert "Under the plan to_radius accuracy above" in tables.by_run([GAUSSIAN, stopped]).caption
+    assert "to_radius" not in tables.by_run([GAUSSIAN, L1]).caption
+    said = [summary.summary_table(one.results) for one in (stopped, GAUSSIAN)]
+    assert ["The plan asked for radii up to 0.5: rows above" in text for text in said] == [True, False]
+
+
 def test_what_makes_no_table_is_refused():
     with pytest.raises(ValueError, match="another b"):
         tables.by_sigma([L1, L1])
