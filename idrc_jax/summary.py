@@ -108,7 +108,7 @@ def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
         if plan == "to_radius":
             largest = max(results.manifest["guarantee"]["radii"])
             lines.append(
-                f"The plan asked for radii up to {largest:g}: rows above and the ACR would be higher with others."
+                f"The plan asked for radii up to {largest:g}: accuracy above, and the ACR, are too low to compare."
             )
     if certified is None:
         lines.append("This file has no valid radii, and published ones are not certificates: see idrc-recertify.")
