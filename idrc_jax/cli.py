@@ -219,7 +219,6 @@ def _classifier_and_images(values: flags.FlagValues, scheme: Scheme) -> tuple:
     settings = values.config
     if settings.model.factory and settings.model.weights:
         raise ValueError("Expected model.factory or model.weights, got both.")
-    denoiser = _denoiser(settings)
     if settings.model.factory:
         classifier = factory.load(settings.model.factory)
     else:
@@ -227,6 +226,7 @@ def _classifier_and_images(values: flags.FlagValues, scheme: Scheme) -> tuple:
         classifier = checkpoints.load_classifier(
             where, dtype=settings.model.dtype, kernel=settings.kernel, expect=_expected(values)
         )
+    denoiser = _denoiser(settings)
     if denoiser is not None:
         sigma = config.denoiser_sigma(settings, scheme)
         classifier = denoised(classifier, denoiser, sigma=sigma, steps=settings.denoiser.steps)

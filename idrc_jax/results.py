@@ -173,7 +173,7 @@ class ResultsFile:
 
     def _manifest(self) -> dict[str, Any]:
         stored = _read_manifest(self._workdir)
-        if not _any_rows(self._workdir) and (stored is None or stored["guarantee"] != self._guarantee):
+        if not any(map(has_rows, files(self._workdir))) and (stored is None or stored["guarantee"] != self._guarantee):
             stored = {"schema_version": SCHEMA_VERSION, "guarantee": self._guarantee, "sessions": []}
         if stored is None:
             raise ValueError(f"Expected {MANIFEST} beside the rows in {self._workdir}, got none: use another workdir.")
@@ -343,8 +343,9 @@ def differences(stored: dict[str, Any], asked: dict[str, Any]) -> str:
     )
 
 
-def _any_rows(folder: Path) -> bool:
-    return any(path.read_bytes().count(b"\n") > 1 for path in files(folder))
+def has_rows(path: Path) -> bool:
+    """Whether a results file has more than its header; False where there is none."""
+    return path.is_file() and path.read_bytes().count(b"\n") > 1
 
 
 def as_json(value: dict[str, Any]) -> dict[str, Any]:

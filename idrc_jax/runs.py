@@ -56,11 +56,11 @@ def with_rows(arguments: Sequence[str]) -> list[str]:
     kept, notes = [], []
     for argument in arguments:
         folder = Path(argument)
-        if not folder.is_dir() or _any_rows(folder / results.NAME):
+        if not folder.is_dir() or results.has_rows(folder / results.NAME):
             kept.append(argument)
             continue
         hint = ""
-        if any(_any_rows(path) for path in results.files(folder)):
+        if any(map(results.has_rows, results.files(folder))):
             hint = f" Unite its workers' files: idrc-merge --out {folder} {folder}/certificates.*-of-*.tsv"
         notes.append(f"note: {folder} has no rows in {results.NAME} and is left out.{hint}")
     if not kept:
@@ -68,10 +68,6 @@ def with_rows(arguments: Sequence[str]) -> list[str]:
     for note in notes:
         print(note, file=sys.stderr)
     return kept
-
-
-def _any_rows(path: Path) -> bool:
-    return path.is_file() and path.read_bytes().count(b"\n") > 1
 
 
 def _split(argument: str) -> tuple[str, str]:

@@ -20,7 +20,7 @@ _SMALL = 1024  # numbers that are not worth a loop
 def one_pass(key: jax.Array) -> jax.Array:
     """A key that gives the same numbers as `key` in all of `jax.random`, faster on a CPU.
 
-    It is `key` itself where JAX's default backend is none, and where the key is not of JAX's default kind.
+    It is `key` itself where JAX's default backend is no CPU, and where the key is not of JAX's default kind.
     """
     usual = jax.random.key_impl(key) == _JAX and getattr(jax.config, "jax_threefry_partitionable", True)
     if jax.default_backend() != "cpu" or not usual:

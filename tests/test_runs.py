@@ -1,12 +1,13 @@
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import commands
 import pytest
 from conftest import ROOT
 
-from idrc_jax import compare, figures, report, runs, tables
+from idrc_jax import _command, compare, figures, report, runs, tables
 
 ROOM = ROOT / "results"
 
@@ -127,3 +128,10 @@ def test_without_any_rows_and_for_what_was_named_it_is_an_error(tmp_path, main, 
 def test_a_comparison_needs_both(tmp_path):
     room(tmp_path)
     assert "no such file" in commands.refused(compare.main, tmp_path / "finished", tmp_path / "trained")
+
+
+def test_a_warning_of_a_command_is_one_line(capsys):
+    with _command.one_line_errors():
+        warnings.simplefilter("always")
+        warnings.warn("Cut\n  off.", stacklevel=1)
+    assert capsys.readouterr().err == "warning: Cut off.\n"

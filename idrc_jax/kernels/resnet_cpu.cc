@@ -101,15 +101,12 @@ struct Network {
 class Worker {
  public:
   explicit Worker(const Network& network)
-      : network_(network), input_(Zeros(network.image.Size())) {
-    std::size_t scratch = 0;
+      : network_(network), input_(Zeros(network.image.Size())), scratch_(Zeros(Winograd::Scratch(64))) {
     for (const Stage& stage : network.stages) {
       const int images = &stage == &network.stages.back() ? kTask : stage.group;
-      scratch = std::max(scratch, Winograd::Scratch(stage.shape.channels));
       now_.push_back(Zeros(images * stage.shape.Size()));
       between_.push_back(Zeros(images * stage.shape.Size()));
     }
-    scratch_ = Zeros(scratch);
   }
 
   void Run(const float* images, int count, float* logits) {
