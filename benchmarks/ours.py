@@ -172,6 +172,8 @@ class _Trainer:
     state: training_loop.State
     images: jax.Array
     labels: jax.Array
+    order: jax.Array
+    done: int  # steps
     recipe: training.Recipe
 
 
@@ -183,6 +185,8 @@ class Training:
         self._on_cpu = devices.is_cpu()
         # Steps in one dispatch, and dispatches ahead of what the host reads.
         self._steps, self._ahead = (1, 8) if self._on_cpu else (50, 1)
+        replicated = devices.replicated(self._mesh)
+        self._shuffle = jax.jit(training_loop.epoch_order, static_argnums=(0, 2), out_shardings=replicated)
         self._variants: dict[str, _Trainer] = {}
 
     def device(self) -> dict[str, Any]:
@@ -211,6 +215,8 @@ class Training:
             jax.device_put(state, whole),
             jax.device_put(images, whole),
             jax.device_put(labels, whole),
+            self._shuffle(0, 0, measure.TRAINING_IMAGES),
+            0,
             recipe,
         )
         stride = batch * self._steps
@@ -229,8 +235,16 @@ class Training:
                 losses.extend(jax.device_get(pending.popleft()).loss)
 
         start = time.perf_counter()
-        for _ in range(samples // (one.recipe.batch * self._steps)):
-            one.state, metrics = one.run(one.state, one.images, one.labels, count=self._steps)
+        epoch_steps = measure.TRAINING_IMAGES // one.recipe.batch
+        left = samples // one.recipe.batch
+        while left:
+            epoch, position = divmod(one.done, epoch_steps)
+            if position == 0:
+                one.order = self._shuffle(0, epoch, measure.TRAINING_IMAGES)
+            count = min(self._steps, epoch_steps - position, left)
+            one.state, metrics = one.run(one.state, one.order, one.images, one.labels, count=count)
+            one.done += count
+            left -= count
             pending.append(metrics)
             drain(self._ahead)
         drain(0)

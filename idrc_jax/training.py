@@ -28,16 +28,15 @@ class Metrics(NamedTuple):
 
 
 def make_batch(recipe: Recipe, scheme: Scheme, seed: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """The function (step, images, labels of the whole set) -> (noisy batch float32 [B, H, W, C], its labels [B]).
+    """The function (step, order of its epoch, images, labels) -> (noisy batch float32 [B, H, W, C], its labels [B]).
 
-    Order, augmentation and noise follow from the seed and the step alone.
+    Images and labels are those of the whole set. Augmentation and noise follow from the seed and the step alone.
     """
-    key = prng.stage(prng.root(seed), prng.TRAINING)
+    key = jax.random.fold_in(prng.stage(prng.root(seed), prng.TRAINING), 1)
 
-    def batch(step: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        order_key, step_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
-        chosen = images_of_step(order_key, step, images.shape[0], recipe.batch)
-        augment_key, noise_key, sigma_key = jax.random.split(jax.random.fold_in(step_key, step), 3)
+    def batch(step: jax.Array, order: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        chosen = images_of_step(order, step, recipe.batch)
+        augment_key, noise_key, sigma_key = jax.random.split(jax.random.fold_in(key, step), 3)
         picked = data.to_unit(images[chosen])
         if recipe.augment:
             picked = data.augment(picked, augment_key)
@@ -59,7 +58,7 @@ def make_step(
     mesh: Mesh,
     denoise: Callable[..., jax.Array] | None = None,
 ) -> Callable[..., tuple[State, Metrics]]:
-    """The training step (state, images, labels of the whole set) -> (state, metrics); not yet jitted.
+    """The training step (state, order of the epoch, images, labels of the whole set) -> (state, metrics); not jitted.
 
     Batch statistics are those of the whole batch, on however many devices it lies. With `denoise` the step also takes
     its params, and the network sees denoised images.
@@ -68,8 +67,10 @@ def make_step(
     whole = devices.replicated(mesh)
     dealt = devices.split_first_axis(mesh)
 
-    def step(state: State, images: jax.Array, labels: jax.Array, *frozen: Any) -> tuple[State, Metrics]:
-        noisy, targets = batch_of(state.step, images, labels)
+    def step(
+        state: State, order: jax.Array, images: jax.Array, labels: jax.Array, *frozen: Any
+    ) -> tuple[State, Metrics]:
+        noisy, targets = batch_of(state.step, order, images, labels)
         noisy = jax.lax.with_sharding_constraint(noisy, dealt)
         targets = jax.lax.with_sharding_constraint(targets, dealt)
         seen = denoise(*frozen, noisy) if denoise else noisy

@@ -109,7 +109,7 @@ class Job:
       recipe: how long, how fast.
       images: how many there are to train on.
       data: what every step reads: arrays with the same first axis as the images, and other networks' params.
-      make_step: (graph, optimiser, mesh) -> the step (state, *data) -> (state, metrics).
+      make_step: (graph, optimiser, mesh) -> the step (state, order of the epoch, *data) -> (state, metrics).
       metrics: names of what a step returns as a NamedTuple; the first is the loss.
       first_stats: (params, the new network's stats) -> stats of the first state.
       tensors: the state -> the tensors that are to be kept.
@@ -148,15 +148,21 @@ def start_from(
     return floats, {"weights_sha256": checkpoints.hash_tensors(tensors)}
 
 
-def images_of_step(key: jax.Array, step: jax.Array, count: int, batch: int) -> jax.Array:
-    """Which of `count` images a step takes, [batch].
+def epoch_order(seed: int, epoch: int, count: int) -> jax.Array:
+    """The order in which an epoch takes `count` images, [count]: a new one every epoch.
 
-    An epoch takes every image at most once, in a new order; what is left over when the batch does not divide the set
-    is dropped.
+    It is made once an epoch and given to every step: a sort of 50,000 keys costs as much as some 20 images' training.
     """
-    epoch, position = jnp.divmod(step, count // batch)
-    order = jax.random.permutation(jax.random.fold_in(key, epoch), count)
-    return jax.lax.dynamic_slice(order, (position * batch,), (batch,))
+    key = jax.random.fold_in(prng.stage(prng.root(seed), prng.TRAINING), 0)
+    return jax.random.permutation(jax.random.fold_in(key, epoch), count)
+
+
+def images_of_step(order: jax.Array, step: jax.Array, batch: int) -> jax.Array:
+    """Which images a step takes, [batch], by the order of its epoch.
+
+    What is left over when the batch does not divide the set is dropped.
+    """
+    return jax.lax.dynamic_slice(order, (step % (order.shape[0] // batch) * batch,), (batch,))
 
 
 def descend(
@@ -181,17 +187,17 @@ def fastest_convolution(mesh: Mesh) -> Callable[..., jax.Array]:
 
 
 def dispatches(step: Callable, *, on_cpu: bool) -> Callable[..., tuple[State, Any]]:
-    """Jit the step, donating its state, as (state, *data, count) -> (state, metrics [count]).
+    """Jit the step, donating its state, as (state, order, *data, count) -> (state, metrics [count]).
 
     On the CPU a dispatch is one step whatever `count` says (XLA runs kernel-gradient convolutions inside loops
-    40 times slower there); on accelerators it is a scan of `count` steps.
+    40 times slower there); on accelerators it is a scan of `count` steps of one epoch.
     """
 
-    def many(state: State, *data: Any, count: int) -> tuple[State, Any]:
+    def many(state: State, order: jax.Array, *data: Any, count: int) -> tuple[State, Any]:
         if on_cpu:
-            state, metrics = step(state, *data)
+            state, metrics = step(state, order, *data)
             return state, jax.tree.map(lambda value: value[None], metrics)
-        return jax.lax.scan(lambda carry, _: step(carry, *data), state, length=count)
+        return jax.lax.scan(lambda carry, _: step(carry, order, *data), state, length=count)
 
     return jax.jit(many, static_argnames="count", donate_argnums=0)
 
@@ -266,6 +272,8 @@ def run(
     pending: deque[Any] = deque()
     saved_at = time.monotonic()
     step = done
+    shuffle = jax.jit(epoch_order, static_argnums=(0, 2), out_shardings=devices.replicated(mesh))
+    order = shuffle(seed, step // steps_per_epoch, job.images)
 
     def drain(limit: int) -> None:
         while len(pending) > limit:
@@ -289,8 +297,11 @@ def run(
             stop, _ = workers.any_wishes(interrupt.requested or deadline.over(margin_ticks=margin), False)
             dispatched = 0
             while step < total and not stop:
-                count = 1 if on_cpu else min(steps_per_dispatch, total - step)
-                state, metrics = dispatch(state, *placed, count=count)
+                epoch, position = divmod(step, steps_per_epoch)
+                if position == 0:
+                    order = shuffle(seed, epoch, job.images)
+                count = 1 if on_cpu else min(steps_per_dispatch, steps_per_epoch - position)
+                state, metrics = dispatch(state, order, *placed, count=count)
                 pending.append(metrics)
                 step += count
                 dispatched += 1
