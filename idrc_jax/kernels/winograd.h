@@ -62,7 +62,7 @@ class Winograd {
     }
   }
 
- private:
+ protected:
   // Numbers that keep the positions of a block off the period of a cache's sets.
   static constexpr int kPadding = 16;
 
