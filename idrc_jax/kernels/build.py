@@ -21,7 +21,7 @@ import jax
 
 from idrc_jax import _files
 
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi", "-fPIC", "-shared")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared", "-w")
 _NARROWER = {"": (), "128": ("-mno-avx512f", "-mno-avx"), "256": ("-mno-avx512f",), "512": ()}
 _HERE = Path(__file__).parent
 _SELF_TEST = "import ctypes, sys; sys.exit(ctypes.CDLL(sys.argv[1]).IdrcSelfTest())"
@@ -88,7 +88,7 @@ def _require_self_test(library: Path) -> None:
     if done.returncode < 0:
         raise RuntimeError(f"what the compiler made crashed in its self-test, by signal {-done.returncode}")
     if done.returncode:
-        raise RuntimeError(f"what the compiler made failed its self-test{': ' if done.stderr else ''}{done.stderr[-200:]}")
+        raise RuntimeError(f"what the compiler made failed its self-test {done.stderr[-200:]}".rstrip())
 
 
 def processor() -> str:
