@@ -139,6 +139,7 @@ def train(
     seed: int = 0,
     mesh: Mesh | None = None,
     start: str = "",
+    kernel: str = "auto",
     **limits: Any,
 ) -> bool:
     """Train a denoiser until the recipe is done or the time is up; call again to go on.
@@ -159,7 +160,9 @@ def train(
         recipe=recipe,
         images=len(train_set),
         data=(train_set.images,),
-        make_step=lambda graph, optimiser, mesh: make_step(graph, recipe, target, optimiser, seed, mesh),
+        make_step=lambda optimiser, mesh: make_step(
+            training_loop.graph_on(mesh, description, kernel), recipe, target, optimiser, seed, mesh
+        ),
         metrics=Metrics._fields,
         first_stats=lambda params, stats: jax.tree.map(jnp.copy, params),
         tensors=lambda state: state.stats,

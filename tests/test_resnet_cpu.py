@@ -3,7 +3,6 @@
 import functools
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path

@@ -59,7 +59,8 @@ def test_steps_lower_the_loss_on_a_fixed_batch_the_same_on_one_and_four_devices(
     for count in (1, 4):
         mesh = devices.mesh(count)
         graph, optimiser, state = fresh_state(recipe, mesh)
-        step = training_loop.dispatches(training.make_step(graph, recipe, SCHEME, optimiser, 0, mesh), on_cpu=True)
+        network = training.network_on(mesh, DESCRIPTION)
+        step = training_loop.dispatches(training.make_step(network, recipe, SCHEME, optimiser, 0, mesh), on_cpu=True)
         before = loss_on(graph, state, data.to_unit(images), labels)
         placed = [jax.device_put(array, devices.replicated(mesh)) for array in (images, labels)]
         for _ in range(5):
@@ -83,8 +84,9 @@ def test_a_scan_of_steps_is_the_loop_of_steps(synthetic):
     images, labels = jnp.asarray(synthetic.images[:192]), jnp.asarray(synthetic.labels[:192])
     results = []
     for on_cpu, calls, count in ((True, 3, 1), (False, 1, 3)):
-        graph, optimiser, state = fresh_state(recipe, mesh)
-        run = training_loop.dispatches(training.make_step(graph, recipe, SCHEME, optimiser, 0, mesh), on_cpu=on_cpu)
+        _, optimiser, state = fresh_state(recipe, mesh)
+        network = training.network_on(mesh, DESCRIPTION)
+        run = training_loop.dispatches(training.make_step(network, recipe, SCHEME, optimiser, 0, mesh), on_cpu=on_cpu)
         losses = []
         for _ in range(calls):
             state, metrics = run(state, order_of(192), images, labels, count=count)
