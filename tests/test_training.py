@@ -75,7 +75,7 @@ def test_steps_lower_the_loss_on_a_fixed_batch_the_same_on_one_and_four_devices(
         )
         assert np.isfinite(metrics.loss).all()
     for one, four in zip(jax.tree.leaves(after[1].params), jax.tree.leaves(after[4].params), strict=True):
-        np.testing.assert_allclose(one, four, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(one, four, rtol=1e-3, atol=5e-4)
 
 
 def test_a_scan_of_steps_is_the_loop_of_steps(synthetic):
