@@ -207,10 +207,48 @@ class ChannelSums {
   float some_[kSums][kLargest] = {};
 };
 
+// Fetches memory into the cache a little at a time, while other work is done that will soon need it.
+class Fetching {
+ public:
+  void Add(const float* from, std::size_t floats, bool to_write = false) {
+    if (streams_ < kMost) stream_[streams_++] = {reinterpret_cast<const char*>(from), floats * sizeof(float), 0, to_write};
+  }
+  // In so many steps.
+  void Start(int steps) { steps_ = steps, step_ = 0; }
+  void Step() {
+    if (step_ == steps_) return;
+    ++step_;
+    for (int s = 0; s < streams_; ++s) {
+      Stream& stream = stream_[s];
+      const std::size_t end = stream.bytes * step_ / steps_;
+      for (; stream.done < end; stream.done += kLine) {
+        if (stream.to_write) {
+          __builtin_prefetch(stream.from + stream.done, 1, 2);
+        } else {
+          __builtin_prefetch(stream.from + stream.done, 0, 2);
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kMost = 8;
+  static constexpr std::size_t kLine = 64;
+  struct Stream {
+    const char* from;
+    std::size_t bytes, done;
+    bool to_write;
+  };
+
+  std::array<Stream, kMost> stream_;
+  int streams_ = 0, steps_ = 0, step_ = 0;
+};
+
 // Stores a convolution's results and takes the sums of them and of their squares.
 class Statistics {
  public:
-  Statistics(float* to, double* sums, int channels) : to_(to), sums_(sums, channels) {}
+  Statistics(float* to, double* sums, int channels, Fetching& fetching)
+      : to_(to), sums_(sums, channels), fetching_(fetching) {}
 
   struct Part {
     float* to;
@@ -230,10 +268,12 @@ class Statistics {
   };
   Part Begin(std::ptrdiff_t at, int channel) { return {to_ + at, channel, &sums_}; }
   void EndBlock() { sums_.Flush(); }
+  void Step() { fetching_.Step(); }
 
  private:
   float* to_;
   ChannelSums<2> sums_;
+  Fetching& fetching_;
 };
 
 // Stores the gradient with respect to what was cut at 0, where it was above, and takes the sums that the gradient of
@@ -251,7 +291,8 @@ struct Cut {
 template <bool kStored, bool kProjected>
 class Cutting {
  public:
-  Cutting(const Cut& cut, double* sums) : cut_(cut), sums_(sums, cut.main->out.channels) {}
+  Cutting(const Cut& cut, double* sums, Fetching& fetching)
+      : cut_(cut), sums_(sums, cut.main->out.channels), fetching_(fetching) {}
 
   struct Part {
     const Cut& cut;
@@ -284,22 +325,24 @@ class Cutting {
     return {cut_, at, channel, &sums_, Normal(*cut_.main, channel), mean};
   }
   void EndBlock() { sums_.Flush(); }
+  void Step() { fetching_.Step(); }
 
  private:
   const Cut& cut_;
   ChannelSums<kProjected ? 3 : 2> sums_;
+  Fetching& fetching_;
 };
 
 // Calls run(finish) with what `cut` asks for.
 template <class Run>
-void WithCutting(const Cut& cut, double* sums, const Run& run) {
+void WithCutting(const Cut& cut, double* sums, Fetching& fetching, const Run& run) {
   const auto call = [&](auto cutting) { run(cutting); };
   if (!cut.output) {
-    call(Cutting<false, false>(cut, sums));
+    call(Cutting<false, false>(cut, sums, fetching));
   } else if (cut.projected) {
-    call(Cutting<true, true>(cut, sums));
+    call(Cutting<true, true>(cut, sums, fetching));
   } else {
-    call(Cutting<true, false>(cut, sums));
+    call(Cutting<true, false>(cut, sums, fetching));
   }
 }
 
@@ -359,11 +402,13 @@ class Worker {
   int Group(Shape shape) const { return group_[Network::Stage(shape)]; }
   float* Side(int side, Shape shape) { return sides_[side][Network::Stage(shape)].get(); }
 
-  // Calls run(first image, count) for the groups of a share.
+  // Calls run(first image, count, how many are next) for the groups of a share.
   template <class Run>
   void Groups(int share, int group, const Run& run) const {
     const int size = network_.ShareSize(), end = std::min(network_.count, (share + 1) * size);
-    for (int first = share * size; first < end; first += group) run(first, std::min(group, end - first));
+    for (int first = share * size; first < end; first += group) {
+      run(first, std::min(group, end - first), std::clamp(end - first - group, 0, group));
+    }
   }
 
   // Makes filters of a layer's weights, once a phase.
@@ -394,6 +439,12 @@ class Worker {
       }
     }
     return image_.get();
+  }
+
+  // Images `first` .. of an array, which the next group will need.
+  static void Next(const float* array, Shape shape, int first, int count, Fetching& fetching, bool to_write = false) {
+    const std::size_t size = Plain(shape).Size();
+    if (count > 0) fetching.Add(array + first * size, count * size, to_write);
   }
 
   // Fills a buffer with a border: to each row, as row(image, y, place among images without a border, to).
@@ -464,9 +515,10 @@ class ForwardWorker : public Worker {
   void Stem(int share, double* sums) {
     const Convolution& stem = At(0);
     const Shape plain = Plain(stem.out);
-    Groups(share, 1, [&](int number, int) {
+    Fetching none;
+    Groups(share, 1, [&](int number, int, int) {
       Convolve<3, 1>(Layer{stem.kernel, nullptr, false, false}, Image(number), stem.in, plain, nullptr, plain_[0].get());
-      Statistics finish(stem.result + number * plain.Size(), sums, plain.channels);
+      Statistics finish(stem.result + number * plain.Size(), sums, plain.channels, none);
       Tell(plain_[0].get(), plain, 1, finish);
     });
   }
@@ -510,32 +562,45 @@ class ForwardWorker : public Worker {
 
   void First(int phase, const Block& block, const Unit& before, int share, double* sums) {
     const Convolution& layer = At(block.first);
-    Groups(share, Group(layer.in), [&](int first, int count) {
+    const Convolution& main = At(before.main);
+    Groups(share, Group(layer.in), [&](int first, int count, int next) {
       float* copy = Side(0, layer.in);
       Fill(layer.in, first, count, copy, [&](int number, int y, std::ptrdiff_t at, float* to) {
         OutputRow(before, number, y, at, to);
       });
-      Convolved(phase, layer, copy, first, count, sums);
-      if (block.projection >= 0) Convolved(phase, At(block.projection), copy, first, count, sums + 2 * kLargest);
+      Fetching fetching;
+      Next(main.result, layer.in, first + count, next, fetching);
+      Next(before.output, layer.in, first + count, next, fetching, true);
+      if (before.projection >= 0) Next(At(before.projection).result, layer.in, first + count, next, fetching);
+      if (before.input) Next(before.input, before.in, first + count, next, fetching);
+      Convolved(phase, layer, copy, first, count, sums, fetching);
+      if (block.projection >= 0) {
+        Convolved(phase, At(block.projection), copy, first, count, sums + 2 * kLargest, fetching);
+      }
     });
   }
 
   void Second(int phase, const Block& block, int share, double* sums) {
     const Convolution &before = At(block.first), &layer = At(block.second);
-    Groups(share, Group(layer.in), [&](int first, int count) {
+    Groups(share, Group(layer.in), [&](int first, int count, int next) {
       float* copy = Side(0, layer.in);
       Fill(layer.in, first, count, copy,
            [&](int, int, std::ptrdiff_t at, float* to) { NormalRow(before, at, to); });
-      Convolved(phase, layer, copy, first, count, sums);
+      Fetching fetching;
+      Next(before.result, layer.in, first + count, next, fetching);
+      Convolved(phase, layer, copy, first, count, sums, fetching);
     });
   }
 
-  void Convolved(int phase, const Convolution& layer, const float* copy, int first, int count, double* sums) {
+  void Convolved(int phase, const Convolution& layer, const float* copy, int first, int count, double* sums,
+                 Fetching& fetching) {
     const Shape plain = Plain(layer.out);
-    Statistics finish(layer.result + first * plain.Size(), sums, plain.channels);
+    Statistics finish(layer.result + first * plain.Size(), sums, plain.channels, fetching);
     if (layer.filtered) {
       Prepare(phase, layer, false);
       return WithChannels(layer.in.channels, [&](auto channels) {
+        fetching.Add(layer.result + first * plain.Size(), count * plain.Size(), true);
+        fetching.Start(TrainingWinograd<channels>::Steps(layer.in, count, false));
         TrainingWinograd<channels>::Run(filters_.get(), copy, layer.in, count, finish, scratch_.get());
       });
     }
@@ -557,7 +622,7 @@ class ForwardWorker : public Worker {
   void Features(int share) {
     const Shape shape = network_.Last();
     const float pixels = static_cast<float>(shape.height * shape.width);
-    Groups(share, 1, [&](int number, int) {
+    Groups(share, 1, [&](int number, int, int) {
       float sums[kLargest] = {};
       Fill(shape, number, 1, Side(0, shape), [&](int, int y, std::ptrdiff_t at, float* to) {
         OutputRow(network_.units.back(), number, y, at, to);
@@ -610,7 +675,6 @@ class BackwardWorker : public Worker {
     std::fill_n(sums, 3 * kLargest, 0.0);
     if (phase == 0) return Features(task, sums);
     float* own = network_.sums[phase % 2] + task * network_.largest;
-    std::fill_n(own, network_.largest, 0.0f);
     const int b = static_cast<int>(network_.blocks.size()) - 1 - (phase - 1) / 2;
     if (b < 0) return Stem(task, own);
     const Block& block = network_.blocks[b];
@@ -640,39 +704,57 @@ class BackwardWorker : public Worker {
   void Features(int share, double* sums) {
     const Shape plain = Plain(network_.Last());
     const float pixels = static_cast<float>(plain.height * plain.width);
-    Groups(share, 1, [&](int number, int) {
+    Fetching none;
+    Groups(share, 1, [&](int number, int, int) {
       float* values = plain_[0].get();
       for (std::size_t i = 0; i < plain.Size(); ++i) {
         values[i] = to_features_[number * kLargest + i % kLargest] / pixels;
       }
       const Cut cut = CutOf(network_.units.back(), number, nullptr);
-      WithCutting(cut, sums, [&](auto& finish) { Tell(values, plain, 1, finish); });
+      WithCutting(cut, sums, none, [&](auto& finish) { Tell(values, plain, 1, finish); });
     });
   }
 
   void Second(int phase, const Block& block, int share, float* own, double* sums) {
     const Convolution &before = At(block.first), &layer = At(block.second);
     const float* gradient = GradientOf(layer.out);
-    Groups(share, Group(layer.in), [&](int first, int count) {
+    bool fresh = true;
+    Groups(share, Group(layer.in), [&](int first, int count, int next) {
       Fill(layer.in, first, count, Side(0, layer.in),
            [&](int, int, std::ptrdiff_t at, float* to) { NormalRow(before, at, to); });
       Fill(layer.out, first, count, Side(1, layer.out),
            [&](int, int, std::ptrdiff_t at, float* to) { GradientRow(layer, gradient, at, to); });
       const std::ptrdiff_t at = first * static_cast<std::ptrdiff_t>(Plain(layer.in).Size());
       const Cut cut{network_.inner + at, nullptr, nullptr, before.result + at, nullptr, &before, nullptr};
-      Both(phase, layer, count, own, cut, sums);
+      Fetching fetching;
+      fetching.Add(cut.to, count * Plain(layer.in).Size(), true);
+      for (const float* array : {gradient, static_cast<const float*>(layer.result), static_cast<const float*>(before.result)}) {
+        Next(array, layer.out, first + count, next, fetching);
+      }
+      Both(phase, layer, count, own, fresh, cut, sums, fetching);
+      fresh = false;
     });
   }
 
   void First(int phase, const Block& block, const Unit& before, int share, float* own, double* sums) {
     const Convolution& layer = At(block.first);
-    Groups(share, Group(layer.in), [&](int first, int count) {
+    bool fresh = true;
+    Groups(share, Group(layer.in), [&](int first, int count, int next) {
       CopyOutput(before, layer.in, first, count);
       Fill(layer.out, first, count, Side(1, layer.out),
            [&](int, int, std::ptrdiff_t at, float* to) { GradientRow(layer, network_.inner, at, to); });
       const std::ptrdiff_t at = first * static_cast<std::ptrdiff_t>(Plain(layer.in).Size());
       const Cut cut = CutOf(before, first, GradientOf(layer.out) + at);
-      Both(phase, layer, count, own, cut, sums);
+      Fetching fetching;
+      const std::size_t size = count * Plain(layer.in).Size();
+      fetching.Add(cut.to, size, true);
+      fetching.Add(cut.result, size);
+      if (cut.projected) fetching.Add(cut.projected, size);
+      for (const float* array : {network_.inner, layer.result, before.output}) {
+        Next(array, layer.out, first + count, next, fetching);
+      }
+      Both(phase, layer, count, own, fresh, cut, sums, fetching);
+      fresh = false;
     });
   }
 
@@ -683,16 +765,19 @@ class BackwardWorker : public Worker {
   }
 
   // Of a convolution that keeps the shape: the gradients of its weights and of its input, which is cut.
-  void Both(int phase, const Convolution& layer, int count, float* own, const Cut& cut, double* sums) {
+  void Both(int phase, const Convolution& layer, int count, float* own, bool fresh, const Cut& cut, double* sums,
+            Fetching& fetching) {
     const float *from = Side(0, layer.in), *gradient = Side(1, layer.out);
     Prepare(phase, layer, true);
-    WithCutting(cut, sums, [&](auto& finish) {
+    WithCutting(cut, sums, fetching, [&](auto& finish) {
       if (layer.filtered) {
         return WithChannels(layer.in.channels, [&](auto channels) {
-          TrainingWinograd<channels>::Gradients(filters_.get(), from, gradient, layer.in, count, own, finish,
+          fetching.Start(TrainingWinograd<channels>::Steps(layer.in, count, true));
+          TrainingWinograd<channels>::Gradients(filters_.get(), from, gradient, layer.in, count, own, fresh, finish,
                                                 scratch_.get());
         });
       }
+      if (fresh) std::fill_n(own, layer.Sums(), 0.0f);
       const Shape plain = Plain(layer.in);
       for (int i = 0; i < count; ++i) {
         const float* back = gradient + i * layer.out.Size();
@@ -711,7 +796,9 @@ class BackwardWorker : public Worker {
     const float* gradient = GradientOf(out);
     float *result = plain_[0].get(), *added = plain_[1].get();
     Prepare(phase, layer, true);
-    Groups(share, std::min(Group(in), Group(out)), [&](int first, int count) {
+    std::fill_n(own, network_.largest, 0.0f);
+    Fetching none;
+    Groups(share, std::min(Group(in), Group(out)), [&](int first, int count, int) {
       CopyOutput(before, in, first, count);
       const auto from = [&](int i) { return Side(0, in) + i * in.Size(); };
       const auto back = [&](int i) { return Side(1, out) + i * out.Size(); };
@@ -745,14 +832,15 @@ class BackwardWorker : public Worker {
       }
       const Cut cut = CutOf(before, first, added);
       // What is added lies in this group's own buffer.
-      WithCutting(cut, sums, [&](auto& finish) { Tell(result, plain, count, finish); });
+      WithCutting(cut, sums, none, [&](auto& finish) { Tell(result, plain, count, finish); });
     });
   }
 
   void Stem(int share, float* own) {
     const Convolution& stem = At(0);
     float* gradient = Side(1, stem.out);
-    Groups(share, 1, [&](int number, int) {
+    std::fill_n(own, stem.Sums(), 0.0f);
+    Groups(share, 1, [&](int number, int, int) {
       Fill(stem.out, number, 1, gradient, [&](int, int, std::ptrdiff_t at, float* to) {
         GradientRow(stem, GradientOf(stem.out), at, to);
       });

@@ -13,7 +13,7 @@ namespace idrc {
 // Of layers with as many channels before as after. Results are told to a `finish`, tile by tile and a vector of channels
 // at a time: finish.Begin(at, channel), where `at` is the place of the tile's first pixel among images without a border,
 // gives an object whose Put(offset from there, value) gets all values of the tile, and whose End() is then called.
-// finish.EndBlock() is called now and then.
+// finish.EndBlock() is called now and then, and finish.Step() often, at the same distances: `Steps` times in all.
 template <int kChannels>
 class TrainingWinograd : private Winograd {
  public:
@@ -24,6 +24,11 @@ class TrainingWinograd : private Winograd {
   static constexpr std::size_t kFilters = kPositions * kChannels * kChannels;
   static constexpr std::size_t kSums = kFilters;
   static constexpr std::size_t Scratch() { return 2 * kPositions * kStep; }
+
+  static int Steps(Shape shape, int count, bool gradients) {
+    const int blocks = (count * Tiles(shape) + kBlock - 1) / kBlock;
+    return blocks * kPositions * (kChannels / kWidth + (gradients ? 1 : 0));
+  }
 
   // From weights [3, 3, in, out].
   static void Prepare(const float* weights, float* filters) {
@@ -52,11 +57,11 @@ class TrainingWinograd : private Winograd {
     }
   }
 
-  // Adds the gradient with respect to the transformed weights to `sums`, and convolves the results' gradient, which has a
-  // border too, with filters made of turned weights.
+  // Adds the gradient with respect to the transformed weights to `sums` (if `fresh`, whatever they hold is none), and
+  // convolves the results' gradient, which has a border too, with filters made of turned weights.
   template <class Finish>
   static void Gradients(const float* filters, const float* from, const float* gradient, Shape shape, int count,
-                        float* sums, Finish& finish, float* scratch) {
+                        float* sums, bool fresh, Finish& finish, float* scratch) {
     float* tiles = scratch;
     float* spread = scratch + kPositions * kStep;
     for (int first = 0; first < count * Tiles(shape); first += kBlock) {
@@ -68,8 +73,9 @@ class TrainingWinograd : private Winograd {
       for (int p = 0; p < kPositions; ++p) {
         for (int c = 0; c < kChannels; c += kWidth) {
           AddRows<Tile<kWidth>::kRows>(tiles + p * kStep, spread + p * kStep + c, kChannels, block,
-                                       sums + p * kChannels * kChannels + c);
+                                       fresh && first == 0, sums + p * kChannels * kChannels + c);
         }
+        finish.Step();
       }
       for (int t = 0; t < block; ++t) {
         Transform(gradient + Corner(shape, first + t), shape.Row(), tiles + t * kChannels);
@@ -124,6 +130,7 @@ class TrainingWinograd : private Winograd {
     for (int c = 0; c < kChannels; c += kWidth, filters += kPart) {
       for (int p = 0; p < kPositions; ++p) {
         Multiply(tiles + p * kStep, filters + p * kChannels * kWidth, block, products + p * kStep);
+        finish.Step();
       }
       for (int t = 0; t < block; ++t) {
         for (int v = 0; v < kWidth; v += kLanes) {
@@ -151,15 +158,19 @@ class TrainingWinograd : private Winograd {
 
   // sums [rows, channels] += [block, rows]' x [block, width]: kRows rows at a time, the rest by halves of that.
   template <int kRows>
-  static void AddRows(const float* tiles, const float* spread, int rows, int block, float* sums) {
+  static void AddRows(const float* tiles, const float* spread, int rows, int block, bool fresh, float* sums) {
     for (; rows >= kRows; rows -= kRows, tiles += kRows, sums += kRows * kChannels) {
       Sums<kRows, Tile<kWidth>::kVectors> tile;
-      tile.Read(sums, kChannels);
+      if (fresh) {
+        tile.Clear();
+      } else {
+        tile.Read(sums, kChannels);
+      }
       for (int t = 0; t < block; ++t) tile.Add(tiles + t * kChannels, 1, spread + t * kChannels);
       tile.Write(sums, kChannels);
     }
     if constexpr (kRows > 1) {
-      if (rows > 0) AddRows<kRows / 2>(tiles, spread, rows, block, sums);
+      if (rows > 0) AddRows<kRows / 2>(tiles, spread, rows, block, fresh, sums);
     }
   }
 };
