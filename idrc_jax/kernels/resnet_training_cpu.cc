@@ -38,7 +38,7 @@ using Array = ffi::Buffer<ffi::F32>;
 using Result = ffi::ResultBuffer<ffi::F32>;
 
 constexpr int kShares = 8;                         // of a batch
-constexpr std::size_t kGroupBytes = 210 * 1024;    // of a group of images in a buffer: a part of a level-2 cache
+constexpr std::size_t kGroupBytes = 160 * 1024;    // of a group of images in a buffer: a part of a level-2 cache
 constexpr int kGroup = 8;                          // images of a group, at most
 constexpr int kLargest = 64;                       // channels
 constexpr double kEpsilon = 1e-5;
@@ -387,7 +387,9 @@ class Worker {
       const Shape shape = network.convolutions[unit.main].out;
       const int stage = Network::Stage(shape);
       if (group_[stage]) continue;
-      group_[stage] = static_cast<int>(std::clamp<std::size_t>(kGroupBytes / (4 * shape.Size()), 1, kGroup));
+      for (group_[stage] = 1; group_[stage] < kGroup && 8 * group_[stage] * shape.Size() <= kGroupBytes;) {
+        group_[stage] *= 2;
+      }
       const std::size_t size = group_[stage] * shape.Size();
       for (auto& side : sides_) side[stage] = Zeros(size);
       largest = std::max(largest, size);
@@ -402,12 +404,21 @@ class Worker {
   int Group(Shape shape) const { return group_[Network::Stage(shape)]; }
   float* Side(int side, Shape shape) { return sides_[side][Network::Stage(shape)].get(); }
 
-  // Calls run(first image, count, how many are next) for the groups of a share.
+  // Images, `count` of them from `first` on.
+  struct Images {
+    int first, count;
+  };
+
+  // Calls run(first image, count, the images that will probably come next) for the groups of a share, in the phase's order.
   template <class Run>
-  void Groups(int share, int group, const Run& run) const {
-    const int size = network_.ShareSize(), end = std::min(network_.count, (share + 1) * size);
-    for (int first = share * size; first < end; first += group) {
-      run(first, std::min(group, end - first), std::clamp(end - first - group, 0, group));
+  void Groups(int phase, int share, int group, const Run& run) const {
+    const int size = network_.ShareSize(), start = share * size, end = std::min(network_.count, start + size);
+    const int groups = (end - start + group - 1) / group;
+    for (int g = 0; g < groups; ++g) {
+      const bool backwards = phase % 2;
+      const int first = start + (backwards ? groups - 1 - g : g) * group, count = std::min(group, end - first);
+      const int next = backwards ? std::max(first - group, 0) : first + count;
+      run(first, count, Images{next, backwards ? first - next : std::min(group, network_.count - next)});
     }
   }
 
@@ -441,10 +452,10 @@ class Worker {
     return image_.get();
   }
 
-  // Images `first` .. of an array, which the next group will need.
-  static void Next(const float* array, Shape shape, int first, int count, Fetching& fetching, bool to_write = false) {
+  // A part of an array, which the next group will need.
+  static void Next(const float* array, Shape shape, Images next, Fetching& fetching, bool to_write = false) {
     const std::size_t size = Plain(shape).Size();
-    if (count > 0) fetching.Add(array + first * size, count * size, to_write);
+    if (next.count > 0) fetching.Add(array + next.first * size, next.count * size, to_write);
   }
 
   // Fills a buffer with a border: to each row, as row(image, y, place among images without a border, to).
@@ -500,9 +511,9 @@ class ForwardWorker : public Worker {
   void operator()(int phase, int share) {
     double* sums = sums_ + share * 4 * kLargest;
     std::fill_n(sums, 4 * kLargest, 0.0);
-    if (phase == 0) return Stem(share, sums);
+    if (phase == 0) return Stem(phase, share, sums);
     const std::size_t b = (phase - 1) / 2;
-    if (b == network_.blocks.size()) return Features(share);
+    if (b == network_.blocks.size()) return Features(phase, share);
     const Block& block = network_.blocks[b];
     if (phase % 2) {
       First(phase, block, network_.units[b], share, sums);
@@ -512,11 +523,11 @@ class ForwardWorker : public Worker {
   }
 
  private:
-  void Stem(int share, double* sums) {
+  void Stem(int phase, int share, double* sums) {
     const Convolution& stem = At(0);
     const Shape plain = Plain(stem.out);
     Fetching none;
-    Groups(share, 1, [&](int number, int, int) {
+    Groups(phase, share, 1, [&](int number, int, Images) {
       Convolve<3, 1>(Layer{stem.kernel, nullptr, false, false}, Image(number), stem.in, plain, nullptr, plain_[0].get());
       Statistics finish(stem.result + number * plain.Size(), sums, plain.channels, none);
       Tell(plain_[0].get(), plain, 1, finish);
@@ -563,16 +574,16 @@ class ForwardWorker : public Worker {
   void First(int phase, const Block& block, const Unit& before, int share, double* sums) {
     const Convolution& layer = At(block.first);
     const Convolution& main = At(before.main);
-    Groups(share, Group(layer.in), [&](int first, int count, int next) {
+    Groups(phase, share, Group(layer.in), [&](int first, int count, Images next) {
       float* copy = Side(0, layer.in);
       Fill(layer.in, first, count, copy, [&](int number, int y, std::ptrdiff_t at, float* to) {
         OutputRow(before, number, y, at, to);
       });
       Fetching fetching;
-      Next(main.result, layer.in, first + count, next, fetching);
-      Next(before.output, layer.in, first + count, next, fetching, true);
-      if (before.projection >= 0) Next(At(before.projection).result, layer.in, first + count, next, fetching);
-      if (before.input) Next(before.input, before.in, first + count, next, fetching);
+      Next(main.result, layer.in, next, fetching);
+      Next(before.output, layer.in, next, fetching, true);
+      if (before.projection >= 0) Next(At(before.projection).result, layer.in, next, fetching);
+      if (before.input) Next(before.input, before.in, next, fetching);
       Convolved(phase, layer, copy, first, count, sums, fetching);
       if (block.projection >= 0) {
         Convolved(phase, At(block.projection), copy, first, count, sums + 2 * kLargest, fetching);
@@ -582,12 +593,12 @@ class ForwardWorker : public Worker {
 
   void Second(int phase, const Block& block, int share, double* sums) {
     const Convolution &before = At(block.first), &layer = At(block.second);
-    Groups(share, Group(layer.in), [&](int first, int count, int next) {
+    Groups(phase, share, Group(layer.in), [&](int first, int count, Images next) {
       float* copy = Side(0, layer.in);
       Fill(layer.in, first, count, copy,
            [&](int, int, std::ptrdiff_t at, float* to) { NormalRow(before, at, to); });
       Fetching fetching;
-      Next(before.result, layer.in, first + count, next, fetching);
+      Next(before.result, layer.in, next, fetching);
       Convolved(phase, layer, copy, first, count, sums, fetching);
     });
   }
@@ -619,10 +630,10 @@ class ForwardWorker : public Worker {
     Tell(plain_[0].get(), plain, count, finish);
   }
 
-  void Features(int share) {
+  void Features(int phase, int share) {
     const Shape shape = network_.Last();
     const float pixels = static_cast<float>(shape.height * shape.width);
-    Groups(share, 1, [&](int number, int, int) {
+    Groups(phase, share, 1, [&](int number, int, Images) {
       float sums[kLargest] = {};
       Fill(shape, number, 1, Side(0, shape), [&](int, int y, std::ptrdiff_t at, float* to) {
         OutputRow(network_.units.back(), number, y, at, to);
@@ -673,10 +684,10 @@ class BackwardWorker : public Worker {
     if (task >= shares) return Gather(phase - 1, task - shares);
     double* sums = sums_ + task * 3 * kLargest;
     std::fill_n(sums, 3 * kLargest, 0.0);
-    if (phase == 0) return Features(task, sums);
+    if (phase == 0) return Features(phase, task, sums);
     float* own = network_.sums[phase % 2] + task * network_.largest;
     const int b = static_cast<int>(network_.blocks.size()) - 1 - (phase - 1) / 2;
-    if (b < 0) return Stem(task, own);
+    if (b < 0) return Stem(phase, task, own);
     const Block& block = network_.blocks[b];
     if (phase % 2) {
       Second(phase, block, task, own, sums);
@@ -701,11 +712,11 @@ class BackwardWorker : public Worker {
             projection ? projection->result + at : nullptr, &main, projection};
   }
 
-  void Features(int share, double* sums) {
+  void Features(int phase, int share, double* sums) {
     const Shape plain = Plain(network_.Last());
     const float pixels = static_cast<float>(plain.height * plain.width);
     Fetching none;
-    Groups(share, 1, [&](int number, int, int) {
+    Groups(phase, share, 1, [&](int number, int, Images) {
       float* values = plain_[0].get();
       for (std::size_t i = 0; i < plain.Size(); ++i) {
         values[i] = to_features_[number * kLargest + i % kLargest] / pixels;
@@ -719,7 +730,7 @@ class BackwardWorker : public Worker {
     const Convolution &before = At(block.first), &layer = At(block.second);
     const float* gradient = GradientOf(layer.out);
     bool fresh = true;
-    Groups(share, Group(layer.in), [&](int first, int count, int next) {
+    Groups(phase, share, Group(layer.in), [&](int first, int count, Images next) {
       Fill(layer.in, first, count, Side(0, layer.in),
            [&](int, int, std::ptrdiff_t at, float* to) { NormalRow(before, at, to); });
       Fill(layer.out, first, count, Side(1, layer.out),
@@ -729,7 +740,7 @@ class BackwardWorker : public Worker {
       Fetching fetching;
       fetching.Add(cut.to, count * Plain(layer.in).Size(), true);
       for (const float* array : {gradient, static_cast<const float*>(layer.result), static_cast<const float*>(before.result)}) {
-        Next(array, layer.out, first + count, next, fetching);
+        Next(array, layer.out, next, fetching);
       }
       Both(phase, layer, count, own, fresh, cut, sums, fetching);
       fresh = false;
@@ -739,7 +750,7 @@ class BackwardWorker : public Worker {
   void First(int phase, const Block& block, const Unit& before, int share, float* own, double* sums) {
     const Convolution& layer = At(block.first);
     bool fresh = true;
-    Groups(share, Group(layer.in), [&](int first, int count, int next) {
+    Groups(phase, share, Group(layer.in), [&](int first, int count, Images next) {
       CopyOutput(before, layer.in, first, count);
       Fill(layer.out, first, count, Side(1, layer.out),
            [&](int, int, std::ptrdiff_t at, float* to) { GradientRow(layer, network_.inner, at, to); });
@@ -751,7 +762,7 @@ class BackwardWorker : public Worker {
       fetching.Add(cut.result, size);
       if (cut.projected) fetching.Add(cut.projected, size);
       for (const float* array : {network_.inner, layer.result, before.output}) {
-        Next(array, layer.out, first + count, next, fetching);
+        Next(array, layer.out, next, fetching);
       }
       Both(phase, layer, count, own, fresh, cut, sums, fetching);
       fresh = false;
@@ -798,7 +809,7 @@ class BackwardWorker : public Worker {
     Prepare(phase, layer, true);
     std::fill_n(own, network_.largest, 0.0f);
     Fetching none;
-    Groups(share, std::min(Group(in), Group(out)), [&](int first, int count, int) {
+    Groups(phase, share, std::min(Group(in), Group(out)), [&](int first, int count, Images) {
       CopyOutput(before, in, first, count);
       const auto from = [&](int i) { return Side(0, in) + i * in.Size(); };
       const auto back = [&](int i) { return Side(1, out) + i * out.Size(); };
@@ -836,11 +847,11 @@ class BackwardWorker : public Worker {
     });
   }
 
-  void Stem(int share, float* own) {
+  void Stem(int phase, int share, float* own) {
     const Convolution& stem = At(0);
     float* gradient = Side(1, stem.out);
     std::fill_n(own, stem.Sums(), 0.0f);
-    Groups(share, 1, [&](int number, int, int) {
+    Groups(phase, share, 1, [&](int number, int, Images) {
       Fill(stem.out, number, 1, gradient, [&](int, int, std::ptrdiff_t at, float* to) {
         GradientRow(stem, GradientOf(stem.out), at, to);
       });

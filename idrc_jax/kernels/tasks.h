@@ -54,48 +54,53 @@ void ForEachTask(xla::ffi::ThreadPool& pool, int tasks, const Make& make) noexce
 
 // Does phases of tasks, counts[p] >= 1 of them in phase p, each phase when the one before is done and `finish` has been
 // called with its number. `make` gives a thread its worker, which is called with a phase and the number of a task.
+//
+// A thread does the same part of every phase, forwards and backwards by turns, while others' tasks are taken only for want
+// of own ones: so what it left in its cache is what it needs first.
 template <class Make, class Finish>
 void ForEachPhase(xla::ffi::ThreadPool& pool, std::vector<int> counts, const Make& make,
                   const Finish& finish) noexcept {
+  const int most = *std::max_element(counts.begin(), counts.end());
+  const int threads = std::clamp(static_cast<int>(pool.num_threads()), 1, most);
   struct Shared {
-    std::vector<int> counts;
-    std::atomic<std::uint64_t> next{0};  // the phase, in the upper half, and its next task
-    std::atomic<int> done{0};
+    explicit Shared(std::vector<int> counts, int most) : counts(std::move(counts)), taken(most) {}
+
+    const std::vector<int> counts;
+    std::vector<std::atomic<int>> taken;  // in how many phases, of the tasks of each number
+    std::atomic<int> phase{0}, done{0}, present{0};
     std::mutex mutex;
     std::condition_variable opened;
   };
-  auto shared = std::make_shared<Shared>();
-  const int most = *std::max_element(counts.begin(), counts.end());
-  shared->counts = std::move(counts);
+  auto shared = std::make_shared<Shared>(std::move(counts), most);
   // Whoever does the last task of a phase opens the next one. A helper that comes late joins the phase that is open, or
   // touches nothing but `shared`.
-  auto help = [shared, &make, &finish] {
+  auto help = [shared, threads, &make, &finish] {
+    const int phases = static_cast<int>(shared->counts.size()), self = shared->present++;
     std::optional<decltype(make())> worker;
-    for (;;) {
-      const std::uint64_t ticket = shared->next++;
-      const auto phase = static_cast<std::uint32_t>(ticket >> 32);
-      const auto task = static_cast<std::uint32_t>(ticket);
-      if (phase >= shared->counts.size()) return;
-      if (task < static_cast<std::uint32_t>(shared->counts[phase])) {
+    for (int phase; (phase = shared->phase) < phases;) {
+      const int tasks = shared->counts[phase], first = self * tasks / threads, last = (self + 1) * tasks / threads;
+      for (int i = 0; i < tasks; ++i) {
+        const int forwards = (first + i) % tasks, backwards = (last - 1 - i + tasks) % tasks;
+        const int task = phase % 2 ? backwards : forwards;
+        int before = shared->taken[task];
+        if (before > phase || !shared->taken[task].compare_exchange_strong(before, phase + 1)) continue;
         if (!worker) worker.emplace(make());
-        (*worker)(static_cast<int>(phase), static_cast<int>(task));
-        if (++shared->done < shared->counts[phase]) continue;
-        finish(static_cast<int>(phase));
+        (*worker)(phase, task);
+        if (++shared->done < tasks) continue;
+        finish(phase);
         shared->done = 0;
         std::lock_guard<std::mutex> lock(shared->mutex);
-        shared->next = (std::uint64_t{phase} + 1) << 32;
+        shared->phase = phase + 1;
         shared->opened.notify_all();
-        continue;
       }
-      const auto is_open = [&] { return shared->next >> 32 != phase; };
+      const auto is_open = [&] { return shared->phase != phase; };
       for (int spin = 0; spin < kSpins && !is_open(); ++spin) Pause();
       if (is_open()) continue;
       std::unique_lock<std::mutex> lock(shared->mutex);
       shared->opened.wait(lock, is_open);
     }
   };
-  const int helpers = std::min(static_cast<int>(pool.num_threads()), most) - 1;
-  for (int i = 0; i < helpers; ++i) pool.Schedule(decltype(help)(help));
+  for (int i = 1; i < threads; ++i) pool.Schedule(decltype(help)(help));
   help();
 }
 
