@@ -164,7 +164,7 @@ def test_a_library_is_built_once_for_each_kind_of_processor(monkeypatch, tmp_pat
     written = first.stat().st_mtime_ns
     assert build._compiled(source) == first
     assert first.stat().st_mtime_ns == written
-    monkeypatch.setattr(build, "_processor", lambda: "another")
+    monkeypatch.setattr(build, "processor", lambda: "another")
     assert build._compiled(source) != first
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import jax
 
+from idrc_jax import _files
+
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared")
 _HERE = Path(__file__).parent
 
@@ -50,10 +52,9 @@ def _compiled(source: Path) -> Path:
     command = [*compiler.split(), *_FLAGS, f"-I{jax.ffi.include_dir()}"]
     version = subprocess.run([*compiler.split(), "--version"], capture_output=True, text=True, check=True).stdout
     texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
-    identity = "\n".join([*texts, *command, version, importlib.metadata.version("jaxlib"), _processor()])
+    identity = "\n".join([*texts, *command, version, importlib.metadata.version("jaxlib"), processor()])
     name = f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "idrc_jax"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = _files.cache_folder()
     if not (folder / name).is_file():
         with tempfile.TemporaryDirectory(dir=folder) as partial:
             built = Path(partial) / name
@@ -62,7 +63,7 @@ def _compiled(source: Path) -> Path:
     return folder / name
 
 
-def _processor() -> str:
+def processor() -> str:
     """What -march=native looks at; a cache may be shared by unlike machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
