@@ -24,6 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from idrc_jax import _files, _validate, devices, prng, sampling
+from idrc_jax._files import cache_folder
 from idrc_jax.checkpoints import Classifier
 from idrc_jax.kernels import build
 from idrc_jax.schemes import Scheme
@@ -343,7 +344,7 @@ class _Cache:
             _log().warning("What was measured is not remembered: %s", _one_line(error))
 
     def _path(self) -> Path:
-        return (self._folder or _files.cache_folder()) / self._name
+        return (self._folder or cache_folder()) / self._name
 
 
 def _identity(classifier: Classifier, scheme: Scheme, meshes: list[Mesh], chunk: int) -> dict[str, Any]:
