@@ -33,7 +33,7 @@ SCHEMA_VERSION = 1
 _SHARE, _SECONDS = 0.1, 60.0  # of the job's time, and at most, for measuring
 _REPETITION = 0.1  # seconds
 _REPETITIONS = 5
-_PATIENCE = 1.5  # seconds of one candidate's repetitions, if one is slow
+_PATIENCE = 1.5  # seconds of one candidate's repetitions; one that is slower has had its only run
 _MARGIN = 1.03  # how much faster a candidate must be than one that comes before it
 _AGREEMENT = {"float32": 1e-4, "bfloat16": 0.05}  # of the largest logit
 _PROBED = 9  # images whose logits are compared
@@ -164,11 +164,12 @@ def choose(
     if not chunk:
         contest.vary_chunk()
     best = contest.best()
-    rate = best.rates.get(best.name, math.nan)
-    _say(f"{best.name}: {rate:,.0f} samples/s (measured in {time.perf_counter() - begun:.0f} s).")
+    rate = f"{best.rates[best.name]:,.0f} samples/s" if best.rates else "none does"
+    _say(f"{best.name}: {rate} (measured in {time.perf_counter() - begun:.0f} s).")
     for name, why in best.left_out.items():
         _log().warning("Left out %s: %s", name, why)
-    cache.remember(best, samples=None if contest.complete else samples)
+    if best.rates:
+        cache.remember(best, samples=None if contest.complete else samples)
     return best
 
 
@@ -230,6 +231,8 @@ class _Contest:
             if gap:
                 self._left_out[kernel] = f"expected the logits of {plainest}, got {gap}"
         self._wrong = {one.kernel for one in classifier.implementations} & self._left_out.keys()
+        right = [one for one in classifier.implementations if one.kernel not in self._wrong]
+        self._first = replace(self._first, classifier=right[0] if right else classifier.reference)
         self._entered = {name: one for name, one in self._entered.items() if one.classifier.kernel not in self._wrong}
 
     def compare(self, candidates: list[Choice]) -> None:
@@ -285,12 +288,12 @@ class _Contest:
     def _repeat(self, candidates: list[Choice]) -> None:
         """Time those in turns that are not far behind the fastest."""
         fastest = max((self._rough[one.name] for one in candidates), default=0.0)
-        near = [one for one in candidates if self._rough[one.name] > fastest / 2]
+        near = [one for one in candidates if 3 * self._rough[one.name] > fastest]
         for turn in range(_REPETITIONS):
             for one in near:
                 a_second = self._rough[one.name] / self._stride(one)
                 chunks = max(1, round(_REPETITION * a_second))
-                if turn * chunks / a_second < _PATIENCE:
+                if (turn + 1) * chunks / a_second < _PATIENCE:
                     self._rates.setdefault(one.name, []).append(self._time(one, chunks))
 
     def _time(self, candidate: Choice, chunks: int) -> float:
@@ -308,8 +311,8 @@ def _disagreement(logits: np.ndarray, expected: np.ndarray, dtype: str) -> str:
     finite = np.isfinite(expected)
     if not np.array_equal(np.isfinite(logits), finite):
         return f"{np.sum(np.isfinite(logits) != finite)} of {finite.size} finite where they are not, or the reverse"
-    largest = np.max(np.abs(expected), where=finite, initial=0.0)
-    gap = np.max(np.abs(logits - expected), where=finite, initial=0.0)
+    largest = np.max(np.abs(expected[finite]), initial=0.0)
+    gap = np.max(np.abs(logits[finite] - expected[finite]), initial=0.0)
     return f"a difference of {gap / largest:.1g} of the largest" if gap > _AGREEMENT[dtype] * largest else ""
 
 

@@ -35,7 +35,7 @@ def pytest_runtest_makereport(item, call):
 def _choices(tmp_path_factory):
     """What is measured in a test session is remembered for that session alone."""
     folder = tmp_path_factory.mktemp("choices")
-    with mock.patch.object(choice, "cache_folder", lambda: folder):
+    with mock.patch.object(choice, "cache_folder", return_value=folder):
         yield
 
 
