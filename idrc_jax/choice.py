@@ -35,7 +35,8 @@ _REPETITION = 0.1  # seconds
 _REPETITIONS = 5
 _PATIENCE = 1.5  # seconds of one candidate's repetitions; one that is slower has had its only run
 _MARGIN = 1.03  # how much faster a candidate must be than one that comes before it
-_AGREEMENT = {"float32": 1e-4, "bfloat16": 0.05}  # of the largest logit
+_HALF = 0.05  # of the largest logit: what two implementations may differ by in half precision
+_AGREEMENT = {"float32": 1e-4}  # and in other types
 _PROBED = 9  # images whose logits are compared
 
 
@@ -225,7 +226,7 @@ class _Contest:
             try:
                 made[one.kernel] = self._trial.logits(one)
             except Exception as error:  # JAX and kernels raise several kinds
-                self._left_out[one.kernel] = _one_line(error)
+                self._leave_out(one.kernel, error)
         for kernel, logits in made.items():
             gap = _disagreement(logits, made.get(plainest, logits), classifier.dtype)
             if gap:
@@ -275,7 +276,7 @@ class _Contest:
             more = round(min(_REPETITION * rough, self._samples / 20) / self._stride(candidate))
             self._rough[name] = self._time(candidate, more) if more > 1 else rough
         except Exception as error:  # JAX and kernels raise several kinds
-            self._left_out[name] = _one_line(error)
+            self._leave_out(name, error)
             return False
         self._entered[name] = candidate
         now = self._trial.clock()
@@ -293,8 +294,16 @@ class _Contest:
             for one in near:
                 a_second = self._rough[one.name] / self._stride(one)
                 chunks = max(1, round(_REPETITION * a_second))
-                if (turn + 1) * chunks / a_second < _PATIENCE:
+                if one.name not in self._entered or (turn + 1) * chunks / a_second > _PATIENCE:
+                    continue
+                try:
                     self._rates.setdefault(one.name, []).append(self._time(one, chunks))
+                except Exception as error:  # JAX and kernels raise several kinds
+                    self._leave_out(one.name, error)
+
+    def _leave_out(self, name: str, error: Exception) -> None:
+        self._left_out[name] = _one_line(error)
+        self._entered.pop(name, None)
 
     def _time(self, candidate: Choice, chunks: int) -> float:
         """Samples/s."""
@@ -311,9 +320,9 @@ def _disagreement(logits: np.ndarray, expected: np.ndarray, dtype: str) -> str:
     finite = np.isfinite(expected)
     if not np.array_equal(np.isfinite(logits), finite):
         return f"{np.sum(np.isfinite(logits) != finite)} of {finite.size} finite where they are not, or the reverse"
-    largest = np.max(np.abs(expected[finite]), initial=0.0)
     gap = np.max(np.abs(logits[finite] - expected[finite]), initial=0.0)
-    return f"a difference of {gap / largest:.1g} of the largest" if gap > _AGREEMENT[dtype] * largest else ""
+    gap /= np.max(np.abs(expected[finite]), initial=1e-30)
+    return f"a difference of {gap:.1g} of the largest" if gap > _AGREEMENT.get(dtype, _HALF) else ""
 
 
 class _Cache:
@@ -331,9 +340,11 @@ class _Cache:
                 return None
             (classifier,) = [one for one in implementations if one.kernel == said["kernel"]]
             (mesh,) = [one for one in meshes if one.size == said["devices"]]
+            if not 2 <= said["chunk"] <= sampling.largest_chunk(classifier, mesh):
+                return None  # the memory is another
             rates = {str(name): float(rate) for name, rate in said["rates"].items()}
             left_out = {str(name): str(why) for name, why in said["left_out"].items()}
-            return Choice(classifier, mesh, max(2, int(said["chunk"])), rates, left_out)
+            return Choice(classifier, mesh, said["chunk"], rates, left_out)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
             return None
 

@@ -27,7 +27,7 @@ from idrc_jax.schemes import Scheme, host_scale
 
 ApplyFn = Callable[[Any, jax.Array], jax.Array]
 _CPU_BYTES = 2**25  # of a chunk's largest intermediate result on a CPU
-SLOTS = 64  # images of a dispatch, where always as many spare compiling again
+SLOTS = 64  # images of a dispatch: always as many in a job, so that it compiles once
 
 
 def slot_votes(

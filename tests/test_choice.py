@@ -110,6 +110,21 @@ def test_one_that_fails_is_named_and_left_out(linear, tmp_path, caplog, fails):
     assert chosen.left_out == {"ours on 2 devices, chunk 32": "RuntimeError: no room"}
 
 
+def test_one_that_fails_later_is_left_out_too(linear, tmp_path):
+    runs = []
+
+    def seconds(candidate):
+        runs.append(candidate.classifier.kernel)
+        if candidate.classifier.kernel == "ours" and runs.count("ours") == 4:
+            raise RuntimeError("no more")
+        return 1e-3
+
+    chosen = choose(both(linear), Told(seconds), tmp_path)
+    assert chosen.classifier.kernel == "xla"
+    assert set(chosen.rates) == {"xla on 2 devices, chunk 32"}
+    assert "no more" in chosen.left_out["ours on 2 devices, chunk 32"]
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -262,6 +277,8 @@ def test_what_a_short_time_found_serves_jobs_as_short(linear, tmp_path):
         lambda text: "[]",
         lambda text: text.replace('"kernel": "xla"', '"kernel": "gone"'),
         lambda text: text.replace('"devices": 2', '"devices": 64'),
+        lambda text: text.replace('"chunk": 32', '"chunk": 1000000000000', 1),
+        lambda text: text.replace('"chunk": 32', '"chunk": "32"', 1),
         lambda text: text.replace('"rates": {', '"rates": 7, "": {'),
     ],
 )
