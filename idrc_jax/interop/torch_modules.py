@@ -40,10 +40,12 @@ class Program(NamedTuple):
     result: Value
 
     def __call__(self, params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-        values: list[Any] = [images, *[params[name] for name in self.tensors]]
-        for _, run, arguments, options in self.instructions:
-            values.append(run(*_filled(arguments, values), **_filled(options, values)))
-        return values[self.result.number]
+        """Of images [N, H, W, C]."""
+        values: list[Any] = [aten.Pixels(images), *[params[name] for name in self.tensors]]
+        for name, run, arguments, options in self.instructions:
+            short = name.removeprefix("aten.")
+            values.append(aten.call(short, run, _filled(arguments, values), _filled(options, values)))
+        return aten.as_torch(values[self.result.number])
 
     def __str__(self) -> str:
         lines = [f"{name} {arguments} {options}" for name, _, arguments, options in self.instructions]
@@ -93,7 +95,7 @@ def from_torch(
     program, tensors = _program(torch, exported)
 
     def apply_fn(params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-        return program(params, jnp.transpose(images, (0, 3, 1, 2))).astype(jnp.float32)
+        return program(params, images).astype(jnp.float32)
 
     classifier = Classifier(
         apply_fn=apply_fn,
