@@ -528,7 +528,7 @@ def _pad_stored(run: Callable[..., Any], arguments: tuple[Any, ...], options: di
 
 _KNOW_PIXELS = {
     "convolution.default", "_native_batch_norm_legit_no_training.default", "max_pool2d_with_indices.default",
-    "avg_pool2d.default", "_adaptive_avg_pool2d.default", "sym_size.int",
+    "avg_pool2d.default", "_adaptive_avg_pool2d.default", "sym_size.int", "network_cpu",
 }  # fmt: skip
 _BY_PLACE: dict[str, Callable[..., Any]] = {
     **{f"{name}.default": _elementwise for name in _UNARY},
