@@ -21,6 +21,7 @@ from idrc_jax.kernels.network_cpu import Layer
 _CHANNELS_FIRST = (0, 3, 1, 2)
 _SAME = ("aten.clone.default", "aten.alias.default", "aten.detach.default")
 _VIEWS = ("aten.view.default", "aten._unsafe_view.default")
+_COPIES = (*_SAME, *_VIEWS, "aten.expand.default", "aten.unsqueeze.default")
 _BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
 
 
@@ -124,6 +125,18 @@ class _Graph:
         return None
 
 
+    def repeated_matrix(self, value: Any) -> np.ndarray | None:
+        """[K, M], where the value is [N, K, M] made of copies of a tensor."""
+        shape = self.shapes[value.number][-2:]
+        while value.number >= self.first and self.tensor(value) is None:
+            made = self.instructions[value.number - self.first]
+            if made.name not in _COPIES or self.shapes[value.number][-2:] != shape:
+                return None
+            value = made.arguments[0]
+        matrix = self.tensor(value)
+        return None if matrix is None or matrix.squeeze().shape != shape else matrix.squeeze()
+
+
 def _shapes(program: Program, tensors: dict[str, np.ndarray], image_shape: tuple[int, int, int]) -> dict[int, Any]:
     """The shape of every value that is an array, for a batch of 2."""
     found: dict[int, Any] = {}
@@ -160,6 +173,10 @@ def _begin(graph: _Graph, at: int) -> _Chain | None:
         if matrix is None or offset is None or not isinstance(x, Value) or graph.tensor(x) is not None:
             return None
         return _Chain(at, graph.first + at, x, matrix[None, None], offset, rows=True)
+    if name == "aten.bmm.default":
+        x, weight = arguments
+        matrix = graph.repeated_matrix(weight)
+        return None if matrix is None else _Chain(at, graph.first + at, x, matrix[None, None], 0.0, rows=True)
     return None
 
 

@@ -4,28 +4,22 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 
-#include "simd_tmp.h"
+#include "tensor.h"
 
 namespace idrc {
 
-constexpr int kPanel = 16;       // columns of weights that lie together: a cache line, however wide a vector is
-constexpr int kPiece = 64;       // numbers of a row that lie together
-constexpr int kRowBytes = 384 << 10;  // of rows that share a pass over the weights: they stay in a core's cache
+constexpr int kPanel = 16;            // columns of weights that lie together: a cache line, however wide a vector is
+constexpr int kPiece = 64;            // numbers of a row that lie together
+constexpr int kSlice = 4 * kPiece;    // of the depth, whose weights stay in the first cache
+constexpr int kBlockRows = 336;       // that share a pass over the weights: a slice of them stays in the second cache
 
-#if defined(__AVX512F__) && IDRC_VECTOR_BITS >= 512
-constexpr int kTileRows = 14, kTilePanels = 2;
-#elif IDRC_VECTOR_BITS >= 256
-constexpr int kTileRows = 6, kTilePanels = 1;
-#elif defined(__ARM_NEON)
-constexpr int kTileRows = 6, kTilePanels = 1;
-#else
-constexpr int kTileRows = 2, kTilePanels = 1;
-#endif
+// The tile of sums that stays in registers.
+constexpr int kTilePanels = kLanes == 16 ? 2 : 1;
+constexpr int kTileRows = kLanes == 16 ? 14 : kSums / (kPanel / kLanes);
 
 // Images float32 [count, height, width, channels], without a border.
 struct Images {
@@ -58,12 +52,6 @@ class Rows {
   }
   static int Tiles(int rows) { return (rows + kTileRows - 1) / kTileRows; }
   static int Pieces(int depth) { return (depth + kPiece - 1) / kPiece; }
-  // Rows that are multiplied together.
-  static int Block(int depth) {
-    const int rows = kRowBytes / static_cast<int>(sizeof(float)) / depth;
-    return std::clamp(rows / kTileRows, 2, 16) * kTileRows;
-  }
-
   Rows(float* memory, int depth) : memory_(memory), depth_(depth) {}
 
   const float* Tile(int tile) const {
@@ -128,28 +116,31 @@ struct Window {
   bool Pointwise() const { return height * width * stride_y * stride_x == 1 && pad_y == 0 && pad_x == 0; }
 };
 
-// Pixels `first` .. `first + count - 1` of the result, counted through all images, as rows: their windows of the input.
+// Numbers `begin` .. `begin + depth - 1` of the windows of pixels `first` .. `first + count - 1` of the result, counted
+// through all images, as rows.
 inline void GatherWindows(const float* from, Images in, Images out, const Window& window, int first, int count,
-                          Rows& rows) {
+                          int begin, int depth, Rows& rows) {
+  if (window.Pointwise()) {
+    for (int r = 0; r < count; ++r) {
+      rows.Put(r, 0, from + static_cast<std::ptrdiff_t>(first + r) * in.channels + begin, depth);
+    }
+    return;
+  }
+  const int across = window.width * in.channels;
   for (int r = 0; r < count; ++r) {
     const int number = first + r, x = number % out.width, y = number / out.width % out.height;
-    if (window.Pointwise()) {
-      rows.Put(r, 0, from + static_cast<std::ptrdiff_t>(number) * in.channels, in.channels);
-      continue;
-    }
     const int image = number / out.width / out.height, top = y * window.stride_y - window.pad_y;
-    const int left = x * window.stride_x - window.pad_x;
-    const int begin = std::clamp(left, 0, in.width), end = std::clamp(left + window.width, begin, in.width);
-    const int across = window.width * in.channels, before = (begin - left) * in.channels;
-    const int inside = (end - begin) * in.channels;
-    for (int line = 0, at = 0; line < window.height; ++line, at += across) {
-      if (top + line < 0 || top + line >= in.height || inside == 0) {
-        rows.Put(r, at, nullptr, across);
-        continue;
-      }
-      rows.Put(r, at, nullptr, before);
-      rows.Put(r, at + before, from + in.At(image, top + line, begin), inside);
-      rows.Put(r, at + before + inside, nullptr, across - before - inside);
+    const int left = (x * window.stride_x - window.pad_x) * in.channels, end = in.width * in.channels;
+    for (int at = 0; at < depth;) {
+      const int line = (begin + at) / across, offset = (begin + at) % across;
+      const int place = left + offset, now = std::min(across - offset, depth - at);  // of a row of the image
+      const bool inside = top + line >= 0 && top + line < in.height;
+      const int zeros = inside ? std::clamp(-place, 0, now) : now;
+      const int copied = inside ? std::clamp(end - place - zeros, 0, now - zeros) : 0;
+      rows.Put(r, at, nullptr, zeros);
+      if (copied > 0) rows.Put(r, at + zeros, from + in.At(image, top + line, 0) + place + zeros, copied);
+      rows.Put(r, at + zeros + copied, nullptr, now - zeros - copied);
+      at += now;
     }
   }
 }
@@ -171,53 +162,97 @@ inline void FinishRow(const Epilogue& epilogue, int column, const float* sums, i
   std::copy_n(padded[0], width - i, to + i);
 }
 
-// A tile of products: kTileRows rows, 16 * kPanels columns; panels are `step` apart.
-template <int kPanels>
-inline void MultiplyTile(const float* rows, const float* panels, std::ptrdiff_t step, int depth, float* sums) {
-  constexpr int kVectors = kPanel / kLanes;
-  Vector sum[kTileRows][kPanels * kVectors] = {};
-  for (int k = 0; k < depth; k += kPiece, rows += kTileRows * kPiece) {
-    const int pieces = std::min(kPiece, depth - k);
-    for (int i = 0; i < pieces; ++i, panels += kPanel) {
-      Vector weights[kPanels * kVectors];
-#pragma GCC unroll 8
-      for (int v = 0; v < kPanels * kVectors; ++v) {
-        weights[v] = Load(panels + (v / kVectors) * step + (v % kVectors) * kLanes);
-      }
-#pragma GCC unroll 16
-      for (int r = 0; r < kTileRows; ++r) {
-#pragma GCC unroll 8
-        for (int v = 0; v < kPanels * kVectors; ++v) sum[r][v] += weights[v] * rows[r * kPiece + i];
-      }
-    }
-  }
+// Where the rows of a tile go: `columns` numbers apart, with bias and shortcut of the same place.
+struct Destination {
+  float* to;
+  std::ptrdiff_t columns;
+  const float* bias = nullptr;
+  const float* shortcut = nullptr;
+  bool relu = false;
+};
+
+// A tile of products of some pieces of the rows: kTileRows rows, 16 * kPanels columns; panels are `step` apart. They are
+// the first, or are added to what is there; the last become the result.
+template <int kPanels, bool kFirst, bool kLast>
+inline void MultiplyTile(const float* rows, const float* panels, std::ptrdiff_t step, int depth,
+                         const Destination& destination) {
+  constexpr int kVectors = kPanels * kPanel / kLanes;
+  // What is stored last is fetched while products are made.
 #pragma GCC unroll 16
   for (int r = 0; r < kTileRows; ++r) {
+    for (int v = 0; v < kPanels; ++v) __builtin_prefetch(destination.to + r * destination.columns + v * kPanel, 1);
+  }
+  Sums<kTileRows, kVectors> sum;
+  sum.Clear();
+  for (int k = 0; k < depth; k += kPiece, rows += kTileRows * kPiece) {
+    const int numbers = std::min(kPiece, depth - k);
+    for (int i = 0; i < numbers; ++i, panels += kPanel) sum.Add(rows + i, kPiece, panels, step);
+  }
 #pragma GCC unroll 8
-    for (int v = 0; v < kPanels * kVectors; ++v) Store(sums + (r * kPanels * kVectors + v) * kLanes, sum[r][v]);
+  for (int v = 0; v < kVectors; ++v) {
+    const Vector bias = kLast && destination.bias ? Load(destination.bias + v * kLanes) : Vector{};
+#pragma GCC unroll 16
+    for (int r = 0; r < kTileRows; ++r) {
+      const std::ptrdiff_t at = r * destination.columns + v * kLanes;
+      Vector value = sum.at[r][v];
+      if constexpr (!kFirst) value += Load(destination.to + at);
+      if constexpr (kLast) {
+        value += bias;
+        if (destination.shortcut) value += Load(destination.shortcut + at);
+        if (destination.relu) value = Relu(value);
+      }
+      Store(destination.to + at, value);
+    }
   }
 }
 
-// `count` rows of the result [.., columns].
-inline void Multiply(const Rows& rows, int count, int depth, const float* weights, int columns,
-                     const Epilogue& epilogue, float* to) {
+template <int kPanels>
+inline auto* TileOf(bool first, bool last) {
+  return first ? last ? MultiplyTile<kPanels, true, true> : MultiplyTile<kPanels, true, false>
+         : last ? MultiplyTile<kPanels, false, true>
+                : MultiplyTile<kPanels, false, false>;
+}
+
+// `count` rows of the result [.., columns], of a slice of the depth that begins at `k`: the slice of some panels stays in
+// the first cache while all tiles pass, and sums wait where the result will be.
+inline void MultiplySlice(const Rows& rows, int count, int k, int depth, const float* weights, int columns,
+                          const Epilogue& epilogue, float* to) {
   const std::ptrdiff_t step = static_cast<std::ptrdiff_t>(depth) * kPanel;
-  const int panels = Panels(columns);
-  alignas(64) float sums[kTileRows * kTilePanels * kPanel];
+  const int panels = Panels(columns), tiles = Rows::Tiles(count), now = std::min(kSlice, depth - k);
+  const bool first = k == 0, last = k + now == depth, gelu = epilogue.activation == Activation::kGelu;
   for (int panel = 0; panel < panels; panel += kTilePanels) {
     const int together = std::min(kTilePanels, panels - panel), column = panel * kPanel;
     const int width = std::min(together * kPanel, columns - column);
-    for (int tile = 0; tile < Rows::Tiles(count); ++tile) {
-      if (together == kTilePanels) {
-        MultiplyTile<kTilePanels>(rows.Tile(tile), weights + panel * step, step, depth, sums);
-      } else {
-        MultiplyTile<1>(rows.Tile(tile), weights + panel * step, step, depth, sums);
+    const float* slice = weights + panel * step + static_cast<std::ptrdiff_t>(k) * kPanel;
+    for (int tile = 0; tile < tiles; ++tile) {
+      const int whole = std::min(kTileRows, count - tile * kTileRows);
+      const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(tile) * kTileRows * columns + column;
+      const float* shortcut = epilogue.shortcut ? epilogue.shortcut + at : nullptr;
+      const float* bias = epilogue.bias ? epilogue.bias + column : nullptr;
+      const bool fits = whole == kTileRows && width == together * kPanel, direct = fits && last && !gelu;
+      auto* run = together == kTilePanels ? TileOf<kTilePanels>(first, direct) : TileOf<1>(first, direct);
+      if (fits) {
+        run(rows.Tile(tile), slice, step, now,
+            {to + at, columns, bias, shortcut, epilogue.activation == Activation::kRelu});
+        if (direct || !last) continue;
+        for (int r = 0; r < whole; ++r) {
+          const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(r) * columns;
+          FinishRow(epilogue, column, to + at + row, width, shortcut ? shortcut + row : nullptr, to + at + row);
+        }
+        continue;
       }
-      const int first = tile * kTileRows;
-      for (int r = 0; r < std::min(kTileRows, count - first); ++r) {
-        const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(first + r) * columns + column;
-        FinishRow(epilogue, column, sums + r * together * kPanel, width,
-                  epilogue.shortcut ? epilogue.shortcut + at : nullptr, to + at);
+      // At the edge the tile is larger than what remains of the result.
+      alignas(64) float sums[kTileRows * kTilePanels * kPanel];
+      const int across = together * kPanel;
+      for (int r = 0; r < whole && !first; ++r) std::copy_n(to + at + r * std::ptrdiff_t{columns}, width, sums + r * across);
+      run(rows.Tile(tile), slice, step, now, {sums, across});
+      for (int r = 0; r < whole; ++r) {
+        const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(r) * columns;
+        if (last) {
+          FinishRow(epilogue, column, sums + r * across, width, shortcut ? shortcut + row : nullptr, to + at + row);
+        } else {
+          std::copy_n(sums + r * across, width, to + at + row);
+        }
       }
     }
   }

@@ -2,12 +2,9 @@
 // Weights are packed beforehand (`network_cpu.py`); bias, shortcut and activation are part of the layer.
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <limits>
-#include <memory>
-#include <new>
 
 #include "depthwise.h"
 #include "gemm.h"
@@ -59,6 +56,12 @@ ffi::Error WrongWeights() {
   return ffi::Error::InvalidArgument("Expected weights that were packed for this layer, got another number of them.");
 }
 
+// Rows of a task, at most `largest`: whole tiles, dealt evenly, something for every thread.
+int Block(ffi::ThreadPool& pool, int all, int largest) {
+  const int tasks = std::max((all + largest - 1) / largest, static_cast<int>(pool.num_threads()));
+  return std::max(Rows::Tiles((all + tasks - 1) / tasks), 1) * kTileRows;
+}
+
 ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> weights,
                    ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> shortcut, ffi::ResultBuffer<ffi::F32> result,
                    ffi::Span<const std::int64_t> window, std::int64_t activation) {
@@ -68,18 +71,19 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buff
   }
   const int depth = p.window.height * p.window.width * p.in.channels;
   if (weights.element_count() != PackedSize(depth, p.out.channels)) return WrongWeights();
-  const int all = p.out.count * p.out.height * p.out.width, largest = Rows::Block(depth);
-  const int blocks = (all + largest - 1) / largest;
-  const int block = Rows::Tiles((all + blocks - 1) / std::max(blocks, 1)) * kTileRows;
-  ForEachTask(pool, (all + block - 1) / std::max(block, 1), [&] {
-    return [&, memory = Uninitialised(Rows::Size(block, depth))](int task) {
+  const int all = p.out.count * p.out.height * p.out.width, block = Block(pool, all, kBlockRows);
+  ForEachTask(pool, (all + block - 1) / block, [&] {
+    return [&, memory = Uninitialised(Rows::Size(block, std::min(depth, kSlice)))](int task) {
       const int first = task * block, count = std::min(block, all - first);
-      Rows rows(memory.get(), depth);
-      GatherWindows(p.from, p.in, p.out, p.window, first, count, rows);
       const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(first) * p.out.channels;
       Epilogue epilogue = p.epilogue;
       if (epilogue.shortcut) epilogue.shortcut += at;
-      Multiply(rows, count, depth, p.weights, p.out.channels, epilogue, p.to + at);
+      for (int k = 0; k < depth; k += kSlice) {
+        const int now = std::min(kSlice, depth - k);
+        Rows rows(memory.get(), now);
+        GatherWindows(p.from, p.in, p.out, p.window, first, count, k, now, rows);
+        MultiplySlice(rows, count, k, depth, p.weights, p.out.channels, epilogue, p.to + at);
+      }
     };
   });
   return ffi::Error::Success();
@@ -88,9 +92,8 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buff
 template <class Filter>
 void RunFiltered(ffi::ThreadPool& pool, const Problem& p) {
   using Run = WideWinograd<Filter>;
-  const int all = Run::Tiles(p.out), largest = Run::Block(p.in.channels), blocks = (all + largest - 1) / largest;
-  const int block = Rows::Tiles((all + blocks - 1) / std::max(blocks, 1)) * kTileRows;
-  ForEachTask(pool, (all + block - 1) / std::max(block, 1), [&] {
+  const int all = Run::Tiles(p.out), block = Block(pool, all, Run::Block(p.in.channels));
+  ForEachTask(pool, (all + block - 1) / block, [&] {
     return [&, scratch = Uninitialised(Run::Scratch(p.in.channels))](int task) {
       std::fill_n(scratch.get(), p.in.channels, 0.0f);
       const int first = task * block, count = std::min(block, all - first);
@@ -155,3 +158,32 @@ ffi::Error Apart(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer
 IDRC_LAYER(IdrcProduct, idrc::Product);
 IDRC_LAYER(IdrcFiltered, idrc::Filtered);
 IDRC_LAYER(IdrcApart, idrc::Apart);
+
+// 0 if all is well: a product with odd numbers of everything agrees with its definition in float64.
+extern "C" int IdrcSelfTest() {
+  using namespace idrc;
+  constexpr int kCount = kTileRows + 3, kDepth = kSlice + kPiece + 5, kColumns = kTilePanels * kPanel + 7;
+  const Buffer left = Zeros(kCount * kDepth), right = Zeros(PackedSize(kDepth, kColumns));
+  const Buffer made = Zeros(kCount * kColumns), memory = Zeros(Rows::Size(kCount, kSlice));
+  unsigned random = 1;
+  const auto draw = [&random] { return static_cast<float>((random = random * 1664525u + 1013904223u) >> 16) / 65536; };
+  for (int i = 0; i < kCount * kDepth; ++i) left[i] = draw() - 0.5f;
+  for (std::size_t i = 0; i < PackedSize(kDepth, kColumns); ++i) right[i] = draw() - 0.5f;
+  for (int k = 0; k < kDepth; k += kSlice) {
+    const int now = std::min(kSlice, kDepth - k);
+    Rows rows(memory.get(), now);
+    for (int r = 0; r < kCount; ++r) rows.Put(r, 0, left.get() + r * kDepth + k, now);
+    MultiplySlice(rows, kCount, k, kDepth, right.get(), kColumns, {nullptr, nullptr, Activation::kNone}, made.get());
+  }
+  double error = 0;
+  for (int r = 0; r < kCount; ++r) {
+    for (int c = 0; c < kColumns; ++c) {
+      double sum = made[r * kColumns + c];
+      for (int k = 0; k < kDepth; ++k) {
+        sum -= double{left[r * kDepth + k]} * right[(c / kPanel * kDepth + k) * kPanel + c % kPanel];
+      }
+      error = std::max(error, std::abs(sum));
+    }
+  }
+  return error < 1e-4 ? 0 : 1;
+}

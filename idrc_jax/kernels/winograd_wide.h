@@ -79,16 +79,13 @@ class WideWinograd {
     const int panels = Panels(out.channels);
     for (int panel = 0; panel < panels; panel += kTilePanels) {
       const int together = std::min(kTilePanels, panels - panel), width = together * kPanel;
+      auto* run = together == kTilePanels ? TileOf<kTilePanels>(true, false) : TileOf<1>(true, false);
       for (int p = 0; p < kPositions; ++p) {
         const idrc::Rows rows(transformed + p * step, depth);
         const float* packed = weights + p * matrix + panel * panel_step;
         for (int group = 0; group < groups; ++group) {
           float* sums = products + (static_cast<std::ptrdiff_t>(p) * groups + group) * kTileRows * width;
-          if (together == kTilePanels) {
-            MultiplyTile<kTilePanels>(rows.Tile(group), packed, panel_step, depth, sums);
-          } else {
-            MultiplyTile<1>(rows.Tile(group), packed, panel_step, depth, sums);
-          }
+          run(rows.Tile(group), packed, panel_step, depth, {sums, width});
         }
       }
       for (int t = 0; t < count; ++t) {
