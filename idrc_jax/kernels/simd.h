@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
@@ -31,11 +32,15 @@ constexpr int kSums = 24;
 constexpr int kSums = kLanes == 16 ? 16 : kLanes == 8 ? 12 : 8;
 #endif
 
-using Vector = float __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-using Bits = std::uint32_t __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+using Vector = float __attribute__((vector_size(4 * kLanes)));
+using Bits = std::uint32_t __attribute__((vector_size(4 * kLanes)));
 
-inline Vector Load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
-inline void Store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
+inline Vector Load(const float* from) {
+  Vector value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+inline void Store(float* to, Vector value) { std::memcpy(to, &value, sizeof value); }
 
 // What is no number stays none.
 inline Vector Relu(Vector value) {
