@@ -59,7 +59,6 @@ class Classifier:
       sha256: of the tensors; empty for a network that was not loaded from a file, and to be emptied where `params` or
         `apply_fn` are replaced: results then name it by its `fingerprint`.
       description: what rebuilds the network, and how it was trained.
-      alternatives: other implementations of the same network, with the same logits within rounding.
     """
 
     apply_fn: Any
@@ -70,7 +69,6 @@ class Classifier:
     kernel: str = "xla"
     sha256: str = ""
     description: dict[str, Any] = field(default_factory=dict)
-    alternatives: tuple["Classifier", ...] = field(default=(), repr=False)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         return self.apply_fn(self.params, images)

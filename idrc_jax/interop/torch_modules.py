@@ -82,20 +82,10 @@ def _by_kernel(plain: Classifier, program: Program, tensors: dict[str, np.ndarra
     """The same network by the kernels; its gradients are those of the plain one."""
     fused, packed = fusing.fuse(program, tensors, plain.image_shape)
 
-    @jax.custom_vjp
-    def apply_fn(params: Any, images: jax.Array) -> jax.Array:
+    def by_kernel(params: Any, images: jax.Array) -> jax.Array:
         return fused(params["packed"], images).astype(jnp.float32)
 
-    def forward(params: Any, images: jax.Array) -> tuple[jax.Array, Any]:
-        return apply_fn(params, images), (params, images)
-
-    def backward(residuals: Any, cotangent: jax.Array) -> tuple[Any, jax.Array]:
-        params, images = residuals
-        _, pullback = jax.vjp(plain.apply_fn, params["plain"], images)
-        to_plain, to_images = pullback(cotangent)
-        return {"plain": to_plain, "packed": jax.tree.map(jnp.zeros_like, params["packed"])}, to_images
-
-    apply_fn.defvjp(forward, backward)
+    apply_fn = network_cpu.with_gradients_of(plain.apply_fn, by_kernel)
     params = {"plain": plain.params, "packed": _arrays(packed)}
     return dataclasses.replace(plain, apply_fn=apply_fn, params=params, kernel="network_cpu", alternatives=(plain,))
 

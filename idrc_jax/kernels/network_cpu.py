@@ -4,7 +4,7 @@ A layer is a convolution or a matrix product with its bias, a shortcut that is a
 `plain`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -107,6 +107,28 @@ def product(
     rows = x.reshape(-1, 1, 1, x.shape[-1])
     beside = None if shortcut is None else shortcut.reshape(len(rows), 1, 1, layer.features)
     return run(layer, rows, weights, bias, beside).reshape(*x.shape[:-1], layer.features)
+
+
+def with_gradients_of(
+    plain: Callable[[Any, jax.Array], jax.Array], by_kernel: Callable[[Any, jax.Array], jax.Array]
+) -> Callable[[Any, jax.Array], jax.Array]:
+    """`by_kernel` of params {"plain", "packed"} and images; its gradients are those of `plain` of params["plain"]."""
+
+    @jax.custom_vjp
+    def apply_fn(params: Any, images: jax.Array) -> jax.Array:
+        return by_kernel(params, images)
+
+    def forward(params: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        return by_kernel(params, images), (params, images)
+
+    def backward(residuals: Any, cotangent: jax.Array) -> tuple[Any, jax.Array]:
+        params, images = residuals
+        _, pullback = jax.vjp(plain, params["plain"], images)
+        to_plain, to_images = pullback(cotangent)
+        return {"plain": to_plain, "packed": jax.tree.map(jnp.zeros_like, params["packed"])}, to_images
+
+    apply_fn.defvjp(forward, backward)
+    return apply_fn
 
 
 def plain(
