@@ -25,6 +25,7 @@ from idrc_jax.checkpoints import Classifier
 from idrc_jax.schemes import Scheme, host_scale
 
 ApplyFn = Callable[[Any, jax.Array], jax.Array]
+SLOTS = 64  # images of a dispatch, where always as many spare compiling again
 
 
 def slot_votes(
@@ -190,8 +191,12 @@ def default_chunk(classifier: Classifier, mesh: Mesh) -> int:
     """
     platform = mesh.devices.flat[0].platform
     wanted = (32 if mesh.size > 1 else 128) if platform == "cpu" else 4096
-    fitting = devices.memory(mesh) // 2 // (4 * classifier.largest_intermediate)
-    return max(2, min(wanted, fitting))
+    return min(wanted, largest_chunk(classifier, mesh))
+
+
+def largest_chunk(classifier: Classifier, mesh: Mesh) -> int:
+    """Samples, at least 2, whose intermediate results half of a device's memory holds, as far as can be told."""
+    return max(2, devices.memory(mesh) // 2 // (4 * classifier.largest_intermediate))
 
 
 def count_votes(

@@ -87,7 +87,7 @@ def _by_kernel(plain: Classifier, program: Program, tensors: dict[str, np.ndarra
 
     apply_fn = network_cpu.with_gradients_of(plain.apply_fn, by_kernel)
     params = {"plain": plain.params, "packed": _arrays(packed)}
-    return dataclasses.replace(plain, apply_fn=apply_fn, params=params, kernel="network_cpu", alternatives=(plain,))
+    return dataclasses.replace(plain, apply_fn=apply_fn, params=params, kernel="network_cpu").with_alternatives(plain)
 
 
 def _arrays(tensors: dict[str, np.ndarray]) -> dict[str, jax.Array]:
