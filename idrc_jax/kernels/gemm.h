@@ -82,7 +82,7 @@ class Rows {
 };
 
 // x Phi(x), by a rational approximation of the error function (relative error 2e-9 before rounding).
-inline Vector Gelu(Vector x) {
+__attribute__((noinline)) inline Vector Gelu(Vector x) {
   Vector z = x * 0.70710678f;
   z = z > 3.95f ? Vector{} + 3.95f : z;
   z = z < -3.95f ? Vector{} - 3.95f : z;

@@ -50,7 +50,7 @@ template <class Filter>
 class WideWinograd {
  public:
   static constexpr int kIn = Filter::kIn, kSide = Filter::kSide, kOut = Filter::kOut, kPositions = kSide * kSide;
-  static constexpr int kColumns = kTilePanels * kPanel;  // output channels that are computed together
+  static constexpr int kPanels = 4;  // of output channels whose products lie in memory
 
   static int Tiles(Images images) { return Rows(images) * Columns(images) * images.count; }
 
@@ -63,7 +63,7 @@ class WideWinograd {
   // Numbers of working memory.
   static std::size_t Scratch(int channels) {
     const int block = Block(channels);
-    return kPositions * (Step(block, channels) + block * kColumns) + channels;
+    return kPositions * (Step(block, channels) + block * kPanels * kPanel + kPanel) + channels;
   }
 
   // Tiles `first` .. `first + count - 1`, at most a block; `scratch` holds zeros at first.
@@ -77,25 +77,29 @@ class WideWinograd {
     for (int t = 0; t < count; ++t) Transform(from, in, first + t, zeros, transformed, t, step);
     const std::ptrdiff_t panel_step = static_cast<std::ptrdiff_t>(depth) * kPanel;
     const int panels = Panels(out.channels);
-    for (int panel = 0; panel < panels; panel += kTilePanels) {
-      const int together = std::min(kTilePanels, panels - panel), width = together * kPanel;
-      auto* run = together == kTilePanels ? TileOf<kTilePanels>(true, false) : TileOf<1>(true, false);
+    for (int begin = 0; begin < panels; begin += kPanels) {
+      const int end = std::min(begin + kPanels, panels), width = (end - begin) * kPanel;
+      const std::ptrdiff_t product_step = groups * kTileRows * width + kPanel;
       for (int p = 0; p < kPositions; ++p) {
         const idrc::Rows rows(transformed + p * step, depth);
-        const float* packed = weights + p * matrix + panel * panel_step;
-        for (int group = 0; group < groups; ++group) {
-          float* sums = products + (static_cast<std::ptrdiff_t>(p) * groups + group) * kTileRows * width;
-          run(rows.Tile(group), packed, panel_step, depth, {sums, width});
+        for (int panel = begin; panel < end; panel += kTilePanels) {
+          const bool whole = panel + kTilePanels <= end;
+          auto* run = whole ? TileOf<kTilePanels>(true, false) : TileOf<1>(true, false);
+          const float* packed = weights + p * matrix + panel * panel_step;
+          float* sums = products + p * product_step + (panel - begin) * kPanel;
+          for (int group = 0; group < groups; ++group) {
+            run(rows.Tile(group), packed, panel_step, depth, {sums + group * kTileRows * width, width});
+          }
         }
       }
       for (int t = 0; t < count; ++t) {
-        Gather(products + t * width, groups * kTileRows * width, width, first + t, out, panel * kPanel, epilogue, to);
+        Gather(products + t * width, product_step, width, first + t, out, begin * kPanel, epilogue, to);
       }
     }
   }
 
  private:
-  static constexpr int kBlockBytes = 1 << 20, kFewest = 2;
+  static constexpr int kBlockBytes = 1 << 20, kFewest = 4;
 
   // Numbers from one position to the next: never a multiple of the period of a cache's sets.
   static std::size_t Step(int tiles, int channels) { return idrc::Rows::Size(tiles, channels) + kPanel; }
@@ -152,6 +156,7 @@ class WideWinograd {
     const Place place = First(out, tile);
     const int height = std::min(kOut, out.height - place.y), across = std::min(kOut, out.width - place.x);
     const std::ptrdiff_t corner = out.At(place.image, place.y, place.x) + channel;
+    const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(out.width) * out.channels;
     for (int c = 0; c < width; c += kLanes) {
       const Vector bias = epilogue.bias ? Load(epilogue.bias + channel + c) : Vector{};
       Vector half[kOut][kSide];
@@ -164,16 +169,24 @@ class WideWinograd {
 #pragma GCC unroll 4
         for (int y = 0; y < kOut; ++y) half[y][x] = result[y];
       }
-#pragma GCC unroll 4
-      for (int y = 0; y < kOut; ++y) {
-        if (y >= height) break;
+      for (int y = 0; y < height; ++y) {
         Vector result[kOut];
         Filter::Output(half[y], result);
+        float* line = to + corner + y * row + c;
+        const float* beside = epilogue.shortcut ? epilogue.shortcut + corner + y * row + c : nullptr;
+        if (across == kOut && epilogue.activation != Activation::kGelu) {
+          const bool relu = epilogue.activation == Activation::kRelu;
 #pragma GCC unroll 4
-        for (int x = 0; x < kOut; ++x) {
-          if (x >= across) break;
-          const std::ptrdiff_t at = corner + (static_cast<std::ptrdiff_t>(y) * out.width + x) * out.channels + c;
-          Store(to + at, Finished(epilogue, result[x] + bias, epilogue.shortcut ? epilogue.shortcut + at : nullptr));
+          for (int x = 0; x < kOut; ++x) {
+            Vector value = result[x] + bias;
+            if (beside) value += Load(beside + x * out.channels);
+            Store(line + x * out.channels, relu ? Relu(value) : value);
+          }
+          continue;
+        }
+        for (int x = 0; x < across; ++x) {
+          const float* one = beside ? beside + x * out.channels : nullptr;
+          Store(line + x * out.channels, Finished(epilogue, result[x] + bias, one));
         }
       }
     }
