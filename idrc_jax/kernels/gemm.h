@@ -44,6 +44,19 @@ inline std::size_t PackedSize(int depth, int columns) {
   return static_cast<std::size_t>(depth) * Panels(columns) * kPanel;
 }
 
+// A few numbers, for which a call costs more than the copy.
+inline void Copy(const float* from, int count, float* to) {
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes) Store(to + i, Load(from + i));
+#if IDRC_LANES == 16 && defined(__AVX512F__)
+  const auto rest = static_cast<__mmask16>((1u << (count - i)) - 1);
+  _mm512_mask_storeu_ps(to + i, rest, _mm512_maskz_loadu_ps(rest, from + i));
+#else
+#pragma GCC unroll 1
+  for (; i < count; ++i) to[i] = from[i];
+#endif
+}
+
 // Rows of numbers for tiles: [tile][piece][row of the tile][kPiece].
 class Rows {
  public:
@@ -58,7 +71,7 @@ class Rows {
     return memory_ + static_cast<std::size_t>(tile) * kTileRows * Pieces(depth_) * kPiece;
   }
 
-  // Appends numbers to a row, at `at`; zeros without a source.
+  // Writes numbers of a row, from `at` on; zeros without a source.
   void Put(int row, int at, const float* from, int count) {
     float* tile = memory_ + static_cast<std::size_t>(row / kTileRows) * kTileRows * Pieces(depth_) * kPiece +
                   (row % kTileRows) * kPiece;
@@ -66,10 +79,10 @@ class Rows {
       const int offset = at % kPiece, now = std::min(count, kPiece - offset);
       float* to = tile + static_cast<std::size_t>(at / kPiece) * kTileRows * kPiece + offset;
       if (from) {
-        std::memcpy(to, from, now * sizeof(float));
+        Copy(from, now, to);
         from += now;
       } else {
-        std::memset(to, 0, now * sizeof(float));
+        std::fill_n(to, now, 0.0f);
       }
       at += now;
       count -= now;
@@ -126,21 +139,28 @@ inline void GatherWindows(const float* from, Images in, Images out, const Window
     }
     return;
   }
-  const int across = window.width * in.channels;
+  const int across = window.width * in.channels, end = in.width * in.channels;
+  int x = first % out.width, y = first / out.width % out.height, image = first / out.width / out.height;
   for (int r = 0; r < count; ++r) {
-    const int number = first + r, x = number % out.width, y = number / out.width % out.height;
-    const int image = number / out.width / out.height, top = y * window.stride_y - window.pad_y;
-    const int left = (x * window.stride_x - window.pad_x) * in.channels, end = in.width * in.channels;
-    for (int at = 0; at < depth;) {
-      const int line = (begin + at) / across, offset = (begin + at) % across;
+    const int left = (x * window.stride_x - window.pad_x) * in.channels;
+    int line = y * window.stride_y - window.pad_y + begin / across, offset = begin % across;
+    for (int at = 0; at < depth; ++line, offset = 0) {
       const int place = left + offset, now = std::min(across - offset, depth - at);  // of a row of the image
-      const bool inside = top + line >= 0 && top + line < in.height;
-      const int zeros = inside ? std::clamp(-place, 0, now) : now;
-      const int copied = inside ? std::clamp(end - place - zeros, 0, now - zeros) : 0;
-      rows.Put(r, at, nullptr, zeros);
-      if (copied > 0) rows.Put(r, at + zeros, from + in.At(image, top + line, 0) + place + zeros, copied);
-      rows.Put(r, at + zeros + copied, nullptr, now - zeros - copied);
+      const bool inside = line >= 0 && line < in.height;
+      if (inside && place >= 0 && place + now <= end) {
+        rows.Put(r, at, from + in.At(image, line, 0) + place, now);
+      } else {
+        const int zeros = inside ? std::clamp(-place, 0, now) : now;
+        const int copied = inside ? std::clamp(end - place - zeros, 0, now - zeros) : 0;
+        rows.Put(r, at, nullptr, zeros);
+        if (copied > 0) rows.Put(r, at + zeros, from + in.At(image, line, 0) + place + zeros, copied);
+        rows.Put(r, at + zeros + copied, nullptr, now - zeros - copied);
+      }
       at += now;
+    }
+    if (++x == out.width) {
+      x = 0;
+      if (++y == out.height) y = 0, ++image;
     }
   }
 }
