@@ -30,16 +30,17 @@ def _of_transformers(module: str, size: int) -> Description:
     }  # fmt: skip
 
 
-# Eight networks of different kinds, by name; a "denoised" one is a committed denoiser before a committed classifier.
+# Eight networks of different kinds, by name. ResNet-8 is quickstart's, of digits; the "denoised" one is a committed
+# denoiser before a committed classifier.
 ANY: dict[str, Description] = {
-    "ResNet-8 on digits": describe(8, 8) | {"image_shape": [8, 8, 1], "mean": [0.3], "std": [0.38]},
+    "ResNet-8": describe(8, 8) | {"image_shape": [8, 8, 1], "mean": [0.3], "std": [0.38]},
     "ResNet-20": describe(20),
     "ResNet-110": describe(110),
     "ResNet-18": _of_transformers("ResNet-18", 64),
     "ResNet-50": _of_transformers("ResNet-50", 224),
     "ConvNeXt-T": _of_transformers("ConvNeXt-T", 224),
     "ViT-B/16": _of_transformers("ViT-B/16", 224),
-    "U-Net and ResNet-20": describe(20)
+    "U-Net+ResNet-20": describe(20)
     | {
         "architecture": "denoised",
         "denoiser": "cifar10_denoiser_small.safetensors",
