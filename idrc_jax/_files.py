@@ -10,6 +10,13 @@ from pathlib import Path
 from typing import Any
 
 
+def cache_folder() -> Path:
+    """The user's folder for what can be made again, which exists then; OSError or RuntimeError where there is none."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "idrc_jax"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write what replaces a file, atomically, when the block ends well and it is on the disk."""

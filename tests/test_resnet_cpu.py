@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from test_folding import fold, network, noisy
 
-from idrc_jax import checkpoints, devices, prng, sampling, schemes
+from idrc_jax import _files, checkpoints, devices, prng, sampling, schemes
 from idrc_jax.kernels import build, resnet_cpu
 from idrc_jax.models import folding
 
@@ -151,7 +151,7 @@ def test_without_a_compiler_the_plain_network_runs(monkeypatch, tmp_path, caplog
             checkpoints.save_weights(tmp_path / "weights.safetensors", tensors, description)
             assert checkpoints.load_classifier(tmp_path).kernel == "xla"
         assert len(caplog.messages) == 1
-        assert "No fast kernel" in caplog.text
+        assert "No kernel of resnet_cpu.cc" in caplog.text
     finally:
         build.register.cache_clear()
 
@@ -159,18 +159,37 @@ def test_without_a_compiler_the_plain_network_runs(monkeypatch, tmp_path, caplog
 def test_a_library_is_built_once_for_each_kind_of_processor(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = tmp_path / "empty.cc"
-    source.write_text('extern "C" int nothing() { return 7; }\n')
+    source.write_text('extern "C" int IdrcSelfTest() { return 0; }\n')
     first = build._compiled(source)
     written = first.stat().st_mtime_ns
     assert build._compiled(source) == first
     assert first.stat().st_mtime_ns == written
-    monkeypatch.setattr(build, "_processor", lambda: "another")
+    monkeypatch.setattr(build, "processor", lambda: "another")
     assert build._compiled(source) != first
 
 
-def test_without_avx512_the_same_logits_and_gradients(tmp_path):
-    """The other half of the source, where this machine has AVX-512."""
-    script = """
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [("return 3;", "failed its self-test"), ("__builtin_trap();", "crashed in its self-test, by signal")],
+)
+def test_a_library_that_crashes_or_computes_wrongly_is_not_used(monkeypatch, tmp_path, caplog, body, reason):
+    """As an instruction that the processor lacks, or a broken compiler, would make it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = tmp_path / "bad.cc"
+    source.write_text(f'extern "C" int IdrcSelfTest() {{ {body} }}\n')
+    assert not build.register.__wrapped__(str(source), ())
+    assert len(caplog.messages) == 1
+    assert reason in caplog.text
+    assert not list((tmp_path / "idrc_jax").glob("*"))
+
+
+def test_a_width_that_no_machine_has_is_refused(monkeypatch, caplog):
+    monkeypatch.setenv("IDRC_VECTOR_BITS", "1024")
+    assert not build.register.__wrapped__("resnet_cpu.cc", ())
+    assert "expected IDRC_VECTOR_BITS of 128, 256 or 512, got '1024'" in caplog.text
+
+
+SAME = """
 import jax, jax.numpy as jnp, numpy as np
 from idrc_jax.kernels import convolution_cpu, resnet_cpu
 from test_convolution_cpu import OPTIONS
@@ -191,12 +210,15 @@ for channels in (16, 32, 64):
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
 print("same")
 """
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+
+
+@pytest.mark.parametrize("bits", ["128", "256"])
+def test_narrower_vectors_give_the_same_logits_and_gradients(bits):
     environment = os.environ | {
-        "CXX": f"{compiler} -mno-avx512f", "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu",
+        "IDRC_VECTOR_BITS": bits, "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)]),
     }  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", SAME], capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == "same", done.stderr
 
 
@@ -205,7 +227,7 @@ def test_without_a_home_the_plain_network_runs(monkeypatch, caplog):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(build.Path, "home", homeless)
+    monkeypatch.setattr(_files.Path, "home", homeless)
     build.register.cache_clear()
     try:
         assert not resnet_cpu.available()

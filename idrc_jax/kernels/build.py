@@ -1,4 +1,8 @@
-"""Kernels in C++, compiled for this machine when first used and kept in the user's cache."""
+"""Kernels in C++, compiled for this machine when first used and kept in the user's cache.
+
+`IDRC_VECTOR_BITS` (128, 256 or 512) builds them for vectors of another width than the machine's widest: narrower ones
+to time what other machines will do, wider ones, which are slow, to test them.
+"""
 
 import ctypes
 import functools
@@ -9,13 +13,18 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import jax
 
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared")
+from idrc_jax import _files
+
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi", "-fPIC", "-shared")
+_NARROWER = {"": (), "128": ("-mno-avx512f", "-mno-avx"), "256": ("-mno-avx512f",), "512": ()}
 _HERE = Path(__file__).parent
+_SELF_TEST = "import ctypes, sys; sys.exit(ctypes.CDLL(sys.argv[1]).IdrcSelfTest())"
 
 
 @functools.cache
@@ -26,7 +35,8 @@ def register(source: str, symbols: tuple[tuple[str, str], ...]) -> bool:
       symbols: (name of the FFI target, C symbol) pairs.
 
     Returns:
-      Whether the targets can be called. Without a C++ compiler, or where it fails, one warning says why.
+      Whether the targets can be called. Without a C++ compiler, where it fails, or where what it makes crashes or
+      computes wrongly, one warning says why.
     """
     try:
         library = ctypes.CDLL(str(_compiled(_HERE / source)))
@@ -35,7 +45,7 @@ def register(source: str, symbols: tuple[tuple[str, str], ...]) -> bool:
         output = getattr(error, "stderr", None) or str(error)
         lines = output.strip().splitlines()
         said = next((line for line in lines if "error" in line), lines[-1] if lines else type(error).__name__)
-        logging.getLogger("idrc_jax").warning("No fast kernel (%s): XLA's is used, some 2 to 4 times slower.", said)
+        logging.getLogger("idrc_jax").warning("No kernel of %s (%s): XLA does its work.", source, said)
         return False
     for target, handler in handlers.items():
         jax.ffi.register_ffi_target(target, handler, platform="cpu")
@@ -47,22 +57,41 @@ def _compiled(source: Path) -> Path:
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise FileNotFoundError("no C++ compiler found: install g++ or set CXX")
-    command = [*compiler.split(), *_FLAGS, f"-I{jax.ffi.include_dir()}"]
+    command = [*compiler.split(), *_FLAGS, *_width(), f"-I{jax.ffi.include_dir()}"]
     version = subprocess.run([*compiler.split(), "--version"], capture_output=True, text=True, check=True).stdout
     texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
-    identity = "\n".join([*texts, *command, version, importlib.metadata.version("jaxlib"), _processor()])
+    identity = "\n".join([*texts, *command, version, importlib.metadata.version("jaxlib"), processor()])
     name = f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "idrc_jax"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = _files.cache_folder()
     if not (folder / name).is_file():
         with tempfile.TemporaryDirectory(dir=folder) as partial:
             built = Path(partial) / name
             subprocess.run([*command, str(source), "-o", str(built)], capture_output=True, text=True, check=True)
+            _require_self_test(built)
             os.replace(built, folder / name)
     return folder / name
 
 
-def _processor() -> str:
+def _width() -> tuple[str, ...]:
+    """Flags for the vectors that IDRC_VECTOR_BITS asks for."""
+    bits = os.environ.get("IDRC_VECTOR_BITS", "")
+    if bits not in _NARROWER:
+        raise RuntimeError(f"expected IDRC_VECTOR_BITS of 128, 256 or 512, got {bits!r}")
+    lanes = (f"-DIDRC_LANES={int(bits) // 32}",) if bits else ()
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return (*(_NARROWER[bits] if x86 else ()), *lanes)
+
+
+def _require_self_test(library: Path) -> None:
+    """RuntimeError unless the new library runs on this processor, in a process of its own, and computes rightly."""
+    done = subprocess.run([sys.executable, "-c", _SELF_TEST, str(library)], capture_output=True, text=True)
+    if done.returncode < 0:
+        raise RuntimeError(f"what the compiler made crashed in its self-test, by signal {-done.returncode}")
+    if done.returncode:
+        raise RuntimeError(f"what the compiler made failed its self-test{': ' if done.stderr else ''}{done.stderr[-200:]}")
+
+
+def processor() -> str:
     """What -march=native looks at; a cache may be shared by unlike machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

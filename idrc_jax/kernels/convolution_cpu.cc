@@ -4,8 +4,10 @@
 #include <cstddef>
 #include <type_traits>
 
-#include "convolution.h"
+#include "direct.h"
+#include "self_test.h"
 #include "tasks.h"
+#include "winograd.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -63,7 +65,7 @@ bool Read(ffi::Span<const std::int64_t> images, ffi::Span<const std::int64_t> we
                     problem->out.width == (problem->in.width + stride - 1) / stride && weights[1] == size &&
                     weights[2] == images[3] && weights[3] == channels && results[0] == images[0];
   return fits && (size == 1 || size == 3) && (stride == 1 || stride == 2) &&
-         (channels == kLanes || channels % (2 * kLanes) == 0);
+         (channels == kNarrow || channels % kWide == 0);
 }
 
 ffi::Error Refusal() {

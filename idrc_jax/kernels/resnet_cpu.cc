@@ -13,8 +13,10 @@
 #include <utility>
 #include <vector>
 
-#include "convolution.h"
+#include "direct.h"
+#include "self_test.h"
 #include "tasks.h"
+#include "winograd.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -22,6 +24,7 @@ namespace ffi = xla::ffi;
 namespace idrc {
 namespace {
 
+constexpr int kAlignment = 16;                   // numbers: where packed tensors begin
 constexpr int kTask = 8;                         // images of a task
 constexpr std::size_t kCacheBytes = 400 * 1024;  // of activations at a time: a part of a level-2 cache
 
@@ -35,14 +38,14 @@ struct Stage {
   std::vector<Block> blocks;
 };
 
-// Reads the packed weights in order; every tensor begins at a multiple of 16 numbers.
+// Reads the packed weights in order; every tensor begins at a multiple of kAlignment numbers.
 class Reader {
  public:
   explicit Reader(const float* from) : from_(from) {}
 
   const float* Take(std::size_t size) {
     const float* tensor = from_ + taken_;
-    taken_ += (size + kLanes - 1) / kLanes * kLanes;
+    taken_ += (size + kAlignment - 1) / kAlignment * kAlignment;
     return tensor;
   }
   Layer TakeLayer(std::size_t size, int channels, bool relu, bool half) {
@@ -72,8 +75,8 @@ struct Network {
     Reader reader(weights);
     mean = reader.Take(image.channels);
     inverse_std = reader.Take(image.channels);
-    stem = reader.TakeLayer(9 * image.channels * kLanes, kLanes, true, half);
-    Shape shape{image.height, image.width, kLanes};
+    stem = reader.TakeLayer(9 * image.channels * kNarrow, kNarrow, true, half);
+    Shape shape{image.height, image.width, kNarrow};
     for (int s = 0; s < 3; ++s) {
       if (s > 0) shape = shape.Halved();
       const std::size_t per_image = 2 * shape.Size() * sizeof(float);

@@ -1,0 +1,279 @@
+// 3x3 convolutions by Winograd's minimal filtering F(4x4, 3x3): a tile of 4x4 outputs from 6x6 products a pair of
+// channels, where the definition needs 144 (Lavin and Gray 2016).
+
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include "tensor.h"
+
+namespace idrc {
+
+class Winograd {
+ public:
+  static constexpr int kTile = 4, kSide = 6, kPositions = kSide * kSide;
+  // Tiles that are multiplied together: a multiple of the rows of sums.
+  static constexpr int kBlock = kLanes == 16 ? 16 : 12;
+  static constexpr int kSpan = 2;  // blocks that share weights, where those are not transformed all at once
+
+  static bool Fits(Shape shape) { return shape.height % kTile == 0 && shape.width % kTile == 0; }
+
+  // Numbers of working memory.
+  static std::size_t Scratch(int channels) {
+    const std::size_t filters = channels * Width(channels) + kPadding, tiles = Step(channels);
+    return kPositions * std::max(filters + Step(Width(channels)) + kSpan * tiles, 2 * tiles);
+  }
+
+  // The same layer of 16 channels or a multiple of 32 for `count` images that lie one after another, with a border of
+  // 1 before it.
+  static void Run(const Layer& layer, const float* from, Shape in, int count, Shape out, const float* shortcut,
+                  float* to, float* scratch) {
+    auto* run = in.channels == kNarrow ? RunOf<kNarrow> : RunOf<kWide>;
+    run(layer, from, in, count, out, shortcut, to, scratch);
+  }
+
+  // Adds to `sums` [36, in, out] the gradient with respect to the transformed weights: the adjoint of `Run`.
+  static void Accumulate(const float* from, Shape in, int count, const float* gradient, Shape out, float* sums,
+                         float* scratch) {
+    const int channels = in.channels, step = Step(channels), square = channels * channels;
+    float* transformed = scratch;
+    float* spread = scratch + kPositions * step;
+    auto* add = channels == kNarrow ? AddProducts<kNarrow> : AddProducts<kWide>;
+    for (int first = 0; first < count * Tiles(in); first += kBlock) {
+      const int block = std::min(kBlock, count * Tiles(in) - first);
+      for (int t = 0; t < block; ++t) {
+        Transform(from + Corner(in, first + t), in.Row(), channels, transformed + t * channels);
+        Spread(gradient + First(out, first + t), out.Row(), channels, spread + t * channels);
+      }
+      for (int p = 0; p < kPositions; ++p) {
+        add(transformed + p * step, spread + p * step, channels, block, sums + p * square);
+      }
+    }
+  }
+
+  // The gradient with respect to weights [3, 3, in, out] from that of the transformed ones: G' s G.
+  static void GatherWeights(const float* sums, int channels, float* to) {
+    const std::ptrdiff_t square = channels * channels;
+    for (std::ptrdiff_t at = 0; at < square; at += kLanes) {
+      Separable<kSide, 3>(
+          Narrow, [&](int y, int x) { return Load(sums + (y * kSide + x) * square + at); },
+          [&](int y, int x, Vector value) { Store(to + (y * 3 + x) * square + at, value); });
+    }
+  }
+
+ private:
+  // Numbers that keep the positions of a block off the period of a cache's sets.
+  static constexpr int kPadding = 16;
+
+  // Output channels that are computed together.
+  static constexpr int Width(int channels) { return std::min(channels, kWide); }
+  // Numbers from one position to the next of a block.
+  static constexpr int Step(int channels) { return kBlock * channels + kPadding; }
+
+  // Weights are transformed for some output channels and tiles at a time: then they lie in the cache, where four times
+  // the memory would have to stream from farther away.
+  template <int kWidth>
+  static void RunOf(const Layer& layer, const float* from, Shape in, int count, Shape out, const float* shortcut,
+                    float* to, float* scratch) {
+    constexpr int kProducts = Step(kWidth);
+    const int channels = in.channels, step = Step(channels), filter = channels * kWidth + kPadding;
+    // Where all channels are computed at once, products take the place of the tiles that they are made of.
+    const bool at_once = channels == kWidth;
+    const int all = count * Tiles(in), span = at_once ? all : kSpan * kBlock;
+    float* filters = scratch;
+    float* products = filters + kPositions * filter;
+    float* transformed = at_once ? products : products + kPositions * kProducts;
+    for (int start = 0; start < all; start += span) {
+      const int end = std::min(start + span, all);
+      for (int c = 0; c < channels; c += kWidth) {
+        TransformWeights<kWidth>(layer.weights + c, channels, filters);
+        float* tiles = transformed;
+        for (int first = start; first < end; first += kBlock) {
+          const int block = std::min(kBlock, end - first);  // what lies behind it in a block is never read
+          if (c == 0) {
+            for (int t = 0; t < block; ++t) {
+              Transform(from + Corner(in, first + t), in.Row(), channels, tiles + t * channels);
+            }
+          }
+          for (int p = 0; p < kPositions; ++p) {
+            Multiply<kWidth>(tiles + p * step, filters + p * filter, channels, block, products + p * kProducts);
+          }
+          for (int t = 0; t < block; ++t) {
+            const std::ptrdiff_t at = First(out, first + t) + c;
+            Gather<kWidth>(layer, c, products + t * kWidth, out, shortcut ? shortcut + at : nullptr, to + at);
+          }
+          if (!at_once) tiles += kPositions * step;  // they are needed again
+        }
+      }
+    }
+  }
+
+  static int Tiles(Shape shape) { return shape.width / kTile * (shape.height / kTile); }
+
+  // Where the tile of that number, counted through all images, has its first pixel, and the window that it needs.
+  static std::ptrdiff_t First(Shape shape, int number) {
+    const int across = shape.width / kTile, tile = number % Tiles(shape);
+    return number / Tiles(shape) * shape.Size() + shape.At(tile / across * kTile, tile % across * kTile);
+  }
+  static std::ptrdiff_t Corner(Shape shape, int number) { return First(shape, number) - shape.Row() - shape.channels; }
+
+  // ---- Products.
+
+  // [block, channels] x [channels, width].
+  template <int kWidth>
+  static void Multiply(const float* tiles, const float* weights, int channels, int block, float* products) {
+    constexpr int kRows = Tile<kWidth>::kRows;
+    static_assert(kBlock % kRows == 0);
+    for (int t = 0; t < block; t += kRows) {
+      Sums<kRows, Tile<kWidth>::kVectors> sums;
+      sums.Clear();
+#pragma GCC unroll 8
+      for (int k = 0; k < channels; ++k) sums.Add(tiles + t * channels + k, channels, weights + k * kWidth);
+      sums.Write(products + t * kWidth, kWidth);
+    }
+  }
+
+  // sums [channels, channels] += [block, channels]' x [block, channels].
+  template <int kWidth>
+  static void AddProducts(const float* tiles, const float* gradients, int channels, int block, float* sums) {
+    for (int c = 0; c < channels; c += kWidth) {
+      AddRows<Tile<kWidth>::kRows, Tile<kWidth>::kVectors>(tiles, gradients + c, channels, channels, block, sums + c);
+    }
+  }
+
+  // `rows` rows of the sums: kRows at a time, the rest by halves of that.
+  template <int kRows, int kVectors>
+  __attribute__((noinline)) static void AddRows(const float* tiles, const float* gradients, int channels, int rows,
+                                                int block, float* sums) {
+    for (; rows >= kRows; rows -= kRows, tiles += kRows, sums += kRows * channels) {
+      Sums<kRows, kVectors> tile;
+      tile.Read(sums, channels);
+      for (int t = 0; t < block; ++t) tile.Add(tiles + t * channels, 1, gradients + t * channels);
+      tile.Write(sums, channels);
+    }
+    if constexpr (kRows > 1) {
+      if (rows > 0) AddRows<kRows / 2, kVectors>(tiles, gradients, channels, rows, block, sums);
+    }
+  }
+
+  // ---- Transforms. Each is a matrix that is applied to rows and columns: M x M'.
+
+  template <int kIn, int kOut, class Apply, class From, class To>
+  static void Separable(const Apply& apply, const From& from, const To& to) {
+    Vector half[kIn][kOut];
+#pragma GCC unroll 6
+    for (int i = 0; i < kIn; ++i) {
+      Vector values[kIn];
+#pragma GCC unroll 6
+      for (int j = 0; j < kIn; ++j) values[j] = from(i, j);
+      apply(values, half[i]);
+    }
+#pragma GCC unroll 6
+    for (int j = 0; j < kOut; ++j) {
+      Vector values[kIn], results[kOut];
+#pragma GCC unroll 6
+      for (int i = 0; i < kIn; ++i) values[i] = half[i][j];
+      apply(values, results);
+#pragma GCC unroll 6
+      for (int i = 0; i < kOut; ++i) to(i, j, results[i]);
+    }
+  }
+
+  static void Widen(const Vector (&g)[3], Vector (&u)[kSide]) {
+    const Vector a = g[0] + g[2], b = g[0] + 4.0f * g[2];
+    u[0] = g[0] * 0.25f;
+    u[1] = (a + g[1]) * (-1.0f / 6.0f);
+    u[2] = (a - g[1]) * (-1.0f / 6.0f);
+    u[3] = (b + 2.0f * g[1]) * (1.0f / 24.0f);
+    u[4] = (b - 2.0f * g[1]) * (1.0f / 24.0f);
+    u[5] = g[2];
+  }
+
+  static void Narrow(const Vector (&u)[kSide], Vector (&g)[3]) {
+    const Vector a = u[1] + u[2], b = u[1] - u[2], c = u[3] + u[4], e = u[3] - u[4];
+    g[0] = u[0] / 4.0f - a / 6.0f + c / 24.0f;
+    g[1] = e / 12.0f - b / 6.0f;
+    g[2] = c / 6.0f - a / 6.0f + u[5];
+  }
+
+  static void Input(const Vector (&d)[kSide], Vector (&v)[kSide]) {
+    const Vector a = d[4] - 4.0f * d[2], b = d[3] - 4.0f * d[1], c = d[4] - d[2], e = 2.0f * (d[3] - d[1]);
+    v[0] = 4.0f * d[0] + (d[4] - 5.0f * d[2]);
+    v[1] = a + b;
+    v[2] = a - b;
+    v[3] = c + e;
+    v[4] = c - e;
+    v[5] = 4.0f * d[1] + (d[5] - 5.0f * d[3]);
+  }
+
+  static void Output(const Vector (&m)[kSide], Vector (&y)[kTile]) {
+    const Vector a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], e = m[3] - m[4];
+    y[0] = m[0] + a + c;
+    y[1] = b + 2.0f * e;
+    y[2] = a + 4.0f * c;
+    y[3] = b + 8.0f * e + m[5];
+  }
+
+  static void OutputAdjoint(const Vector (&y)[kTile], Vector (&m)[kSide]) {
+    const Vector a = y[0] + y[2], b = y[1] + y[3], c = y[0] + 4.0f * y[2], e = 2.0f * y[1] + 8.0f * y[3];
+    m[0] = y[0];
+    m[1] = a + b;
+    m[2] = a - b;
+    m[3] = c + e;
+    m[4] = c - e;
+    m[5] = y[3];
+  }
+
+  // Weights [3, 3, in, out] of some output channels: [36, in, width].
+  template <int kWidth>
+  static void TransformWeights(const float* weights, int channels, float* to) {
+    const int filter = channels * kWidth + kPadding;
+    for (int k = 0; k < channels; ++k) {
+      for (int c = 0; c < kWidth; c += kLanes) {
+        Separable<3, kSide>(
+            Widen, [&](int y, int x) { return Load(weights + ((y * 3 + x) * channels + k) * channels + c); },
+            [&](int y, int x, Vector value) { Store(to + (y * kSide + x) * filter + k * kWidth + c, value); });
+      }
+    }
+  }
+
+  // 6x6 pixels of all channels to the same number of positions.
+  static void Transform(const float* from, int row, int channels, float* to) {
+    for (int c = 0; c < channels; c += kLanes) {
+      Separable<kSide, kSide>(
+          Input, [&](int y, int x) { return Load(from + y * row + x * channels + c); },
+          [&](int y, int x, Vector value) { Store(to + (y * kSide + x) * Step(channels) + c, value); });
+    }
+  }
+
+  // The adjoint of `Gather`: 6x6 numbers a channel from a tile of 4x4.
+  static void Spread(const float* from, int row, int channels, float* to) {
+    for (int c = 0; c < channels; c += kLanes) {
+      Separable<kTile, kSide>(
+          OutputAdjoint, [&](int y, int x) { return Load(from + y * row + x * channels + c); },
+          [&](int y, int x, Vector value) { Store(to + (y * kSide + x) * Step(channels) + c, value); });
+    }
+  }
+
+  // A tile of 4x4 outputs, columns before rows so that they are stored row by row.
+  template <int kWidth>
+  static void Gather(const Layer& layer, int channel, const float* products, Shape out, const float* shortcut,
+                     float* to) {
+    for (int c = 0; c < kWidth; c += kLanes) {
+      const Vector bias = Bias(layer, channel + c);
+      Separable<kSide, kTile>(
+          Output,
+          [&](int x, int y) {
+            const Vector product = Load(products + (y * kSide + x) * Step(kWidth) + c);
+            return x == 1 && y == 1 ? product + bias : product;  // the one that every output contains once
+          },
+          [&](int x, int y, Vector value) {
+            const std::ptrdiff_t at = y * out.Row() + x * out.channels + c;
+            Finish(layer, value, shortcut ? shortcut + at : nullptr, to + at);
+          });
+    }
+  }
+};
+
+}  // namespace idrc
