@@ -94,12 +94,11 @@ def _numpy_dispatches() -> list[str]:
     return [name for name in found if "AVX512" in name or name == "X86_V4"]
 
 
-def used_avx512(seconds: float) -> bool | None:
-    """Whether a thread of this process had AVX-512 registers in use within the last so many seconds.
+def used_avx512(seconds: float, threads: Path = Path("/proc/self/task")) -> bool | None:
+    """Whether one of the threads, this process's, had AVX-512 registers in use within the last so many seconds.
 
     The kernel looks when it takes a thread off its core, so a short use may be missed. None where it does not say.
     """
-    threads = Path("/proc/self/task")
     if not threads.is_dir():
         return None
     told = []
