@@ -21,7 +21,7 @@ SETTINGS = --config=$(CONFIG):$(SCHEME) --config.noise.sigma=$(SIGMA) --config.d
 	--config.max_minutes=$(SLICE) --workdir=$(RUN) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all lint typecheck reproduce overhead invariance certificate-table plans denoising figures \
+.PHONY: help quickstart test test-all lint typecheck reproduce overhead invariance widths certificate-table plans denoising figures \
 	throughput training-throughput networks scaling gpu-benchmark clean
 
 help:  ## Show this help.
@@ -53,6 +53,9 @@ overhead: $(VENV)/.quickstart  ## Measure what the sampling core adds to the bar
 
 invariance: $(VENV)/.quickstart  ## Count the votes that change with chunk and devices: DATA=FOLDER.
 	$(BIN)/python benchmarks/invariance.py $(DATA)
+
+widths: $(VENV)/.quickstart  ## Count the votes that change with the width of a processor's vectors: DATA=FOLDER.
+	$(BIN)/python -m benchmarks.widths $(DATA) $(ARGS)
 
 certificate-table: $(VENV)/.quickstart  ## Print the tables of docs/certificates.md and draw its figure.
 	$(BIN)/python benchmarks/certificate_table.py

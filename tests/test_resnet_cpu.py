@@ -3,7 +3,6 @@
 import functools
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -212,10 +211,9 @@ print("same")
 """
 
 
-@pytest.mark.parametrize("bits", ["128", "256"])
-def test_narrower_vectors_give_the_same_logits_and_gradients(bits):
+def test_vectors_of_avx2_give_the_same_logits_and_gradients():
     environment = os.environ | {
-        "IDRC_VECTOR_BITS": bits, "JAX_PLATFORMS": "cpu",
+        "IDRC_VECTOR_BITS": "256", "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)]),
     }  # fmt: skip
     done = subprocess.run([sys.executable, "-c", SAME], capture_output=True, text=True, env=environment)

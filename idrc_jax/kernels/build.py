@@ -21,7 +21,7 @@ import jax
 
 from idrc_jax import _files
 
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi", "-fPIC", "-shared")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared", "-w")
 _NARROWER = {"": (), "128": ("-mno-avx512f", "-mno-avx"), "256": ("-mno-avx512f",), "512": ()}
 _HERE = Path(__file__).parent
 _SELF_TEST = "import ctypes, sys; sys.exit(ctypes.CDLL(sys.argv[1]).IdrcSelfTest())"
@@ -54,11 +54,8 @@ def register(source: str, symbols: tuple[tuple[str, str], ...]) -> bool:
 
 def _compiled(source: Path) -> Path:
     """The shared library of a source file; its name tells everything that it depends on."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        raise FileNotFoundError("no C++ compiler found: install g++ or set CXX")
-    command = [*compiler.split(), *_FLAGS, *_width(), f"-I{jax.ffi.include_dir()}"]
-    version = subprocess.run([*compiler.split(), "--version"], capture_output=True, text=True, check=True).stdout
+    command = [*compiler(), *_FLAGS, *width(), f"-I{jax.ffi.include_dir()}"]
+    version = subprocess.run([*compiler(), "--version"], capture_output=True, text=True, check=True).stdout
     texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
     identity = "\n".join([*texts, *command, version, importlib.metadata.version("jaxlib"), processor()])
     name = f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
@@ -72,13 +69,21 @@ def _compiled(source: Path) -> Path:
     return folder / name
 
 
-def _width() -> tuple[str, ...]:
+def compiler() -> list[str]:
+    """The command of the C++ compiler, or FileNotFoundError."""
+    command = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if command is None:
+        raise FileNotFoundError("no C++ compiler found: install g++ or set CXX")
+    return command.split()
+
+
+def width() -> tuple[str, ...]:
     """Flags for the vectors that IDRC_VECTOR_BITS asks for."""
     bits = os.environ.get("IDRC_VECTOR_BITS", "")
     if bits not in _NARROWER:
         raise RuntimeError(f"expected IDRC_VECTOR_BITS of 128, 256 or 512, got {bits!r}")
     lanes = (f"-DIDRC_LANES={int(bits) // 32}",) if bits else ()
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    x86 = platform.machine().lower() in ("x86_64", "amd64")  # others have one width
     return (*(_NARROWER[bits] if x86 else ()), *lanes)
 
 
@@ -88,7 +93,7 @@ def _require_self_test(library: Path) -> None:
     if done.returncode < 0:
         raise RuntimeError(f"what the compiler made crashed in its self-test, by signal {-done.returncode}")
     if done.returncode:
-        raise RuntimeError(f"what the compiler made failed its self-test{': ' if done.stderr else ''}{done.stderr[-200:]}")
+        raise RuntimeError(f"what the compiler made failed its self-test {done.stderr[-200:]}".rstrip())
 
 
 def processor() -> str:

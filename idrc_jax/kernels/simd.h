@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
@@ -31,11 +32,15 @@ constexpr int kSums = 24;
 constexpr int kSums = kLanes == 16 ? 16 : kLanes == 8 ? 12 : 8;
 #endif
 
-using Vector = float __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-using Bits = std::uint32_t __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+using Vector = float __attribute__((vector_size(4 * kLanes)));
+using Bits = std::uint32_t __attribute__((vector_size(4 * kLanes)));
 
-inline Vector Load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
-inline void Store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
+inline Vector Load(const float* from) {
+  Vector value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+inline void Store(float* to, Vector value) { std::memcpy(to, &value, sizeof value); }
 
 // What is no number stays none.
 inline Vector Relu(Vector value) {
@@ -57,38 +62,45 @@ inline Vector RoundToHalf(Vector value) {
   return value == value ? (Vector)rounded : value;
 }
 
-// A tile of sums of products, kRows x (kVectors * kLanes) numbers, that lives in registers.
+// A tile of sums of products, kRows x (kVectors * kLanes) numbers, that lives in registers. Rows lie `row` numbers
+// apart; of the numbers of a row, 16 lie together and the next 16 `panel` numbers after these.
 template <int kRows, int kVectors>
 struct Sums {
   Vector at[kRows][kVectors];
 
-  void Clear() {
+  static constexpr int kPanel = 16;
+  static constexpr std::ptrdiff_t Place(int v, std::ptrdiff_t panel) {
+    return v * kLanes / kPanel * panel + v * kLanes % kPanel;
+  }
+
+  __attribute__((always_inline)) void Clear() {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) at[r][v] = Vector{};
     }
   }
-  void Read(const float* from, std::ptrdiff_t row) {
+  __attribute__((always_inline)) void Read(const float* from, std::ptrdiff_t row, std::ptrdiff_t panel = kPanel) {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) at[r][v] = Load(from + r * row + v * kLanes);
+      for (int v = 0; v < kVectors; ++v) at[r][v] = Load(from + r * row + Place(v, panel));
     }
   }
-  void Write(float* to, std::ptrdiff_t row) const {
+  __attribute__((always_inline)) void Write(float* to, std::ptrdiff_t row, std::ptrdiff_t panel = kPanel) const {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) Store(to + r * row + v * kLanes, at[r][v]);
+      for (int v = 0; v < kVectors; ++v) Store(to + r * row + Place(v, panel), at[r][v]);
     }
   }
-  // Adds column[r * row] * vectors[0 .. kVectors * kLanes - 1] to each row r.
-  __attribute__((always_inline)) void Add(const float* column, std::ptrdiff_t row, const float* vectors) {
+  // Adds column[r * row] times the vectors to each row r.
+  __attribute__((always_inline)) void Add(const float* column, std::ptrdiff_t row, const float* vectors,
+                                          std::ptrdiff_t panel = kPanel) {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) at[r][v] += Load(vectors + v * kLanes) * column[r * row];
+      for (int v = 0; v < kVectors; ++v) at[r][v] += Load(vectors + Place(v, panel)) * column[r * row];
     }
   }
 };

@@ -43,8 +43,8 @@ class Winograd {
     for (int first = 0; first < count * Tiles(in); first += kBlock) {
       const int block = std::min(kBlock, count * Tiles(in) - first);
       for (int t = 0; t < block; ++t) {
-        Transform(from + Corner(in, first + t), in.Row(), channels, transformed + t * channels);
-        Spread(gradient + First(out, first + t), out.Row(), channels, spread + t * channels);
+        Transform(from + Corner(in, first + t), in.Row(), channels, transformed + t * kPanel);
+        Spread(gradient + First(out, first + t), out.Row(), channels, spread + t * kPanel);
       }
       for (int p = 0; p < kPositions; ++p) {
         add(transformed + p * step, spread + p * step, channels, block, sums + p * square);
@@ -63,6 +63,9 @@ class Winograd {
   }
 
  private:
+  // A position of a block holds all tiles' channels 0 .. 15, then all tiles' channels 16 .. 31, and so on: so rows of
+  // products lie a constant apart, whatever the channels.
+  static constexpr int kPanel = 16, kPanelSize = kBlock * kPanel;
   // Numbers that keep the positions of a block off the period of a cache's sets.
   static constexpr int kPadding = 16;
 
@@ -93,7 +96,7 @@ class Winograd {
           const int block = std::min(kBlock, end - first);  // what lies behind it in a block is never read
           if (c == 0) {
             for (int t = 0; t < block; ++t) {
-              Transform(from + Corner(in, first + t), in.Row(), channels, tiles + t * channels);
+              Transform(from + Corner(in, first + t), in.Row(), channels, tiles + t * kPanel);
             }
           }
           for (int p = 0; p < kPositions; ++p) {
@@ -101,13 +104,16 @@ class Winograd {
           }
           for (int t = 0; t < block; ++t) {
             const std::ptrdiff_t at = First(out, first + t) + c;
-            Gather<kWidth>(layer, c, products + t * kWidth, out, shortcut ? shortcut + at : nullptr, to + at);
+            Gather<kWidth>(layer, c, products + t * kPanel, out, shortcut ? shortcut + at : nullptr, to + at);
           }
           if (!at_once) tiles += kPositions * step;  // they are needed again
         }
       }
     }
   }
+
+  // Where a block has a channel of its first tile.
+  static constexpr int Place(int channel) { return channel / kPanel * kPanelSize + channel % kPanel; }
 
   static int Tiles(Shape shape) { return shape.width / kTile * (shape.height / kTile); }
 
@@ -128,17 +134,24 @@ class Winograd {
     for (int t = 0; t < block; t += kRows) {
       Sums<kRows, Tile<kWidth>::kVectors> sums;
       sums.Clear();
-#pragma GCC unroll 8
-      for (int k = 0; k < channels; ++k) sums.Add(tiles + t * channels + k, channels, weights + k * kWidth);
-      sums.Write(products + t * kWidth, kWidth);
+      const float* panel = tiles + t * kPanel;
+      const float* filters = weights;
+      for (int k = 0; k < channels; k += kPanel, panel += kPanelSize) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kPanel; ++i, filters += kWidth) sums.Add(panel + i, kPanel, filters);
+      }
+      sums.Write(products + t * kPanel, kPanel, kPanelSize);
     }
   }
 
   // sums [channels, channels] += [block, channels]' x [block, channels].
   template <int kWidth>
   static void AddProducts(const float* tiles, const float* gradients, int channels, int block, float* sums) {
-    for (int c = 0; c < channels; c += kWidth) {
-      AddRows<Tile<kWidth>::kRows, Tile<kWidth>::kVectors>(tiles, gradients + c, channels, channels, block, sums + c);
+    for (int k = 0; k < channels; k += kPanel, tiles += kPanelSize, sums += kPanel * channels) {
+      for (int c = 0; c < channels; c += kWidth) {
+        AddRows<Tile<kWidth>::kRows, Tile<kWidth>::kVectors>(tiles, gradients + c * kBlock, channels, kPanel, block,
+                                                             sums + c);
+      }
     }
   }
 
@@ -149,7 +162,7 @@ class Winograd {
     for (; rows >= kRows; rows -= kRows, tiles += kRows, sums += kRows * channels) {
       Sums<kRows, kVectors> tile;
       tile.Read(sums, channels);
-      for (int t = 0; t < block; ++t) tile.Add(tiles + t * channels, 1, gradients + t * channels);
+      for (int t = 0; t < block; ++t) tile.Add(tiles + t * kPanel, 1, gradients + t * kPanel, kPanelSize);
       tile.Write(sums, channels);
     }
     if constexpr (kRows > 1) {
@@ -240,19 +253,23 @@ class Winograd {
 
   // 6x6 pixels of all channels to the same number of positions.
   static void Transform(const float* from, int row, int channels, float* to) {
+    const int step = Step(channels);
     for (int c = 0; c < channels; c += kLanes) {
+      float* at = to + Place(c);
       Separable<kSide, kSide>(
           Input, [&](int y, int x) { return Load(from + y * row + x * channels + c); },
-          [&](int y, int x, Vector value) { Store(to + (y * kSide + x) * Step(channels) + c, value); });
+          [&](int y, int x, Vector value) { Store(at + (y * kSide + x) * step, value); });
     }
   }
 
   // The adjoint of `Gather`: 6x6 numbers a channel from a tile of 4x4.
   static void Spread(const float* from, int row, int channels, float* to) {
+    const int step = Step(channels);
     for (int c = 0; c < channels; c += kLanes) {
+      float* at = to + Place(c);
       Separable<kTile, kSide>(
           OutputAdjoint, [&](int y, int x) { return Load(from + y * row + x * channels + c); },
-          [&](int y, int x, Vector value) { Store(to + (y * kSide + x) * Step(channels) + c, value); });
+          [&](int y, int x, Vector value) { Store(at + (y * kSide + x) * step, value); });
     }
   }
 
@@ -265,7 +282,7 @@ class Winograd {
       Separable<kSide, kTile>(
           Output,
           [&](int x, int y) {
-            const Vector product = Load(products + (y * kSide + x) * Step(kWidth) + c);
+            const Vector product = Load(products + (y * kSide + x) * Step(kWidth) + Place(c));
             return x == 1 && y == 1 ? product + bias : product;  // the one that every output contains once
           },
           [&](int x, int y, Vector value) {
