@@ -241,6 +241,8 @@ class _Trainer:
     state: training_loop.State
     images: jax.Array
     labels: jax.Array
+    order: jax.Array
+    done: int  # steps
     recipe: training.Recipe
 
 
@@ -255,10 +257,12 @@ class Training:
     """Training steps, dispatched as `training.train` does."""
 
     def __init__(self, count: int = 0) -> None:
-        self._mesh = set_up(count or training_loop.cpu_devices())
+        self._mesh = set_up(count or training_loop.cpu_devices("resnet", "float32"))
         self._on_cpu = devices.is_cpu()
         # Steps in one dispatch, and dispatches ahead of what the host reads.
         self._steps, self._ahead = (1, 8) if self._on_cpu else (50, 1)
+        replicated = devices.replicated(self._mesh)
+        self._shuffle = jax.jit(training_loop.epoch_order, static_argnums=(0, 2), out_shardings=replicated)
         self._variants: dict[str, _Trainer] = {}
 
     def device(self) -> dict[str, Any]:
@@ -266,27 +270,25 @@ class Training:
 
     def prepare(self, name: str, *, weights: str, description: networks.Description, dtype: str, batch: int) -> dict:
         """Compile and warm up, from the weights in the file."""
-        convolution = training_loop.fastest_convolution(self._mesh)
-        graph, params, stats = checkpoints.abstract(description, dtype=dtype, convolution=convolution)
+        network = training.network_on(self._mesh, description | {"dtype": dtype})
+        _, params, stats = checkpoints.abstract(description, dtype=dtype)
         tensors = load_file(weights)
         params, stats = ({key: jnp.asarray(tensors[key]) for key in group} for group in (params, stats))
-
-        def forward(params: Any, stats: Any, images: jax.Array) -> jax.Array:
-            return checkpoints.merge(graph, params, stats)(images, train=True)
-
         with jax.default_matmul_precision(_PRECISE):
-            logits = jax.jit(forward)(params, stats, measure.probe(description["image_shape"][0]))
+            logits, _ = jax.jit(network)(params, stats, measure.probe(description["image_shape"][0]))
         recipe = training.Recipe(batch=batch, lr=measure.LEARNING_RATE)
         optimiser = recipe.optimiser(measure.TRAINING_IMAGES // batch)
         whole = devices.replicated(self._mesh)
         state = training_loop.State(params, stats, optimiser.init(params), jnp.zeros((), jnp.int32))
-        step = training.make_step(graph, recipe, SCHEME, optimiser, 0, self._mesh)
+        step = training.make_step(network, recipe, SCHEME, optimiser, 0, self._mesh)
         images, labels = measure.training_set(description["image_shape"][0])
         self._variants[name] = _Trainer(
             training_loop.dispatches(step, on_cpu=self._on_cpu),
             jax.device_put(state, whole),
             jax.device_put(images, whole),
             jax.device_put(labels, whole),
+            self._shuffle(0, 0, measure.TRAINING_IMAGES),
+            0,
             recipe,
         )
         stride = batch * self._steps
@@ -305,8 +307,16 @@ class Training:
                 losses.extend(jax.device_get(pending.popleft()).loss)
 
         start = time.perf_counter()
-        for _ in range(samples // (one.recipe.batch * self._steps)):
-            one.state, metrics = one.run(one.state, one.images, one.labels, count=self._steps)
+        epoch_steps = measure.TRAINING_IMAGES // one.recipe.batch
+        left = samples // one.recipe.batch
+        while left:
+            epoch, position = divmod(one.done, epoch_steps)
+            if position == 0:
+                one.order = self._shuffle(0, epoch, measure.TRAINING_IMAGES)
+            count = min(self._steps, epoch_steps - position, left)
+            one.state, metrics = one.run(one.state, one.order, one.images, one.labels, count=count)
+            one.done += count
+            left -= count
             pending.append(metrics)
             drain(self._ahead)
         drain(0)
