@@ -3,7 +3,7 @@
 Each class lives in a worker of its own (`workers.Worker`) and knows its variants by name.
 """
 
-import re
+import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from benchmarks import measure, networks, workers
 from idrc_jax import (
     certification,
     checkpoints,
+    choice,
     data,
     denoised_smoothing,
     devices,
@@ -35,6 +36,7 @@ from idrc_jax.interop import diffusers, layouts, torch_modules
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 SCHEME = schemes.Gaussian(sigma=measure.SIGMA)
 _PRECISE = "highest"
+_SAMPLES = 10_000_000  # of a run of the commands: enough for them to choose with care
 _SLOTS = 64  # images that a dispatch of the commands holds
 
 
@@ -149,7 +151,8 @@ def load(weights: str, description: networks.Description, *, dtype: str, kernel:
             raise ValueError(f"Expected float32 of a PyTorch module, got {dtype}: from_torch knows no other.")
         shape = tuple(description["image_shape"])
         about = {name: description[name] for name in ("mean", "std")}
-        return torch_modules.from_torch(modules.build(description), image_shape=shape, **about)
+        classifier = torch_modules.from_torch(modules.build(description), image_shape=shape, **about)
+        return classifier.implementations[-1] if kernel == "xla" else classifier
     classifier = checkpoints.load_classifier(weights, dtype=dtype, kernel=kernel)
     if description["architecture"] != "denoised":
         return classifier
@@ -157,9 +160,16 @@ def load(weights: str, description: networks.Description, *, dtype: str, kernel:
     return denoised_smoothing.denoised(classifier, denoiser, sigma=SCHEME.sigma)
 
 
-def choose(classifier: checkpoints.Classifier, mesh: Mesh, chunk: int) -> tuple[checkpoints.Classifier, Mesh, int]:
-    """The classifier, the devices and the chunk that the commands would take; a `chunk` that is asked for stays."""
-    return classifier, mesh, chunk or sampling.default_chunk(classifier, mesh)
+def choose(classifier: checkpoints.Classifier, mesh: Mesh, chunk: int, kernel: str) -> choice.Choice:
+    """What the commands would take for a kernel that is asked for; a `chunk` that is asked for stays.
+
+    Nothing is remembered from another run.
+    """
+    if kernel == "xla":
+        return choice.Choice(classifier, mesh, chunk or sampling.default_chunk(classifier, mesh))
+    some = mesh if mesh.size < len(jax.local_devices()) else None
+    with tempfile.TemporaryDirectory() as folder:
+        return choice.choose(classifier, SCHEME, samples=_SAMPLES, mesh=some, chunk=chunk, folder=Path(folder))
 
 
 @dataclass(frozen=True)
@@ -192,7 +202,8 @@ class Sampling:
         kernel: str = "auto",
     ) -> dict[str, Any]:
         """Load, compile and warm up; `batch` is the chunk a device takes (0: the default)."""
-        classifier, mesh, chunk = choose(load(weights, description, dtype=dtype, kernel=kernel), self._mesh, batch)
+        chosen = choose(load(weights, description, dtype=dtype, kernel=kernel), self._mesh, batch, kernel)
+        classifier, mesh, chunk = chosen.classifier, chosen.mesh, chosen.chunk
         height, _, channels = classifier.image_shape
         picture = measure.picture(height, channels)
         self._variants[name] = _Certifier(sampling.place(classifier, mesh), picture, chunk, mesh)
@@ -203,7 +214,7 @@ class Sampling:
             self._logits[key] = np.asarray(logits).tolist()
         stride = chunk * mesh.size
         rate = measure.calibrate(lambda samples: self.turn(name, samples), stride)
-        facts = {"batch": chunk, "devices": mesh.size, "kernel": classifier.kernel}
+        facts = {"batch": chunk, "devices": mesh.size, "kernel": classifier.kernel, "rates": chosen.rates}
         return {"rate": rate, "stride": stride, "logits": self._logits[key], "facts": facts}
 
     def turn(self, name: str, samples: int) -> float:
@@ -246,31 +257,22 @@ class _Trainer:
     recipe: training.Recipe
 
 
-def _kernels(one: _Trainer, steps: int) -> str:
-    """What computes a step: our kernels that its program calls, or XLA alone."""
-    program = one.run.lower(one.state, one.images, one.labels, count=steps).as_text()
-    called = sorted(set(re.findall(r"custom_call @idrc_(\w+)", program)))
-    return ", ".join(called).replace("_", " ") or "xla"
-
-
 class Training:
     """Training steps, dispatched as `training.train` does."""
 
     def __init__(self, count: int = 0) -> None:
-        self._mesh = set_up(count or training_loop.cpu_devices("resnet", "float32"))
-        self._on_cpu = devices.is_cpu()
-        # Steps in one dispatch, and dispatches ahead of what the host reads.
-        self._steps, self._ahead = (1, 8) if self._on_cpu else (50, 1)
-        replicated = devices.replicated(self._mesh)
-        self._shuffle = jax.jit(training_loop.epoch_order, static_argnums=(0, 2), out_shardings=replicated)
+        self._count = count
         self._variants: dict[str, _Trainer] = {}
 
     def device(self) -> dict[str, Any]:
         return describe_device(self._mesh)
 
     def prepare(self, name: str, *, weights: str, description: networks.Description, dtype: str, batch: int) -> dict:
-        """Compile and warm up, from the weights in the file."""
-        network = training.network_on(self._mesh, description | {"dtype": dtype})
+        """Compile and warm up, from the weights in the file. The first call decides about the devices, by its type."""
+        description = description | {"dtype": dtype}
+        if not self._variants:
+            self._set_up(description)
+        network = training.network_on(self._mesh, description)
         _, params, stats = checkpoints.abstract(description, dtype=dtype)
         tensors = load_file(weights)
         params, stats = ({key: jnp.asarray(tensors[key]) for key in group} for group in (params, stats))
@@ -293,8 +295,17 @@ class Training:
         )
         stride = batch * self._steps
         rate = measure.calibrate(lambda samples: self.turn(name, samples), stride)
-        facts = {"batch": batch, "devices": self._mesh.size, "kernel": _kernels(self._variants[name], self._steps)}
+        kernel = training_loop.kernel_on(self._mesh, description)
+        facts = {"batch": batch, "devices": self._mesh.size, "kernel": kernel}
         return {"rate": rate, "stride": stride, "logits": np.asarray(logits).tolist(), "facts": facts}
+
+    def _set_up(self, description: networks.Description) -> None:
+        self._mesh = set_up(self._count or training_loop.cpu_devices(description["architecture"], description["dtype"]))
+        self._on_cpu = devices.is_cpu()
+        # Steps in one dispatch, and dispatches ahead of what the host reads.
+        self._steps, self._ahead = (1, 8) if self._on_cpu else (50, 1)
+        replicated = devices.replicated(self._mesh)
+        self._shuffle = jax.jit(training_loop.epoch_order, static_argnums=(0, 2), out_shardings=replicated)
 
     def turn(self, name: str, samples: int) -> float:
         """Seconds for the steps that take so many images."""
