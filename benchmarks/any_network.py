@@ -5,7 +5,7 @@ ours with kernel=xla and the default chunk, and PyTorch channels-last and contig
 transformers have random weights and come to JAX through `from_torch`. All variants of a network have the same weights
 and run in turns; the first table has the medians, ratios are paired by round.
 
-Command:   make networks        (an hour on two cores; ARGS="--networks ResNet-20 ViT-B/16" for some)
+Command:   make networks        (40 minutes on two idle cores; ARGS="--networks ResNet-20 ViT-B/16" for some)
 """
 
 import argparse

@@ -4,7 +4,7 @@ Both crop, flip and add noise, and take SGD steps with momentum and decay, from 
 memory. Ours dispatches as `training.train` does. PyTorch's is channels-last and eager: in float32, with autocast to
 bfloat16, and with weights of bfloat16.
 
-Command:   make training-throughput        (30 minutes on two cores; on an idle machine)
+Command:   make training-throughput        (15 minutes on two cores; on an idle machine)
 """
 
 import itertools
