@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 from idrc_jax import _files, _validate
 from idrc_jax.diffusion import Denoiser, Schedule
 from idrc_jax.implementations import Interchangeable
-from idrc_jax.kernels import convolution_cpu, resnet_cpu
+from idrc_jax.kernels import convolution_cpu, network_cpu, resnet_cpu
 from idrc_jax.models import folding
 from idrc_jax.models.resnet import ResNet
 from idrc_jax.models.resnet50 import ResNet50
@@ -285,6 +285,9 @@ def _for_inference(
         return [("xla", apply_fn, folding.cast(tensors, _DTYPES[dtype]))]
     folded = folding.fold(tensors, mean=tuple(description["mean"]), std=tuple(description["std"]))
     if description["architecture"] == "resnet50":
+        if kernel == "auto" and dtype == "float32" and jax.default_backend() == "cpu" and network_cpu.available():
+            fast, params = folding.resnet50_by_kernel(folded, tuple(description["image_shape"]))
+            return [("network_cpu", fast, params), ("xla", folding.apply_resnet50, params["plain"])]
         return [("xla", folding.apply_resnet50, folding.cast(folded, _DTYPES[dtype]))]
     if kernel == "auto" and jax.default_backend() == "cpu" and resnet_cpu.available():
         fast, params = resnet_cpu.classifier(folded, half=dtype == "bfloat16")
