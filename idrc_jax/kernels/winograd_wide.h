@@ -50,15 +50,13 @@ template <class Filter>
 class WideWinograd {
  public:
   static constexpr int kIn = Filter::kIn, kSide = Filter::kSide, kOut = Filter::kOut, kPositions = kSide * kSide;
-  static constexpr int kPanels = 4;  // of output channels whose products lie in memory
+  static constexpr int kPanels = 8;  // of output channels whose products lie in memory
 
   static int Tiles(Images images) { return Rows(images) * Columns(images) * images.count; }
 
-  // Tiles that are multiplied together: their transformed pixels stay in a core's cache, mostly.
-  static int Block(int channels) {
-    const int tiles = kBlockBytes / static_cast<int>(sizeof(float)) / kPositions / channels;
-    return std::clamp(tiles / kTileRows, kFewest, 16) * kTileRows;
-  }
+  // Tiles that are multiplied together: few, so that what is made of them stays in a core's second cache; more where the
+  // weights come from farther away.
+  static int Block(int channels) { return (channels > 256 ? 56 : 28) / kTileRows * kTileRows; }
 
   // Numbers of working memory.
   static std::size_t Scratch(int channels) {
@@ -99,8 +97,6 @@ class WideWinograd {
   }
 
  private:
-  static constexpr int kBlockBytes = 1 << 20, kFewest = 4;
-
   // Numbers from one position to the next: never a multiple of the period of a cache's sets.
   static std::size_t Step(int tiles, int channels) { return idrc::Rows::Size(tiles, channels) + kPanel; }
 
