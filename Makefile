@@ -22,7 +22,7 @@ SETTINGS = --config=$(CONFIG):$(SCHEME) --config.noise.sigma=$(SIGMA) --config.d
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-all lint typecheck reproduce overhead invariance widths certificate-table plans denoising figures \
-	throughput training-throughput scaling gpu-benchmark clean
+	throughput training-throughput networks scaling gpu-benchmark clean
 
 help:  ## Show this help.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -102,6 +102,9 @@ throughput: $(VENV)/.benchmarks  ## Time certification beside PyTorch and ART, o
 
 training-throughput: $(VENV)/.benchmarks  ## Time training beside PyTorch, on an idle machine.
 	$(BIN)/python -m benchmarks.training $(ARGS)
+
+networks: $(VENV)/.benchmarks  ## Time certification of eight kinds of network beside XLA and PyTorch, on an idle machine.
+	$(BIN)/python -m benchmarks.any_network $(ARGS)
 
 scaling: $(VENV)/.benchmarks  ## Time certification over WHAT=n, devices or size, on an idle machine.
 	$(BIN)/python -m benchmarks.scaling $(WHAT) $(ARGS)

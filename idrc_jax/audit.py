@@ -18,7 +18,9 @@ from jax.sharding import Mesh
 from idrc_jax import (
     _files,
     certification,
+    choice,
     data,
+    devices,
     findings,
     plans,
     prng,
@@ -106,14 +108,27 @@ def audit(
         saved = _Images(out / findings.IMAGES, settings.saved, file.done)
         todo = [i for i, row in enumerate(certified) if row.idx not in file.done]
         done = before = len(certified) - len(todo)
-        searcher = Searcher(
+        scheme = schemes.from_description(guarantee)
+        share = len(todo) / max(len(certified), 1)
+        # Gradients take all devices, whatever votes would: the devices are no choice.
+        chosen = choice.choose(
             classifier,
-            schemes.from_description(guarantee),
+            scheme,
+            samples=round(share * attempts * (settings.votes + settings.screening)),
+            seconds=60 * max_minutes,
+            mesh=mesh or devices.mesh(),
+            chunk=chunk,
+        )
+        file.manifest["sessions"][-1] |= chosen.describe()
+        file.write_manifest()
+        searcher = Searcher(
+            chosen.classifier,
+            scheme,
             settings,
             key=prng.root(seed),
             threshold=threshold,
-            chunk=chunk,
-            mesh=mesh,
+            chunk=chosen.chunk,
+            mesh=chosen.mesh,
         )
         progress = Progress("audit", len(certified), done, unit="images")
         try:

@@ -19,8 +19,8 @@ from idrc_jax import (
     _validate,
     certificates,
     checkpoints,
+    choice,
     data,
-    devices,
     plans,
     prng,
     results,
@@ -29,6 +29,7 @@ from idrc_jax import (
 )
 from idrc_jax.certificates import Certificate
 from idrc_jax.checkpoints import Classifier
+from idrc_jax.choice import Choice
 from idrc_jax.plans import Fixed, Plan, SelectionFree, ToSignificance
 from idrc_jax.progress import Deadline, Progress, interruptible, require_progress, write_status
 from idrc_jax.results import ResultsFile, Row
@@ -37,7 +38,6 @@ from idrc_jax.schemes import Scheme, describe, host_scale
 from idrc_jax.workers import ALONE, Worker
 
 _SECONDS_A_PIECE = 4.0
-_SLOTS = 64
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,9 @@ def certify(
     """
     settings = Settings(plan or Fixed(n=n, n0=n0), alpha, certificate=certificate)
     certificates.check_certificate(certificate, scheme, settings.plan)
-    mesh = mesh or devices.mesh()
     images = sampling.check_images(images, classifier)
-    sampler = _Sampler(
-        classifier, scheme, images, indices, key, chunk or sampling.default_chunk(classifier, mesh), mesh
-    )
+    chosen = choice.choose(classifier, scheme, samples=len(images) * settings.plan.most, mesh=mesh, chunk=chunk)
+    sampler = _Sampler(chosen, scheme, images, indices, key)
     scheduler = sampler.scheduler(settings.plan, alpha, piece=1000 * sampler.stride)
     made: dict[int, Certificate] = {}
     for drawn in scheduler.run(range(len(images))):
@@ -130,11 +128,9 @@ def predict(
     """
     _validate.in_open_unit_interval("alpha", alpha)
     _validate.at_least("n", n, 1)
-    mesh = mesh or devices.mesh()
     images = sampling.check_images(images, classifier)
-    sampler = _Sampler(
-        classifier, scheme, images, indices, key, chunk or sampling.default_chunk(classifier, mesh), mesh
-    )
+    chosen = choice.choose(classifier, scheme, samples=len(images) * n, mesh=mesh, chunk=chunk)
+    sampler = _Sampler(chosen, scheme, images, indices, key)
     plan = ToSignificance(n=n) if adaptive else SelectionFree(n=n)
     scheduler = sampler.scheduler(plan, alpha, piece=1000 * sampler.stride, stage=prng.PREDICTION)
     answer = statistics.predict_sequential if adaptive else statistics.predict
@@ -147,27 +143,18 @@ def predict(
 class _Sampler:
     """Dispatches the draws of one run, says how fast they go and what their votes certify."""
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        scheme: Scheme,
-        images: np.ndarray,
-        indices: np.ndarray,
-        key: jax.Array,
-        chunk: int,
-        mesh: Mesh,
-    ) -> None:
-        self.stride = chunk * mesh.size
+    def __init__(self, chosen: Choice, scheme: Scheme, images: np.ndarray, indices: np.ndarray, key: jax.Array) -> None:
+        self._mesh, self._chunk = chosen.mesh, chosen.chunk
+        self.stride = self._chunk * self._mesh.size
         self._statistic, self._scales = host_scale(scheme, images)
-        self._classifier, self._scheme, self._images = sampling.place(classifier, mesh), scheme, images
+        self._classifier, self._scheme, self._images = sampling.place(chosen.classifier, self._mesh), scheme, images
         self._indices = sampling.check_indices(indices, images)
-        self._mesh, self._chunk = mesh, chunk
-        self._dim = int(np.prod(classifier.image_shape))
+        self._dim = int(np.prod(self._classifier.image_shape))
         self._keys = {stage: prng.stage(key, stage) for stage in (prng.SELECTION, prng.ESTIMATION, prng.PREDICTION)}
 
     def __call__(self, draw: Draw) -> jax.Array:
-        """Always of `_SLOTS` images, the last ones without samples, so that it compiles once."""
-        empty = _SLOTS - len(draw.positions)
+        """Always of `sampling.SLOTS` images, the last ones without samples, so that it compiles once."""
+        empty = sampling.SLOTS - len(draw.positions)
         chosen = draw.positions + [draw.positions[0]] * empty
         return sampling.dispatch_votes(
             self._classifier,
@@ -191,7 +178,7 @@ class _Sampler:
 
             return plan.stopping(radius_of, alpha)
 
-        return Scheduler(self, plan, stopping, slots=_SLOTS, piece=piece, stride=self.stride, stage=stage)
+        return Scheduler(self, plan, stopping, slots=sampling.SLOTS, piece=piece, stride=self.stride, stage=stage)
 
     def certificate(self, drawn: Drawn, settings: Settings) -> Certificate:
         """What a finished image's votes certify."""
@@ -262,10 +249,10 @@ def certify_dataset(
       ValueError: data and classifier do not fit, or the file in `workdir` was made under other settings.
     """
     deadline = Deadline(max_minutes)
-    mesh = mesh or devices.mesh()
+    if chunk:
+        _validate.at_least("chunk", chunk, 2)
     certificates.check_certificate(settings.certificate, scheme, settings.plan)
     check_fits(classifier, dataset)
-    chunk = _validate.at_least("chunk", chunk or sampling.default_chunk(classifier, mesh), 2)
     indices = np.asarray(indices)
     if len(np.unique(indices)) < len(indices):
         raise ValueError("Expected each image once, got an index that comes twice.")
@@ -275,9 +262,7 @@ def certify_dataset(
     labels = dataset.labels[indices]
     name = results.worker_file(worker.index, worker.count)
     status = name.replace("certificates", "certify_status").replace(".tsv", ".json")
-    device = mesh.devices.flat[0].device_kind
-    session = {"devices": mesh.size, "device": device, "kernel": classifier.kernel, "chunk": chunk}
-    session |= {"worker": worker.index, "workers": worker.count, **(provenance or {})}
+    session = {"worker": worker.index, "workers": worker.count, **(provenance or {})}
 
     _files.make_folder(workdir)
     with ResultsFile(workdir, guarantee=guarantee, session=session, name=name) as file:
@@ -286,7 +271,10 @@ def certify_dataset(
         write_status(workdir / status, "certify", done=done, total=len(indices))
         if not todo:
             return True
-        sampler = _Sampler(classifier, scheme, images, indices, prng.root(settings.seed), chunk, mesh)
+        samples = len(todo) * settings.plan.most
+        chosen = choice.choose(classifier, scheme, samples=samples, seconds=60 * max_minutes, mesh=mesh, chunk=chunk)
+        file.note(chosen.describe())
+        sampler = _Sampler(chosen, scheme, images, indices, prng.root(settings.seed))
         rate = sampler.samples_per_second()
         least = (settings.plan.selection + settings.plan.looks()[0]) / rate  # seconds of the shortest image
         if 0 < 60 * max_minutes < least:
@@ -379,13 +367,12 @@ def estimate(
     mesh: Mesh | None = None,
 ) -> Estimate:
     """A dry run: measure the rate on one image, and say what certifying all of them takes."""
-    mesh = mesh or devices.mesh()
     check_fits(classifier, dataset)
     first = np.asarray(indices)[:1]
     images = sampling.check_images(data.to_unit(dataset.images[first]), classifier)
-    chunk = chunk or sampling.default_chunk(classifier, mesh)
-    sampler = _Sampler(classifier, scheme, images, first, prng.root(settings.seed), chunk, mesh)
+    samples = len(indices) * settings.plan.most
+    chosen = choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
+    sampler = _Sampler(chosen, scheme, images, first, prng.root(settings.seed))
     rate = sampler.samples_per_second()
-    samples = len(indices) * (settings.plan.selection + settings.plan.n)
-    memory = sampling.memory_estimate(classifier, scheme, chunk=chunk, mesh=mesh)
+    memory = sampling.memory_estimate(chosen.classifier, scheme, chunk=chosen.chunk, mesh=chosen.mesh)
     return Estimate(len(indices), samples, rate, samples / rate, memory)

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,7 +25,8 @@ from safetensors.numpy import save_file
 
 from idrc_jax import _files, _validate
 from idrc_jax.diffusion import Denoiser, Schedule
-from idrc_jax.kernels import convolution_cpu, resnet_cpu
+from idrc_jax.implementations import Interchangeable
+from idrc_jax.kernels import convolution_cpu, network_cpu, resnet_cpu
 from idrc_jax.models import folding
 from idrc_jax.models.resnet import ResNet
 from idrc_jax.models.resnet50 import ResNet50
@@ -43,10 +45,11 @@ _SETTINGS = {
     "unet": {"unet", "diffusion"},
 }
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_TRACED_BATCH = 8
 
 
 @dataclass(frozen=True)
-class Classifier:
+class Classifier(Interchangeable):
     """A base classifier: a pure function of the noisy image alone.
 
     Attributes:
@@ -59,6 +62,7 @@ class Classifier:
       sha256: of the tensors; empty for a network that was not loaded from a file, and to be emptied where `params` or
         `apply_fn` are replaced: results then name it by its `fingerprint`.
       description: what rebuilds the network, and how it was trained.
+      alternatives: see `Interchangeable`; given by `with_alternatives`.
     """
 
     apply_fn: Any
@@ -74,9 +78,22 @@ class Classifier:
         return self.apply_fn(self.params, images)
 
     @functools.cached_property
+    def _traced(self) -> Any:
+        images = jax.ShapeDtypeStruct((_TRACED_BATCH, *self.image_shape), jnp.float32)
+        return jax.make_jaxpr(self.apply_fn)(self.params, images)
+
+    @functools.cached_property
+    def structure(self) -> str:
+        """SHA-256 of what is computed, whatever the values of the params; traces the network once."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.params)
+        shapes = [f"{jax.tree_util.keystr(path)} {jnp.shape(leaf)} {jnp.result_type(leaf)}" for path, leaf in leaves]
+        text = "\n".join([_text(self._traced.jaxpr), *shapes, self.dtype])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @functools.cached_property
     def largest_intermediate(self) -> int:
         """Bytes a sample of the largest array that the network computes; traces it once."""
-        batch = 8
+        batch = _TRACED_BATCH
 
         def made(jaxpr: Any) -> Iterator[Any]:
             for equation in jaxpr.eqns:
@@ -84,10 +101,9 @@ class Classifier:
                 inner = (getattr(value, "jaxpr", value) for value in equation.params.values())
                 yield from itertools.chain.from_iterable(made(one) for one in inner if hasattr(one, "eqns"))
 
-        images = jax.ShapeDtypeStruct((batch, *self.image_shape), jnp.float32)
-        results = made(jax.make_jaxpr(self.apply_fn)(self.params, images).jaxpr)
+        results = made(self._traced.jaxpr)
         sizes = (one.size * one.dtype.itemsize for one in results if getattr(one, "shape", ())[:1] == (batch,))
-        return max(images.size * images.dtype.itemsize, *sizes) // batch
+        return max(4 * batch * math.prod(self.image_shape), *sizes) // batch
 
 
 def build(
@@ -174,7 +190,8 @@ def load_classifier(
     Args:
       path: the file, or a folder holding `weights.safetensors`.
       dtype: compute type ("float32", "bfloat16"); empty takes the one it was trained in.
-      kernel: "auto" takes the fastest that this machine can run, "xla" the plain network.
+      kernel: "auto" takes a kernel where this machine can run one, with the plain network as its alternative (`choice`
+        takes the faster); "xla" the plain network alone.
       expect: entries of the description (architecture, depth ...) that must agree.
 
     Raises:
@@ -193,17 +210,21 @@ def load_classifier(
     dtype = dtype or description["dtype"]
     _, params, stats = abstract(description, dtype=dtype)
     check_tensors(tensors, params | stats, file)
-    chosen, apply_fn, weights = _for_inference(tensors, description, dtype=dtype, kernel=kernel)
-    return Classifier(
-        apply_fn=apply_fn,
-        params=weights,
-        classes=description["classes"],
-        image_shape=tuple(description["image_shape"]),
-        dtype=dtype,
-        kernel=chosen,
-        sha256=hash_tensors(tensors),
-        description=description,
+    sha256 = hash_tensors(tensors)
+    first, *others = (
+        Classifier(
+            apply_fn=apply_fn,
+            params=weights,
+            classes=description["classes"],
+            image_shape=tuple(description["image_shape"]),
+            dtype=dtype,
+            kernel=name,
+            sha256=sha256,
+            description=description,
+        )
+        for name, apply_fn, weights in _for_inference(tensors, description, dtype=dtype, kernel=kernel)
     )
+    return first.with_alternatives(*others)
 
 
 def load_denoiser(path: str | Path, *, dtype: str = "", kernel: str = "auto") -> Denoiser:
@@ -221,34 +242,39 @@ def load_denoiser(path: str | Path, *, dtype: str = "", kernel: str = "auto") ->
     dtype, diffused = dtype or description["dtype"], description["diffusion"]
     schedule = Schedule(**diffused["schedule"])
     low, high = schedule.sigmas
-    by_kernel = (
-        kernel == "auto" and dtype == "float32" and jax.default_backend() == "cpu" and convolution_cpu.available()
-    )
-    convolution = convolution_cpu.conv_general_dilated if by_kernel else jax.lax.conv_general_dilated
-    graph, params, _ = abstract(description, dtype=dtype, convolution=convolution)
+    _, params, _ = abstract(description, dtype=dtype)
     check_tensors(tensors, params, file)
+    weights = {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
 
-    def apply_fn(weights: Tensors, x: jax.Array, time: jax.Array) -> jax.Array:
-        return merge(graph, weights)(x, time)
+    def by(name: str, convolution: Any) -> Denoiser:
+        graph, _, _ = abstract(description, dtype=dtype, convolution=convolution)
 
-    return Denoiser(
-        apply_fn=apply_fn,
-        params={name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()},
-        image_shape=tuple(description["image_shape"]),
-        schedule=schedule,
-        prediction=diffused["prediction"],
-        sigmas=(diffused.get("sigma_low", low), diffused.get("sigma_high", high)),
-        dtype=dtype,
-        kernel="convolution_cpu" if by_kernel else "xla",
-        sha256=hash_tensors(tensors),
-        description=description,
-    )
+        def apply_fn(weights: Tensors, x: jax.Array, time: jax.Array) -> jax.Array:
+            return merge(graph, weights)(x, time)
+
+        return Denoiser(
+            apply_fn=apply_fn,
+            params=weights,
+            image_shape=tuple(description["image_shape"]),
+            schedule=schedule,
+            prediction=diffused["prediction"],
+            sigmas=(diffused.get("sigma_low", low), diffused.get("sigma_high", high)),
+            dtype=dtype,
+            kernel=name,
+            sha256=hash_tensors(tensors),
+            description=description,
+        )
+
+    plain = by("xla", jax.lax.conv_general_dilated)
+    if kernel == "auto" and dtype == "float32" and jax.default_backend() == "cpu" and convolution_cpu.available():
+        return by("convolution_cpu", convolution_cpu.conv_general_dilated).with_alternatives(plain)
+    return plain
 
 
 def _for_inference(
     tensors: Tensors, description: dict[str, Any], *, dtype: str, kernel: str
-) -> tuple[str, Callable[[Any, jax.Array], jax.Array], Any]:
-    """The kernel's name, apply_fn and params of the network, a ResNet folded."""
+) -> list[tuple[str, Callable[[Any, jax.Array], jax.Array], Any]]:
+    """The kernel's name, apply_fn and params of each implementation of the network, a ResNet folded."""
     _validate.one_of("kernel", kernel, ("auto", "xla"))
     if description["architecture"] == "vit":
         graph, _, _ = abstract(description, dtype=dtype)
@@ -256,17 +282,21 @@ def _for_inference(
         def apply_fn(weights: Tensors, images: jax.Array) -> jax.Array:
             return merge(graph, weights, {})(images)
 
-        return "xla", apply_fn, folding.cast(tensors, _DTYPES[dtype])
+        return [("xla", apply_fn, folding.cast(tensors, _DTYPES[dtype]))]
     folded = folding.fold(tensors, mean=tuple(description["mean"]), std=tuple(description["std"]))
     if description["architecture"] == "resnet50":
-        return "xla", folding.apply_resnet50, folding.cast(folded, _DTYPES[dtype])
+        if kernel == "auto" and dtype == "float32" and jax.default_backend() == "cpu" and network_cpu.available():
+            fast, params = folding.resnet50_by_kernel(folded, tuple(description["image_shape"]))
+            return [("network_cpu", fast, params), ("xla", folding.apply_resnet50, params["plain"])]
+        return [("xla", folding.apply_resnet50, folding.cast(folded, _DTYPES[dtype]))]
     if kernel == "auto" and jax.default_backend() == "cpu" and resnet_cpu.available():
-        return "resnet_cpu", *resnet_cpu.classifier(folded, half=dtype == "bfloat16")
-    return "xla", folding.apply, folding.cast(folded, _DTYPES[dtype])
+        fast, params = resnet_cpu.classifier(folded, half=dtype == "bfloat16")
+        return [("resnet_cpu", fast, params), ("xla", folding.apply, params["plain"])]
+    return [("xla", folding.apply, folding.cast(folded, _DTYPES[dtype]))]
 
 
 def fingerprint(classifier: Classifier) -> str:
-    """SHA-256 of the function itself: its jaxpr with all constants, and its params.
+    """SHA-256 of the function itself: its jaxpr with all constants, and its params; of the plainest implementation.
 
     Another release of JAX may write the same function differently; then it counts as another one.
     """
@@ -285,14 +315,20 @@ def fingerprint(classifier: Classifier) -> str:
                 if hasattr(value, "consts"):
                     add_constants(value)
 
+    classifier = classifier.reference
     images = jax.ShapeDtypeStruct((2, *classifier.image_shape), jnp.float32)
     closed = jax.make_jaxpr(classifier.apply_fn)(classifier.params, images)
-    digest.update(re.sub(r" at 0x[0-9a-f]+", "", str(closed.jaxpr)).encode())
+    digest.update(_text(closed.jaxpr).encode())
     add_constants(closed)
     for path, leaf in jax.tree_util.tree_leaves_with_path(classifier.params):
         digest.update(jax.tree_util.keystr(path).encode())
         add(leaf)
     return digest.hexdigest()
+
+
+def _text(jaxpr: Any) -> str:
+    """A jaxpr as text, the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(jaxpr))
 
 
 def same_or_refuse(path: Path, description: dict[str, Any]) -> None:

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from idrc_jax import (
     __version__,
     _command,
     checkpoints,
+    choice,
     config,
     data,
     denoising,
@@ -124,7 +126,7 @@ def _require_default(settings: config.Config, *names: str) -> None:
 
 def _certify(values: flags.FlagValues) -> int:
     settings, workdir = values.config, Path(values.workdir)
-    scheme, mesh = config.noise_scheme(settings), devices.mesh(settings.devices)
+    scheme, mesh = config.noise_scheme(settings), _mesh(settings)
     certify_settings = config.settings(settings)
     worker = workers.this_worker(settings.workers.index, settings.workers.count)
     classifier, dataset, indices = _classifier_and_images(values, scheme)
@@ -165,24 +167,25 @@ def _certify(values: flags.FlagValues) -> int:
 
 def _predict(values: flags.FlagValues) -> int:
     settings = values.config
-    scheme, mesh = config.noise_scheme(settings), devices.mesh(settings.devices)
+    scheme, mesh = config.noise_scheme(settings), _mesh(settings)
     classifier, dataset, indices = _classifier_and_images(values, scheme)
+    chosen = choice.choose(classifier, scheme, samples=len(indices) * values.n, mesh=mesh, chunk=settings.chunk)
     print("idx\tlabel\tpredict\tcorrect", flush=True)
     for start in range(0, len(indices), 16):
-        chosen = indices[start : start + 16]
+        some = indices[start : start + 16]
         predictions = predict_images(
-            classifier,
+            chosen.classifier,
             scheme,
-            data.to_unit(dataset.images[chosen]),
-            indices=chosen,
+            data.to_unit(dataset.images[some]),
+            indices=some,
             n=values.n,
             alpha=settings.certify.alpha,
             adaptive=values.adaptive,
             key=prng.root(settings.seed),
-            chunk=settings.chunk,
-            mesh=mesh,
+            chunk=chosen.chunk,
+            mesh=chosen.mesh,
         )
-        for index, prediction in zip(chosen, predictions, strict=True):
+        for index, prediction in zip(some, predictions, strict=True):
             label = dataset.labels[index]
             print(f"{index}\t{label}\t{prediction}\t{int(prediction == label)}", flush=True)
     return 0
@@ -203,7 +206,7 @@ def _audit(values: flags.FlagValues) -> int:
         out,
         seed=settings.seed,
         chunk=settings.chunk,
-        mesh=devices.mesh(settings.devices),
+        mesh=_mesh(settings),
         max_minutes=settings.max_minutes,
         provenance=_provenance(settings),
     )
@@ -238,6 +241,11 @@ def _classifier_and_images(values: flags.FlagValues, scheme: Scheme) -> tuple:
     dataset = data.load(settings.data.name, "test", directory=settings.data.dir, seed=settings.seed)
     chosen = data.select(len(dataset), skip=settings.data.skip, start=settings.data.start, stop=settings.data.stop)
     return classifier, dataset, chosen
+
+
+def _mesh(settings: config.Config) -> Mesh | None:
+    """The devices that the user names; None leaves them to be chosen."""
+    return devices.mesh(settings.devices) if settings.devices else None
 
 
 def _denoiser(settings: config.Config) -> Denoiser | None:

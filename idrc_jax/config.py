@@ -41,9 +41,13 @@ _AUDIT = refutation.Settings()
 FIELDS = {
     "seed": Field(0, "of all random numbers: of training, certification, audit and synthetic data"),
     "max_minutes": Field(0.0, "stop cleanly before, exit 0, go on at the next call; 0: no limit"),
-    "devices": Field(0, "how many to use; 0: all (training on a CPU: one, whose kernels use all cores)"),
-    "kernel": Field("auto", "auto (the fastest that runs here) or xla (the plain network)"),
-    "chunk": Field(0, "noisy images a device classifies at a time; sets memory, not votes; 0: chosen by memory"),
+    "devices": Field(
+        0, "how many to use; 0: all or, on a CPU, one of all cores if measured faster (training on a CPU: that one)"
+    ),
+    "kernel": Field("auto", "auto (the fastest here, measured before long jobs) or xla (the plain network)"),
+    "chunk": Field(
+        0, "noisy images a device classifies at a time; sets memory and speed, not votes; 0: by memory, or measured"
+    ),
     "workers.index": Field(-1, "of this process among those that share the images, from 0; -1: of Slurm or Kubernetes"),
     "workers.count": Field(0, "of those processes; 0: of Slurm, else 1"),
     "data.name": Field("cifar10", _any_of(data.NAMES)),

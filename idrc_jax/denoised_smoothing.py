@@ -12,6 +12,8 @@ from idrc_jax.diffusion import Denoiser
 def denoised(classifier: Classifier, denoiser: Denoiser, *, sigma: float, steps: int = 1) -> Classifier:
     """The classifier of denoised images: again a function of the noisy image alone, to be certified like any other.
 
+    Each implementation of the denoiser goes with each of the classifier.
+
     Args:
       classifier: any, trained without noise or on denoised images. If it takes images of another height and width than
         the denoiser's, they are resized: by a Vision Transformer itself, for others bilinear.
@@ -33,19 +35,27 @@ def denoised(classifier: Classifier, denoiser: Denoiser, *, sigma: float, steps:
         )
     denoiser.check(sigma, steps)
 
-    def apply_fn(params: Any, images: jax.Array) -> jax.Array:
-        clean = denoiser.denoise(params["denoiser"], images, sigma=sigma, steps=steps)
-        if shape != wanted and "vit" not in classifier.description:
-            clean = jax.image.resize(clean, (clean.shape[0], *wanted), "bilinear")
-        return classifier.apply_fn(params["classifier"], clean)
-
     told = denoiser.describe() | {"sigma": sigma, "steps": steps, "classifier_shape": list(wanted)}
-    return dataclasses.replace(
-        classifier,
-        apply_fn=apply_fn,
-        params={"denoiser": denoiser.params, "classifier": classifier.params},
-        image_shape=shape,
-        kernel=f"{denoiser.kernel}, {classifier.kernel}",
-        sha256=classifier.sha256 if denoiser.sha256 else "",
-        description={**classifier.description, "denoiser": told},
+
+    def behind(before: Denoiser, after: Classifier) -> Classifier:
+        def apply_fn(params: Any, images: jax.Array) -> jax.Array:
+            clean = before.denoise(params["denoiser"], images, sigma=sigma, steps=steps)
+            if shape != wanted and "vit" not in after.description:
+                clean = jax.image.resize(clean, (clean.shape[0], *wanted), "bilinear")
+            return after.apply_fn(params["classifier"], clean)
+
+        return dataclasses.replace(
+            after,
+            apply_fn=apply_fn,
+            params={"denoiser": before.params, "classifier": after.params},
+            image_shape=shape,
+            kernel=f"{before.kernel}, {after.kernel}",
+            sha256=classifier.sha256 if denoiser.sha256 else "",
+            description={**classifier.description, "denoiser": told},
+        )
+
+    plain = f"{denoiser.reference.kernel}, {classifier.reference.kernel}"
+    first, *others = (
+        behind(before, after) for before in denoiser.implementations for after in classifier.implementations
     )
+    return first.with_alternatives(*sorted(others, key=lambda one: one.kernel != plain))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from idrc_jax import _validate
+from idrc_jax.implementations import Interchangeable
 
 KINDS = ("linear", "scaled_linear", "cosine")
 PREDICTIONS = ("epsilon", "v", "sample")
@@ -105,7 +106,7 @@ def ddim_step(clean: jax.Array, x: jax.Array, a: jax.Array | float, a_next: jax.
 
 
 @dataclass(frozen=True)
-class Denoiser:
+class Denoiser(Interchangeable):
     """A diffusion model as a remover of noise: a pure function of the noisy image and a fixed noise level.
 
     Attributes:
@@ -116,7 +117,7 @@ class Denoiser:
       schedule: of the variance it was trained with.
       prediction: what it predicts: the noise ("epsilon"), "v", or the clean image ("sample").
       sigmas: lowest and highest noise level that it was trained for, in pixel units.
-      dtype, kernel, sha256, description: see `checkpoints.Classifier`.
+      dtype, kernel, sha256, description, alternatives: see `checkpoints.Classifier`.
     """
 
     apply_fn: Callable[[Any, jax.Array, jax.Array], jax.Array]

@@ -52,6 +52,11 @@ class Plan:
         """Samples that select the class beforehand; 0 where the same votes select and bound."""
         return 0
 
+    @property
+    def most(self) -> int:
+        """Samples of an image, at most, with those of the selection."""
+        return self.selection + self.n
+
     def looks(self) -> list[int]:
         """Sample numbers, ascending, at which votes are read; the last is n."""
         return [self.n]

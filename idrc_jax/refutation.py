@@ -33,7 +33,6 @@ from idrc_jax.attacks import Attacker, Targets
 from idrc_jax.checkpoints import Classifier
 from idrc_jax.schemes import Scheme, Stepped, host_scale
 
-_SLOTS = 64
 _ROWS = 64
 _RAY = np.arange(1, 9) / 8
 _HALVINGS = 4
@@ -384,9 +383,9 @@ class Searcher:
         scales = host_scale(self._scheme, points)[1]
         n = np.where(scales > 0, n, 0)
         dispatched = []
-        for begin in range(0, len(points), _SLOTS):
-            slots = np.arange(begin, min(begin + _SLOTS, len(points)))
-            empty = _SLOTS - len(slots)
+        for begin in range(0, len(points), sampling.SLOTS):
+            slots = np.arange(begin, min(begin + sampling.SLOTS, len(points)))
+            empty = sampling.SLOTS - len(slots)
             padded = np.concatenate([slots, np.repeat(slots[:1], empty)])
             dispatched.append(
                 sampling.dispatch_votes(

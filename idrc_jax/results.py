@@ -155,6 +155,16 @@ class ResultsFile:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
+    def note(self, more: dict[str, Any]) -> None:
+        """Add to what the manifest says of this call."""
+        with _files.folder_lock(self._workdir):
+            manifest = _read_manifest(self._workdir)
+            session = self._session | as_json(more)
+            if manifest and self._session in manifest["sessions"]:
+                manifest["sessions"][manifest["sessions"].index(self._session)] = session
+                _files.write_json(self._workdir / MANIFEST, manifest)
+            self._session = session
+
     def append(self, row: Row) -> None:
         """Write a row and wait until it is on the disk; OSError, and the file as it was, if that fails.
 

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from idrc_jax import _validate, certification, data, prng, statistics
+from idrc_jax import _validate, certification, choice, data, prng, statistics
 from idrc_jax.checkpoints import Classifier
+from idrc_jax.choice import Choice
 from idrc_jax.schemes import Scheme
 
 
@@ -70,6 +71,8 @@ class SmoothedClassifier:
         self._settings = certification.Settings(certification.Fixed(n=n, n0=n0), alpha)
         self._classifier, self._scheme, self._n_predict = classifier, scheme, n_predict
         self._chunk, self._mesh = chunk, mesh
+        self._chosen: Choice | None = None
+        self._longest = 0
 
     def predict(self, images: np.ndarray, *, key: jax.Array | None = None) -> Predictions:
         """The class of each image.
@@ -81,8 +84,9 @@ class SmoothedClassifier:
         Guarantee: for each image on its own, with probability at least 1 - alpha over the noise, the class is that of
         the smoothed classifier, or it abstains.
         """
+        chosen = self._choose(len(images) * self._n_predict)
         classes = certification.predict(
-            self._classifier,
+            chosen.classifier,
             self._scheme,
             data.to_unit(np.asarray(images)),
             indices=np.arange(len(images)),
@@ -90,8 +94,8 @@ class SmoothedClassifier:
             alpha=self._settings.alpha,
             adaptive=True,
             key=_key(key),
-            chunk=self._chunk,
-            mesh=self._mesh,
+            chunk=chosen.chunk,
+            mesh=chosen.mesh,
         )
         return Predictions(classes, classes == statistics.ABSTAIN)
 
@@ -101,19 +105,29 @@ class SmoothedClassifier:
         Guarantee: for each image on its own, with probability at least 1 - alpha over the noise, the smoothed
         classifier gives this class to every image nearer than the radius, or it abstains.
         """
+        chosen = self._choose(len(images) * self._settings.plan.most)
         made = certification.certify(
-            self._classifier,
+            chosen.classifier,
             self._scheme,
             data.to_unit(np.asarray(images)),
             indices=np.arange(len(images)),
             plan=self._settings.plan,
             alpha=self._settings.alpha,
             key=_key(key),
-            chunk=self._chunk,
-            mesh=self._mesh,
+            chunk=chosen.chunk,
+            mesh=chosen.mesh,
         )
         classes = np.asarray([one.predict for one in made], np.int64)
         return Certified(classes, classes == statistics.ABSTAIN, np.asarray([one.radius for one in made], np.float64))
+
+    def _choose(self, samples: int) -> Choice:
+        """How to run: looked into again where a call is longer than all before."""
+        if self._chosen is None or samples > self._longest:
+            self._chosen = choice.choose(
+                self._classifier, self._scheme, samples=samples, mesh=self._mesh, chunk=self._chunk
+            )
+            self._longest = samples
+        return self._chosen
 
 
 def _key(key: jax.Array | None) -> jax.Array:

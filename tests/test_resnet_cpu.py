@@ -215,6 +215,19 @@ def test_votes_are_those_of_the_plain_network(tmp_path):
     assert np.abs(votes["resnet_cpu"] - votes["xla"]).sum() <= 2  # a near-tie may fall to either side
 
 
+def test_the_plain_network_is_the_kernels_alternative(tmp_path):
+    _, tensors, description = network(8, 5, (8, 8, 3))
+    checkpoints.save_weights(tmp_path / "weights.safetensors", tensors, description)
+    for dtype in ("float32", "bfloat16"):
+        ours = checkpoints.load_classifier(tmp_path, dtype=dtype)
+        plain = checkpoints.load_classifier(tmp_path, dtype=dtype, kernel="xla")
+        assert [one.kernel for one in ours.implementations] == ["resnet_cpu", "xla"]
+        assert plain.alternatives == ()
+        images = noisy(3, (8, 8, 3))
+        np.testing.assert_array_equal(ours.reference(images), plain(images))
+        assert checkpoints.fingerprint(ours) == checkpoints.fingerprint(plain)
+
+
 def test_weights_of_another_network_are_refused():
     kernel, params, *_ = both()
     with pytest.raises(Exception, match="as many weights as the network has"):

@@ -1,9 +1,11 @@
 """PyTorch's core ATen operations in JAX: those that convolutional networks and vision transformers are made of.
 
-`OPERATIONS` maps the name of an overload ("add.Tensor") to a function of the same arguments. Images stay [N, C, H, W]
-as PyTorch has them; convolutions and pools transpose and run on [N, H, W, C], which XLA does fast.
+`OPERATIONS` maps the name of an overload ("add.Tensor") to a function of the same arguments. What a convolution or a
+pool makes is a `Pixels`: [N, C, H, W] to all who ask, stored as [N, H, W, C], which is fast. `call` hands it to
+operations that know it and to those that take it in any order of the axes; all others get the array as PyTorch has it.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +15,46 @@ import jax.numpy as jnp
 import numpy as np
 
 Shape = Sequence[int]
+_STORED = (0, 2, 3, 1)  # PyTorch's axes in the order in which they are stored
+_PLACES = (0, 3, 1, 2)  # where each of PyTorch's axes is stored
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pixels:
+    """Images [N, C, H, W] whose channels lie together."""
+
+    stored: jax.Array  # [N, H, W, C]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.stored.shape[place] for place in _PLACES)
+
+    @property
+    def ndim(self) -> int:
+        return 4
+
+    @property
+    def dtype(self) -> Any:
+        return self.stored.dtype
+
+
+def as_torch(x: Any) -> Any:
+    """`Pixels` as an array [N, C, H, W], inside tuples too; all else as it is."""
+    if isinstance(x, Pixels):
+        return jnp.transpose(x.stored, _PLACES)
+    return tuple(as_torch(one) for one in x) if isinstance(x, tuple) else x
+
+
+def call(name: str, run: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """The result of the operation of that name, which `run` does."""
+    if name in _KNOW_PIXELS or name.startswith("operator."):
+        return run(*arguments, **options)
+    by_place = _BY_PLACE.get(name)
+    if by_place is not None:
+        made = by_place(run, arguments, options)
+        if made is not None:
+            return made
+    return run(*(as_torch(one) for one in arguments), **{key: as_torch(value) for key, value in options.items()})
 
 
 def dtype_of(name: str) -> np.dtype:
@@ -182,12 +224,12 @@ def _addmm(c: jax.Array, a: jax.Array, b: jax.Array, beta: Any = 1, alpha: Any =
     return (product if alpha == 1 else alpha * product) + (c if beta == 1 else beta * c)
 
 
-def _channels_last(x: jax.Array) -> jax.Array:
-    return jnp.moveaxis(x, 1, -1)
+def _channels_last(x: Any) -> jax.Array:
+    return x.stored if isinstance(x, Pixels) else jnp.moveaxis(x, 1, -1)
 
 
-def _channels_first(x: jax.Array) -> jax.Array:
-    return jnp.moveaxis(x, -1, 1)
+def _channels_first(x: jax.Array) -> Any:
+    return Pixels(x) if x.ndim == 4 else jnp.moveaxis(x, -1, 1)
 
 
 def _convolution(
@@ -217,7 +259,7 @@ def _convolution(
     return _channels_first(made if bias is None else made + bias)
 
 
-def _along_channels(value: jax.Array, like: jax.Array) -> jax.Array:
+def _along_channels(value: jax.Array, like: Any) -> jax.Array:
     return value.reshape(-1, *[1] * (like.ndim - 2))
 
 
@@ -231,6 +273,9 @@ def _batch_norm(
     epsilon: float,
 ) -> tuple[jax.Array, None, None]:
     scale = jax.lax.rsqrt(variance + epsilon) * (1 if weight is None else weight)
+    if isinstance(x, Pixels):
+        made = (x.stored - mean) * scale
+        return Pixels(made if bias is None else made + bias), None, None
     made = (x - _along_channels(mean, x)) * _along_channels(scale, x)
     return made if bias is None else made + _along_channels(bias, x), None, None
 
@@ -330,7 +375,7 @@ def _average_pool(
     return _channels_first(total / sums(jnp.ones((1, *counted, 1), x.dtype), outside))
 
 
-def _adaptive_average_pool(x: jax.Array, size: Shape) -> jax.Array:
+def _adaptive_average_pool(x: Any, size: Shape) -> Pixels:
     def averages(inputs: int, outputs: int) -> np.ndarray:
         matrix = np.zeros((outputs, inputs), np.float32)
         for row in range(outputs):
@@ -339,7 +384,7 @@ def _adaptive_average_pool(x: jax.Array, size: Shape) -> jax.Array:
         return matrix
 
     rows, columns = averages(x.shape[2], size[0]), averages(x.shape[3], size[1])
-    return jnp.einsum("nchw,ih,jw->ncij", x, rows, columns, precision="highest")
+    return Pixels(jnp.einsum("nhwc,ih,jw->nijc", _channels_last(x), rows, columns, precision="highest"))
 
 
 def _bilinear(
@@ -411,4 +456,91 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "native_group_norm.default": _group_norm, "max_pool2d_with_indices.default": _max_pool,
     "avg_pool2d.default": _average_pool, "_adaptive_avg_pool2d.default": _adaptive_average_pool,
     "upsample_bilinear2d.vec": _bilinear, "upsample_nearest2d.vec": _nearest,
+}  # fmt: skip
+
+
+# Pixels --------------------------------------------------------------------------------------------------------------
+
+
+def _elementwise(run: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Any function of numbers that broadcasts: all arguments in the order in which pixels are stored."""
+    if not any(isinstance(one, Pixels) for one in arguments) or any(getattr(one, "ndim", 0) > 4 for one in arguments):
+        return None
+
+    def stored(x: Any) -> Any:
+        if isinstance(x, Pixels):
+            return x.stored
+        if getattr(x, "ndim", 0) == 0:
+            return x
+        return jnp.transpose(x.reshape((1,) * (4 - x.ndim) + x.shape), _STORED)
+
+    return Pixels(run(*(stored(one) for one in arguments), **options))
+
+
+def _reduce_stored(run: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Over height and width, or over channels with the axis kept."""
+    x, dim, keepdim, *rest = (*arguments, *((None, False)[len(arguments) - 1 :] if len(arguments) < 3 else ()))
+    keepdim = options.get("keepdim", keepdim)
+    if not isinstance(x, Pixels) or dim is None:
+        return None
+    axes = {axis % 4 for axis in ((dim,) if isinstance(dim, int) else dim)}
+    if not axes or (not keepdim and axes != {2, 3}):
+        return None
+    others = {key: value for key, value in options.items() if key != "keepdim"}
+    made = run(x.stored, tuple(_PLACES[axis] for axis in sorted(axes)), *rest, keepdim=keepdim, **others)
+    return Pixels(made) if keepdim else made
+
+
+def _permute_stored(run: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    x, dims = arguments
+    dims = tuple(axis % len(dims) for axis in dims)
+    if isinstance(x, Pixels):
+        return jnp.transpose(x.stored, [_PLACES[axis] for axis in dims])
+    return Pixels(x) if dims == _PLACES else None
+
+
+def _view_stored(run: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Of images of one pixel, whose order is the same."""
+    x, size = arguments
+    return run(x.stored, size) if isinstance(x, Pixels) and x.shape[2:] == (1, 1) and len(size) == 2 else None
+
+
+def _concatenate_stored(run: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    tensors, dim = (*arguments, *((0,) if len(arguments) == 1 else ()))
+    if not any(isinstance(one, Pixels) for one in tensors):
+        return None
+    return Pixels(run(tuple(_channels_last(one) for one in tensors), _PLACES[dim % 4]))
+
+
+def _slice_stored(run: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    x, dim, *rest = (*arguments, *((0,) if len(arguments) == 1 else ()))
+    return Pixels(run(x.stored, _PLACES[dim % 4], *rest, **options)) if isinstance(x, Pixels) else None
+
+
+def _pad_stored(run: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    x, pad, *rest = arguments
+    if not isinstance(x, Pixels):
+        return None
+    pairs = [(0, 0)] * (4 - len(pad) // 2) + list(zip(pad[::2], pad[1::2], strict=True))[::-1]
+    stored = [pairs[axis] for axis in _STORED]
+    return Pixels(run(x.stored, tuple(one for pair in stored[::-1] for one in pair), *rest, **options))
+
+
+_KNOW_PIXELS = {
+    "convolution.default", "_native_batch_norm_legit_no_training.default", "max_pool2d_with_indices.default",
+    "avg_pool2d.default", "_adaptive_avg_pool2d.default", "sym_size.int", "network_cpu",
+}  # fmt: skip
+_BY_PLACE: dict[str, Callable[..., Any]] = {
+    **{f"{name}.default": _elementwise for name in _UNARY},
+    **{f"{name}.{kind}": _elementwise for name in _BINARY for kind in ("Tensor", "Scalar")},
+    **dict.fromkeys(
+        (
+            "pow.Tensor_Scalar", "maximum.default", "minimum.default", "clamp.default", "hardtanh.default",
+            "leaky_relu.default", "elu.default", "gelu.default",
+        ),
+        _elementwise,
+    ),
+    "mean.dim": _reduce_stored, "sum.dim_IntList": _reduce_stored, "amax.default": _reduce_stored,
+    "permute.default": _permute_stored, "view.default": _view_stored, "_unsafe_view.default": _view_stored,
+    "cat.default": _concatenate_stored, "slice.Tensor": _slice_stored, "constant_pad_nd.default": _pad_stored,
 }  # fmt: skip

@@ -29,4 +29,5 @@ def load(name: str) -> Classifier:
     if not isinstance(made, Classifier):
         raise ValueError(f"Expected model.factory={name} to return an idrc_jax.Classifier, got {type(made).__name__}.")
     description = {**made.description, "factory": name}
-    return dataclasses.replace(made, sha256=fingerprint(made), description=description)
+    named = dataclasses.replace(made, sha256=fingerprint(made), description=description)
+    return named.with_alternatives(*made.alternatives)

@@ -1,53 +1,23 @@
 """Any PyTorch module as a classifier: `torch.export` gives its graph of core ATen operations, JAX runs it."""
 
+import dataclasses
 import hashlib
 import operator
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from idrc_jax.checkpoints import Classifier
-from idrc_jax.interop import aten
+from idrc_jax.interop import aten, fusing
+from idrc_jax.interop.graphs import Instruction, Program, Value
+from idrc_jax.kernels import network_cpu
 
 _WITHOUT_MEANING = ("device", "layout", "pin_memory", "memory_format")
 _AGREEMENT = 1e-4  # of the largest logit, or of 1
-
-
-class Value(NamedTuple):
-    """The result of an instruction, or an input, by its number."""
-
-    number: int
-
-
-class Instruction(NamedTuple):
-    """`values[number] = run(*arguments, **options)`, where arguments may hold `Value`s."""
-
-    name: str
-    run: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
-
-
-class Program(NamedTuple):
-    """A graph: values 0 .. are the images [N, C, H, W], the tensors in this order, then each instruction's result."""
-
-    tensors: tuple[str, ...]
-    instructions: tuple[Instruction, ...]
-    result: Value
-
-    def __call__(self, params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-        values: list[Any] = [images, *[params[name] for name in self.tensors]]
-        for _, run, arguments, options in self.instructions:
-            values.append(run(*_filled(arguments, values), **_filled(options, values)))
-        return values[self.result.number]
-
-    def __str__(self) -> str:
-        lines = [f"{name} {arguments} {options}" for name, _, arguments, options in self.instructions]
-        return "\n".join([*self.tensors, *lines, str(self.result)])
 
 
 def from_torch(
@@ -92,19 +62,36 @@ def from_torch(
     exported = _export(torch, whole, batch[:2])
     program, tensors = _program(torch, exported)
 
-    def apply_fn(params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-        return program(params, jnp.transpose(images, (0, 3, 1, 2))).astype(jnp.float32)
-
-    classifier = Classifier(
-        apply_fn=apply_fn,
-        params={name: jnp.array(value, aten.dtype_of(str(value.dtype))) for name, value in tensors.items()},
+    plain = Classifier(
+        apply_fn=lambda params, images: program(params, images).astype(jnp.float32),
+        params=_arrays(tensors),
         classes=expected.shape[1],
         image_shape=(height, width, channels),
         sha256=_hash(program, tensors),
         description={"architecture": "torch", "module": type(module).__name__, "torch": torch.__version__},
     )
-    _check(classifier, images, expected.numpy())
-    return classifier
+    _check(plain, images, expected.numpy())
+    if jax.default_backend() != "cpu" or not network_cpu.available():
+        return plain
+    by_kernel = _by_kernel(plain, program, tensors)
+    _check(by_kernel, images, expected.numpy())
+    return by_kernel
+
+
+def _by_kernel(plain: Classifier, program: Program, tensors: dict[str, np.ndarray]) -> Classifier:
+    """The same network by the kernels; its gradients are those of the plain one."""
+    fused, packed = fusing.fuse(program, tensors, plain.image_shape)
+
+    def by_kernel(params: Any, images: jax.Array) -> jax.Array:
+        return fused(params["packed"], images).astype(jnp.float32)
+
+    apply_fn = network_cpu.with_gradients_of(plain.apply_fn, by_kernel)
+    params = {"plain": plain.params, "packed": _arrays(packed)}
+    return dataclasses.replace(plain, apply_fn=apply_fn, params=params, kernel="network_cpu").with_alternatives(plain)
+
+
+def _arrays(tensors: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    return {name: jnp.array(value, aten.dtype_of(str(value.dtype))) for name, value in tensors.items()}
 
 
 def _check(classifier: Classifier, images: np.ndarray, expected: np.ndarray) -> None:
@@ -217,17 +204,6 @@ def _numbered(torch: Any, argument: Any, numbers: dict[str, Value]) -> Any:
         return aten.dtype_of(str(argument))
     if isinstance(argument, list | tuple):
         return tuple(_numbered(torch, one, numbers) for one in argument)
-    return argument
-
-
-def _filled(argument: Any, values: list[Any]) -> Any:
-    """An argument with values in place of `Value`s."""
-    if isinstance(argument, Value):
-        return values[argument.number]
-    if isinstance(argument, tuple):
-        return tuple(_filled(one, values) for one in argument)
-    if isinstance(argument, dict):
-        return {name: _filled(one, values) for name, one in argument.items()}
     return argument
 
 

@@ -26,10 +26,14 @@ struct Release {
 
 using Buffer = std::unique_ptr<float[], Release>;
 
+inline Buffer Uninitialised(std::size_t size) {
+  return Buffer(static_cast<float*>(::operator new[](size * sizeof(float), std::align_val_t{64})));
+}
+
 inline Buffer Zeros(std::size_t size) {
-  auto* memory = static_cast<float*>(::operator new[](size * sizeof(float), std::align_val_t{64}));
-  std::memset(memory, 0, size * sizeof(float));
-  return Buffer(memory);
+  Buffer memory = Uninitialised(size);
+  std::memset(memory.get(), 0, size * sizeof(float));
+  return memory;
 }
 
 // One image's activations: height x width pixels of `channels` numbers, and a border of so many pixels.

@@ -4,15 +4,19 @@ In bfloat16 the activations and the convolutions' weights are stored rounded; bi
 and the head are computed in float32.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from idrc_jax.kernels import network_cpu
 from idrc_jax.models.resnet50 import max_pool
 
 Weights = dict[str, Any]
+Convolve = Callable[..., jax.Array]
 _EPSILON = 1e-5
 
 
@@ -60,12 +64,55 @@ def apply(weights: Weights, images: jax.Array) -> jax.Array:
     return _head(weights, x)
 
 
-def apply_resnet50(weights: Weights, images: jax.Array) -> jax.Array:
-    """The same of a folded ResNet-50."""
-    x = max_pool(_convolve(weights, "stem", _normalised(weights, images), 2))
+def apply_resnet50(weights: Weights, images: jax.Array, convolve: Convolve | None = None) -> jax.Array:
+    """The same of a folded ResNet-50; `convolve` may do its convolutions."""
+    convolve = convolve or _convolve
+    x = max_pool(convolve(weights, "stem", _normalised(weights, images), 2))
     for block in range(_blocks(weights)):
-        x = _bottleneck(weights, f"blocks.{block}", x)
+        x = _bottleneck(weights, f"blocks.{block}", x, convolve)
     return _head(weights, x)
+
+
+def resnet50_by_kernel(
+    folded: dict[str, np.ndarray], image_shape: tuple[int, ...]
+) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
+    """(apply_fn, params) of a folded ResNet-50 by the kernels of `network_cpu`; gradients are the plain network's.
+
+    Args:
+      folded: by `fold`.
+      image_shape: (H, W, C); images of another size are refused where that changes how a layer is computed.
+    """
+    layers: dict[str, network_cpu.Layer] = {}
+    packed: dict[str, np.ndarray] = {}
+
+    def prepare(weights: Weights, name: str, x: jax.Array, stride: int, **options: Any) -> jax.Array:
+        kernel = folded[f"{name}.kernel"]
+        pad = kernel.shape[0] // 2
+        layers[name], packed[name] = network_cpu.prepare(
+            kernel, image=x.shape[1:3], stride=(stride, stride), padding=(pad, pad)
+        )
+        return _convolve(weights, name, x, stride, **options)
+
+    def apply_fn(params: Any, images: jax.Array) -> jax.Array:
+        def convolve(
+            weights: Weights,
+            name: str,
+            x: jax.Array,
+            stride: int,
+            *,
+            shortcut: jax.Array | None = None,
+            relu: bool = True,
+        ) -> jax.Array:
+            layer = layers[name]._replace(activation="relu" if relu else "")
+            return network_cpu.run(layer, x, params["packed"][name], weights[f"{name}.bias"], shortcut)
+
+        return apply_resnet50(params["plain"], images, convolve)
+
+    plain = cast(folded, jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    jax.eval_shape(partial(apply_resnet50, convolve=prepare), plain, images)
+    params = {"plain": plain, "packed": {name: jnp.asarray(value) for name, value in packed.items()}}
+    return network_cpu.with_gradients_of(apply_resnet50, apply_fn), params
 
 
 def _blocks(weights: Weights) -> int:
@@ -81,14 +128,14 @@ def _head(weights: Weights, x: jax.Array) -> jax.Array:
     return x @ weights["head.kernel"] + weights["head.bias"]
 
 
-def _bottleneck(weights: Weights, name: str, x: jax.Array) -> jax.Array:
+def _bottleneck(weights: Weights, name: str, x: jax.Array, convolve: Convolve) -> jax.Array:
     features_in, features = weights[f"{name}.conv1.kernel"].shape[2:]
     stride = 2 if features_in == 2 * features else 1  # the first block of a stage, but not of the first stage
-    y = _convolve(weights, f"{name}.conv1", x, 1)
-    y = _convolve(weights, f"{name}.conv2", y, stride)
+    y = convolve(weights, f"{name}.conv1", x, 1)
+    y = convolve(weights, f"{name}.conv2", y, stride)
     if f"{name}.projection.kernel" in weights:
-        x = _convolve(weights, f"{name}.projection", x, stride, relu=False)
-    return _convolve(weights, f"{name}.conv3", y, 1, shortcut=x)
+        x = convolve(weights, f"{name}.projection", x, stride, relu=False)
+    return convolve(weights, f"{name}.conv3", y, 1, shortcut=x)
 
 
 def _basic(weights: Weights, name: str, x: jax.Array) -> jax.Array:

@@ -1,0 +1,257 @@
+"""A graph by the kernels of `network_cpu`: each convolution and matrix product with what follows it as one layer.
+
+Inference's batch norm, a scale or an addend of each channel go into the weights, in float64; a sum with another value
+and the activation become the layer's.
+"""
+
+import operator
+from collections import defaultdict
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from idrc_jax.interop import aten
+from idrc_jax.interop.graphs import Instruction, Program, Value, filled, numbers_in, renumbered
+from idrc_jax.kernels import network_cpu
+from idrc_jax.kernels.network_cpu import Layer
+
+_CHANNELS_FIRST = (0, 3, 1, 2)
+_SAME = ("aten.clone.default", "aten.alias.default", "aten.detach.default")
+_VIEWS = ("aten.view.default", "aten._unsafe_view.default")
+_COPIES = (*_SAME, *_VIEWS, "aten.expand.default", "aten.unsqueeze.default")
+_BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
+
+
+def fuse(
+    program: Program, tensors: dict[str, np.ndarray], image_shape: tuple[int, int, int]
+) -> tuple[Program, dict[str, np.ndarray]]:
+    """The same function of images of that shape (H, W, C), and its tensors: those of the layers packed."""
+    graph = _Graph(program, tensors, image_shape)
+    absorbed, fused = set(), {}
+    made: dict[str, np.ndarray] = {}
+    for at in range(len(program.instructions)):
+        chain = None if at in absorbed else _begin(graph, at)
+        if chain is None:
+            continue
+        _grow(graph, chain, absorbed)
+        absorbed |= set(chain.absorbed)
+        names = (f"layer{at}.weights", f"layer{at}.bias")
+        layer, made[names[0]] = network_cpu.prepare(
+            chain.kernel * chain.factor, image=chain.image, stride=chain.stride, padding=chain.padding,
+            groups=chain.groups,
+        )  # fmt: skip
+        made[names[1]] = np.broadcast_to(chain.bias, layer.features).astype(np.float32)
+        layer = layer._replace(activation=chain.activation)
+        arguments = (chain.x, *(Value(graph.number_of(name)) for name in names), chain.shortcut, tuple(chain.views))
+        run = partial(_run, layer, chain.rows)
+        fused[chain.absorbed[-1]] = Instruction("network_cpu", run, arguments, {})
+    # Numbers of the new graph: images, tensors that are used, instructions that are used.
+    kept = {at: one for at, one in enumerate(program.instructions) if at not in absorbed} | fused
+    needed, order = {program.result.number}, []
+    for at in sorted(kept, reverse=True):
+        if graph.first + at in needed:
+            needed |= numbers_in((kept[at].arguments, kept[at].options))
+            order.append(at)
+    every = dict(tensors) | made
+    names = tuple(name for name in every if graph.number_of(name) in needed)
+    numbers = {0: 0} | {graph.number_of(name): number for number, name in enumerate(names, 1)}
+    instructions = []
+    for at in order[::-1]:
+        one = kept[at]
+        numbers[graph.first + at] = 1 + len(names) + len(instructions)
+        arguments, options = renumbered((one.arguments, one.options), numbers)
+        instructions.append(one._replace(arguments=arguments, options=options))
+    result = Value(numbers[program.result.number])
+    return Program(names, tuple(instructions), result), {name: every[name] for name in names}
+
+
+def _run(layer: Layer, rows: bool, x: Any, weights: Any, bias: Any, shortcut: Any, views: tuple[Any, ...]) -> Any:
+    beside = shortcut.stored if isinstance(shortcut, aten.Pixels) else shortcut
+    if not rows:
+        stored = x.stored if isinstance(x, aten.Pixels) else jnp.moveaxis(x, 1, -1)
+        if beside is not None and not isinstance(shortcut, aten.Pixels):
+            beside = jnp.moveaxis(beside, 1, -1)
+        return aten.Pixels(network_cpu.run(layer, stored, weights, bias, beside))
+    made = network_cpu.product(layer, aten.as_torch(x), weights, bias, beside)
+    for view in views:
+        made = aten.Pixels(made) if view == _CHANNELS_FIRST else made.reshape(view)
+    return made
+
+
+class _Chain:
+    """A layer that grows."""
+
+    def __init__(self, at: int, end: int, x: Value, kernel: np.ndarray, bias: np.ndarray | float, rows: bool) -> None:
+        self.absorbed, self.end, self.x, self.rows = [at], end, x, rows
+        self.kernel, self.factor, self.bias = kernel, np.ones(kernel.shape[-1]), bias
+        self.image, self.stride, self.padding, self.groups = (1, 1), (1, 1), (0, 0), 1
+        self.shortcut: Value | None = None
+        self.activation: network_cpu.Activation = ""
+        self.views: list[Any] = []
+
+
+class _Graph:
+    """A program with what can be said of its values: their shapes, who uses them, which are tensors."""
+
+    def __init__(self, program: Program, tensors: dict[str, np.ndarray], image_shape: tuple[int, int, int]) -> None:
+        self.instructions, self.tensors = program.instructions, tensors
+        self.first = 1 + len(program.tensors)
+        self._names = dict(enumerate(program.tensors, 1))
+        self._numbers = {name: number for number, name in self._names.items()}
+        self.users: dict[int, list[int]] = defaultdict(list)
+        for at, one in enumerate(program.instructions):
+            for number in numbers_in((one.arguments, one.options)):
+                self.users[number].append(at)
+        self.users[program.result.number].append(-1)
+        self.shapes = _shapes(program, tensors, image_shape)
+
+    def number_of(self, name: str) -> int:
+        """A new name gets a number that no other value has."""
+        return self._numbers.setdefault(name, -2 - len(self._numbers))
+
+    def tensor(self, value: Any) -> np.ndarray | None:
+        """The value, where it is a tensor or one whose axes were permuted."""
+        if not isinstance(value, Value):
+            return None
+        if value.number in self._names:
+            return self.tensors[self._names[value.number]]
+        if value.number >= self.first:
+            made = self.instructions[value.number - self.first]
+            inner = self.tensor(made.arguments[0]) if made.name == "aten.permute.default" else None
+            return None if inner is None else np.transpose(inner, made.arguments[1])
+        return None
+
+
+    def repeated_matrix(self, value: Any) -> np.ndarray | None:
+        """[K, M], where the value is [N, K, M] made of copies of a tensor."""
+        shape = self.shapes[value.number][-2:]
+        while value.number >= self.first and self.tensor(value) is None:
+            made = self.instructions[value.number - self.first]
+            if made.name not in _COPIES or self.shapes[value.number][-2:] != shape:
+                return None
+            value = made.arguments[0]
+        matrix = self.tensor(value)
+        return None if matrix is None or matrix.squeeze().shape != shape else matrix.squeeze()
+
+
+def _shapes(program: Program, tensors: dict[str, np.ndarray], image_shape: tuple[int, int, int]) -> dict[int, Any]:
+    """The shape of every value that is an array, for a batch of 2."""
+    found: dict[int, Any] = {}
+
+    def trace(params: Any, images: jax.Array) -> jax.Array:
+        values = program.values(params, images)
+        found.update({number: getattr(value, "shape", None) for number, value in enumerate(values)})
+        return aten.as_torch(values[program.result.number])
+
+    params = {name: jnp.asarray(tensors[name], aten.dtype_of(str(tensors[name].dtype))) for name in program.tensors}
+    jax.eval_shape(trace, params, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
+    return found
+
+
+def _begin(graph: _Graph, at: int) -> _Chain | None:
+    """The layer that begins with this instruction, if one does."""
+    name, _, arguments, options = graph.instructions[at]
+    if name == "aten.convolution.default" and not options:
+        x, weight, bias, stride, padding, dilation, transposed, _, groups = arguments
+        kernel, offset = graph.tensor(weight), 0.0 if bias is None else graph.tensor(bias)
+        if kernel is None or offset is None or transposed or kernel.ndim != 4:
+            return None
+        kernel = np.transpose(kernel, (2, 3, 1, 0))
+        stride, padding, dilation = (one * 2 if len(one) == 1 else one for one in (stride, padding, dilation))
+        if not network_cpu.serves(kernel.shape, groups=groups, dilation=dilation):
+            return None
+        chain = _Chain(at, graph.first + at, x, kernel, offset, rows=False)
+        chain.image, chain.stride, chain.padding = tuple(graph.shapes[x.number][2:]), stride, padding
+        chain.groups = groups
+        return chain
+    if name in ("aten.addmm.default", "aten.mm.default") and not options:
+        x, weight = arguments[-2:]
+        matrix, offset = graph.tensor(weight), graph.tensor(arguments[0]) if name == "aten.addmm.default" else 0.0
+        if matrix is None or offset is None or not isinstance(x, Value) or graph.tensor(x) is not None:
+            return None
+        return _Chain(at, graph.first + at, x, matrix[None, None], offset, rows=True)
+    if name == "aten.bmm.default":
+        x, weight = arguments
+        matrix = graph.repeated_matrix(weight)
+        return None if matrix is None else _Chain(at, graph.first + at, x, matrix[None, None], 0.0, rows=True)
+    return None
+
+
+def _grow(graph: _Graph, chain: _Chain, absorbed: set[int]) -> None:
+    """Takes into the layer what follows it, is used by nothing else and belongs to no other layer."""
+    while len(graph.users[chain.end]) == 1 and (at := graph.users[chain.end][0]) not in absorbed | {-1}:
+        instruction = graph.instructions[at]
+        if not _take(graph, chain, at, *instruction):
+            return
+
+
+def _take(graph: _Graph, chain: _Chain, at: int, name: str, run: Any, arguments: tuple, options: dict) -> bool:
+    """Whether this instruction, which alone uses the chain's end, became a part of it."""
+    end, taken = Value(chain.end), [at]
+    plain = chain.shortcut is None and not chain.activation
+    if name == _BATCH_NORM and plain and not chain.rows and arguments[0] == end:
+        followers = graph.users[graph.first + at]
+        scale, offset, mean, variance = (graph.tensor(one) for one in arguments[1:5])
+        if len(followers) != 1 or followers[0] < 0 or mean is None or variance is None:
+            return False
+        follower = graph.instructions[followers[0]]
+        if follower.run is not operator.getitem or follower.arguments[1] != 0:
+            return False
+        factor = (1.0 if scale is None else scale) / np.sqrt(variance.astype(np.float64) + arguments[6])
+        chain.bias = (chain.bias - mean.astype(np.float64)) * factor + (0.0 if offset is None else offset)
+        chain.factor = chain.factor * factor
+        taken.append(followers[0])
+    elif chain.activation:
+        return False
+    elif name in _SAME and arguments == (end,):
+        pass
+    elif name in _VIEWS and chain.rows and arguments[0] == end:
+        chain.views.append(arguments[1])
+    elif name == "aten.permute.default" and chain.rows and arguments == (end, _CHANNELS_FIRST):
+        chain.views.append(_CHANNELS_FIRST)
+    elif name in ("aten.mul.Tensor", "aten.add.Tensor") and len(arguments) == 2 and not options:
+        other = arguments[1] if arguments[0] == end else arguments[0]
+        constant = _of_each_channel(graph, chain, other)
+        if plain and constant is not None and name == "aten.mul.Tensor":
+            chain.factor, chain.bias = chain.factor * constant, chain.bias * constant
+        elif plain and constant is not None:
+            chain.bias = chain.bias + constant
+        elif name == "aten.add.Tensor" and plain and _beside(graph, chain, other):
+            chain.shortcut = other
+        else:
+            return False
+    elif name == "aten.relu.default":
+        chain.activation = "relu"
+    elif name == "aten.gelu.default" and options.get("approximate", "none") == "none" and len(arguments) == 1:
+        chain.activation = "gelu"
+    else:
+        return False
+    chain.absorbed += taken
+    chain.end = graph.first + taken[-1]
+    return True
+
+
+def _beside(graph: _Graph, chain: _Chain, other: Any) -> bool:
+    """Whether a value can be the chain's shortcut."""
+    if not isinstance(other, Value) or other.number == chain.end or graph.tensor(other) is not None:
+        return False
+    return graph.shapes[other.number] == graph.shapes[chain.end]
+
+
+def _of_each_channel(graph: _Graph, chain: _Chain, value: Any) -> np.ndarray | None:
+    """Float64 [features], where the value is a tensor with a number for each of the chain's channels."""
+    tensor, features = graph.tensor(value), chain.kernel.shape[-1]
+    if tensor is None or tensor.size != features:
+        return None
+    if chain.rows and chain.views and chain.views[-1] == _CHANNELS_FIRST or not chain.rows:
+        wanted = (features, 1, 1)
+    else:
+        wanted = (features,)
+        if graph.shapes[chain.end][-1] != features:
+            return None
+    rank = max(len(wanted), tensor.ndim)
+    padded = (1,) * (rank - tensor.ndim) + tensor.shape
+    return tensor.reshape(-1).astype(np.float64) if padded == (1,) * (rank - len(wanted)) + wanted else None

@@ -1,0 +1,145 @@
+"""The layers of any network in inference on a CPU (`network_cpu.cc`), with weights that are packed once.
+
+A layer is a convolution or a matrix product with its bias, a shortcut that is added and an activation. Its twin is
+`plain`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from idrc_jax.kernels import build
+
+Activation = Literal["", "relu", "gelu"]
+_PANEL = 16  # columns of weights that lie together
+_ACTIVATIONS = ("", "relu", "gelu")
+_PRODUCT, _FILTERED, _APART = "idrc_product", "idrc_filtered", "idrc_apart"
+# Winograd's minimal filtering for 4x4 outputs, and for the two rows of an image of two: weights' transforms.
+_FOUR = np.array(
+    [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
+)  # fmt: skip
+_TWO = np.array([[0, 1, 0], [0, -1, 1], [1, -1, 0]])
+_TRANSFORMS = 1.3  # what minimal filtering costs beside its products
+
+
+def available() -> bool:
+    """Whether the kernel can be built here (it is, when this is first asked)."""
+    targets = ((_PRODUCT, "IdrcProduct"), (_FILTERED, "IdrcFiltered"), (_APART, "IdrcApart"))
+    return build.register("network_cpu.cc", targets)
+
+
+class Layer(NamedTuple):
+    """What is fixed of a layer; its weights and bias are arrays beside it."""
+
+    target: str
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    features: int
+    activation: Activation = ""
+
+
+def serves(shape: Sequence[int], *, groups: int = 1, dilation: Sequence[int] = (1, 1)) -> bool:
+    """Whether a convolution with a kernel [h, w, in / groups, out] can be a layer."""
+    apart = groups == shape[3] and shape[2] == 1 and groups % _PANEL == 0
+    return len(shape) == 4 and all(one == 1 for one in dilation) and (groups == 1 or apart)
+
+
+def prepare(
+    kernel: np.ndarray, *, image: tuple[int, int], stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0),
+    groups: int = 1,
+) -> tuple[Layer, np.ndarray]:  # fmt: skip
+    """A layer for images of that height and width, and its packed weights, float32, computed in float64.
+
+    Args:
+      kernel: [h, w, in / groups, out], that `serves` accepts.
+      padding: rows and columns of zeros on each side.
+    """
+    height, width, depth, features = kernel.shape
+    exact = kernel.astype(np.float64)
+    layer = Layer(_PRODUCT, (height, width), tuple(stride), tuple(padding), features)
+    if groups != 1:
+        return layer._replace(target=_APART), exact[:, :, 0].astype(np.float32)
+    square = (height, width) == (3, 3) and layer.stride == layer.padding == (1, 1)
+    if square and depth % _PANEL == features % _PANEL == 0:
+        tiles = -(-image[0] // 4) * -(-image[1] // 4)
+        transform = _TWO if image == (2, 2) else _FOUR if 36 * tiles * _TRANSFORMS < 9 * image[0] * image[1] else None
+        if transform is not None:
+            filters = np.einsum("ay,bx,yxio->abio", transform, transform, exact, optimize=True)
+            packed = np.stack([_pack(one) for one in filters.reshape(-1, depth, features)])
+            return layer._replace(target=_FILTERED), packed
+    return layer, _pack(exact.reshape(-1, features))
+
+
+def _pack(matrix: np.ndarray) -> np.ndarray:
+    """[depth, columns] -> float32 [panels, depth, 16], zeros behind the last column."""
+    depth, columns = matrix.shape
+    padded = np.pad(matrix, ((0, 0), (0, -columns % _PANEL)))
+    return np.ascontiguousarray(padded.reshape(depth, -1, _PANEL).swapaxes(0, 1), dtype=np.float32)
+
+
+def run(
+    layer: Layer, x: jax.Array, weights: jax.Array, bias: jax.Array | None = None, shortcut: jax.Array | None = None
+) -> jax.Array:
+    """The layer of images [N, H, W, in] -> [N, H', W', features]; `shortcut` has the shape of the result."""
+    sides = zip(x.shape[1:3], layer.window, layer.stride, layer.padding, strict=True)
+    height, width = ((side + 2 * pad - window) // stride + 1 for side, window, stride, pad in sides)
+    result = jax.ShapeDtypeStruct((x.shape[0], height, width, layer.features), jnp.float32)
+    none = jnp.zeros(0, jnp.float32)
+    call = jax.ffi.ffi_call(layer.target, result, vmap_method="sequential")
+    return call(
+        x,
+        weights,
+        none if bias is None else bias,
+        none if shortcut is None else shortcut,
+        window=np.array((*layer.window, *layer.stride, *layer.padding), np.int64),
+        activation=np.int64(_ACTIVATIONS.index(layer.activation)),
+    )
+
+
+def product(
+    layer: Layer, x: jax.Array, weights: jax.Array, bias: jax.Array | None = None, shortcut: jax.Array | None = None
+) -> jax.Array:
+    """The layer of rows [..., in] -> [..., features]."""
+    rows = x.reshape(-1, 1, 1, x.shape[-1])
+    beside = None if shortcut is None else shortcut.reshape(len(rows), 1, 1, layer.features)
+    return run(layer, rows, weights, bias, beside).reshape(*x.shape[:-1], layer.features)
+
+
+def with_gradients_of(
+    plain: Callable[[Any, jax.Array], jax.Array], by_kernel: Callable[[Any, jax.Array], jax.Array]
+) -> Callable[[Any, jax.Array], jax.Array]:
+    """`by_kernel` of params {"plain", "packed"} and images; its gradients are those of `plain` of params["plain"]."""
+
+    @jax.custom_vjp
+    def apply_fn(params: Any, images: jax.Array) -> jax.Array:
+        return by_kernel(params, images)
+
+    def forward(params: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        return by_kernel(params, images), (params, images)
+
+    def backward(residuals: Any, cotangent: jax.Array) -> tuple[Any, jax.Array]:
+        params, images = residuals
+        _, pullback = jax.vjp(plain, params["plain"], images)
+        to_plain, to_images = pullback(cotangent)
+        return {"plain": to_plain, "packed": jax.tree.map(jnp.zeros_like, params["packed"])}, to_images
+
+    apply_fn.defvjp(forward, backward)
+    return apply_fn
+
+
+def plain(
+    kernel: Any, x: jax.Array, bias: Any, shortcut: Any, *, stride: Sequence[int], padding: Sequence[int],
+    groups: int = 1, activation: Activation = "",
+) -> jax.Array:  # fmt: skip
+    """What a layer computes, in plain JAX."""
+    made = jax.lax.conv_general_dilated(
+        x, kernel, stride, [(pad, pad) for pad in padding], dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )  # fmt: skip
+    made = made if bias is None else made + bias
+    made = made if shortcut is None else made + shortcut
+    return {"": lambda y: y, "relu": jax.nn.relu, "gelu": lambda y: jax.nn.gelu(y, approximate=False)}[activation](made)
