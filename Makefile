@@ -21,8 +21,8 @@ SETTINGS = --config=$(CONFIG):$(SCHEME) --config.noise.sigma=$(SIGMA) --config.d
 	--config.max_minutes=$(SLICE) --workdir=$(RUN) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all lint typecheck reproduce overhead invariance certificate-table plans denoising figures \
-	throughput training-throughput scaling gpu-benchmark clean
+.PHONY: help quickstart test test-all lint typecheck reproduce overhead invariance widths certificate-table plans denoising figures \
+	throughput training-throughput networks scaling gpu-benchmark clean
 
 help:  ## Show this help.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ overhead: $(VENV)/.quickstart  ## Measure what the sampling core adds to the bar
 
 invariance: $(VENV)/.quickstart  ## Count the votes that change with chunk and devices: DATA=FOLDER.
 	$(BIN)/python benchmarks/invariance.py $(DATA)
+
+widths: $(VENV)/.quickstart  ## Count the votes that change with the width of a processor's vectors: DATA=FOLDER.
+	$(BIN)/python -m benchmarks.widths $(DATA) $(ARGS)
 
 certificate-table: $(VENV)/.quickstart  ## Print the tables of docs/certificates.md and draw its figure.
 	$(BIN)/python benchmarks/certificate_table.py
@@ -99,6 +102,9 @@ throughput: $(VENV)/.benchmarks  ## Time certification beside PyTorch and ART, o
 
 training-throughput: $(VENV)/.benchmarks  ## Time training beside PyTorch, on an idle machine.
 	$(BIN)/python -m benchmarks.training $(ARGS)
+
+networks: $(VENV)/.benchmarks  ## Time certification of eight kinds of network beside XLA and PyTorch, on an idle machine.
+	$(BIN)/python -m benchmarks.any_network $(ARGS)
 
 scaling: $(VENV)/.benchmarks  ## Time certification over WHAT=n, devices or size, on an idle machine.
 	$(BIN)/python -m benchmarks.scaling $(WHAT) $(ARGS)

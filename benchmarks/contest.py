@@ -16,6 +16,7 @@ OURS, TORCH, ART = "idrc_jax", "PyTorch", "ART"
 CERTIFIERS = {OURS: "benchmarks.ours:Sampling", TORCH: "benchmarks.peers:Loop", ART: "benchmarks.peers:Toolbox"}
 TRAINERS = {OURS: "benchmarks.ours:Training", TORCH: "benchmarks.peers:Training"}
 
+CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 Row = dict[str, Any]
 _AGREE = {"float32": 1e-4}
 _AGREE_HALF = 0.05
@@ -32,6 +33,7 @@ class Variant:
       layout: of PyTorch's images.
       count: of devices or threads (0: all).
       size: of the images.
+      kernel: that ours is asked for; "" is "auto".
     """
 
     contender: str
@@ -40,30 +42,41 @@ class Variant:
     layout: str = ""
     count: int = 0
     size: int = 32
+    kernel: str = ""
 
     @property
     def name(self) -> str:
-        parts = [self.contender, self.dtype, self.layout, f"batch {self.batch}" if self.batch else ""]
+        parts = [self.contender, self.kernel and f"kernel {self.kernel}", self.dtype, self.layout]
+        parts += [f"batch {self.batch}" if self.batch else ""]
         parts += [f"{self.count} cores" if self.count else "", f"{self.size} px" if self.size != 32 else ""]
         return ", ".join(filter(None, parts))
 
 
 @dataclass
 class Files:
-    """Weights files of random networks, written by a worker that holds `ours.Host` when first asked for."""
+    """Weights files of networks, written by a worker that holds `ours.Host` when first asked for."""
 
     folder: Path
     host: Worker
-    _written: dict[Path, networks.Description] = field(default_factory=dict)
+    _written: dict[tuple[int | str, int], tuple[str, networks.Description]] = field(default_factory=dict)
 
-    def of(self, depth: int, size: int) -> tuple[str, networks.Description]:
-        """The path and description of a network."""
-        description = networks.describe(depth, size)
-        path = self.folder / f"resnet{depth}_{size}.safetensors"
-        if path not in self._written:
-            self.host.call("write_weights", path=str(path), description=description)
-            self._written[path] = description
-        return str(path), description
+    def of(self, network: int | str, size: int) -> tuple[str, networks.Description]:
+        """The path and description of a CIFAR ResNet with random weights by its depth, or of one of `networks.ANY`.
+
+        The path is empty where the weights follow from the description.
+        """
+        if (network, size) not in self._written:
+            description = networks.describe(network, size) if isinstance(network, int) else networks.ANY[network]
+            path = str(self.folder / f"{len(self._written)}.safetensors")
+            if description["architecture"] == "resnet":
+                self.host.call("write_weights", path=path, description=description)
+            elif description["architecture"] == "denoised":
+                description = self.host.call("write_denoised", path=path, description=description)
+                path = str(CHECKPOINTS / description["classifier"])
+            else:
+                path = ""
+            self._written[network, size] = path, description
+        return self._written[network, size]
 
 
 @contextlib.contextmanager
@@ -99,7 +112,7 @@ class Contest:
 
     Args:
       targets: the class of each contender, for `workers.Worker`.
-      depth: of the ResNet.
+      network: that `files` knows: the depth of a ResNet, or a name.
       variants: what is timed; the first computes in float32, and the others' logits are held against its.
       files: where weights are.
       clock: says what happens; its limit is that of every call.
@@ -114,7 +127,7 @@ class Contest:
     def __init__(
         self,
         targets: dict[str, str],
-        depth: int,
+        network: int | str,
         variants: Iterable[Variant],
         files: Files,
         clock: measure.Clock,
@@ -129,7 +142,7 @@ class Contest:
         self._truth: dict[int, np.ndarray] = {}
         try:
             for variant in variants:
-                self._enter(targets[variant.contender], variant, *files.of(depth, variant.size))
+                self._enter(targets[variant.contender], variant, *files.of(network, variant.size))
         except BaseException:
             self.__exit__()
             raise
@@ -143,11 +156,11 @@ class Contest:
 
     def _enter(self, target: str, variant: Variant, weights: str, description: networks.Description) -> None:
         key = (target, variant.count) if self._shared else variant
-        arguments: dict[str, Any] = {"weights": weights, "dtype": variant.dtype, "batch": variant.batch}
-        if target != CERTIFIERS[OURS]:
-            arguments |= {"description": description}
-        if variant.contender != OURS:
-            arguments |= {"layout": variant.layout}
+        arguments: dict[str, Any] = {
+            "weights": weights, "description": description, "dtype": variant.dtype, "batch": variant.batch,
+        }  # fmt: skip
+        arguments |= {"kernel": variant.kernel} if variant.kernel else {}
+        arguments |= {"layout": variant.layout} if variant.contender != OURS else {}
         try:
             if key not in self._workers:
                 cores = variant.count if self._pin else 0
@@ -165,6 +178,7 @@ class Contest:
             "dtype": variant.dtype,
             "layout": variant.layout,
             "size": variant.size,
+            "asked": variant.kernel,
             "logits_error": error,
             **device,
             **ready["facts"],
@@ -217,15 +231,20 @@ class Contest:
     def _in_turns(self, turn: Callable[[Entry], float], rounds: int, after: Callable[[list[Row]], None]) -> list[Row]:
         """Let all have a turn, `rounds` times, there and back."""
         values: dict[str, list[float]] = {name: [] for name in self.entries}
+        wide: dict[str, bool | None] = dict.fromkeys(self.entries)
         rows: list[Row] = []
         for number in range(rounds):
             for name in list(self.entries)[:: 1 if number % 2 == 0 else -1]:
                 try:
                     values[name].append(turn(self.entries[name]))
+                    seen = self.entries[name].worker.used_avx512
+                    wide[name] = wide[name] or seen
                 except WorkerError as error:
                     self._leave_out(name, error)
             rows = [
-                entry.row | {"rounds": values[name], **measure.summary(values[name]), **self._call(entry, "memory")}
+                entry.row
+                | {"rounds": values[name], "avx512": wide[name]}
+                | {**measure.summary(values[name]), **self._call(entry, "memory")}
                 for name, entry in self.entries.items()
             ]
             said = "; ".join(f"{row['name']}: {row['rounds'][-1]:,.4g}" for row in rows)
@@ -248,11 +267,18 @@ def best(rows: list[Row]) -> list[Row]:
 
 
 def ratios(rows: list[Row]) -> list[dict[str, Any]]:
-    """Our best variant of each type against every peer's best, paired by round."""
+    """Our best variant of each type against every peer's best of each type, and of any type, paired by round."""
     ours = [row for row in best(rows) if row["contender"] == OURS]
     peers = [row for row in best(rows) if row["contender"] != OURS]
-    return [
-        {"of": one["name"], "to": peer["name"], **measure.summary(np.divide(one["rounds"], peer["rounds"]))}
-        for one in ours
-        for peer in peers
-    ]
+    found = [(one, peer, peer["name"]) for one in ours for peer in peers]
+    for contender in dict.fromkeys(peer["contender"] for peer in peers):
+        of_types = [peer for peer in peers if peer["contender"] == contender]
+        if len(of_types) > 1:
+            fastest = max(of_types, key=lambda row: row["median"])
+            found += [(one, fastest, f"{contender}'s best of any type: {fastest['name']}") for one in ours]
+    return [{"of": one["name"], "to": name, **paired(one, peer)} for one, peer, name in found]
+
+
+def paired(one: Row, other: Row) -> dict[str, float]:
+    """Median and quartiles of the ratios of two variants' turns of the same round."""
+    return measure.summary(np.divide(one["rounds"], other["rounds"]))

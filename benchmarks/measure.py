@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import networks
+from benchmarks import instructions, networks
 
 SIGMA = 0.25
 ALPHA = 0.001
 N0 = 100
 TRAINING_IMAGES = 50_000
 LEARNING_RATE = 1e-3  # small, so that random labels and weights stay finite for as long as it is timed
-_ISA = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "torch", "adversarial-robustness-toolbox")
+_ISA = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve")
+_PACKAGES = (
+    "jax", "jaxlib", "flax", "numpy", "scipy", "torch", "adversarial-robustness-toolbox", "transformers", "diffusers",
+)  # fmt: skip
 
 
 def cores() -> int:
@@ -28,17 +30,26 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def machine() -> dict[str, Any]:
-    """Where and with what a measurement runs."""
-    cpu, flags = platform.processor() or platform.machine(), ""
+def processor() -> tuple[str, str, list[str]]:
+    """Its name, its microarchitecture as far as it is known, and its flags as Linux names them."""
+    about = {}
     if Path("/proc/cpuinfo").is_file():
         entries = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
         about = {key.strip(): value.strip() for key, _, value in entries}
-        cpu, flags = about.get("model name", cpu), about.get("flags", "")
+    numbers = (int(about.get(name, 0)) for name in ("cpu family", "model"))
+    made = instructions.microarchitecture(about.get("vendor_id", ""), *numbers)
+    name = about.get("model name", platform.processor() or platform.machine())
+    return name, made, (about.get("flags") or about.get("Features", "")).split()
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what a measurement runs."""
+    cpu, microarchitecture, flags = processor()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cpu": cpu,
-        "instructions": [name for name in _ISA if name in flags.split()],
+        "microarchitecture": microarchitecture,
+        "instructions": [name for name in _ISA if name in flags],
         "cores": cores(),
         "memory_gib": round(memory, 1),
         "system": f"{platform.system()} {platform.machine()}",
@@ -69,15 +80,15 @@ def _commit() -> str:
     return said.stdout.strip()
 
 
-def picture(size: int) -> np.ndarray:
-    """The image that is certified, float32 [1, size, size, 3] in [0, 1]."""
-    return networks.images(1, size)
+def picture(size: int, channels: int = 3) -> np.ndarray:
+    """The image that is certified, float32 [1, size, size, channels] in [0, 1]."""
+    return networks.images(1, size, channels=channels)
 
 
-def probe(size: int) -> np.ndarray:
-    """Noisy images float32 [16, size, size, 3] on which contenders' logits are compared."""
-    noise = np.random.default_rng(1).standard_normal((16, size, size, 3), np.float32)
-    return networks.images(16, size) + np.float32(SIGMA) * noise
+def probe(size: int, channels: int = 3) -> np.ndarray:
+    """Noisy images float32 [16, size, size, channels] on which contenders' logits are compared."""
+    noise = np.random.default_rng(1).standard_normal((16, size, size, channels), np.float32)
+    return networks.images(16, size, channels=channels) + np.float32(SIGMA) * noise
 
 
 def training_set(size: int) -> tuple[np.ndarray, np.ndarray]:

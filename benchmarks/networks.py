@@ -22,9 +22,36 @@ def describe(depth: int, size: int = 32) -> Description:
     }  # fmt: skip
 
 
-def images(count: int, size: int = 32, seed: int = 0) -> np.ndarray:
-    """Smooth random colour images, float32 [count, size, size, 3] in [0, 1]."""
-    coarse = np.random.default_rng(seed).uniform(size=(count, 4, 4, 3))
+def _of_transformers(module: str, size: int) -> Description:
+    """A network of `modules.build`, normalised and with classes as ImageNet has them."""
+    return {
+        "architecture": "torch", "module": module, "classes": 1000, "image_shape": [size, size, 3],
+        "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "dtype": "float32",
+    }  # fmt: skip
+
+
+# Eight networks of different kinds, by name. ResNet-8 is quickstart's, of digits; the "denoised" one is a committed
+# denoiser before a committed classifier.
+ANY: dict[str, Description] = {
+    "ResNet-8": describe(8, 8) | {"image_shape": [8, 8, 1], "mean": [0.3], "std": [0.38]},
+    "ResNet-20": describe(20),
+    "ResNet-110": describe(110),
+    "ResNet-18": _of_transformers("ResNet-18", 64),
+    "ResNet-50": _of_transformers("ResNet-50", 224),
+    "ConvNeXt-T": _of_transformers("ConvNeXt-T", 224),
+    "ViT-B/16": _of_transformers("ViT-B/16", 224),
+    "U-Net+ResNet-20": describe(20)
+    | {
+        "architecture": "denoised",
+        "denoiser": "cifar10_denoiser_small.safetensors",
+        "classifier": "cifar10_resnet20_gaussian_0.25.safetensors",
+    },
+}
+
+
+def images(count: int, size: int = 32, seed: int = 0, channels: int = 3) -> np.ndarray:
+    """Smooth random images, float32 [count, size, size, channels] in [0, 1]."""
+    coarse = np.random.default_rng(seed).uniform(size=(count, 4, 4, channels))
     where = np.linspace(0, 3, size)
     low = np.minimum(where.astype(int), 2)
     share = (where - low)[:, None]

@@ -3,6 +3,7 @@
 Each class lives in a worker of its own (`workers.Worker`) and knows its variants by name.
 """
 
+import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -13,13 +14,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from benchmarks import measure, networks, workers
-from idrc_jax import certification, checkpoints, data, devices, prng, sampling, schemes, training, training_loop
+from idrc_jax import (
+    certification,
+    checkpoints,
+    choice,
+    data,
+    denoised_smoothing,
+    devices,
+    diffusion,
+    prng,
+    sampling,
+    schemes,
+    training,
+    training_loop,
+)
+from idrc_jax.interop import diffusers, layouts, torch_modules
 
+CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 SCHEME = schemes.Gaussian(sigma=measure.SIGMA)
 _PRECISE = "highest"
+_SAMPLES = 10_000_000  # of a run of the commands: enough for them to choose with care
 _SLOTS = 64  # images that a dispatch of the commands holds
 
 
@@ -64,6 +81,27 @@ class Host:
         }
         checkpoints.save_weights(Path(path), tensors, description)
 
+    def write_denoised(self, path: str, description: networks.Description) -> networks.Description:
+        """A file of a committed denoiser's tensors as diffusers names them, for the PyTorch side.
+
+        Returns:
+          The description with what that side needs: the file, the network's settings, the fixed noise level's time.
+        """
+        denoiser = checkpoints.load_denoiser(CHECKPOINTS / description["denoiser"], kernel="xla")
+        tensors = {diffusers.their_name(name): layouts.to_torch(np.array(one)) for name, one in denoiser.params.items()}
+        save_file(tensors, path)
+        unet = denoiser.description["unet"]
+        levels = len(unet["widths"])
+        settings = {
+            "sample_size": denoiser.image_shape[0], "in_channels": unet["channels"],
+            "out_channels": unet["channels_out"], "block_out_channels": unet["widths"],
+            "layers_per_block": unet["blocks"], "norm_num_groups": unet["groups"], "norm_eps": 1e-6,
+            "down_block_types": ["DownBlock2D"] * levels, "up_block_types": ["UpBlock2D"] * levels,
+            "add_attention": unet["middle_attention"], "flip_sin_to_cos": False, "freq_shift": 1.0,
+        }  # fmt: skip
+        level = {"time": denoiser.schedule.time(SCHEME.sigma), "signal": diffusion.signal_of(SCHEME.sigma)}
+        return description | level | {"unet": settings, "unet_weights": path}
+
     def agreement(self, weights: str, folder: str, count: int = 10_000) -> dict[str, Any]:
         """How often bfloat16 and float32 name the same class on noisy images, one copy each."""
         full = checkpoints.load_classifier(weights, dtype="float32")
@@ -104,11 +142,42 @@ def _test_images(folder: str, count: int, size: int) -> tuple[np.ndarray, np.nda
     return data.to_unit(test_set.images[:count]), test_set.labels[:count], "CIFAR-10 test images"
 
 
+def load(weights: str, description: networks.Description, *, dtype: str, kernel: str) -> checkpoints.Classifier:
+    """Any network that `contest.Files` knows."""
+    if description["architecture"] == "torch":
+        from benchmarks import modules  # needs PyTorch
+
+        if dtype != "float32":
+            raise ValueError(f"Expected float32 of a PyTorch module, got {dtype}: from_torch knows no other.")
+        shape = tuple(description["image_shape"])
+        about = {name: description[name] for name in ("mean", "std")}
+        classifier = torch_modules.from_torch(modules.build(description), image_shape=shape, **about)
+        return classifier.implementations[-1] if kernel == "xla" else classifier
+    classifier = checkpoints.load_classifier(weights, dtype=dtype, kernel=kernel)
+    if description["architecture"] != "denoised":
+        return classifier
+    denoiser = checkpoints.load_denoiser(CHECKPOINTS / description["denoiser"], dtype=dtype, kernel=kernel)
+    return denoised_smoothing.denoised(classifier, denoiser, sigma=SCHEME.sigma)
+
+
+def choose(classifier: checkpoints.Classifier, mesh: Mesh, chunk: int, kernel: str) -> choice.Choice:
+    """What the commands would take for a kernel that is asked for; a `chunk` that is asked for stays.
+
+    Nothing is remembered from another run.
+    """
+    if kernel == "xla":
+        return choice.Choice(classifier, mesh, chunk or sampling.default_chunk(classifier, mesh))
+    some = mesh if mesh.size < len(jax.local_devices()) else None
+    with tempfile.TemporaryDirectory() as folder:
+        return choice.choose(classifier, SCHEME, samples=_SAMPLES, mesh=some, chunk=chunk, folder=Path(folder))
+
+
 @dataclass(frozen=True)
 class _Certifier:
     classifier: checkpoints.Classifier
     image: np.ndarray
     chunk: int
+    mesh: Mesh
 
 
 class Sampling:
@@ -117,25 +186,36 @@ class Sampling:
     def __init__(self, count: int = 0) -> None:
         self._mesh = set_up(count)
         self._variants: dict[str, _Certifier] = {}
-        self._logits: dict[tuple[str, str], list[list[float]]] = {}
+        self._logits: dict[tuple[str, ...], list[list[float]]] = {}
 
     def device(self) -> dict[str, Any]:
         return describe_device(self._mesh)
 
-    def prepare(self, name: str, *, weights: str, dtype: str, batch: int) -> dict[str, Any]:
+    def prepare(
+        self,
+        name: str,
+        *,
+        weights: str,
+        description: networks.Description,
+        dtype: str,
+        batch: int,
+        kernel: str = "auto",
+    ) -> dict[str, Any]:
         """Load, compile and warm up; `batch` is the chunk a device takes (0: the default)."""
-        classifier = checkpoints.load_classifier(weights, dtype=dtype)
-        size = classifier.image_shape[0]
-        chunk = batch or sampling.default_chunk(classifier, self._mesh)
-        self._variants[name] = _Certifier(sampling.place(classifier, self._mesh), measure.picture(size), chunk)
-        if (weights, dtype) not in self._logits:
+        chosen = choose(load(weights, description, dtype=dtype, kernel=kernel), self._mesh, batch, kernel)
+        classifier, mesh, chunk = chosen.classifier, chosen.mesh, chosen.chunk
+        height, _, channels = classifier.image_shape
+        picture = measure.picture(height, channels)
+        self._variants[name] = _Certifier(sampling.place(classifier, mesh), picture, chunk, mesh)
+        key = (weights, str(description), dtype, kernel)
+        if key not in self._logits:
             with jax.default_matmul_precision(_PRECISE):
-                logits = jax.jit(classifier.apply_fn)(classifier.params, measure.probe(size))
-            self._logits[weights, dtype] = np.asarray(logits).tolist()
-        stride = chunk * self._mesh.size
+                logits = jax.jit(classifier.apply_fn)(classifier.params, measure.probe(height, channels))
+            self._logits[key] = np.asarray(logits).tolist()
+        stride = chunk * mesh.size
         rate = measure.calibrate(lambda samples: self.turn(name, samples), stride)
-        facts = {"batch": chunk, "devices": self._mesh.size, "kernel": classifier.kernel}
-        return {"rate": rate, "stride": stride, "logits": self._logits[weights, dtype], "facts": facts}
+        facts = {"batch": chunk, "devices": mesh.size, "kernel": classifier.kernel, "rates": chosen.rates}
+        return {"rate": rate, "stride": stride, "logits": self._logits[key], "facts": facts}
 
     def turn(self, name: str, samples: int) -> float:
         """Seconds that the votes of so many samples take, read by the host."""
@@ -144,7 +224,7 @@ class Sampling:
         votes = sampling.dispatch_votes(
             one.classifier, SCHEME, np.repeat(one.image, _SLOTS, axis=0), np.full(_SLOTS, SCHEME.sigma),
             indices=np.zeros(_SLOTS), first=0, n=np.array([samples] + [0] * (_SLOTS - 1)), key=prng.root(0),
-            chunk=one.chunk, mesh=self._mesh,
+            chunk=one.chunk, mesh=one.mesh,
         )  # fmt: skip
         counts = np.asarray(votes).sum(axis=(0, 1))
         seconds = time.perf_counter() - start
@@ -158,7 +238,7 @@ class Sampling:
         start = time.perf_counter()
         certification.certify(
             one.classifier, SCHEME, one.image, indices=np.array([0]), n0=measure.N0, n=n, key=prng.root(0),
-            chunk=one.chunk, mesh=self._mesh,
+            chunk=one.chunk, mesh=one.mesh,
         )  # fmt: skip
         return time.perf_counter() - start
 
@@ -172,6 +252,8 @@ class _Trainer:
     state: training_loop.State
     images: jax.Array
     labels: jax.Array
+    order: jax.Array
+    done: int  # steps
     recipe: training.Recipe
 
 
@@ -179,44 +261,51 @@ class Training:
     """Training steps, dispatched as `training.train` does."""
 
     def __init__(self, count: int = 0) -> None:
-        self._mesh = set_up(count or training_loop.cpu_devices())
-        self._on_cpu = devices.is_cpu()
-        # Steps in one dispatch, and dispatches ahead of what the host reads.
-        self._steps, self._ahead = (1, 8) if self._on_cpu else (50, 1)
+        self._count = count
         self._variants: dict[str, _Trainer] = {}
 
     def device(self) -> dict[str, Any]:
         return describe_device(self._mesh)
 
     def prepare(self, name: str, *, weights: str, description: networks.Description, dtype: str, batch: int) -> dict:
-        """Compile and warm up, from the weights in the file."""
-        convolution = training_loop.fastest_convolution(self._mesh)
-        graph, params, stats = checkpoints.abstract(description, dtype=dtype, convolution=convolution)
+        """Compile and warm up, from the weights in the file. The first call decides about the devices, by its type."""
+        description = description | {"dtype": dtype}
+        if not self._variants:
+            self._set_up(description)
+        network = training.network_on(self._mesh, description)
+        _, params, stats = checkpoints.abstract(description, dtype=dtype)
         tensors = load_file(weights)
         params, stats = ({key: jnp.asarray(tensors[key]) for key in group} for group in (params, stats))
-
-        def forward(params: Any, stats: Any, images: jax.Array) -> jax.Array:
-            return checkpoints.merge(graph, params, stats)(images, train=True)
-
         with jax.default_matmul_precision(_PRECISE):
-            logits = jax.jit(forward)(params, stats, measure.probe(description["image_shape"][0]))
+            logits, _ = jax.jit(network)(params, stats, measure.probe(description["image_shape"][0]))
         recipe = training.Recipe(batch=batch, lr=measure.LEARNING_RATE)
         optimiser = recipe.optimiser(measure.TRAINING_IMAGES // batch)
         whole = devices.replicated(self._mesh)
         state = training_loop.State(params, stats, optimiser.init(params), jnp.zeros((), jnp.int32))
-        step = training.make_step(graph, recipe, SCHEME, optimiser, 0, self._mesh)
+        step = training.make_step(network, recipe, SCHEME, optimiser, 0, self._mesh)
         images, labels = measure.training_set(description["image_shape"][0])
         self._variants[name] = _Trainer(
             training_loop.dispatches(step, on_cpu=self._on_cpu),
             jax.device_put(state, whole),
             jax.device_put(images, whole),
             jax.device_put(labels, whole),
+            self._shuffle(0, 0, measure.TRAINING_IMAGES),
+            0,
             recipe,
         )
         stride = batch * self._steps
         rate = measure.calibrate(lambda samples: self.turn(name, samples), stride)
-        facts = {"batch": batch, "devices": self._mesh.size}
+        kernel = training_loop.kernel_on(self._mesh, description)
+        facts = {"batch": batch, "devices": self._mesh.size, "kernel": kernel}
         return {"rate": rate, "stride": stride, "logits": np.asarray(logits).tolist(), "facts": facts}
+
+    def _set_up(self, description: networks.Description) -> None:
+        self._mesh = set_up(self._count or training_loop.cpu_devices(description["architecture"], description["dtype"]))
+        self._on_cpu = devices.is_cpu()
+        # Steps in one dispatch, and dispatches ahead of what the host reads.
+        self._steps, self._ahead = (1, 8) if self._on_cpu else (50, 1)
+        replicated = devices.replicated(self._mesh)
+        self._shuffle = jax.jit(training_loop.epoch_order, static_argnums=(0, 2), out_shardings=replicated)
 
     def turn(self, name: str, samples: int) -> float:
         """Seconds for the steps that take so many images."""
@@ -229,8 +318,16 @@ class Training:
                 losses.extend(jax.device_get(pending.popleft()).loss)
 
         start = time.perf_counter()
-        for _ in range(samples // (one.recipe.batch * self._steps)):
-            one.state, metrics = one.run(one.state, one.images, one.labels, count=self._steps)
+        epoch_steps = measure.TRAINING_IMAGES // one.recipe.batch
+        left = samples // one.recipe.batch
+        while left:
+            epoch, position = divmod(one.done, epoch_steps)
+            if position == 0:
+                one.order = self._shuffle(0, epoch, measure.TRAINING_IMAGES)
+            count = min(self._steps, epoch_steps - position, left)
+            one.state, metrics = one.run(one.state, one.order, one.images, one.labels, count=count)
+            one.done += count
+            left -= count
             pending.append(metrics)
             drain(self._ahead)
         drain(0)

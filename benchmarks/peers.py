@@ -14,7 +14,7 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional
 
-from benchmarks import measure, workers
+from benchmarks import measure, modules, workers
 from benchmarks.networks import Description
 
 
@@ -41,7 +41,7 @@ class Residual(nn.Module):
 
 
 class Twin(nn.Module):
-    """The network of `networks.describe`: images [N, 3, H, W] in [0, 1] -> float32 logits [N, classes].
+    """The network of `networks.describe`: images [N, C, H, W] in [0, 1] -> float32 logits [N, classes].
 
     Its modules are named as the tensors of a weights file are. Cast to bfloat16 it computes in it, but normalises the
     input and takes the mean over pixels in float32, as idrc_jax does.
@@ -52,7 +52,7 @@ class Twin(nn.Module):
 
     def __init__(self, description: Description) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.stem = nn.Conv2d(description["image_shape"][-1], 16, 3, 1, 1, bias=False)
         self.stem_norm = nn.BatchNorm2d(16)
         self.blocks = nn.ModuleList()
         features_in = 16
@@ -89,11 +89,27 @@ def twin(weights: str, description: Description) -> Twin:
     return model
 
 
-def to_bfloat16(model: Twin) -> None:
-    """Cast every weight and statistic; the input's normalisation stays in float32."""
-    mean, std = model.mean, model.std
+def network(weights: str, description: Description) -> nn.Module:
+    """The PyTorch side of any network that `contest.Files` knows: images [N, C, H, W] in [0, 1] -> float32 logits."""
+    if description["architecture"] == "torch":
+        return modules.Normalised(description)
+    if description["architecture"] == "denoised":
+        return modules.Denoised(description, twin(weights, description))
+    return twin(weights, description)
+
+
+def to_bfloat16(model: nn.Module) -> None:
+    """Cast every weight and statistic; the input's normalisation, or its noise level's time, stays in float32."""
+    exact = ("mean", "std", "time")
+    kept = [
+        (part, name, value)
+        for part in model.modules()
+        for name, value in part.named_buffers(recurse=False)
+        if name in exact
+    ]
     model.to(torch.bfloat16)
-    model.mean, model.std = mean, std
+    for part, name, value in kept:
+        setattr(part, name, value)
 
 
 def set_up(threads: int = 0) -> torch.device:
@@ -108,7 +124,8 @@ def set_up(threads: int = 0) -> torch.device:
 
 def describe_device(device: torch.device) -> dict[str, Any]:
     kind = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    return {"platform": device.type, "kind": kind, "threads": torch.get_num_threads()}
+    said = {"platform": device.type, "kind": kind, "threads": torch.get_num_threads()}
+    return said if device.type == "cuda" else said | {"says": torch.backends.cpu.get_cpu_capability()}
 
 
 def memory(device: torch.device) -> dict[str, float]:
@@ -119,13 +136,13 @@ def memory(device: torch.device) -> dict[str, float]:
     return peaks
 
 
-def _logits(model: nn.Module, size: int, device: torch.device) -> list[list[float]]:
+def _logits(model: nn.Module, description: Description, device: torch.device) -> list[list[float]]:
     """Of the probe, without TF32."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
         with torch.no_grad():
-            return model(_first_channels(measure.probe(size)).to(device)).cpu().tolist()
+            return model(_first_channels(measure.probe(*description["image_shape"][1:])).to(device)).cpu().tolist()
     finally:
         torch.backends.cudnn.allow_tf32 = before
 
@@ -138,6 +155,7 @@ def _first_channels(images: np.ndarray) -> torch.Tensor:
 class _Loop:
     model: nn.Module
     image: torch.Tensor
+    classes: int
     batch: int
     channels_last: bool
 
@@ -156,18 +174,17 @@ class Loop:
         self, name: str, *, weights: str, description: Description, dtype: str, batch: int, layout: str
     ) -> dict[str, Any]:
         """Load and warm up."""
-        size = description["image_shape"][0]
         last = layout == "channels-last"
         order = torch.channels_last if last else torch.contiguous_format
-        model = twin(weights, description).eval().to(self._device).to(memory_format=order)  # pyright: ignore
+        model = network(weights, description).eval().to(self._device).to(memory_format=order)  # pyright: ignore
         if dtype == "bfloat16":
             to_bfloat16(model)
-        picture = torch.from_numpy(measure.picture(size))
+        picture = torch.from_numpy(measure.picture(*description["image_shape"][1:]))
         image = (picture if last else picture.permute(0, 3, 1, 2).contiguous()).to(self._device)
-        self._variants[name] = _Loop(model, image, batch, last)
+        self._variants[name] = _Loop(model, image, description["classes"], batch, last)
         rate = measure.calibrate(lambda samples: self.turn(name, samples), batch)
         facts = {"batch": batch, "devices": 1 if self._device.type == "cuda" else torch.get_num_threads()}
-        logits = _logits(model, size, self._device)
+        logits = _logits(model, description, self._device)
         return {"rate": rate, "stride": batch, "logits": logits, "facts": facts}
 
     def turn(self, name: str, samples: int) -> float:
@@ -197,7 +214,7 @@ class Loop:
 
     @torch.no_grad()
     def _counts(self, one: _Loop, n: int) -> np.ndarray:
-        counts = np.zeros(10, np.int64)
+        counts = np.zeros(one.classes, np.int64)
         left = n
         while left > 0:
             taken = min(one.batch, left)
@@ -205,7 +222,7 @@ class Loop:
             if one.channels_last:
                 batch = batch.permute(0, 3, 1, 2)
             votes = one.model(batch + measure.SIGMA * torch.randn_like(batch)).argmax(1)
-            counts += np.bincount(votes.cpu().numpy(), minlength=10)
+            counts += np.bincount(votes.cpu().numpy(), minlength=one.classes)
             left -= taken
         return counts
 
@@ -245,7 +262,7 @@ class Toolbox:
         stride = -(-2 * measure.N0 // batch) * batch
         rate = measure.calibrate(lambda samples: self.turn(name, samples), stride)
         facts = {"batch": batch, "devices": 1 if self._device.type == "cuda" else torch.get_num_threads()}
-        logits = _logits(model.to(self._device), size, self._device)
+        logits = _logits(model.to(self._device), description, self._device)
         return {"rate": rate, "stride": stride, "logits": logits, "facts": facts}
 
     def turn(self, name: str, samples: int) -> float:
@@ -292,7 +309,7 @@ class Training:
         if dtype == "bfloat16":
             to_bfloat16(model)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=dtype == "autocast"):
-            logits = _logits(model.train(), size, self._device)
+            logits = _logits(model.train(), description, self._device)
         images, labels = measure.training_set(size)
         self._variants[name] = _Trainer(
             model,

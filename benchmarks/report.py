@@ -11,14 +11,14 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import contest
+from benchmarks import contest, instructions
 from idrc_jax import _files
 
 RESULTS = Path(__file__).parent / "results"
 _COLOURS = {contest.OURS: "#0072B2", contest.TORCH: "#D55E00", contest.ART: "#009E73"}
 _MARKERS = {"float32": "o", "bfloat16": "s", "autocast": "^"}
 _COLUMNS = {
-    "contender": "contender", "dtype": "type", "layout": "layout", "devices": "devices, threads",
+    "contender": "contender", "asked": "asked for", "dtype": "type", "layout": "layout", "devices": "devices, threads",
     "batch": "batch, chunk", "kernel": "kernel", "size": "size", "n": "n", "median": "median",
     "quartiles": "quartiles", "steps": "steps/s", "tflops": "TFLOP/s", "percent_of_product": "% of a product",
     "gb_s": "GB/s layer by layer", "percent_of_copy": "% of a copy",
@@ -71,18 +71,22 @@ def markdown(result: Result) -> str:
     machine = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     kinds = sorted({row["kind"] for table in result["tables"] for row in table["rows"] if row["platform"] != "cpu"})
-    where = ", ".join([*kinds, f"{machine['cpu']} ({', '.join(machine['instructions'])})", f"{machine['cores']} cores"])
+    cpu = ", ".join(filter(None, (machine["cpu"], machine.get("microarchitecture", ""))))
+    where = ", ".join([*kinds, f"{cpu} ({', '.join(machine['instructions'])})", f"{machine['cores']} cores"])
     lines = [
-        f"# {result['title']}\n",
+        f"# {_with_instructions(result, result['title'])}\n",
         f"`{result['command']}`, {machine['started']}, commit {machine['commit'] or 'unknown'}\n",
         f"{where}; {machine['memory_gib']} GiB; {machine['system']}; Python {machine['python']}; {versions}. "
         f"Load before: {machine['load_before']}.\n",
         ", ".join(f"{name} {value}" for name, value in result["settings"].items()) + "\n",
     ]
+    lines += _instructions(result)
     if not result["finished"]:
         lines.append("**The run was cut off: what it had measured until then.**\n")
+    for title, rows in result.get("summaries", {}).items():
+        lines += _summary(_with_instructions(result, title), rows)
     for table in result["tables"]:
-        lines += _table(table)
+        lines += _table(table, _with_instructions(result, table["title"]))
     for title, facts in result.get("facts", {}).items():
         lines += [f"## {title}\n", "| | |", "|---|---|"]
         lines += [f"| {name.replace('_', ' ')} | {_number(value)} |" for name, value in facts.items()]
@@ -91,8 +95,39 @@ def markdown(result: Result) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _table(table: dict[str, Any]) -> list[str]:
-    lines = [f"## {table['title']}, {table['unit']}\n"]
+def _with_instructions(result: Result, title: str) -> str:
+    """A title that says the instruction set; results of before 2026-11 do not."""
+    name = instructions.NAMES.get(result.get("instruction_set", ""), "")
+    return f"{title}, {name}" if name else title
+
+
+def _instructions(result: Result) -> list[str]:
+    """What the contenders were held to, and what was seen of it."""
+    forced = result.get("forced_by")
+    if not forced:
+        return []
+    name = instructions.NAMES[result["instruction_set"]]
+    rows = [row for table in result["tables"] for row in table["rows"]]
+    said = sorted({f"{row['contender']} says {row['says']}" for row in rows if row.get("says")})
+    seen = "The system does not tell whether registers of AVX-512 were in use."
+    looked = [row for row in rows if row.get("avx512") is not None]
+    wide = list(dict.fromkeys(row["name"] for row in looked if row["avx512"]))
+    if looked:
+        seen = f"The system saw registers of AVX-512 in use in the turns of {'; '.join(wide) or 'none'}."
+    lines = [f"{' '.join([f'{name}, forced on all.', *(f'{one}.' for one in said), seen])}\n"]
+    lines += [f"**Not all kept to {name}.**\n"] if wide else []
+    return [*lines, f"By {', '.join(f'`{key}={value}`' for key, value in forced.items())}.\n"]
+
+
+def _summary(title: str, rows: list[dict[str, Any]]) -> list[str]:
+    """A table whose columns are the entries of its rows."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [f"## {title}\n", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    return [*lines, *(f"| {' | '.join(_number(row.get(column, '')) for column in columns)} |" for row in rows), ""]
+
+
+def _table(table: dict[str, Any], title: str) -> list[str]:
+    lines = [f"## {title}, {table['unit']}\n"]
     rows = [row | {"quartiles": f"{_number(row['q1'])} – {_number(row['q3'])}"} for row in table["rows"]]
     filled = {column for row in rows for column, value in row.items() if value != ""}
     shown = [column for column in _COLUMNS if column in filled and (column != "size" or table["x"] == "size")]
@@ -130,7 +165,7 @@ def draw(result: Result, path: Path) -> None:
     panels = figure.subplots(len(tables), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, table in zip(panels, tables, strict=True):
         (_curves if table["x"] else _bars)(axes, table)
-        axes.set_title(table["title"], fontsize=10)
+        axes.set_title(_with_instructions(result, table["title"]), fontsize=10)
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
     figure.savefig(path, dpi=150)
@@ -172,7 +207,13 @@ def _curves(axes: Axes, table: dict[str, Any]) -> None:
 
 
 def _label(row: dict[str, Any], *, batch: bool = False) -> str:
-    parts = [row["contender"], row["dtype"], row["layout"], f"batch {row['batch']}" if batch else ""]
+    parts = [
+        row["contender"],
+        row.get("asked", ""),
+        row["dtype"],
+        row["layout"],
+        f"batch {row['batch']}" if batch else "",
+    ]
     return ", ".join(filter(None, parts))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from benchmarks import contest, measure
 from benchmarks.contest import ART, OURS, TORCH, Variant
-from benchmarks.throughput import begin, parser
+from benchmarks.throughput import begin, parse, parser
 
 _TITLES = {
     "n": "One image's certificate against its number of samples",
@@ -29,11 +29,11 @@ def main() -> None:
     flags.add_argument("--contenders", nargs="+", choices=(OURS, TORCH, ART), default=[OURS, TORCH, ART])
     flags.add_argument("--chunk", type=int, default=0, help="ours; 0: the default")
     flags.add_argument("--batch", type=int, default=200, help="the peers'")
-    values = flags.parse_args()
+    values, held_to = parse(flags)
     clock = measure.Clock()
     settings = {"sigma": measure.SIGMA, "network": f"ResNet-{values.depth}"}
     with contest.host() as (host, files):
-        report = begin(host, "scaling", _TITLES[values.what], values, settings, about=values.what)
+        report = begin(host, "scaling", _TITLES[values.what], values, settings, held_to, about=values.what)
         device = host.call("device")
         if values.what == "devices":
             comparable = (OURS, TORCH) if device["platform"] == "cpu" else (OURS,)

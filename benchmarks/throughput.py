@@ -10,13 +10,14 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
-from benchmarks import contest, measure
+from benchmarks import contest, instructions, measure
 from benchmarks.contest import ART, OURS, TORCH, Variant
 from benchmarks.report import RESULTS, Report, slug
 from benchmarks.workers import Worker
 
-WEIGHTS = Path(__file__).parent.parent / "checkpoints" / "cifar10_resnet20_gaussian_0.25.safetensors"
+WEIGHTS = contest.CHECKPOINTS / "cifar10_resnet20_gaussian_0.25.safetensors"
 
 
 def parser(about: str | None, name: str) -> argparse.ArgumentParser:
@@ -28,7 +29,23 @@ def parser(about: str | None, name: str) -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
     made.add_argument("--rounds", type=int, default=7)
     made.add_argument("--seconds", type=float, default=3.0, help="of a turn")
+    made.add_argument(
+        "--instructions",
+        choices=instructions.CHOICES,
+        default=instructions.NATIVE,
+        help="avx2 holds every contender to it on a processor that has AVX-512",
+    )
     return made
+
+
+def parse(flags: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The flags' values; and what a result says of the instruction set, to which the workers are held from now on."""
+    values = flags.parse_args()
+    try:
+        chosen, environment = instructions.force(values.instructions, measure.processor()[-1])
+    except ValueError as error:
+        flags.error(str(error))
+    return values, {"instruction_set": chosen, "forced_by": environment}
 
 
 def command_line(module: str) -> str:
@@ -38,19 +55,33 @@ def command_line(module: str) -> str:
 
 
 def begin(
-    host: Worker, command: str, title: str, values: argparse.Namespace, settings: dict, about: str = ""
+    host: Worker,
+    command: str,
+    title: str,
+    values: argparse.Namespace,
+    settings: dict[str, Any],
+    held_to: dict[str, Any],
+    about: str = "",
 ) -> Report:
-    """The report of a command, named after it, `about` and the device unless it has a name."""
+    """The report of a command, named after it, `about`, the device and the instruction set unless it has a name."""
     device = host.call("device")
     machine = measure.machine()
-    kind = machine["cpu"] if device["platform"] == "cpu" else device["kind"]
     head = {
         "title": title,
         "command": command_line(command),
         "machine": machine,
         "settings": settings | {"rounds": values.rounds},
     }
+    kind = device["kind"]
+    if device["platform"] == "cpu":
+        head |= held_to
+        kind = f"{brand(machine['cpu'])} {machine['microarchitecture']} {held_to['instruction_set']}"
     return Report(values.out, values.name or slug(f"{command} {about} {kind} {machine['cores']} cores"), head)
+
+
+def brand(cpu: str) -> str:
+    """A processor's name without what says nothing: "Intel(R) Xeon(R) Processor" is an Intel Xeon."""
+    return re.sub(r"\((R|TM)\)| CPU( @ .*)?|( \d+-Core)? Processor.*", "", cpu)
 
 
 def variants(values: argparse.Namespace) -> list[Variant]:
@@ -76,11 +107,11 @@ def main() -> None:
     flags.add_argument("--layouts", nargs="+", default=["contiguous", "channels-last"], help="PyTorch's")
     flags.add_argument("--data", default="", help="folder with CIFAR-10's binary version, for the agreement of types")
     flags.add_argument("--images", type=int, default=10_000, help="on which types are compared")
-    values = flags.parse_args()
+    values, held_to = parse(flags)
     clock = measure.Clock()
     settings = {"sigma": measure.SIGMA, "image": "32x32x3", "seconds a turn": values.seconds}
     with contest.host() as (host, files):
-        report = begin(host, "throughput", "Throughput of certification", values, settings)
+        report = begin(host, "throughput", "Throughput of certification", values, settings, held_to)
         for depth in values.depths:
             table = report.table(f"ResNet-{depth}", "samples/s")
             with contest.Contest(contest.CERTIFIERS, depth, variants(values), files, clock) as held:

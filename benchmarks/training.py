@@ -4,34 +4,36 @@ Both crop, flip and add noise, and take SGD steps with momentum and decay, from 
 memory. Ours dispatches as `training.train` does. PyTorch's is channels-last and eager: in float32, with autocast to
 bfloat16, and with weights of bfloat16.
 
-Command:   make training-throughput        (5 minutes on two cores; on an idle machine)
+Command:   make training-throughput        (15 minutes on two cores; on an idle machine)
 """
+
+import itertools
 
 from benchmarks import contest, measure
 from benchmarks.contest import OURS, TORCH, Variant
-from benchmarks.throughput import begin, parser
+from benchmarks.throughput import begin, parse, parser
 
 _DTYPES = {OURS: ["float32", "bfloat16"], TORCH: ["float32", "autocast", "bfloat16"]}
 
 
 def main() -> None:
     flags = parser(__doc__, "training")
-    flags.add_argument("--depth", type=int, default=20)
+    flags.add_argument("--depths", type=int, nargs="+", default=[20, 110])
     flags.add_argument("--batches", type=int, nargs="+", default=[128, 256])
     flags.add_argument("--contenders", nargs="+", choices=(OURS, TORCH), default=[OURS, TORCH])
-    values = flags.parse_args()
+    values, held_to = parse(flags)
     clock = measure.Clock()
     settings = {"sigma": measure.SIGMA, "seconds a turn": values.seconds}
     with contest.host() as (host, files):
-        report = begin(host, "training", "Throughput of training", values, settings)
-        for batch in values.batches:
-            table = report.table(f"ResNet-{values.depth}, batch {batch}", "images/s")
+        report = begin(host, "training", "Throughput of training", values, settings, held_to)
+        for depth, batch in itertools.product(values.depths, values.batches):
+            table = report.table(f"ResNet-{depth}, batch {batch}", "images/s")
             made = [
                 Variant(name, dtype, batch, "channels-last" if name == TORCH else "")
                 for name in values.contenders
                 for dtype in _DTYPES[name]
             ]
-            with contest.Contest(contest.TRAINERS, values.depth, made, files, clock) as held:
+            with contest.Contest(contest.TRAINERS, depth, made, files, clock) as held:
 
                 def keep(rows: list[contest.Row], table=table, held=held, batch=batch) -> None:
                     rows = [row | {"steps": row["median"] / batch} for row in rows]

@@ -16,6 +16,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from benchmarks import instructions
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -31,7 +33,12 @@ class Worker:
       timeout: seconds that a call may take, after which the process is killed; None for no limit.
       cores: how many of this process's cores it may use; 0 for all.
       arguments: of the class.
+
+    Attributes:
+      used_avx512: whether its last call did, as far as the system tells (see `instructions.used_avx512`).
     """
+
+    used_avx512: bool | None = None
 
     def __init__(self, target: str, *, timeout: float | None = None, cores: int = 0, **arguments: Any) -> None:
         environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
@@ -74,6 +81,7 @@ class Worker:
         except BrokenPipeError:
             raise WorkerError("Expected a running worker, got one that has ended.") from None
         answer = json.loads(self._line(timeout))
+        self.used_avx512 = answer.get("avx512")
         if "error" in answer:
             raise WorkerError(answer["error"])
         return answer["value"]
@@ -113,6 +121,7 @@ def _serve() -> None:
     held = None
     for line in sys.stdin:
         question = json.loads(line)
+        avx512 = None
         try:
             if "target" in question:
                 module, name = question["target"].split(":")
@@ -121,8 +130,10 @@ def _serve() -> None:
                 held = getattr(importlib.import_module(module), name)(**question["arguments"])
                 value = None
             else:
+                start = time.monotonic()
                 value = getattr(held, question["method"])(**question["arguments"])
-            answer = {"value": value}
+                avx512 = instructions.used_avx512(time.monotonic() - start)
+            answer = {"value": value, "avx512": avx512}
         except Exception as error:  # whatever a library raises is the parent's to report
             if not isinstance(error, (ImportError, ValueError)):
                 traceback.print_exc()

@@ -70,13 +70,6 @@ def make_folder(folder: Path) -> None:
         raise ValueError(f"Expected a workdir that can be written, got {folder}.")
 
 
-def cache_folder() -> Path:
-    """The user's cache of this project; OSError where it cannot be made, RuntimeError without a home."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "idrc_jax"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
-
-
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Wait until no other process is inside this lock of the folder, which is a file `.lock` in it.

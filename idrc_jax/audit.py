@@ -110,7 +110,7 @@ def audit(
         done = before = len(certified) - len(todo)
         scheme = schemes.from_description(guarantee)
         share = len(todo) / max(len(certified), 1)
-        # Gradients are XLA's, which uses one core a device on a CPU: the devices are no choice.
+        # Gradients take all devices, whatever votes would: the devices are no choice.
         chosen = choice.choose(
             classifier,
             scheme,

@@ -24,6 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from idrc_jax import _files, _validate, devices, prng, sampling
+from idrc_jax._files import cache_folder
 from idrc_jax.checkpoints import Classifier
 from idrc_jax.kernels import build
 from idrc_jax.schemes import Scheme
@@ -32,9 +33,10 @@ SCHEMA_VERSION = 1
 _SHARE, _SECONDS = 0.1, 60.0  # of the job's time, and at most, for measuring
 _REPETITION = 0.1  # seconds
 _REPETITIONS = 5
-_PATIENCE = 1.5  # seconds of one candidate's repetitions, if one is slow
+_PATIENCE = 1.5  # seconds of one candidate's repetitions; one that is slower has had its only run
 _MARGIN = 1.03  # how much faster a candidate must be than one that comes before it
-_AGREEMENT = {"float32": 1e-4, "bfloat16": 0.05}  # of the largest logit
+_HALF = 0.02  # of the largest logit: what two implementations may differ by in half precision
+_AGREEMENT = {"float32": 5e-5}  # and in other types
 _PROBED = 9  # images whose logits are compared
 
 
@@ -163,11 +165,12 @@ def choose(
     if not chunk:
         contest.vary_chunk()
     best = contest.best()
-    rate = best.rates.get(best.name, math.nan)
-    _say(f"{best.name}: {rate:,.0f} samples/s (measured in {time.perf_counter() - begun:.0f} s).")
+    rate = f"{best.rates[best.name]:,.0f} samples/s" if best.rates else "none does"
+    _say(f"{best.name}: {rate} (measured in {time.perf_counter() - begun:.0f} s).")
     for name, why in best.left_out.items():
         _log().warning("Left out %s: %s", name, why)
-    cache.remember(best, samples=None if contest.complete else samples)
+    if best.rates:
+        cache.remember(best, samples=None if contest.complete else samples)
     return best
 
 
@@ -223,12 +226,14 @@ class _Contest:
             try:
                 made[one.kernel] = self._trial.logits(one)
             except Exception as error:  # JAX and kernels raise several kinds
-                self._left_out[one.kernel] = _one_line(error)
+                self._leave_out(one.kernel, error)
         for kernel, logits in made.items():
             gap = _disagreement(logits, made.get(plainest, logits), classifier.dtype)
             if gap:
                 self._left_out[kernel] = f"expected the logits of {plainest}, got {gap}"
         self._wrong = {one.kernel for one in classifier.implementations} & self._left_out.keys()
+        right = [one for one in classifier.implementations if one.kernel not in self._wrong]
+        self._first = replace(self._first, classifier=right[0] if right else classifier.reference)
         self._entered = {name: one for name, one in self._entered.items() if one.classifier.kernel not in self._wrong}
 
     def compare(self, candidates: list[Choice]) -> None:
@@ -271,7 +276,7 @@ class _Contest:
             more = round(min(_REPETITION * rough, self._samples / 20) / self._stride(candidate))
             self._rough[name] = self._time(candidate, more) if more > 1 else rough
         except Exception as error:  # JAX and kernels raise several kinds
-            self._left_out[name] = _one_line(error)
+            self._leave_out(name, error)
             return False
         self._entered[name] = candidate
         now = self._trial.clock()
@@ -284,13 +289,21 @@ class _Contest:
     def _repeat(self, candidates: list[Choice]) -> None:
         """Time those in turns that are not far behind the fastest."""
         fastest = max((self._rough[one.name] for one in candidates), default=0.0)
-        near = [one for one in candidates if self._rough[one.name] > fastest / 2]
+        near = [one for one in candidates if 3 * self._rough[one.name] > fastest]
         for turn in range(_REPETITIONS):
             for one in near:
                 a_second = self._rough[one.name] / self._stride(one)
                 chunks = max(1, round(_REPETITION * a_second))
-                if turn * chunks / a_second < _PATIENCE:
+                if one.name not in self._entered or (turn + 1) * chunks / a_second > _PATIENCE:
+                    continue
+                try:
                     self._rates.setdefault(one.name, []).append(self._time(one, chunks))
+                except Exception as error:  # JAX and kernels raise several kinds
+                    self._leave_out(one.name, error)
+
+    def _leave_out(self, name: str, error: Exception) -> None:
+        self._left_out[name] = _one_line(error)
+        self._entered.pop(name, None)
 
     def _time(self, candidate: Choice, chunks: int) -> float:
         """Samples/s."""
@@ -307,9 +320,9 @@ def _disagreement(logits: np.ndarray, expected: np.ndarray, dtype: str) -> str:
     finite = np.isfinite(expected)
     if not np.array_equal(np.isfinite(logits), finite):
         return f"{np.sum(np.isfinite(logits) != finite)} of {finite.size} finite where they are not, or the reverse"
-    largest = np.max(np.abs(expected), where=finite, initial=0.0)
-    gap = np.max(np.abs(logits - expected), where=finite, initial=0.0)
-    return f"a difference of {gap / largest:.1g} of the largest" if gap > _AGREEMENT[dtype] * largest else ""
+    gap = np.max(np.abs(logits[finite] - expected[finite]), initial=0.0)
+    gap /= np.max(np.abs(expected[finite]), initial=1e-30)
+    return f"a difference of {gap:.1g} of the largest" if gap > _AGREEMENT.get(dtype, _HALF) else ""
 
 
 class _Cache:
@@ -327,9 +340,11 @@ class _Cache:
                 return None
             (classifier,) = [one for one in implementations if one.kernel == said["kernel"]]
             (mesh,) = [one for one in meshes if one.size == said["devices"]]
+            if not 2 <= said["chunk"] <= sampling.largest_chunk(classifier, mesh):
+                return None  # the memory is another
             rates = {str(name): float(rate) for name, rate in said["rates"].items()}
             left_out = {str(name): str(why) for name, why in said["left_out"].items()}
-            return Choice(classifier, mesh, max(2, int(said["chunk"])), rates, left_out)
+            return Choice(classifier, mesh, said["chunk"], rates, left_out)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -343,7 +358,7 @@ class _Cache:
             _log().warning("What was measured is not remembered: %s", _one_line(error))
 
     def _path(self) -> Path:
-        return (self._folder or _files.cache_folder()) / self._name
+        return (self._folder or cache_folder()) / self._name
 
 
 def _identity(classifier: Classifier, scheme: Scheme, meshes: list[Mesh], chunk: int) -> dict[str, Any]:

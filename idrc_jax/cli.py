@@ -54,7 +54,7 @@ _CONFIG = "FILE[:ARGUMENT]: a config file of yours or, by its name, of this pack
 
 def train() -> None:
     """idrc-train: train a network under noise."""
-    _main(train.__doc__, _train, config_file=True, cpu_devices=training_loop.cpu_devices)
+    _main(train.__doc__, _train, config_file=True, cpu_devices=_training_devices)
 
 
 def certify() -> None:
@@ -77,6 +77,10 @@ def audit() -> None:
     _main(audit.__doc__, _audit, config_file=True, define=_define_audit, folder=True)
 
 
+def _training_devices(settings: config.Config) -> int:
+    return training_loop.cpu_devices(settings.model.architecture, settings.model.dtype, settings.kernel)
+
+
 def _train(values: flags.FlagValues) -> int:
     settings = values.config
     with workers.joined(settings.train.distributed, settings.workers.index, settings.workers.count):
@@ -90,6 +94,7 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
         "seed": settings.seed,
         "mesh": devices.global_mesh(settings.devices),
         "max_minutes": settings.max_minutes,
+        "kernel": settings.kernel,
         **{name: settings.train[name] for name in ("checkpoint_minutes", "steps_per_dispatch", "tensorboard")},
     }
     if settings.model.architecture == "unet":
@@ -311,7 +316,7 @@ def _main(
     *,
     config_file: bool,
     define: Callable[[flags.FlagValues], None] | None = None,
-    cpu_devices: Callable[[], int] = lambda: os.cpu_count() or 1,
+    cpu_devices: Callable[[config.Config], int] = lambda _: os.cpu_count() or 1,
     folder: bool = False,
 ) -> None:
     with _command.one_line_errors():
@@ -325,7 +330,7 @@ def _main(
             (values.workdir,) = rest
         elif rest:
             raise ValueError(f"Expected only --flags, got {rest[0]!r}.")
-        devices.configure_cpu(values.config.devices or cpu_devices())
+        devices.configure_cpu(values.config.devices or cpu_devices(values.config))
         sys.exit(job(values))
 
 

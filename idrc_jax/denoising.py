@@ -73,20 +73,19 @@ class Batch(NamedTuple):
     target: jax.Array
 
 
-def make_batch(recipe: Recipe, target: Target, seed: int) -> Callable[[jax.Array, jax.Array], Batch]:
-    """The function (step, images of the whole set) -> batch.
+def make_batch(recipe: Recipe, target: Target, seed: int) -> Callable[[jax.Array, jax.Array, jax.Array], Batch]:
+    """The function (step, order of its epoch, images of the whole set) -> batch.
 
-    Times are uniform between those of the lowest and the highest level. Order, flips, times and noise follow from the
-    seed and the step alone.
+    Times are uniform between those of the lowest and the highest level. Flips, times and noise follow from the seed
+    and the step alone.
     """
-    key = prng.stage(prng.root(seed), prng.TRAINING)
+    key = jax.random.fold_in(prng.stage(prng.root(seed), prng.TRAINING), 1)
     low, high = (target.schedule.time(sigma) for sigma in target.sigmas)
     log_noise = jnp.asarray(target.schedule.log_noise, jnp.float32)
 
-    def batch(step: jax.Array, images: jax.Array) -> Batch:
-        order_key, step_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
-        picked = data.to_unit(images[images_of_step(order_key, step, images.shape[0], recipe.batch)])
-        flip_key, noise_key, time_key = jax.random.split(jax.random.fold_in(step_key, step), 3)
+    def batch(step: jax.Array, order: jax.Array, images: jax.Array) -> Batch:
+        picked = data.to_unit(images[images_of_step(order, step, recipe.batch)])
+        flip_key, noise_key, time_key = jax.random.split(jax.random.fold_in(key, step), 3)
         if recipe.augment:
             picked = data.flip(picked, flip_key)
         clean = 2 * picked - 1
@@ -103,16 +102,16 @@ def make_batch(recipe: Recipe, target: Target, seed: int) -> Callable[[jax.Array
 
 def make_step(
     graph: Any, recipe: Recipe, target: Target, optimiser: optax.GradientTransformation, seed: int, mesh: Mesh
-) -> Callable[[State, jax.Array], tuple[State, Metrics]]:
-    """The training step (state, images of the whole set) -> (state, metrics); not yet jitted.
+) -> Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]:
+    """The training step (state, order of the epoch, images of the whole set) -> (state, metrics); not yet jitted.
 
     The state's stats are the running mean of the params.
     """
     batch_of = make_batch(recipe, target, seed)
     whole, dealt = devices.replicated(mesh), devices.split_first_axis(mesh)
 
-    def step(state: State, images: jax.Array) -> tuple[State, Metrics]:
-        batch = jax.lax.with_sharding_constraint(batch_of(state.step, images), dealt)
+    def step(state: State, order: jax.Array, images: jax.Array) -> tuple[State, Metrics]:
+        batch = jax.lax.with_sharding_constraint(batch_of(state.step, order, images), dealt)
 
         def loss_of(params: checkpoints.Tensors) -> tuple[jax.Array, jax.Array]:
             predicted = checkpoints.merge(graph, params)(batch.x, batch.time)
@@ -140,6 +139,7 @@ def train(
     seed: int = 0,
     mesh: Mesh | None = None,
     start: str = "",
+    kernel: str = "auto",
     **limits: Any,
 ) -> bool:
     """Train a denoiser until the recipe is done or the time is up; call again to go on.
@@ -160,7 +160,9 @@ def train(
         recipe=recipe,
         images=len(train_set),
         data=(train_set.images,),
-        make_step=lambda graph, optimiser, mesh: make_step(graph, recipe, target, optimiser, seed, mesh),
+        make_step=lambda optimiser, mesh: make_step(
+            training_loop.graph_on(mesh, description, kernel), recipe, target, optimiser, seed, mesh
+        ),
         metrics=Metrics._fields,
         first_stats=lambda params, stats: jax.tree.map(jnp.copy, params),
         tensors=lambda state: state.stats,

@@ -9,6 +9,7 @@ chunk, the number of devices, the order of the images or where a run was cut, up
 point breaks differently when the batch shape changes.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -25,7 +26,8 @@ from idrc_jax.checkpoints import Classifier
 from idrc_jax.schemes import Scheme, host_scale
 
 ApplyFn = Callable[[Any, jax.Array], jax.Array]
-SLOTS = 64  # images of a dispatch, where always as many spare compiling again
+_CPU_BYTES = 2**25  # of a chunk's largest intermediate result on a CPU
+SLOTS = 64  # images of a dispatch: always as many in a job, so that it compiles once
 
 
 def slot_votes(
@@ -184,13 +186,15 @@ def place(classifier: Classifier, mesh: Mesh) -> Classifier:
 
 
 def default_chunk(classifier: Classifier, mesh: Mesh) -> int:
-    """Samples a device takes at a time: what fits a core's cache on the CPU, what fills an accelerator.
+    """Samples a device takes at a time: few on the CPU, for the sake of its caches, and what fills an accelerator.
 
     Fewer, but at least 2, where four times the network's largest intermediate result would take more than half of the
     device's memory.
     """
-    platform = mesh.devices.flat[0].platform
-    wanted = (32 if mesh.size > 1 else 128) if platform == "cpu" else 4096
+    wanted = 4096
+    if mesh.devices.flat[0].platform == "cpu":
+        held = _CPU_BYTES // classifier.largest_intermediate
+        wanted = min(32 if mesh.size > 1 else 128, max(4, 2 ** int(math.log2(max(held, 1)))))
     return min(wanted, largest_chunk(classifier, mesh))
 
 

@@ -13,11 +13,16 @@ from jax.sharding import Mesh
 
 from idrc_jax import checkpoints, data, devices, noise, prng, training_loop
 from idrc_jax.diffusion import Denoiser
+from idrc_jax.kernels import resnet_training_cpu
 from idrc_jax.schemes import Gaussian, Scheme
 from idrc_jax.training_loop import Recipe, State, descend, images_of_step
 
 # What the weights to start from must have in common with the network that is to be trained.
 _NETWORK = ("architecture", "depth", "classes", "image_shape", "shortcut", "mean", "std")
+
+
+# (params, stats, images float32 [N, H, W, C]) -> (logits float32 [N, classes], new stats), by batch statistics.
+Network = Callable[[checkpoints.Tensors, checkpoints.Tensors, jax.Array], tuple[jax.Array, checkpoints.Tensors]]
 
 
 class Metrics(NamedTuple):
@@ -28,16 +33,15 @@ class Metrics(NamedTuple):
 
 
 def make_batch(recipe: Recipe, scheme: Scheme, seed: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """The function (step, images, labels of the whole set) -> (noisy batch float32 [B, H, W, C], its labels [B]).
+    """The function (step, order of its epoch, images, labels) -> (noisy batch float32 [B, H, W, C], its labels [B]).
 
-    Order, augmentation and noise follow from the seed and the step alone.
+    Images and labels are those of the whole set. Augmentation and noise follow from the seed and the step alone.
     """
-    key = prng.stage(prng.root(seed), prng.TRAINING)
+    key = jax.random.fold_in(prng.stage(prng.root(seed), prng.TRAINING), 1)
 
-    def batch(step: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        order_key, step_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
-        chosen = images_of_step(order_key, step, images.shape[0], recipe.batch)
-        augment_key, noise_key, sigma_key = jax.random.split(jax.random.fold_in(step_key, step), 3)
+    def batch(step: jax.Array, order: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        chosen = images_of_step(order, step, recipe.batch)
+        augment_key, noise_key, sigma_key = jax.random.split(jax.random.fold_in(key, step), 3)
         picked = data.to_unit(images[chosen])
         if recipe.augment:
             picked = data.augment(picked, augment_key)
@@ -50,8 +54,28 @@ def make_batch(recipe: Recipe, scheme: Scheme, seed: int) -> Callable[..., tuple
     return batch
 
 
+def network_on(mesh: Mesh, description: dict[str, Any], kernel: str = "auto") -> Network:
+    """The network in training, by the fastest that runs on those devices ("auto") or plainly ("xla")."""
+    if training_loop.kernel_on(mesh, description, kernel) == "resnet_training_cpu":
+        return resnet_training_cpu.network(
+            depth=description["depth"],
+            shortcut=description["shortcut"],
+            mean=tuple(description["mean"]),
+            std=tuple(description["std"]),
+        )
+    graph = training_loop.graph_on(mesh, description, kernel)
+
+    def apply(
+        params: checkpoints.Tensors, stats: checkpoints.Tensors, images: jax.Array
+    ) -> tuple[jax.Array, checkpoints.Tensors]:
+        model = checkpoints.merge(graph, params, stats)
+        return model(images, train=True), checkpoints.split(model)[2]
+
+    return apply
+
+
 def make_step(
-    graph: Any,
+    network: Network,
     recipe: Recipe,
     scheme: Scheme,
     optimiser: optax.GradientTransformation,
@@ -59,7 +83,7 @@ def make_step(
     mesh: Mesh,
     denoise: Callable[..., jax.Array] | None = None,
 ) -> Callable[..., tuple[State, Metrics]]:
-    """The training step (state, images, labels of the whole set) -> (state, metrics); not yet jitted.
+    """The training step (state, order of the epoch, images, labels of the whole set) -> (state, metrics); not jitted.
 
     Batch statistics are those of the whole batch, on however many devices it lies. With `denoise` the step also takes
     its params, and the network sees denoised images.
@@ -68,18 +92,19 @@ def make_step(
     whole = devices.replicated(mesh)
     dealt = devices.split_first_axis(mesh)
 
-    def step(state: State, images: jax.Array, labels: jax.Array, *frozen: Any) -> tuple[State, Metrics]:
-        noisy, targets = batch_of(state.step, images, labels)
+    def step(
+        state: State, order: jax.Array, images: jax.Array, labels: jax.Array, *frozen: Any
+    ) -> tuple[State, Metrics]:
+        noisy, targets = batch_of(state.step, order, images, labels)
         noisy = jax.lax.with_sharding_constraint(noisy, dealt)
         targets = jax.lax.with_sharding_constraint(targets, dealt)
         seen = denoise(*frozen, noisy) if denoise else noisy
 
         def loss_of(params: checkpoints.Tensors) -> tuple[jax.Array, tuple[checkpoints.Tensors, jax.Array]]:
-            model = checkpoints.merge(graph, params, state.stats)
-            logits = model(seen, train=True)
+            logits, stats = network(params, state.stats, seen)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
             accuracy = jnp.mean(jnp.argmax(logits, -1) == targets)
-            return jnp.mean(losses), (checkpoints.split(model)[2], accuracy)
+            return jnp.mean(losses), (stats, accuracy)
 
         (loss, (stats, accuracy)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         new = descend(state, optimiser, gradients, stats)
@@ -100,6 +125,7 @@ def train(
     start: str = "",
     denoiser: Denoiser | None = None,
     denoiser_steps: int = 1,
+    kernel: str = "auto",
     **limits: Any,
 ) -> bool:
     """Train until the recipe is done or the time is up; call again to go on.
@@ -112,6 +138,7 @@ def train(
       workdir: gets `checkpoints/`, `metrics.csv`, `train_status.json` and at the end `weights.safetensors`.
       start: weights of the same network to start from (a file or a run's folder) instead of new ones.
       denoiser, denoiser_steps: take the noise off before the network sees the images, told the scheme's sigma.
+      kernel: "auto" trains by the fastest that runs here, "xla" by the plain network; weights differ by rounding.
       limits: max_minutes of this call, which stops cleanly before (0: no limit), checkpoint_minutes between two
         checkpoints, steps_per_dispatch on accelerators (on the CPU a dispatch is one step), tensorboard.
 
@@ -149,7 +176,9 @@ def train(
         recipe=recipe,
         images=len(train_set),
         data=(train_set.images, train_set.labels, *frozen),
-        make_step=lambda graph, optimiser, mesh: make_step(graph, recipe, scheme, optimiser, seed, mesh, denoise),
+        make_step=lambda optimiser, mesh: make_step(
+            network_on(mesh, description, kernel), recipe, scheme, optimiser, seed, mesh, denoise
+        ),
         metrics=Metrics._fields,
         first_stats=lambda params, stats: stats,
         tensors=lambda state: state.params | state.stats,

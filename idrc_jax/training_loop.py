@@ -23,7 +23,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from idrc_jax import _files, _validate, checkpoints, devices, prng, results, workers
-from idrc_jax.kernels import convolution_cpu
+from idrc_jax.kernels import convolution_cpu, resnet_training_cpu
 from idrc_jax.progress import Deadline, Progress, interruptible, require_progress, write_status
 
 _IN_FLIGHT = 8
@@ -109,7 +109,7 @@ class Job:
       recipe: how long, how fast.
       images: how many there are to train on.
       data: what every step reads: arrays with the same first axis as the images, and other networks' params.
-      make_step: (graph, optimiser, mesh) -> the step (state, *data) -> (state, metrics).
+      make_step: (optimiser, mesh) -> the step (state, order of the epoch, *data) -> (state, metrics).
       metrics: names of what a step returns as a NamedTuple; the first is the loss.
       first_stats: (params, the new network's stats) -> stats of the first state.
       tensors: the state -> the tensors that are to be kept.
@@ -120,7 +120,7 @@ class Job:
     recipe: Recipe
     images: int
     data: tuple[Any, ...]
-    make_step: Callable[[Any, optax.GradientTransformation, Mesh], Callable[..., tuple[State, Any]]]
+    make_step: Callable[[optax.GradientTransformation, Mesh], Callable[..., tuple[State, Any]]]
     metrics: tuple[str, ...]
     first_stats: Callable[[checkpoints.Tensors, checkpoints.Tensors], checkpoints.Tensors]
     tensors: Callable[[State], checkpoints.Tensors]
@@ -148,15 +148,21 @@ def start_from(
     return floats, {"weights_sha256": checkpoints.hash_tensors(tensors)}
 
 
-def images_of_step(key: jax.Array, step: jax.Array, count: int, batch: int) -> jax.Array:
-    """Which of `count` images a step takes, [batch].
+def epoch_order(seed: int, epoch: int, count: int) -> jax.Array:
+    """The order in which an epoch takes `count` images, [count]: a new one every epoch.
 
-    An epoch takes every image at most once, in a new order; what is left over when the batch does not divide the set
-    is dropped.
+    It is made once an epoch and given to every step: a sort of 50,000 keys costs as much as some 20 images' training.
     """
-    epoch, position = jnp.divmod(step, count // batch)
-    order = jax.random.permutation(jax.random.fold_in(key, epoch), count)
-    return jax.lax.dynamic_slice(order, (position * batch,), (batch,))
+    key = jax.random.fold_in(prng.stage(prng.root(seed), prng.TRAINING), 0)
+    return jax.random.permutation(jax.random.fold_in(key, epoch), count)
+
+
+def images_of_step(order: jax.Array, step: jax.Array, batch: int) -> jax.Array:
+    """Which images a step takes, [batch], by the order of its epoch.
+
+    What is left over when the batch does not divide the set is dropped.
+    """
+    return jax.lax.dynamic_slice(order, (step % (order.shape[0] // batch) * batch,), (batch,))
 
 
 def descend(
@@ -167,31 +173,51 @@ def descend(
     return State(jax.tree.map(jnp.add, state.params, updates), stats, optimiser_state, state.step + 1)
 
 
-def cpu_devices() -> int:
-    """CPU devices that training is fastest on: one, if the kernel can spread it over the cores; else one a core."""
-    return 1 if convolution_cpu.available() else os.cpu_count() or 1
+def cpu_kernel(architecture: str, dtype: str, kernel: str = "auto") -> str:
+    """What trains such a network on a CPU that is one device: a kernel of `idrc_jax.kernels`, or "xla".
+
+    Args:
+      kernel: "auto" takes the fastest that runs here, "xla" the plain network.
+    """
+    _validate.one_of("kernel", kernel, ("auto", "xla"))
+    if kernel == "auto" and dtype == "float32":
+        if architecture == "resnet" and resnet_training_cpu.available():
+            return "resnet_training_cpu"
+        if architecture in ("resnet50", "unet") and convolution_cpu.available():
+            return "convolution_cpu"
+    return "xla"
 
 
-def fastest_convolution(mesh: Mesh) -> Callable[..., jax.Array]:
-    """What convolves: XLA, or the kernel for a CPU that is one device."""
+def cpu_devices(architecture: str, dtype: str, kernel: str = "auto") -> int:
+    """CPU devices that training is fastest on: one, if a kernel can spread it over the cores; else one a core."""
+    return os.cpu_count() or 1 if cpu_kernel(architecture, dtype, kernel) == "xla" else 1
+
+
+def kernel_on(mesh: Mesh, description: dict[str, Any], kernel: str = "auto") -> str:
+    """What trains the network on those devices; see `cpu_kernel`."""
     on_one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
-    if on_one_cpu and convolution_cpu.available():
-        return convolution_cpu.conv_general_dilated
-    return jax.lax.conv_general_dilated
+    return cpu_kernel(description["architecture"], description["dtype"], kernel if on_one_cpu else "xla")
+
+
+def graph_on(mesh: Mesh, description: dict[str, Any], kernel: str = "auto") -> Any:
+    """The network's graph (see `checkpoints.split`), with the convolutions that are fastest on those devices."""
+    by_kernel = kernel_on(mesh, description, kernel) == "convolution_cpu"
+    convolution = convolution_cpu.conv_general_dilated if by_kernel else jax.lax.conv_general_dilated
+    return checkpoints.abstract(description, dtype=description["dtype"], convolution=convolution)[0]
 
 
 def dispatches(step: Callable, *, on_cpu: bool) -> Callable[..., tuple[State, Any]]:
-    """Jit the step, donating its state, as (state, *data, count) -> (state, metrics [count]).
+    """Jit the step, donating its state, as (state, order, *data, count) -> (state, metrics [count]).
 
     On the CPU a dispatch is one step whatever `count` says (XLA runs kernel-gradient convolutions inside loops
-    40 times slower there); on accelerators it is a scan of `count` steps.
+    40 times slower there); on accelerators it is a scan of `count` steps of one epoch.
     """
 
-    def many(state: State, *data: Any, count: int) -> tuple[State, Any]:
+    def many(state: State, order: jax.Array, *data: Any, count: int) -> tuple[State, Any]:
         if on_cpu:
-            state, metrics = step(state, *data)
+            state, metrics = step(state, order, *data)
             return state, jax.tree.map(lambda value: value[None], metrics)
-        return jax.lax.scan(lambda carry, _: step(carry, *data), state, length=count)
+        return jax.lax.scan(lambda carry, _: step(carry, order, *data), state, length=count)
 
     return jax.jit(many, static_argnames="count", donate_argnums=0)
 
@@ -220,9 +246,7 @@ def run(
     optimiser = recipe.optimiser(steps_per_epoch)
 
     # The state: new, or the last checkpoint's.
-    graph, params, stats = checkpoints.abstract(
-        description, dtype=description["dtype"], convolution=fastest_convolution(mesh)
-    )
+    _, params, stats = checkpoints.abstract(description, dtype=description["dtype"])
     leads, alone = jax.process_index() == 0, jax.process_count() == 1
     workers.require_same("training settings and data", description)
     workers.require_same("the devices of all processes", [one.id for one in mesh.devices.flat])
@@ -258,7 +282,7 @@ def run(
     ahead = _IN_FLIGHT if on_cpu else 1
     ask_every = 1 if alone else max(1, ahead)  # dispatches between two talks of the processes
     margin = (ahead + ask_every) * (1 if on_cpu else steps_per_dispatch)
-    dispatch = dispatches(job.make_step(graph, optimiser, mesh), on_cpu=on_cpu)
+    dispatch = dispatches(job.make_step(optimiser, mesh), on_cpu=on_cpu)
     board = summary_writer(str(workdir / "tensorboard")) if summary_writer and leads else None
     rate = recipe.learning_rate(steps_per_epoch)
     log = _MetricsLog(workdir if leads else None, job.metrics, done, steps_per_epoch, rate, board)
@@ -266,6 +290,8 @@ def run(
     pending: deque[Any] = deque()
     saved_at = time.monotonic()
     step = done
+    shuffle = jax.jit(epoch_order, static_argnums=(0, 2), out_shardings=devices.replicated(mesh))
+    order = shuffle(seed, step // steps_per_epoch, job.images)
 
     def drain(limit: int) -> None:
         while len(pending) > limit:
@@ -289,8 +315,11 @@ def run(
             stop, _ = workers.any_wishes(interrupt.requested or deadline.over(margin_ticks=margin), False)
             dispatched = 0
             while step < total and not stop:
-                count = 1 if on_cpu else min(steps_per_dispatch, total - step)
-                state, metrics = dispatch(state, *placed, count=count)
+                epoch, position = divmod(step, steps_per_epoch)
+                if position == 0:
+                    order = shuffle(seed, epoch, job.images)
+                count = 1 if on_cpu else min(steps_per_dispatch, steps_per_epoch - position)
+                state, metrics = dispatch(state, order, *placed, count=count)
                 pending.append(metrics)
                 step += count
                 dispatched += 1

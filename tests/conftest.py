@@ -2,12 +2,14 @@
 
 import os
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from idrc_jax import choice
 from idrc_jax.checkpoints import Classifier
 
 if "JAX_NUM_CPU_DEVICES" not in os.environ and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -27,6 +29,14 @@ def pytest_runtest_makereport(item, call):
         report.outcome = "failed"
         report.longrepr = f"skipped under --forbid-skips: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _choices(tmp_path_factory):
+    """What is measured in a test session is remembered for that session alone."""
+    folder = tmp_path_factory.mktemp("choices")
+    with mock.patch.object(choice, "cache_folder", return_value=folder):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The harness of the benchmarks; its numbers are not looked at here."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -10,9 +11,20 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
-from benchmarks import contest, measure, networks, report, roofline, workers
+from benchmarks import (
+    any_network,
+    contest,
+    instructions,
+    measure,
+    networks,
+    ours,
+    report,
+    roofline,
+    throughput,
+    workers,
+)
 from benchmarks.contest import OURS, TORCH, Variant
-from idrc_jax import checkpoints, devices, prng, sampling
+from idrc_jax import checkpoints, data, devices, prng, sampling, training
 
 WEIGHTS = ROOT / "checkpoints" / "cifar10_resnet20_gaussian_0.25.safetensors"
 
@@ -75,6 +87,7 @@ def test_a_contest_times_in_turns_and_leaves_out_what_fails(toy):
     assert row["rounds"] == [10.0, 10.0]
     assert (row["median"], row["q1"], row["q3"], row["batch"]) == (10.0, 10.0, 10.0, 4)
     assert row["peak_rss_mib"] == 2.0  # two turns: nothing else ran in this process
+    assert row["avx512"] in (None, False, True)  # as the system tells
 
 
 def test_logits_must_agree_before_anything_is_timed(toy):
@@ -89,6 +102,109 @@ def test_ratios_are_of_turns_of_the_same_round():
     rows = [row(OURS, "slow", [1, 2, 3]), row(OURS, "ours", [1, 10, 100]), row(TORCH, "theirs", [1, 20, 50])]
     (ratio,) = contest.ratios(rows)
     assert (ratio["of"], ratio["to"], ratio["median"]) == ("ours", "theirs", 1.0)  # of 1, .5 and 2; 10 / 20 is .5
+
+
+def test_ratios_are_also_to_the_best_of_any_type():
+    def row(contender, dtype, rounds):
+        name = f"{contender}, {dtype}"
+        return {"contender": contender, "dtype": dtype, "name": name, "rounds": rounds, "median": np.median(rounds)}
+
+    rows = [
+        row(OURS, "float32", [6, 6, 9]), row(TORCH, "float32", [1, 1, 1]), row(TORCH, "autocast", [1, 2, 3]),
+        row(contest.ART, "float32", [4, 4, 4]),
+    ]  # fmt: skip
+    found = {ratio["to"]: ratio["median"] for ratio in contest.ratios(rows)}
+    assert found == {
+        "PyTorch, float32": 6, "PyTorch, autocast": 3, "ART, float32": 1.5,
+        "PyTorch's best of any type: PyTorch, autocast": 3,
+    }  # fmt: skip
+
+
+WIDE = ["sse2", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "widest"),
+    [(WIDE, "avx512"), (WIDE[:4], "avx2"), (["sse2", "avx2"], "sse2"), (["fp", "asimd"], "neon")],
+)
+def test_the_widest_instruction_set(flags, widest):
+    assert instructions.widest(flags) == widest
+
+
+def test_avx2_is_forced_only_where_there_is_more(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"XLA_FLAGS": "--xla_dump_to=x", "PATH": "/bin"})
+    before = dict(os.environ)
+    assert instructions.force("native", WIDE) == ("avx512", {})
+    assert instructions.force("avx2", WIDE[:3]) == ("avx2", {})
+    with pytest.raises(ValueError, match="with AVX2 to force it, got SSE2"):
+        instructions.force("avx2", ["sse2"])
+    assert os.environ == before
+    chosen, made = instructions.force("avx2", WIDE)
+    assert chosen == "avx2"
+    assert os.environ == before | made
+    assert made["XLA_FLAGS"].startswith("--xla_dump_to=x --xla_cpu_max_isa=AVX2 ")
+    assert made["IDRC_VECTOR_BITS"] == "256"
+
+
+def test_numpy_takes_its_setting():
+    """It warns of names that it does not know."""
+    environment = os.environ | instructions._avx2()
+    code = [sys.executable, "-W", "error", "-c", "import numpy; print(numpy.ones(3).sum())"]
+    said = subprocess.run(code, env=environment, capture_output=True, text=True, check=True)
+    assert (said.stdout, said.stderr) == ("3.0\n", "")
+
+
+def test_the_system_tells_of_registers_of_avx512(tmp_path):
+    for thread, said in {"1": "-1", "2": "1500"}.items():
+        (tmp_path / thread).mkdir()
+        (tmp_path / thread / "arch_status").write_text(f"AVX512_elapsed_ms:\t{said}\n")
+    assert instructions.used_avx512(2.0, tmp_path) is True
+    assert instructions.used_avx512(1.0, tmp_path) is False
+    (tmp_path / "3").mkdir()  # a thread that has ended
+    assert instructions.used_avx512(1.0, tmp_path) is False
+    assert instructions.used_avx512(1.0, tmp_path / "3") is None
+    assert instructions.used_avx512(1.0, tmp_path / "4") is None
+
+
+class Device:
+    """A worker that knows a device."""
+
+    def __init__(self, platform):
+        self.said = {"platform": platform, "kind": "NVIDIA H100"}
+
+    def call(self, method):
+        return self.said
+
+
+@pytest.mark.parametrize(
+    ("platform", "cpu", "made", "name"),
+    [
+        ("cpu", "Intel(R) Xeon(R) Processor", "Emerald Rapids", "x_n_intel_xeon_emerald_rapids_avx2_2_cores"),
+        ("cpu", "Intel(R) Xeon(R) CPU @ 2.20GHz", "Skylake or Cascade Lake",
+         "x_n_intel_xeon_skylake_or_cascade_lake_avx2_2_cores"),
+        ("cpu", "AMD EPYC 7B13 64-Core Processor", "Zen 3", "x_n_amd_epyc_7b13_zen_3_avx2_2_cores"),
+        ("gpu", "Intel(R) Xeon(R) Processor", "Emerald Rapids", "x_n_nvidia_h100_2_cores"),
+    ],
+)  # fmt: skip
+def test_results_are_named_after_processor_and_instruction_set(tmp_path, monkeypatch, platform, cpu, made, name):
+    monkeypatch.setattr(measure, "machine", lambda: {"cpu": cpu, "microarchitecture": made, "cores": 2})
+    values = argparse.Namespace(out=tmp_path, name="", rounds=1)
+    held_to = {"instruction_set": "avx2", "forced_by": {"A": "b"}}
+    begun = throughput.begin(Device(platform), "x", "Title", values, {}, held_to, about="n")
+    assert begun.result["name"] == name
+    assert begun.result.get("instruction_set") == ("avx2" if platform == "cpu" else None)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "name"),
+    [
+        ("GenuineIntel", 6, 143, "Sapphire Rapids"), ("AuthenticAMD", 25, 1, "Zen 3"),
+        ("AuthenticAMD", 25, 17, "Zen 4"), ("AuthenticAMD", 26, 2, "Zen 5"),
+        ("GenuineIntel", 6, 9, "family 6 model 9"), ("", 0, 0, ""),
+    ],
+)  # fmt: skip
+def test_microarchitectures(vendor, family, model, name):
+    assert instructions.microarchitecture(vendor, family, model) == name
 
 
 def test_calibration_lengthens_the_turn_until_it_is_long_enough():
@@ -203,20 +319,55 @@ def test_a_result_as_markdown_and_figure(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
-def test_folders_of_this_machine_are_not_written(monkeypatch):
-    from benchmarks import throughput
+def test_a_page_says_what_was_forced_and_what_was_seen():
+    table = RESULT["tables"][0]
+    rows = [table["rows"][0] | {"avx512": False}, table["rows"][1] | {"avx512": True, "says": "AVX2"}]
+    forced = {"instruction_set": "avx2", "forced_by": {"LIBRARY": "AVX2"}}
 
+    def lines(rows):
+        return report.markdown(RESULT | forced | {"tables": [table | {"rows": rows}]}).splitlines()
+
+    said = lines(rows)
+    for line in (
+        "# Throughput, AVX2",
+        "## ResNet-20, AVX2, samples/s",
+        "AVX2, forced on all. PyTorch says AVX2. The system saw registers of AVX-512 in use in the turns of b.",
+        "**Not all kept to AVX2.**",
+        "By `LIBRARY=AVX2`.",
+    ):
+        assert line in said
+    kept = lines([row | {"avx512": False} for row in rows])
+    assert kept[8].endswith("in use in the turns of none.")
+    assert "**Not all kept to AVX2.**" not in kept
+    assert any("does not tell" in line for line in lines(table["rows"]))
+    native = report.markdown(RESULT | {"instruction_set": "avx512", "forced_by": {}})
+    assert "## ResNet-20, AVX-512, samples/s" in native.splitlines()
+    assert "forced" not in native
+
+
+def test_a_summary_is_a_table_of_its_own():
+    rows = [{"network": "A", "auto": 1234.5}, {"network": "B", "auto": 2.0, "xla": 0.5}]
+    page = report.markdown(RESULT | {"summaries": {"All": rows}})
+    assert "## All\n\n| network | auto | xla |\n|---|---|---|\n| A | 1,234 |  |\n| B | 2 | 0.5 |\n" in page
+
+
+@pytest.mark.parametrize("path", sorted(report.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_results_are_rendered_as_they_are_committed(path):
+    assert report.markdown(json.loads(path.read_text())) == path.with_suffix(".md").read_text()
+
+
+def test_folders_of_this_machine_are_not_written(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x", "--data", "/home/somebody/cifar", "--out=/tmp/x", "--rounds", "3"])
     said = throughput.command_line("throughput")
     assert said == "python -m benchmarks.throughput --data FOLDER --out=FOLDER --rounds 3"
 
 
-def run(module, folder, *flags):
+def run(module, folder, *flags, unit="samples/s"):
     """The result of a command in a process of its own."""
     subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *flags], check=True, cwd=ROOT, timeout=280)
     (path,) = folder.glob("*.json")
     assert path.with_suffix(".png").is_file()
-    assert "samples/s" in path.with_suffix(".md").read_text()
+    assert unit in path.with_suffix(".md").read_text()
     return json.loads(path.read_text())
 
 
@@ -235,6 +386,68 @@ def test_throughput_end_to_end(tmp_path):
         assert row["peak_rss_mib"] > 50
     assert 0 <= result["facts"]["bfloat16 against float32"]["agree"] <= 1
     assert {"cpu", "cores", "versions", "commit", "load_before"} <= result["machine"].keys()
+
+
+def test_training_end_to_end(tmp_path):
+    flags = ("--depths", "8", "--batches", "4", "--contenders", OURS, "--rounds", "1", "--seconds", ".1")
+    result = run("training", tmp_path, *flags, f"--out={tmp_path}", unit="images/s")
+    assert result["finished"]
+    (table,) = result["tables"]
+    assert table["title"] == "ResNet-8, batch 4"
+    assert [row["dtype"] for row in table["rows"]] == ["float32", "bfloat16"]
+    assert all(row["kernel"] for row in table["rows"])
+
+
+def test_training_is_timed_as_it_is_done(tmp_path, monkeypatch):
+    """After the same steps on the same images its weights are those of `training.train`, to a bit."""
+    monkeypatch.setattr(measure, "TRAINING_IMAGES", 64)
+    monkeypatch.setattr(measure, "calibrate", lambda turn, stride: 1.0)  # no step before the turn
+    with contest.host() as (_, files):
+        weights, description = files.of(8, 16)
+        timed = ours.Training(count=1)
+        timed.prepare("x", weights=weights, description=description, dtype="float32", batch=16)
+        timed.turn("x", 64 * timed._steps)
+        images, labels = measure.training_set(16)
+        recipe = training.Recipe(epochs=timed._steps, batch=16, lr=measure.LEARNING_RATE)
+        train_set = data.Dataset("random", "train", images, labels, 10)
+        done = training.train(
+            train_set, ours.SCHEME, recipe, description, tmp_path, mesh=devices.mesh(1), start=weights
+        )
+    assert done
+    tensors, _ = checkpoints.read_weights(tmp_path)
+    state = timed._variants["x"].state
+    assert tensors.keys() == (state.params | state.stats).keys()
+    for name, value in (state.params | state.stats).items():
+        np.testing.assert_array_equal(value, tensors[name], err_msg=name)
+
+
+def test_any_network_end_to_end(tmp_path):
+    flags = ("--networks", "ResNet-8", "--contenders", OURS, "--rounds", "2", "--seconds", ".1")
+    result = run("any_network", tmp_path, *flags, f"--out={tmp_path}")
+    assert result["finished"]
+    (table,) = result["tables"]
+    assert [(row["asked"], row["kernel"]) for row in table["rows"]][1] == ("xla", "xla")
+    assert table["rows"][1]["logits_error"] < 1e-5
+    (line,) = result["summaries"]["samples/s"]
+    assert line["network"] == "ResNet-8"
+    assert line["auto / xla"] > 0
+
+
+def test_a_line_of_any_network_is_chosen_kernel_rates_and_paired_ratios():
+    def row(contender, rounds, asked="", dtype="float32"):
+        about = {"contender": contender, "dtype": dtype, "asked": asked, "kernel": "k", "devices": 2, "batch": 32}
+        return about | {"rounds": rounds, "median": np.median(rounds)}
+
+    rows = [
+        row(OURS, [2, 20, 30], "auto"), row(OURS, [1, 20, 60], "xla"), row(TORCH, [1, 1, 1]), row(TORCH, [4, 4, 5]),
+        row(OURS, [8, 8, 8], "xla", "bfloat16"),
+    ]  # fmt: skip
+    assert any_network.summary("N", rows) == [
+        {
+            "network": "N", "type": "float32", "chosen": "k, 2 x 32", "auto": 20, "xla": 20, "PyTorch": 4,
+            "auto / xla": 1, "auto / PyTorch": 5,
+        }
+    ]  # fmt: skip
 
 
 def test_gpu_rehearsal_end_to_end(tmp_path):
@@ -274,6 +487,45 @@ def test_all_contenders_end_to_end(tmp_path):
     assert not table["left_out"]
     assert len(table["ratios"]) == 2
     assert all(row["logits_error"] < 1e-5 for row in table["rows"])
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", ["ResNet-8", "ResNet-18", "U-Net+ResNet-20"])
+def test_any_network_is_the_same_in_pytorch(name):
+    """Logits agree, and PyTorch's bfloat16 is near them."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    pytest.importorskip("diffusers")
+    from benchmarks import peers
+
+    with contest.host() as (_, files):
+        weights, description = files.of(name, 0)
+        classifier = ours.load(weights, description, dtype="float32", kernel="xla")
+        model = peers.network(weights, description).eval()
+    images = measure.probe(*description["image_shape"][1:])[:4]
+    logits = np.asarray(classifier(images))
+    batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        theirs = model(batch).numpy()
+        peers.to_bfloat16(model)
+        half = model(batch).numpy()
+    scale = np.abs(logits).max()
+    assert logits.std() > 0.01 * scale
+    np.testing.assert_allclose(theirs, logits, atol=1e-5 * scale, rtol=0)
+    assert 1e-5 * scale < np.abs(half - logits).max() < 0.05 * scale
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", [name for name, one in networks.ANY.items() if one["architecture"] == "torch"])
+def test_networks_of_transformers_have_the_size_of_the_literature(name):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from benchmarks import modules
+
+    millions = {"ResNet-18": 11.69, "ResNet-50": 25.56, "ConvNeXt-T": 28.59, "ViT-B/16": 86.57}
+    built = modules.build(networks.ANY[name])
+    assert sum(value.numel() for value in built.parameters()) / 1e6 == pytest.approx(millions[name], abs=0.01)
+    assert not built.training
 
 
 @pytest.mark.peers

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import idrc_jax as idrc
-from idrc_jax import certification, data, devices, prng, results, sampling, schemes, statistics
+from idrc_jax import certification, choice, data, devices, prng, results, sampling, schemes, statistics
 from idrc_jax.certification import Settings, certify_dataset
 from idrc_jax.checkpoints import Classifier
 from idrc_jax.plans import Fixed, SelectionFree, ToPrecision, ToRadius
@@ -97,6 +97,28 @@ def test_going_on_gives_the_file_of_one_run_whatever_the_devices(linear, dataset
     assert without_time(tmp_path / "parts") == without_time(tmp_path / "whole")
     manifest = results.read_results(tmp_path / "parts").manifest
     assert [session["devices"] for session in manifest["sessions"]] == [1, 3]
+
+
+def test_the_manifest_says_how_it_ran_and_what_was_measured(linear, dataset, tmp_path, monkeypatch):
+    """What a measurement has left in the cache is used and told; a call with nothing to do measures nothing."""
+    chosen = choice.Choice(linear, devices.mesh(2), 16, {"xla on 2 devices, chunk 16": 99.5}, {"ours": "it crashed"})
+    asked = []
+
+    def told(classifier, scheme, **more):
+        asked.append(more)
+        return chosen
+
+    monkeypatch.setattr(choice, "choose", told)
+    assert run(linear, dataset, tmp_path, indices=INDICES[:4])
+    assert run(linear, dataset, tmp_path, indices=INDICES[:6], max_minutes=30.0)
+    assert run(linear, dataset, tmp_path, indices=INDICES[:6], mesh=devices.mesh(1))
+    assert [(one["samples"], one["seconds"]) for one in asked] == [(4 * 320, 0), (2 * 320, 1800)]
+    *ran, idle = results.read_results(tmp_path).manifest["sessions"]
+    for session in ran:
+        assert (session["devices"], session["kernel"], session["chunk"]) == (2, "xla", 16)
+        assert session["rates"] == {"xla on 2 devices, chunk 16": 99.5}
+        assert session["left_out"] == {"ours": "it crashed"}
+    assert "rates" not in idle
 
 
 def test_workers_share_the_images_and_merge_to_the_same_file(linear, dataset, tmp_path):

@@ -50,6 +50,21 @@ def test_votes_are_those_of_the_composition_in_closed_form(threshold):
         assert row[2] == 0
 
 
+def test_every_implementation_of_one_goes_with_every_one_of_the_other(threshold):
+    """Each composition computes by its own parts, told apart here by their weights; all have one name."""
+    classifier = dataclasses.replace(threshold, params=jnp.float32(0.6), kernel="c").with_alternatives(threshold)
+    denoiser = make(kernel="d", params=jnp.float32(0.2)).with_alternatives(make())
+    f = idrc.denoised(classifier, denoiser, sigma=SIGMA)
+    assert [one.kernel for one in f.implementations] == ["d, c", "xla, xla", "d, xla", "xla, c"]
+    assert f.reference.kernel == "xla, xla"
+    assert {one.sha256 for one in f.implementations} == {"c" * 64}
+    bright = jnp.full((1, 4, 4, 1), 0.9)
+    found = [float(one(bright)[0, 1]) for one in f.implementations]
+    wanted = [0.5 + 0.4 * gain - above for gain, above in ((0.2, 0.6), (GAIN, 0.4), (0.2, 0.4), (GAIN, 0.6))]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert idrc.denoised(threshold, make(), sigma=SIGMA).alternatives == ()
+
+
 def test_what_is_certified_is_named_by_both_networks_level_and_steps(threshold):
     f = idrc.denoised(threshold, make(), sigma=SIGMA)
     dataset = data.from_arrays(np.zeros((5, 4, 4, 1), np.uint8), np.zeros(5, int), name="x", split="test", classes=2)

@@ -73,7 +73,8 @@ def test_a_denoiser_and_a_classifier_are_told_apart(finished):
 def test_batches_hold_noisy_images_of_uniform_times_and_their_targets(digits, prediction):
     target = Target(Schedule(), prediction, sigma_low=0.1, sigma_high=1.0)
     batch_of = jax.jit(denoising.make_batch(Recipe(batch=256, augment=False), target, 0))
-    batches = [batch_of(step, jnp.asarray(digits.images)) for step in range(4)]
+    order = training_loop.epoch_order(0, 0, len(digits))
+    batches = [batch_of(step, order, jnp.asarray(digits.images)) for step in range(4)]
     low, high = (target.schedule.time(sigma) for sigma in (0.1, 1.0))
     times = np.concatenate([one.time for one in batches])
     assert stats.kstest(times, stats.uniform(low, high - low).cdf).pvalue > 1e-3
@@ -98,8 +99,9 @@ def test_what_is_kept_is_the_running_mean_of_the_weights(digits):
     step = jax.jit(denoising.make_step(graph, RECIPE, TARGET, optimiser, 0, mesh))
     state = State(params, jax.tree.map(jnp.copy, params), optimiser.init(params), jnp.zeros((), jnp.int32))
     mean = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    order = training_loop.epoch_order(0, 0, len(digits))
     for k in range(8):
-        state, _ = step(state, jnp.asarray(digits.images))
+        state, _ = step(state, order, jnp.asarray(digits.images))
         keep = min(TARGET.ema, (1 + k) / (10 + k))
         mean = {name: keep * mean[name] + (1 - keep) * np.asarray(state.params[name]) for name in mean}
     for name, value in mean.items():

@@ -149,7 +149,7 @@ def whole(tmp_path_factory):
     _, params, _ = checkpoints.abstract(description, dtype="float32")
     generator = np.random.default_rng(0)
     stored = {
-        diffusers._theirs(name, False): layouts.to_torch(generator.normal(size=value.shape).astype(np.float32))
+        diffusers.their_name(name): layouts.to_torch(generator.normal(size=value.shape).astype(np.float32))
         for name, value in params.items()
     }
     save_file(stored, place / "diffusion_pytorch_model.safetensors")

@@ -1,5 +1,6 @@
 """The kernel by other compilers and for other processors than this machine's, against the plain network."""
 
+import functools
 import platform
 import shutil
 import subprocess
@@ -19,12 +20,18 @@ FLAGS = ["-std=c++17", "-fno-math-errno", "-ffp-contract=fast", f"-I{jax.ffi.inc
 FLAGS += [f"-I{ROOT / 'idrc_jax' / 'kernels'}", "-pthread", "-w"]
 
 
+@functools.cache
+def case(shape, shortcut):
+    """Weights of a network, images, and the twin's logits."""
+    _, tensors, description = network(8, 10, shape, shortcut)
+    folded, images = fold(tensors, description), noisy(11, shape)
+    return folded, np.asarray(images), np.asarray(jax.jit(folding.apply)(folding.cast(folded, np.float32), images))
+
+
 def check(program: Path, runner: list[str], folder: Path):
     """Logits of the program, run by `runner`, against those of the twin."""
     for shape, shortcut in (((32, 32, 3), "projection"), ((9, 7, 1), "zero_pad"), ((20, 12, 4), "projection")):
-        _, tensors, description = network(8, 10, shape, shortcut)
-        folded = fold(tensors, description)
-        images = np.asarray(noisy(11, shape))
+        folded, images, expected = case(shape, shortcut)
         for half in (False, True):
             resnet_cpu.pack(folded, half=half).tofile(folder / "weights")
             images.tofile(folder / "images")
@@ -32,7 +39,6 @@ def check(program: Path, runner: list[str], folder: Path):
             paths = [folder / name for name in ("weights", "images", "logits")]
             subprocess.run([*runner, program, *paths, *map(str, numbers)], check=True, timeout=250)
             logits = np.fromfile(folder / "logits", np.float32).reshape(len(images), 10)
-            expected = np.asarray(folding.apply(folding.cast(folded, np.float32), images))
             atol = (0.03 if half else 1e-5) * np.abs(expected).max()
             np.testing.assert_allclose(logits, expected, atol=atol)
             assert half == bool(np.abs(logits - expected).max() > 1e-5 * np.abs(expected).max())

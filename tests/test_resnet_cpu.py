@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from test_convolution_cpu import exactly
 from test_folding import fold, network, noisy
 
 from idrc_jax import _files, checkpoints, devices, prng, sampling, schemes
@@ -102,6 +103,90 @@ def test_gradients_are_the_twins():
     np.testing.assert_allclose(weights["stem.kernel"], expected["stem.kernel"], rtol=1e-3, atol=1e-3)
 
 
+def exact_gradients(folded, images, weights):
+    """Gradients of sum(weights * logits) with respect to the images, in float64, and how near to 0 a cut is.
+
+    A flat list of layers: what each does is undone in reverse.
+    """
+    folded = {name: np.asarray(value, np.float64) for name, value in folded.items()}
+    nearest, undo = [np.inf], []
+
+    def conv(name, x, stride):
+        kernel = folded[f"{name}.kernel"]
+        shape = (len(x), -(-x.shape[1] // stride), -(-x.shape[2] // stride), kernel.shape[-1])
+        return exactly(x, kernel, np.zeros(shape), stride)[0] + folded[f"{name}.bias"]
+
+    def conv_back(name, x, gradient, stride):
+        return exactly(x, folded[f"{name}.kernel"], gradient, stride)[1]
+
+    def cut(x):
+        nearest[0] = min(nearest[0], np.abs(x).min())
+        return np.maximum(x, 0)
+
+    x = (images.astype(np.float64) - folded["mean"]) / folded["std"]
+    first, stem = x, cut(conv("stem", x, 1))
+    x = stem
+    for block in range(sum(name.endswith("conv1.kernel") for name in folded)):
+        name = f"blocks.{block}"
+        features_in, features = folded[f"{name}.conv1.kernel"].shape[2:]
+        stride = features // features_in
+        inner = cut(conv(f"{name}.conv1", x, stride))
+        y = conv(f"{name}.conv2", inner, 1)
+        projects, more = f"{name}.projection.kernel" in folded, (features - features_in) // 2
+        if projects:
+            shortcut = conv(f"{name}.projection", x, stride)
+        else:
+            shortcut = np.pad(x[:, ::stride, ::stride], ((0, 0),) * 3 + ((more, more),))
+        out = cut(y + shortcut)
+
+        def back(g, name=name, x=x, inner=inner, out=out, stride=stride, projects=projects, more=more):
+            g = g * (out > 0)
+            to_x = conv_back(f"{name}.conv1", x, conv_back(f"{name}.conv2", inner, g, 1) * (inner > 0), stride)
+            if projects:
+                return to_x + conv_back(f"{name}.projection", x, g, stride)
+            to_x[:, ::stride, ::stride] += g[..., more : more + x.shape[-1]]
+            return to_x
+
+        undo.append(back)
+        x = out
+    g = np.broadcast_to((weights @ folded["head.kernel"].T)[:, None, None] / (x.shape[1] * x.shape[2]), x.shape)
+    for back in reversed(undo):
+        g = back(g)
+    return conv_back("stem", first, g * (stem > 0), 1) / folded["std"], nearest[0]
+
+
+@pytest.mark.parametrize(
+    ("depth", "shape", "shortcut"),
+    [
+        (8, (8, 8, 3), "projection"),
+        (14, (16, 8, 1), "zero_pad"),
+        (8, (9, 7, 4), "projection"),
+        (8, (6, 10, 3), "zero_pad"),
+    ],
+)
+def test_gradients_of_images_are_those_of_float64_in_every_batch_size(depth, shape, shortcut):
+    _, tensors, description = network(depth, 5, shape, shortcut)
+    folded = fold(tensors, description)
+    kernel, params = resnet_cpu.classifier(folded, half=False)
+    random = np.random.default_rng(0)
+    images, kept = [], 0
+    weights = random.normal(size=(200, 5)).astype(np.float32)
+    while kept < 11:  # images without a value so near to 0 that rounding could cut it
+        image = random.normal(0.5, 0.3, (1, *shape)).astype(np.float32)
+        exact, nearest = exact_gradients(folded, image, weights[kept : kept + 1])
+        if nearest > 3e-6:
+            images.append((image, exact))
+            kept += 1
+    pixels, expected = (np.concatenate(part) for part in zip(*images, strict=True))
+    gradient = jax.jit(jax.grad(lambda x, w: jnp.sum(kernel(params, x) * w)))
+    text = gradient.lower(pixels, weights[:11]).compile().as_text()
+    assert "idrc_resnet_gradient" in text
+    assert "convolution(" not in text  # the twin's, for the gradients of params, is dropped
+    for count in (1, 8, 11):
+        ours = gradient(pixels[:count], weights[:count])
+        np.testing.assert_allclose(ours, expected[:count], atol=2e-5 * np.abs(expected).max())
+
+
 def test_it_runs_under_vmap_pmap_and_shard_map():
     kernel, params, *_ = both()
     images = noisy(8, (8, 8, 3))
@@ -128,6 +213,19 @@ def test_votes_are_those_of_the_plain_network(tmp_path):
     assert set(votes) == {"resnet_cpu", "xla"}
     assert (votes["xla"] > 0).sum() > 5
     assert np.abs(votes["resnet_cpu"] - votes["xla"]).sum() <= 2  # a near-tie may fall to either side
+
+
+def test_the_plain_network_is_the_kernels_alternative(tmp_path):
+    _, tensors, description = network(8, 5, (8, 8, 3))
+    checkpoints.save_weights(tmp_path / "weights.safetensors", tensors, description)
+    for dtype in ("float32", "bfloat16"):
+        ours = checkpoints.load_classifier(tmp_path, dtype=dtype)
+        plain = checkpoints.load_classifier(tmp_path, dtype=dtype, kernel="xla")
+        assert [one.kernel for one in ours.implementations] == ["resnet_cpu", "xla"]
+        assert plain.alternatives == ()
+        images = noisy(3, (8, 8, 3))
+        np.testing.assert_array_equal(ours.reference(images), plain(images))
+        assert checkpoints.fingerprint(ours) == checkpoints.fingerprint(plain)
 
 
 def test_weights_of_another_network_are_refused():
@@ -211,10 +309,9 @@ print("same")
 """
 
 
-@pytest.mark.parametrize("bits", ["128", "256"])
-def test_narrower_vectors_give_the_same_logits_and_gradients(bits):
+def test_vectors_of_avx2_give_the_same_logits_and_gradients():
     environment = os.environ | {
-        "IDRC_VECTOR_BITS": bits, "JAX_PLATFORMS": "cpu",
+        "IDRC_VECTOR_BITS": "256", "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)]),
     }  # fmt: skip
     done = subprocess.run([sys.executable, "-c", SAME], capture_output=True, text=True, env=environment)

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 import idrc_jax as idrc
+from idrc_jax import choice, smoothing
 
 ABSENT = -1
 
@@ -58,6 +59,23 @@ def test_a_key_repeats_and_none_does_not(smoothed):
     drawn = [smoothed.certify(images).radii for _ in range(2)]
     assert not np.array_equal(*drawn)
     assert not np.array_equal(drawn[0], smoothed.certify(images, key=key).radii)
+
+
+def test_how_to_run_is_chosen_once_unless_calls_get_longer(monkeypatch):
+    base = idrc.Classifier(apply_fn=brightness, params=jnp.float32(0.5), classes=2, image_shape=(4, 4, 1))
+    answer = idrc.SmoothedClassifier(base, idrc.schemes.make("gaussian", sigma=0.5), n=2000, chunk=500)
+    asked, real = [], choice.choose
+
+    def counted(*given, **more):
+        asked.append(more["samples"])
+        return real(*given, **more)
+
+    monkeypatch.setattr(smoothing.choice, "choose", counted)
+    for count in (2, 1, 2, 1):
+        answer.predict(greys(*[0.9] * count))
+    assert len(asked) == 4 + 1  # every call asks again with nothing left to choose
+    answer.certify(greys(0.9, 0.9))
+    assert len(asked) == 7
 
 
 def test_bad_settings_are_refused_at_once(smoothed):

@@ -42,6 +42,10 @@ def fresh_state(recipe, mesh):
     )
 
 
+def order_of(count, epoch=0):
+    return training_loop.epoch_order(0, epoch, count)
+
+
 def loss_on(graph, state, images, labels):
     logits = checkpoints.merge(graph, state.params, state.stats)(images, train=True)
     return float(jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels)))
@@ -55,11 +59,12 @@ def test_steps_lower_the_loss_on_a_fixed_batch_the_same_on_one_and_four_devices(
     for count in (1, 4):
         mesh = devices.mesh(count)
         graph, optimiser, state = fresh_state(recipe, mesh)
-        step = training_loop.dispatches(training.make_step(graph, recipe, SCHEME, optimiser, 0, mesh), on_cpu=True)
+        network = training.network_on(mesh, DESCRIPTION)
+        step = training_loop.dispatches(training.make_step(network, recipe, SCHEME, optimiser, 0, mesh), on_cpu=True)
         before = loss_on(graph, state, data.to_unit(images), labels)
         placed = [jax.device_put(array, devices.replicated(mesh)) for array in (images, labels)]
         for _ in range(5):
-            state, metrics = step(state, *placed, count=1)
+            state, metrics = step(state, order_of(64), *placed, count=1)
         assert int(state.step) == 5
         after[count] = state
         assert (
@@ -70,20 +75,21 @@ def test_steps_lower_the_loss_on_a_fixed_batch_the_same_on_one_and_four_devices(
         )
         assert np.isfinite(metrics.loss).all()
     for one, four in zip(jax.tree.leaves(after[1].params), jax.tree.leaves(after[4].params), strict=True):
-        np.testing.assert_allclose(one, four, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(one, four, rtol=1e-3, atol=5e-4)
 
 
 def test_a_scan_of_steps_is_the_loop_of_steps(synthetic):
     recipe = Recipe(batch=64, lr=0.05)
     mesh = devices.mesh(1)
-    images, labels = jnp.asarray(synthetic.images[:128]), jnp.asarray(synthetic.labels[:128])
+    images, labels = jnp.asarray(synthetic.images[:192]), jnp.asarray(synthetic.labels[:192])
     results = []
     for on_cpu, calls, count in ((True, 3, 1), (False, 1, 3)):
-        graph, optimiser, state = fresh_state(recipe, mesh)
-        run = training_loop.dispatches(training.make_step(graph, recipe, SCHEME, optimiser, 0, mesh), on_cpu=on_cpu)
+        _, optimiser, state = fresh_state(recipe, mesh)
+        network = training.network_on(mesh, DESCRIPTION)
+        run = training_loop.dispatches(training.make_step(network, recipe, SCHEME, optimiser, 0, mesh), on_cpu=on_cpu)
         losses = []
         for _ in range(calls):
-            state, metrics = run(state, images, labels, count=count)
+            state, metrics = run(state, order_of(192), images, labels, count=count)
             losses += np.asarray(metrics.loss).tolist()
         results.append((losses, state))
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-4)
@@ -139,7 +145,7 @@ def test_every_image_comes_once_an_epoch_in_a_new_order_with_its_label_and_its_o
     batch = jax.jit(training.make_batch(recipe, schemes.Gaussian(sigma=0.4), 0))
     orders, sigmas = [], []
     for step in range(6):
-        noisy, targets = batch(step, images, labels)
+        noisy, targets = batch(step, order_of(96, step // 3), images, labels)
         means = np.asarray(noisy).mean((1, 2, 3)) * 255 / 2
         np.testing.assert_allclose(means, targets, atol=5)  # five standard errors of 3072 pixels at .4
         orders += np.asarray(targets).tolist()
@@ -147,6 +153,42 @@ def test_every_image_comes_once_an_epoch_in_a_new_order_with_its_label_and_its_o
     assert sorted(orders[:96]) == sorted(orders[96:]) == list(range(96))
     assert orders[:96] != orders[96:]
     assert stats.kstest(sigmas, stats.uniform(0.05, 0.35).cdf).pvalue > 1e-3
+
+
+def test_orders_are_those_that_runs_have_always_had():
+    """A run that was begun before orders were made once an epoch goes on with the same images."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 4), 0)
+    for step in (0, 1, 4, 7):
+        epoch, position = divmod(step, 3)
+        expected = jax.random.permutation(jax.random.fold_in(key, epoch), 100)[position * 32 : (position + 1) * 32]
+        got = training_loop.images_of_step(training_loop.epoch_order(5, epoch, 100), jnp.asarray(step), 32)
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("steps_per_dispatch", [3, 50])
+def test_a_dispatch_of_many_steps_ends_with_the_epoch(synthetic, tmp_path, monkeypatch, steps_per_dispatch):
+    """Five steps an epoch: scanned a few at a time, as on accelerators, they see what single steps see."""
+    recipe, counts, rows = Recipe(epochs=2, batch=100, lr=0.05), [], {}
+    dispatches = training_loop.dispatches
+
+    def watched(step, *, on_cpu):
+        run = dispatches(step, on_cpu=on_cpu)
+
+        def counted(*arguments, count):
+            counts.append(count)
+            return run(*arguments, count=count)
+
+        return counted
+
+    monkeypatch.setattr(training_loop, "dispatches", watched)
+    for on_cpu in (True, False):
+        counts.clear()
+        monkeypatch.setattr(devices, "is_cpu", lambda on_cpu=on_cpu: on_cpu)
+        assert train(synthetic, tmp_path / str(on_cpu), recipe, steps_per_dispatch=steps_per_dispatch)
+        rows[on_cpu] = list(csv.DictReader((tmp_path / str(on_cpu) / "metrics.csv").read_text().splitlines()))
+    assert counts == ([3, 2] if steps_per_dispatch == 3 else [5]) * 2
+    for one, other in zip(rows[True], rows[False], strict=True):
+        assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=1e-3)
 
 
 SHORT = Recipe(epochs=2, batch=128, lr=0.05)

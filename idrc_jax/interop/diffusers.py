@@ -102,7 +102,7 @@ def import_unet(folder: str | Path, *, size: int = 0) -> tuple[dict[str, np.ndar
     shapes = {name: value.shape for name, value in params.items()}
     tensors = torch_files.read(weights).tensors
     old = any(".proj_attn." in name for name in tensors)
-    names = {name: _theirs(name, old) for name in shapes}
+    names = {name: their_name(name, old=old) for name in shapes}
     return checks.tensors(tensors, names, shapes, weights), description
 
 
@@ -113,7 +113,7 @@ def _one_of(folder: Path, names: tuple[str, str]) -> Path:
     return found[0]
 
 
-def _theirs(name: str, old: bool) -> str:
+def their_name(name: str, *, old: bool = False) -> str:
     """The name in diffusers' files of one of our tensors; the first files name attention otherwise."""
     *place, module, leaf = name.split(".")
     prefix = "".join(f"{part}." for part in place)

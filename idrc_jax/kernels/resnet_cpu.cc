@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -100,6 +101,45 @@ struct Network {
   }
 };
 
+// Which values were above 0 when they were cut there, a byte each; the last that are kept are the first to be used.
+class Cuts {
+ public:
+  void Keep(const float* values, Shape shape, int count) {
+    const int row = shape.width * shape.channels;
+    const std::size_t start = kept_.size();
+    kept_.resize(start + static_cast<std::size_t>(count) * shape.height * row);
+    Rows(shape, count, start, [&](std::ptrdiff_t at, std::size_t kept) {
+      const float* __restrict from = values + at;
+      unsigned char* __restrict to = kept_.data() + kept;
+      for (int x = 0; x < row; ++x) to[x] = from[x] > 0.0f;
+    });
+  }
+
+  // Cuts gradients where the values were.
+  void Use(float* values, Shape shape, int count) {
+    const int row = shape.width * shape.channels;
+    const std::size_t start = kept_.size() - static_cast<std::size_t>(count) * shape.height * row;
+    Rows(shape, count, start, [&](std::ptrdiff_t at, std::size_t kept) {
+      const unsigned char* __restrict from = kept_.data() + kept;
+      float* __restrict to = values + at;
+      for (int x = 0; x < row; ++x) to[x] = from[x] ? to[x] : 0.0f;
+    });
+    kept_.resize(start);
+  }
+
+ private:
+  template <class Row>
+  static void Rows(Shape shape, int count, std::size_t kept, const Row& row) {
+    for (int i = 0; i < count; ++i) {
+      for (int y = 0; y < shape.height; ++y, kept += shape.width * shape.channels) {
+        row(static_cast<std::ptrdiff_t>(i * shape.Size()) + shape.At(y, 0), kept);
+      }
+    }
+  }
+
+  std::vector<unsigned char> kept_;
+};
+
 // Takes tasks of up to kTask images through the network, in memory of its own.
 class Worker {
  public:
@@ -120,6 +160,7 @@ class Worker {
         Normalise(images + (start + i) * network_.Pixels());
         Convolve<3, 1>(network_.stem, input_.get(), network_.image, network_.stages[0].shape, nullptr,
                        now_[0].get());
+        Keep(now_[0].get(), network_.stages[0].shape, 1);
         Blocks(0, 0, 1);
         Enter(1, 0, i);
       }
@@ -132,7 +173,13 @@ class Worker {
     for (int i = 0; i < count; ++i) Head(i, logits + static_cast<std::ptrdiff_t>(i) * network_.classes);
   }
 
- private:
+ protected:
+  Cuts* cuts_ = nullptr;  // where they are to be kept
+
+  void Keep(const float* values, Shape shape, int count) {
+    if (cuts_) cuts_->Keep(values, shape, count);
+  }
+
   void Normalise(const float* image) {
     const Shape& shape = network_.image;
     for (int y = 0; y < shape.height; ++y) {
@@ -152,7 +199,9 @@ class Worker {
     const Block& block = network_.stages[s].blocks.front();
     const float* from = now_[s - 1].get() + from_slot * in.Size();
     float* shortcut = now_[s].get() + slot * out.Size();
-    Convolve<3, 2>(block.first, from, in, out, nullptr, between_[s].get() + slot * out.Size());
+    float* between = between_[s].get() + slot * out.Size();
+    Convolve<3, 2>(block.first, from, in, out, nullptr, between);
+    Keep(between, out, 1);
     if (block.projection.weights) {
       Convolve<1, 2>(block.projection, from, in, out, nullptr, shortcut);
       return;
@@ -172,8 +221,12 @@ class Worker {
     float* between = between_[s].get() + slot * stage.shape.Size();
     for (const Block& block : stage.blocks) {
       const bool entered = s > 0 && &block == &stage.blocks.front();
-      if (!entered) Square(block.first, now, stage.shape, count, nullptr, between);
+      if (!entered) {
+        Square(block.first, now, stage.shape, count, nullptr, between);
+        Keep(between, stage.shape, count);
+      }
       Square(block.second, between, stage.shape, count, now, now);
+      Keep(now, stage.shape, count);
     }
   }
 
@@ -210,6 +263,156 @@ class Worker {
   std::vector<Buffer> now_, between_;  // a stage's activations, and those in the middle of a block
 };
 
+// Makes the gradient with respect to images: the same way forward, and all of it backward.
+class GradientWorker : public Worker {
+ public:
+  // turned: every convolution's weights turned, in the network's order, the stem's with channels up to a whole tile.
+  GradientWorker(const Network& network, const float* turned)
+      : Worker(network), wide_{network.image.height, network.image.width, Padded(network.image.channels), 0} {
+    cuts_ = &own_cuts_;
+    Reader reader(turned);
+    stem_ = Take(reader, 9 * kNarrow * wide_.channels);
+    for (const Stage& stage : network.stages) {
+      const std::size_t full = 9 * stage.shape.channels * stage.shape.channels;
+      std::vector<Block> blocks;
+      for (const Block& block : stage.blocks) {
+        const bool enters = !blocks_.empty() && blocks.empty();
+        Block turned_block{};
+        turned_block.first = Take(reader, enters ? full / 2 : full);
+        turned_block.second = Take(reader, full);
+        if (block.projection.weights) turned_block.projection = Take(reader, full / 18);
+        blocks.push_back(turned_block);
+      }
+      blocks_.push_back(std::move(blocks));
+    }
+    taken_ = reader.taken();
+    added_ = Zeros(network.stages[0].shape.Size());
+    pixels_ = Zeros(wide_.Size());
+  }
+
+  static int Padded(int channels) { return channels <= kNarrow ? kNarrow : (channels + kWide - 1) / kWide * kWide; }
+  std::size_t taken() const { return taken_; }
+
+  void Run(const float* images, int count, const float* to_logits, float* to_images) {
+    std::vector<float> logits(static_cast<std::size_t>(count) * network_.classes);
+    Worker::Run(images, count, logits.data());
+    for (int i = 0; i < count; ++i) Head(i, to_logits + static_cast<std::ptrdiff_t>(i) * network_.classes);
+    // Groups as forward, from the last to the first.
+    const int group = network_.stages[1].group, last_group = network_.stages[2].group;
+    for (int start = (count - 1) / last_group * last_group; start >= 0; start -= last_group) {
+      Blocks(2, start, std::min(last_group, count - start));
+    }
+    for (int start = (count - 1) / group * group; start >= 0; start -= group) {
+      const int some = std::min(group, count - start);
+      for (int i = some - 1; i >= 0; --i) Leave(2, start + i, i);
+      Blocks(1, 0, some);
+      for (int i = some - 1; i >= 0; --i) {
+        Leave(1, i, 0);
+        Blocks(0, 0, 1);
+        Pixels(to_images + (start + i) * network_.Pixels());
+      }
+    }
+  }
+
+ private:
+  static Layer Take(Reader& reader, std::size_t size) { return {reader.Take(size), nullptr, false, false}; }
+
+  // From a logit's gradient to that of an image's last activations.
+  void Head(int slot, const float* to_logits) {
+    const Shape& shape = network_.stages.back().shape;
+    float* to = now_.back().get() + slot * shape.Size();
+    for (int c = 0; c < shape.channels; ++c) {
+      float sum = 0;
+      for (int k = 0; k < network_.classes; ++k) sum += to_logits[k] * network_.head[c * network_.classes + k];
+      sum /= static_cast<float>(shape.height * shape.width);
+      for (int y = 0; y < shape.height; ++y) {
+        for (int x = 0; x < shape.width; ++x) to[shape.At(y, x) + c] = sum;
+      }
+    }
+  }
+
+  // From a stage's end to its beginning; a later stage's first block is left in its middle.
+  void Blocks(int s, int slot, int count) {
+    const Shape shape = network_.stages[s].shape;
+    float* now = now_[s].get() + slot * shape.Size();
+    float* between = between_[s].get() + slot * shape.Size();
+    for (std::size_t b = blocks_[s].size(); b-- > 0;) {
+      const bool entered = s > 0 && b == 0;
+      cuts_->Use(now, shape, count);
+      Square(blocks_[s][b].second, now, shape, count, nullptr, between);
+      if (entered) return;
+      cuts_->Use(between, shape, count);
+      Square(blocks_[s][b].first, between, shape, count, now, now);
+    }
+  }
+
+  // From the middle of an image's first block of a stage, and from its end by the shortcut, to the end of the stage before.
+  void Leave(int s, int from_slot, int slot) {
+    const Shape in = network_.stages[s - 1].shape, out = network_.stages[s].shape;
+    const Block& block = blocks_[s].front();
+    const float* end = now_[s].get() + from_slot * out.Size();
+    float* between = between_[s].get() + from_slot * out.Size();
+    float* to = now_[s - 1].get() + slot * in.Size();
+    cuts_->Use(between, out, 1);
+    ConvolveAdjoint<3>(block.first.weights, between, out, in, to);
+    if (block.projection.weights) ConvolveAdjoint<1>(block.projection.weights, end, out, in, added_.get());
+    for (int y = 0; y < out.height; ++y) {
+      for (int x = 0; x < out.width; ++x) {
+        const std::ptrdiff_t at = in.At(2 * y, 2 * x);
+        const float* from = block.projection.weights ? added_.get() + at : end + out.At(y, x) + in.channels / 2;
+        for (int c = 0; c < in.channels; ++c) to[at + c] += from[c];
+      }
+    }
+  }
+
+  void Pixels(float* to) {
+    const Shape shape = network_.stages[0].shape;
+    cuts_->Use(now_[0].get(), shape, 1);
+    Convolve<3, 1>(stem_, now_[0].get(), shape, wide_, nullptr, pixels_.get());
+    for (int pixel = 0; pixel < wide_.height * wide_.width; ++pixel) {
+      for (int c = 0; c < network_.image.channels; ++c) {
+        *to++ = pixels_[pixel * wide_.channels + c] * network_.inverse_std[c];
+      }
+    }
+  }
+
+  Cuts own_cuts_;
+  Shape wide_;  // of the image, its channels up to a whole tile
+  Layer stem_;
+  std::vector<std::vector<Block>> blocks_;  // of each stage, their weights turned
+  std::size_t taken_ = 0;
+  Buffer added_, pixels_;
+};
+
+ffi::Error InputGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> weights,
+                         ffi::Buffer<ffi::F32> turned, ffi::Buffer<ffi::F32> to_logits,
+                         ffi::ResultBuffer<ffi::F32> to_images, std::int64_t blocks, bool projection, bool half) {
+  const auto size = images.dimensions();
+  if (size.size() != 4 || to_logits.dimensions().size() != 2 || to_logits.dimensions()[0] != size[0] ||
+      to_images->element_count() != images.element_count()) {
+    return ffi::Error::InvalidArgument("Expected images [N, H, W, C] and gradients [N, classes].");
+  }
+  const Shape image{static_cast<int>(size[1]), static_cast<int>(size[2]), static_cast<int>(size[3])};
+  const Network network(weights.typed_data(), image, static_cast<int>(to_logits.dimensions()[1]),
+                        static_cast<int>(blocks), projection, half);
+  if (weights.element_count() != network.taken ||
+      turned.element_count() != GradientWorker(network, turned.typed_data()).taken()) {
+    return ffi::Error::InvalidArgument("Expected as many weights as the network has.");
+  }
+  const int count = static_cast<int>(size[0]);
+  const float *from = images.typed_data(), *back = to_logits.typed_data();
+  float* to = to_images->typed_data();
+  ForEachTask(pool, (count + kTask - 1) / kTask, [&] {
+    return [worker = std::make_unique<GradientWorker>(network, turned.typed_data()), &network, from, back, to,
+            count](int task) mutable {
+      const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(task) * kTask;
+      worker->Run(from + first * network.Pixels(), std::min<int>(kTask, count - first), back + first * network.classes,
+                  to + first * network.Pixels());
+    };
+  });
+  return ffi::Error::Success();
+}
+
 ffi::Error Classify(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> weights,
                     ffi::ResultBuffer<ffi::F32> logits, std::int64_t blocks, bool projection, bool half) {
   const auto size = images.dimensions();
@@ -237,6 +440,17 @@ ffi::Error Classify(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buf
 }  // namespace
 }  // namespace idrc
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(IdrcResnetGradient, idrc::InputGradient,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<std::int64_t>("blocks")
+                                  .Attr<bool>("projection")
+                                  .Attr<bool>("half"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(IdrcResnet, idrc::Classify,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()

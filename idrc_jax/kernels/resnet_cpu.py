@@ -15,7 +15,8 @@ _LANES = 16
 
 def available() -> bool:
     """Whether the kernel can be built here (it is, when this is first asked)."""
-    return build.register("resnet_cpu.cc", (("idrc_resnet", "IdrcResnet"),))
+    targets = (("idrc_resnet", "IdrcResnet"), ("idrc_resnet_gradient", "IdrcResnetGradient"))
+    return build.register("resnet_cpu.cc", targets)
 
 
 def pack(folded: dict[str, np.ndarray], *, half: bool) -> np.ndarray:
@@ -25,31 +26,48 @@ def pack(folded: dict[str, np.ndarray], *, half: bool) -> np.ndarray:
       folded: by `folding.fold`.
       half: round the convolutions' weights to bfloat16, as `folding.cast` does.
     """
-    parts: list[np.ndarray] = []
+    parts = [folded["mean"], 1 / folded["std"].astype(np.float64)]
+    for name in _layers(folded):
+        parts += [_kernel(folded, name, half=half), folded[f"{name}.bias"]]
+    return _joined([*parts, folded["head.kernel"], folded["head.bias"]])
 
-    def add(value: np.ndarray) -> None:
-        flat = np.asarray(value, np.float32).ravel()
-        parts.append(np.pad(flat, (0, -len(flat) % _LANES)))
 
-    def add_layer(name: str) -> None:
-        kernel = folded[f"{name}.kernel"]
-        add(np.asarray(jnp.asarray(kernel, jnp.bfloat16)) if half else kernel)
-        add(folded[f"{name}.bias"])
+def pack_turned(folded: dict[str, np.ndarray], *, half: bool) -> np.ndarray:
+    """The convolutions' kernels as their adjoints need them, in the same order: turned, [h, w, out, in].
 
-    add(folded["mean"])
-    add(1 / folded["std"].astype(np.float64))
-    add_layer("stem")
-    for block in range(_blocks(folded)):
-        for layer in ("conv1", "conv2", "projection"):
-            if f"blocks.{block}.{layer}.kernel" in folded:
-                add_layer(f"blocks.{block}.{layer}")
-    add(folded["head.kernel"])
-    add(folded["head.bias"])
-    return np.concatenate(parts)
+    The stem's gets more channels, of zeros, up to 16 or a multiple of 32.
+    """
+    parts = []
+    for name in _layers(folded):
+        turned = _kernel(folded, name, half=half)[::-1, ::-1].swapaxes(2, 3)
+        if name == "stem":
+            channels = turned.shape[-1]
+            more = (16 if channels <= 16 else -(-channels // 32) * 32) - channels
+            turned = np.pad(turned, ((0, 0), (0, 0), (0, 0), (0, more)))
+        parts.append(turned)
+    return _joined(parts)
+
+
+def _layers(folded: dict[str, np.ndarray]) -> list[str]:
+    names = [f"blocks.{b}.{layer}" for b in range(_blocks(folded)) for layer in ("conv1", "conv2", "projection")]
+    return ["stem", *(name for name in names if f"{name}.kernel" in folded)]
+
+
+def _kernel(folded: dict[str, np.ndarray], name: str, *, half: bool) -> np.ndarray:
+    kernel = folded[f"{name}.kernel"]
+    return np.asarray(jnp.asarray(kernel, jnp.bfloat16), np.float32) if half else kernel
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    flat = [np.asarray(value, np.float32).ravel() for value in parts]
+    return np.concatenate([np.pad(value, (0, -len(value) % _LANES)) for value in flat])
 
 
 def classifier(folded: dict[str, np.ndarray], *, half: bool) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
-    """(apply_fn, params) of the folded network. Gradients are those of the plain twin."""
+    """(apply_fn, params) of the folded network.
+
+    Gradients with respect to images are the kernel's, too, those with respect to params the plain twin's.
+    """
     classes = len(folded["head.bias"])
     attributes = {
         "blocks": np.int64(_blocks(folded) // 3),
@@ -68,13 +86,17 @@ def classifier(folded: dict[str, np.ndarray], *, half: bool) -> tuple[Callable[[
 
     def backward(residuals: Any, cotangent: jax.Array) -> tuple[Any, jax.Array]:
         params, images = residuals
-        _, pullback = jax.vjp(folding.apply, params["plain"], images)
-        plain, to_images = pullback(cotangent)
-        return {"plain": plain, "packed": jnp.zeros_like(params["packed"])}, to_images
+        result = jax.ShapeDtypeStruct(images.shape, jnp.float32)
+        call = jax.ffi.ffi_call("idrc_resnet_gradient", result, vmap_method="sequential")
+        to_images = call(images, params["packed"], params["turned"], cotangent, **attributes)
+        _, pullback = jax.vjp(lambda plain: folding.apply(plain, images), params["plain"])
+        (plain,) = pullback(cotangent)
+        return {"plain": plain} | {name: jnp.zeros_like(params[name]) for name in ("packed", "turned")}, to_images
 
     apply_fn.defvjp(forward, backward)
     plain = folding.cast(folded, jnp.bfloat16 if half else jnp.float32)
-    return apply_fn, {"plain": plain, "packed": jnp.asarray(pack(folded, half=half))}
+    packed = {"packed": jnp.asarray(pack(folded, half=half)), "turned": jnp.asarray(pack_turned(folded, half=half))}
+    return apply_fn, {"plain": plain} | packed
 
 
 def _blocks(folded: dict[str, np.ndarray]) -> int:

@@ -62,7 +62,7 @@ class Winograd {
     }
   }
 
- private:
+ protected:
   // A position of a block holds all tiles' channels 0 .. 15, then all tiles' channels 16 .. 31, and so on: so rows of
   // products lie a constant apart, whatever the channels.
   static constexpr int kPanel = 16, kPanelSize = kBlock * kPanel;
