@@ -15,6 +15,7 @@ namespace idrc {
 constexpr int kPanel = 16;            // columns of weights that lie together: a cache line, however wide a vector is
 constexpr int kPiece = 64;            // numbers of a row that lie together
 constexpr int kSlice = 12 * kPiece;   // of the depth
+constexpr int kAhead = 16;            // lines of a panel that are fetched before they are needed
 constexpr int kBlockRows = 336;       // that share a pass over a slice of the weights
 
 // The tile of sums that stays in registers.
@@ -206,7 +207,11 @@ inline void MultiplyTile(const float* rows, const float* panels, std::ptrdiff_t 
   sum.Clear();
   for (int k = 0; k < depth; k += kPiece, rows += kTileRows * kPiece) {
     const int numbers = std::min(kPiece, depth - k);
-    for (int i = 0; i < numbers; ++i, panels += kPanel) sum.Add(rows + i, kPiece, panels, step);
+    for (int i = 0; i < numbers; ++i, panels += kPanel) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kPanels; ++v) __builtin_prefetch(panels + v * step + kAhead * kPanel);
+      sum.Add(rows + i, kPiece, panels, step);
+    }
   }
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; ++v) {
