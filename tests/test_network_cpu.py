@@ -36,7 +36,8 @@ def exactly(x, kernel, bias, shortcut, *, stride, padding, groups, activation):
     total = np.zeros((len(x), rows, columns, kernel.shape[3]))
     for y in range(height):
         for z in range(width):
-            part = x[:, y : y + (rows - 1) * stride[0] + 1 : stride[0], z : z + (columns - 1) * stride[1] + 1 : stride[1]]
+            down = slice(y, y + (rows - 1) * stride[0] + 1, stride[0])
+            part = x[:, down, z : z + (columns - 1) * stride[1] + 1 : stride[1]]
             total += part @ kernel[y, z].astype(np.float64) if groups == 1 else part * kernel[y, z, 0]
     total = total + bias + shortcut
     return {

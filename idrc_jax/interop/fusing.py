@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from idrc_jax.interop import aten
-from idrc_jax.interop.graphs import Instruction, Program, Value, filled, numbers_in, renumbered
+from idrc_jax.interop.graphs import Instruction, Program, Value, numbers_in, renumbered
 from idrc_jax.kernels import network_cpu
 from idrc_jax.kernels.network_cpu import Layer
 
@@ -123,7 +123,6 @@ class _Graph:
             inner = self.tensor(made.arguments[0]) if made.name == "aten.permute.default" else None
             return None if inner is None else np.transpose(inner, made.arguments[1])
         return None
-
 
     def repeated_matrix(self, value: Any) -> np.ndarray | None:
         """[K, M], where the value is [N, K, M] made of copies of a tensor."""
@@ -246,7 +245,7 @@ def _of_each_channel(graph: _Graph, chain: _Chain, value: Any) -> np.ndarray | N
     tensor, features = graph.tensor(value), chain.kernel.shape[-1]
     if tensor is None or tensor.size != features:
         return None
-    if chain.rows and chain.views and chain.views[-1] == _CHANNELS_FIRST or not chain.rows:
+    if not chain.rows or (chain.views and chain.views[-1] == _CHANNELS_FIRST):
         wanted = (features, 1, 1)
     else:
         wanted = (features,)

@@ -14,8 +14,9 @@ namespace idrc {
 
 constexpr int kPanel = 16;            // columns of weights that lie together: a cache line, however wide a vector is
 constexpr int kPiece = 64;            // numbers of a row that lie together
-constexpr int kSlice = 4 * kPiece;    // of the depth, whose weights stay in the first cache
-constexpr int kBlockRows = 336;       // that share a pass over the weights: a slice of them stays in the second cache
+constexpr int kSlice = 12 * kPiece;   // of the depth
+constexpr int kAhead = 16;            // lines of a panel that are fetched before they are needed
+constexpr int kBlockRows = 336;       // that share a pass over a slice of the weights
 
 // The tile of sums that stays in registers.
 constexpr int kTilePanels = kLanes == 16 ? 2 : 1;
@@ -206,7 +207,11 @@ inline void MultiplyTile(const float* rows, const float* panels, std::ptrdiff_t 
   sum.Clear();
   for (int k = 0; k < depth; k += kPiece, rows += kTileRows * kPiece) {
     const int numbers = std::min(kPiece, depth - k);
-    for (int i = 0; i < numbers; ++i, panels += kPanel) sum.Add(rows + i, kPiece, panels, step);
+    for (int i = 0; i < numbers; ++i, panels += kPanel) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kPanels; ++v) __builtin_prefetch(panels + v * step + kAhead * kPanel);
+      sum.Add(rows + i, kPiece, panels, step);
+    }
   }
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; ++v) {
@@ -234,7 +239,7 @@ inline auto* TileOf(bool first, bool last) {
 }
 
 // `count` rows of the result [.., columns], of a slice of the depth that begins at `k`: the slice of some panels stays in
-// the first cache while all tiles pass, and sums wait where the result will be.
+// a near cache while all tiles pass, the next ones' is fetched meanwhile, and sums wait where the result will be.
 inline void MultiplySlice(const Rows& rows, int count, int k, int depth, const float* weights, int columns,
                           const Epilogue& epilogue, float* to) {
   const std::ptrdiff_t step = static_cast<std::ptrdiff_t>(depth) * kPanel;
@@ -245,6 +250,11 @@ inline void MultiplySlice(const Rows& rows, int count, int k, int depth, const f
     const int width = std::min(together * kPanel, columns - column);
     const float* slice = weights + panel * step + static_cast<std::ptrdiff_t>(k) * kPanel;
     for (int tile = 0; tile < tiles; ++tile) {
+      for (int line = tile * now / tiles; line < (tile + 1) * now / tiles && panel + kTilePanels < panels; ++line) {
+        for (int v = 0; v < kTilePanels; ++v) {
+          __builtin_prefetch(slice + (kTilePanels + v) * step + static_cast<std::ptrdiff_t>(line) * kPanel, 0, 2);
+        }
+      }
       const int whole = std::min(kTileRows, count - tile * kTileRows);
       const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(tile) * kTileRows * columns + column;
       const float* shortcut = epilogue.shortcut ? epilogue.shortcut + at : nullptr;

@@ -18,9 +18,7 @@ _PANEL = 16  # columns of weights that lie together
 _ACTIVATIONS = ("", "relu", "gelu")
 _PRODUCT, _FILTERED, _APART = "idrc_product", "idrc_filtered", "idrc_apart"
 # Winograd's minimal filtering for 4x4 outputs, and for the two rows of an image of two: weights' transforms.
-_FOUR = np.array(
-    [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
-)  # fmt: skip
+_FOUR = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 _TWO = np.array([[0, 1, 0], [0, -1, 1], [1, -1, 0]])
 _TRANSFORMS = 1.3  # what minimal filtering costs beside its products
 
