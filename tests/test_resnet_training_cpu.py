@@ -326,3 +326,31 @@ def test_what_is_no_number_is_not_lost_in_a_cut():
     assert np.isnan(new["stem_norm.mean"]).all()
     labels = jnp.zeros(2, jnp.int32)
     assert np.isnan(optax.softmax_cross_entropy_with_integer_labels(logits, labels)).all()
+
+
+def test_a_resumed_run_ends_at_the_very_weights_of_one(tmp_path, monkeypatch):
+    class ThreeSteps(training_loop.Deadline):
+        ticks = 0
+
+        def tick(self, count=1):
+            self.ticks += count
+
+        def over(self, *, margin_ticks=1):
+            return self.ticks >= 3
+
+    def run(folder):
+        recipe, scheme = Recipe(epochs=2, batch=256, lr=0.05), schemes.Gaussian(sigma=0.25)
+        description, mesh = describe(8, "zero_pad", (8, 8, 1), 4), devices.mesh(1)
+        return training.train(
+            data.load("synthetic", "train"), scheme, recipe, description, tmp_path / folder, mesh=mesh
+        )
+
+    assert run("whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(training_loop, "Deadline", ThreeSteps)
+        patched.setattr(training_loop, "_IN_FLIGHT", 0)
+        assert not run("sliced")
+    assert run("sliced")
+    whole, sliced = (checkpoints.read_weights(tmp_path / folder)[0] for folder in ("whole", "sliced"))
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, sliced[name], err_msg=name)
