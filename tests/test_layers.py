@@ -18,7 +18,8 @@ ORDER = [
     "interop.torch_files", "interop.checks", "interop.tables",
     # ---- everything above imports no JAX
     "prng", "threefry", "noise", "models.resnet", "models.resnet50", "models.unet", "models.vit", "models.folding",
-    "kernels.build", "kernels.resnet_cpu", "kernels.convolution_cpu", "kernels.resnet_training_cpu", "data", "devices", "workers", "diffusion",
+    "kernels.build", "kernels.resnet_cpu", "kernels.convolution_cpu", "kernels.resnet_training_cpu",
+    "data", "devices", "workers", "diffusion",
     "checkpoints", "denoised_smoothing", "interop.diffusers", "interop.transformers_vit", "interop.importing",
     "interop.exporting", "interop.aten", "interop.torch_modules", "interop.factory", "sampling", "training_loop",
     "training", "denoising", "scheduler", "certification", "exhibits", "smoothing", "attacks",
