@@ -101,6 +101,17 @@ def test_the_plain_twin_is_the_same(case):
     )
 
 
+@pytest.mark.parametrize("channels", [3, 16, 37])
+def test_a_pool_is_xlas(channels):
+    x = normal(2, 9, 8, channels)
+    x[1, 4, 4, 2] = np.nan
+    window, stride, paddings = (3, 2), (2, 1), ((1, 2), (0, 0))
+    ends = ((0, 0), *paddings, (0, 0))
+    expected = jax.lax.reduce_window(x, -np.inf, jax.lax.max, (1, *window, 1), (1, *stride, 1), ends)
+    np.testing.assert_array_equal(network_cpu.max_pool(x, window, stride, paddings), expected)
+    assert np.isnan(expected).sum() == 2
+
+
 def test_winograds_filtering_and_its_like_are_chosen_by_counting():
     def target(side, channels=16, features=16):
         return network_cpu.prepare(normal(3, 3, channels, features), image=(side, side), padding=(1, 1))[0].target

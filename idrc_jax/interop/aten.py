@@ -271,7 +271,7 @@ def _batch_norm(
     variance: jax.Array,
     momentum: float,
     epsilon: float,
-) -> tuple[jax.Array, None, None]:
+) -> tuple[Any, None, None]:
     scale = jax.lax.rsqrt(variance + epsilon) * (1 if weight is None else weight)
     if isinstance(x, Pixels):
         made = (x.stored - mean) * scale
@@ -334,20 +334,23 @@ def _windows(
     return window, step, spread, [(one, one + more) for one, more in zip(pad, beyond, strict=True)], beyond
 
 
-def _max_pool(
-    x: jax.Array, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
-) -> tuple[jax.Array, None]:
+def _largest(
+    x: jax.Array, window: Shape, stride: Shape, paddings: list[tuple[int, int]], dilation: Shape = (1, 1)
+) -> jax.Array:
+    ends = [(0, 0), *paddings, (0, 0)]
+    sizes, steps, spread = ((1, *one, 1) for one in (window, stride, dilation))
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, sizes, steps, ends, window_dilation=spread)
+
+
+def max_pool(
+    x: Any, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
+    reduce: Callable[..., jax.Array] = _largest,
+) -> tuple[Any, None]:  # fmt: skip
+    """The pool, by `reduce` where its windows have no gaps."""
     window, step, spread, paddings, _ = _windows(x, kernel, stride, padding, dilation, ceil_mode)
-    made = jax.lax.reduce_window(
-        _channels_last(x),
-        -jnp.inf,
-        jax.lax.max,
-        (1, *window, 1),
-        (1, *step, 1),
-        [(0, 0), *paddings, (0, 0)],
-        window_dilation=(1, *spread, 1),
-    )
-    return _channels_first(made), None
+    if set(spread) == {1} and x.dtype == jnp.float32:
+        return _channels_first(reduce(_channels_last(x), window, step, paddings)), None
+    return _channels_first(_largest(_channels_last(x), window, step, paddings, spread)), None
 
 
 def _average_pool(
@@ -453,7 +456,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "_assert_tensor_metadata.default": _nothing, "sym_size.int": lambda x, dim: x.shape[dim], "mm.default": jnp.matmul,
     "bmm.default": jnp.matmul, "addmm.default": _addmm, "convolution.default": _convolution,
     "_native_batch_norm_legit_no_training.default": _batch_norm, "native_layer_norm.default": _layer_norm,
-    "native_group_norm.default": _group_norm, "max_pool2d_with_indices.default": _max_pool,
+    "native_group_norm.default": _group_norm, "max_pool2d_with_indices.default": max_pool,
     "avg_pool2d.default": _average_pool, "_adaptive_avg_pool2d.default": _adaptive_average_pool,
     "upsample_bilinear2d.vec": _bilinear, "upsample_nearest2d.vec": _nearest,
 }  # fmt: skip
@@ -479,15 +482,16 @@ def _elementwise(run: Callable[..., Any], arguments: tuple[Any, ...], options: d
 
 def _reduce_stored(run: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """Over height and width, or over channels with the axis kept."""
-    x, dim, keepdim, *rest = (*arguments, *((None, False)[len(arguments) - 1 :] if len(arguments) < 3 else ()))
-    keepdim = options.get("keepdim", keepdim)
+    x = arguments[0]
+    dim: Any = arguments[1] if len(arguments) > 1 else options.get("dim")
+    keepdim = arguments[2] if len(arguments) > 2 else options.get("keepdim", False)
     if not isinstance(x, Pixels) or dim is None:
         return None
     axes = {axis % 4 for axis in ((dim,) if isinstance(dim, int) else dim)}
     if not axes or (not keepdim and axes != {2, 3}):
         return None
-    others = {key: value for key, value in options.items() if key != "keepdim"}
-    made = run(x.stored, tuple(_PLACES[axis] for axis in sorted(axes)), *rest, keepdim=keepdim, **others)
+    others = {key: value for key, value in options.items() if key not in ("dim", "keepdim")}
+    made = run(x.stored, tuple(_PLACES[axis] for axis in sorted(axes)), keepdim, *arguments[3:], **others)
     return Pixels(made) if keepdim else made
 
 
@@ -506,7 +510,8 @@ def _view_stored(run: Callable[..., Any], arguments: tuple[Any, ...], options: d
 
 
 def _concatenate_stored(run: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    tensors, dim = (*arguments, *((0,) if len(arguments) == 1 else ()))
+    tensors: Any = arguments[0]
+    dim = arguments[1] if len(arguments) > 1 else options.get("dim", 0)
     if not any(isinstance(one, Pixels) for one in tensors):
         return None
     return Pixels(run(tuple(_channels_last(one) for one in tensors), _PLACES[dim % 4]))

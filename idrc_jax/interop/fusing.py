@@ -48,6 +48,9 @@ def fuse(
         arguments = (chain.x, *(Value(graph.number_of(name)) for name in names), chain.shortcut, tuple(chain.views))
         run = partial(_run, layer, chain.rows)
         fused[chain.absorbed[-1]] = Instruction("network_cpu", run, arguments, {})
+    for at, one in enumerate(program.instructions):
+        if one.name == "aten.max_pool2d_with_indices.default":
+            fused[at] = one._replace(run=partial(aten.max_pool, reduce=network_cpu.max_pool))
     # Numbers of the new graph: images, tensors that are used, instructions that are used.
     kept = {at: one for at, one in enumerate(program.instructions) if at not in absorbed} | fused
     needed, order = {program.result.number}, []
@@ -75,7 +78,7 @@ def _run(layer: Layer, rows: bool, x: Any, weights: Any, bias: Any, shortcut: An
         if beside is not None and not isinstance(shortcut, aten.Pixels):
             beside = jnp.moveaxis(beside, 1, -1)
         return aten.Pixels(network_cpu.run(layer, stored, weights, bias, beside))
-    made = network_cpu.product(layer, aten.as_torch(x), weights, bias, beside)
+    made: Any = network_cpu.product(layer, aten.as_torch(x), weights, bias, beside)
     for view in views:
         made = aten.Pixels(made) if view == _CHANNELS_FIRST else made.reshape(view)
     return made

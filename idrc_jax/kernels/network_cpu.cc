@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "depthwise.h"
 #include "gemm.h"
@@ -140,8 +141,58 @@ ffi::Error Apart(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer
   return ffi::Error::Success();
 }
 
+// The largest of each window's pixels that lie inside the image; what is no number wins.
+void LargestRow(const float* from, Images in, const Window& window, int image, int y, Images out, float* to) {
+  const int top = y * window.stride_y - window.pad_y;
+  for (int x = 0; x < out.width; ++x) {
+    const int left = x * window.stride_x - window.pad_x;
+    float* result = to + out.At(image, y, x);
+    std::fill_n(result, out.channels, -std::numeric_limits<float>::infinity());
+    for (int line = std::max(top, 0); line < std::min(top + window.height, in.height); ++line) {
+      for (int column = std::max(left, 0); column < std::min(left + window.width, in.width); ++column) {
+        const float* pixel = from + in.At(image, line, column);
+        int c = 0;
+        for (; c + kLanes <= out.channels; c += kLanes) {
+          const Vector value = Load(pixel + c), best = Load(result + c);
+          Store(result + c, (value > best) | (value != value) ? value : best);
+        }
+        for (; c < out.channels; ++c) {
+          if (pixel[c] > result[c] || pixel[c] != pixel[c]) result[c] = pixel[c];
+        }
+      }
+    }
+  }
+}
+
+ffi::Error Largest(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::ResultBuffer<ffi::F32> result,
+                   ffi::Span<const std::int64_t> window) {
+  const auto from = images.dimensions(), to = result->dimensions();
+  if (from.size() != 4 || to.size() != 4 || window.size() != 6 || from[0] != to[0] || from[3] != to[3]) {
+    return ffi::Error::InvalidArgument("Expected images [N, H, W, C] and a window of six numbers.");
+  }
+  const auto at = [](auto numbers, int i) { return static_cast<int>(numbers[i]); };
+  const Images in{at(from, 0), at(from, 1), at(from, 2), at(from, 3)};
+  const Images out{at(to, 0), at(to, 1), at(to, 2), at(to, 3)};
+  const Window moves{at(window, 0), at(window, 1), at(window, 2), at(window, 3), at(window, 4), at(window, 5)};
+  ForEachTask(pool, out.count, [&] {
+    return [&](int image) {
+      for (int y = 0; y < out.height; ++y) {
+        LargestRow(images.typed_data(), in, moves, image, y, out, result->typed_data());
+      }
+    };
+  });
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace idrc
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(IdrcLargest, idrc::Largest,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<ffi::Span<const std::int64_t>>("window"));
 
 #define IDRC_LAYER(symbol, function)                                     \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(symbol, function,                        \

@@ -25,7 +25,8 @@ _TRANSFORMS = 1.3  # what minimal filtering costs beside its products
 
 def available() -> bool:
     """Whether the kernel can be built here (it is, when this is first asked)."""
-    targets = ((_PRODUCT, "IdrcProduct"), (_FILTERED, "IdrcFiltered"), (_APART, "IdrcApart"))
+    layers = ((_PRODUCT, "IdrcProduct"), (_FILTERED, "IdrcFiltered"), (_APART, "IdrcApart"))
+    targets = (*layers, ("idrc_largest", "IdrcLargest"))
     return build.register("network_cpu.cc", targets)
 
 
@@ -33,9 +34,9 @@ class Layer(NamedTuple):
     """What is fixed of a layer; its weights and bias are arrays beside it."""
 
     target: str
-    window: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
+    window: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
     features: int
     activation: Activation = ""
 
@@ -47,7 +48,7 @@ def serves(shape: Sequence[int], *, groups: int = 1, dilation: Sequence[int] = (
 
 
 def prepare(
-    kernel: np.ndarray, *, image: tuple[int, int], stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0),
+    kernel: np.ndarray, *, image: tuple[int, ...], stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0),
     groups: int = 1,
 ) -> tuple[Layer, np.ndarray]:  # fmt: skip
     """A layer for images of that height and width, and its packed weights, float32, computed in float64.
@@ -105,6 +106,17 @@ def product(
     rows = x.reshape(-1, 1, 1, x.shape[-1])
     beside = None if shortcut is None else shortcut.reshape(len(rows), 1, 1, layer.features)
     return run(layer, rows, weights, bias, beside).reshape(*x.shape[:-1], layer.features)
+
+
+def max_pool(
+    x: jax.Array, window: Sequence[int], stride: Sequence[int], paddings: Sequence[tuple[int, int]]
+) -> jax.Array:
+    """The largest of each window of images [N, H, W, C], which are padded with -inf before and after."""
+    sides = zip(x.shape[1:3], window, stride, paddings, strict=True)
+    height, width = ((side + sum(pads) - size) // step + 1 for side, size, step, pads in sides)
+    result = jax.ShapeDtypeStruct((x.shape[0], height, width, x.shape[3]), jnp.float32)
+    call = jax.ffi.ffi_call("idrc_largest", result, vmap_method="sequential")
+    return call(x, window=np.array((*window, *stride, *(before for before, _ in paddings)), np.int64))
 
 
 def with_gradients_of(

@@ -64,10 +64,12 @@ def apply(weights: Weights, images: jax.Array) -> jax.Array:
     return _head(weights, x)
 
 
-def apply_resnet50(weights: Weights, images: jax.Array, convolve: Convolve | None = None) -> jax.Array:
-    """The same of a folded ResNet-50; `convolve` may do its convolutions."""
+def apply_resnet50(
+    weights: Weights, images: jax.Array, convolve: Convolve | None = None, pool: Callable[..., jax.Array] = max_pool
+) -> jax.Array:
+    """The same of a folded ResNet-50; `convolve` and `pool` may do its convolutions and its pool."""
     convolve = convolve or _convolve
-    x = max_pool(convolve(weights, "stem", _normalised(weights, images), 2))
+    x = pool(convolve(weights, "stem", _normalised(weights, images), 2))
     for block in range(_blocks(weights)):
         x = _bottleneck(weights, f"blocks.{block}", x, convolve)
     return _head(weights, x)
@@ -106,7 +108,10 @@ def resnet50_by_kernel(
             layer = layers[name]._replace(activation="relu" if relu else "")
             return network_cpu.run(layer, x, params["packed"][name], weights[f"{name}.bias"], shortcut)
 
-        return apply_resnet50(params["plain"], images, convolve)
+        def pool(x: jax.Array) -> jax.Array:
+            return network_cpu.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+        return apply_resnet50(params["plain"], images, convolve, pool)
 
     plain = cast(folded, jnp.float32)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
