@@ -71,7 +71,8 @@ def network(
                 stats[f"{norm}.mean"], stats[f"{norm}.var"],
             )
         ]  # fmt: skip
-        features, statistics = _features(static, images, arrays)
+        made: Any = _features(static, images, arrays)
+        features, statistics = made
         names = [f"{norm}.{part}" for _, norm in static.layers for part in ("mean", "var")]
         return features @ params["head.kernel"] + params["head.bias"], dict(zip(names, statistics, strict=True))
 
@@ -111,7 +112,7 @@ def _backward(static: _Network, residuals: Any, cotangents: Any) -> tuple[Any, l
     to_features, _ = cotangents
     to_images = asked is not None
     if isinstance(to_features, jax.custom_derivatives.SymbolicZero):
-        to_features = jnp.zeros(to_features.shape, to_features.dtype)
+        to_features = jnp.zeros((images.shape[0], _FEATURES), jnp.float32)
     results = [jax.ShapeDtypeStruct(array.shape, jnp.float32) for at, array in enumerate(arrays) if at % 5 < 3]
     if to_images:
         results.append(jax.ShapeDtypeStruct(images.shape, jnp.float32))
