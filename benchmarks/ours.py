@@ -271,7 +271,7 @@ class Training:
         """Compile and warm up, from the weights in the file. The first call decides about the devices, by its type."""
         description = description | {"dtype": dtype}
         if not self._variants:
-            self._set_up(description)
+            self._set_up(description, batch)
         network = training.network_on(self._mesh, description)
         _, params, stats = checkpoints.abstract(description, dtype=dtype)
         tensors = load_file(weights)
@@ -299,8 +299,9 @@ class Training:
         facts = {"batch": batch, "devices": self._mesh.size, "kernel": kernel}
         return {"rate": rate, "stride": stride, "logits": np.asarray(logits).tolist(), "facts": facts}
 
-    def _set_up(self, description: networks.Description) -> None:
-        self._mesh = set_up(self._count or training_loop.cpu_devices(description["architecture"], description["dtype"]))
+    def _set_up(self, description: networks.Description, batch: int) -> None:
+        fastest = training_loop.cpu_devices(description["architecture"], description["dtype"], batch)
+        self._mesh = set_up(self._count or fastest)
         self._on_cpu = devices.is_cpu()
         # Steps in one dispatch, and dispatches ahead of what the host reads.
         self._steps, self._ahead = (1, 8) if self._on_cpu else (50, 1)

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from idrc_jax import _files, _validate, devices, prng, sampling
 from idrc_jax._files import cache_folder
-from idrc_jax.checkpoints import Classifier
+from idrc_jax.checkpoints import Classifier, fingerprint
 from idrc_jax.kernels import build
 from idrc_jax.schemes import Scheme
 
@@ -37,6 +37,7 @@ _PATIENCE = 1.5  # seconds of one candidate's repetitions; one that is slower ha
 _MARGIN = 1.03  # how much faster a candidate must be than one that comes before it
 _HALF = 0.02  # of the largest logit: what two implementations may differ by in half precision
 _AGREEMENT = {"float32": 5e-5}  # and in other types
+_AGREED = 100  # weights whose implementations are remembered to agree
 _PROBED = 9  # images whose logits are compared
 
 
@@ -149,13 +150,17 @@ def choose(
     meshes = [mesh] if mesh else _layouts()
     implementations = classifier.implementations
     first = _with_default_chunk(implementations[0], meshes[0], chunk)
-    if len(implementations) == len(meshes) == 1 and chunk:
+    if not samples or (len(implementations) == len(meshes) == 1 and chunk):
         return first
     cache = _Cache(folder, _identity(classifier, scheme, meshes, chunk))
+    trial = trial or Trial(scheme)
     remembered = cache.recall(implementations, meshes, samples)
-    if remembered:
+    if remembered and (len(implementations) == 1 or cache.recall_agreement(classifier)):
         return remembered
-    contest = _Contest(trial or Trial(scheme), first, samples, seconds)
+    if remembered and not _disagreements(classifier, trial):  # other weights of the same network
+        cache.remember_agreement(classifier)
+        return remembered
+    contest = _Contest(trial, first, samples, seconds)
     if not contest.has_time() or (contest.empty and not classifier.alternatives):
         return first  # without a word: a network that fails in every way tells so itself
     _say(f"Measuring how {' or '.join(one.kernel for one in implementations)} runs fastest here ...", end=" ")
@@ -171,6 +176,8 @@ def choose(
         _log().warning("Left out %s: %s", name, why)
     if best.rates:
         cache.remember(best, samples=None if contest.complete else samples)
+        if not best.left_out:
+            cache.remember_agreement(classifier)
     return best
 
 
@@ -220,17 +227,7 @@ class _Contest:
         """Leave out implementations that disagree with the plainest."""
         if not classifier.alternatives:
             return
-        plainest = classifier.reference.kernel
-        made: dict[str, np.ndarray] = {}
-        for one in classifier.implementations:
-            try:
-                made[one.kernel] = self._trial.logits(one)
-            except Exception as error:  # JAX and kernels raise several kinds
-                self._leave_out(one.kernel, error)
-        for kernel, logits in made.items():
-            gap = _disagreement(logits, made.get(plainest, logits), classifier.dtype)
-            if gap:
-                self._left_out[kernel] = f"expected the logits of {plainest}, got {gap}"
+        self._left_out |= _disagreements(classifier, self._trial)
         self._wrong = {one.kernel for one in classifier.implementations} & self._left_out.keys()
         right = [one for one in classifier.implementations if one.kernel not in self._wrong]
         self._first = replace(self._first, classifier=right[0] if right else classifier.reference)
@@ -315,13 +312,39 @@ class _Contest:
         return candidate.chunk * candidate.mesh.size
 
 
+def _disagreements(classifier: Classifier, trial: Trial) -> dict[str, str]:
+    """Which implementations fail or give other logits than the plainest that does not, and how."""
+    made: dict[str, np.ndarray] = {}
+    found: dict[str, str] = {}
+    for one in classifier.implementations:
+        try:
+            made[one.kernel] = trial.logits(one)
+        except Exception as error:  # JAX and kernels raise several kinds
+            found[one.kernel] = _one_line(error)
+    plainest = classifier.reference.kernel if classifier.reference.kernel in made else next(reversed(made), "")
+    for kernel, logits in made.items():
+        gap = _disagreement(logits, made[plainest], classifier.dtype)
+        if gap:
+            found[kernel] = f"expected the logits of {plainest}, got {gap}"
+    return found
+
+
 def _disagreement(logits: np.ndarray, expected: np.ndarray, dtype: str) -> str:
-    """How logits differ by more than rounding; empty where they do not."""
+    """How logits differ by more than rounding; empty where they do not.
+
+    What all logits of an image have in common decides nothing and is taken off.
+    """
+    if logits.shape != expected.shape:
+        return f"the shape {logits.shape} instead of {expected.shape}"
     finite = np.isfinite(expected)
     if not np.array_equal(np.isfinite(logits), finite):
         return f"{np.sum(np.isfinite(logits) != finite)} of {finite.size} finite where they are not, or the reverse"
-    gap = np.max(np.abs(logits[finite] - expected[finite]), initial=0.0)
-    gap /= np.max(np.abs(expected[finite]), initial=1e-30)
+    rows = finite.all(axis=-1)
+    logits, expected = (
+        some[rows] - some[rows].mean(axis=-1, keepdims=True, dtype=float) for some in (logits, expected)
+    )
+    gap = np.max(np.abs(logits - expected), initial=0.0)
+    gap /= np.max(np.abs(expected), initial=1e-30)
     return f"a difference of {gap:.1g} of the largest" if gap > _AGREEMENT.get(dtype, _HALF) else ""
 
 
@@ -352,13 +375,34 @@ class _Cache:
         """Keep it: for jobs of at most so many samples, or for all."""
         said = {"kernel": choice.classifier.kernel, "devices": choice.mesh.size, "chunk": choice.chunk}
         said |= {"rates": choice.rates, "left_out": choice.left_out, "samples": samples, "identity": self._identity}
+        said |= {"agreed": []}
         try:
             _files.write_json(self._path(), said)
         except (OSError, RuntimeError) as error:
             _log().warning("What was measured is not remembered: %s", _one_line(error))
 
+    def recall_agreement(self, classifier: Classifier) -> bool:
+        """Whether the implementations of these very weights were found to agree."""
+        try:
+            return _named(classifier) in json.loads(self._path().read_text())["agreed"]
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError):
+            return False
+
+    def remember_agreement(self, classifier: Classifier) -> None:
+        """The newest of them."""
+        try:
+            said = json.loads(self._path().read_text())
+            said["agreed"] = [*said["agreed"], _named(classifier)][-_AGREED:]
+            _files.write_json(self._path(), said)
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError):
+            return  # they are compared again
+
     def _path(self) -> Path:
         return (self._folder or cache_folder()) / self._name
+
+
+def _named(classifier: Classifier) -> str:
+    return classifier.sha256 or fingerprint(classifier)
 
 
 def _identity(classifier: Classifier, scheme: Scheme, meshes: list[Mesh], chunk: int) -> dict[str, Any]:

@@ -78,7 +78,8 @@ def audit() -> None:
 
 
 def _training_devices(settings: config.Config) -> int:
-    return training_loop.cpu_devices(settings.model.architecture, settings.model.dtype, settings.kernel)
+    model = settings.model
+    return training_loop.cpu_devices(model.architecture, model.dtype, settings.train.batch, settings.kernel)
 
 
 def _train(values: flags.FlagValues) -> int:

@@ -44,7 +44,7 @@ FIELDS = {
     "devices": Field(
         0, "how many to use; 0: all or, on a CPU, one of all cores if measured faster (training on a CPU: that one)"
     ),
-    "kernel": Field("auto", "auto (the fastest here, measured before long jobs) or xla (the plain network)"),
+    "kernel": Field("auto", "auto (the fastest here: measured before long certifications) or xla (the plain network)"),
     "chunk": Field(
         0, "noisy images a device classifies at a time; sets memory and speed, not votes; 0: by memory, or measured"
     ),

@@ -188,9 +188,14 @@ def cpu_kernel(architecture: str, dtype: str, kernel: str = "auto") -> str:
     return "xla"
 
 
-def cpu_devices(architecture: str, dtype: str, kernel: str = "auto") -> int:
-    """CPU devices that training is fastest on: one, if a kernel can spread it over the cores; else one a core."""
-    return os.cpu_count() or 1 if cpu_kernel(architecture, dtype, kernel) == "xla" else 1
+def cpu_devices(architecture: str, dtype: str, batch: int, kernel: str = "auto") -> int:
+    """CPU devices that training is fastest on: one, if a kernel can spread it over the cores; else one a core.
+
+    Fewer than cores where these do not divide the batch.
+    """
+    if cpu_kernel(architecture, dtype, kernel) != "xla":
+        return 1
+    return max(count for count in range(1, (os.cpu_count() or 1) + 1) if batch % count == 0)
 
 
 def kernel_on(mesh: Mesh, description: dict[str, Any], kernel: str = "auto") -> str:

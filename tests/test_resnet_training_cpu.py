@@ -274,8 +274,9 @@ def test_the_default_trains_an_eligible_network_by_the_kernel_and_others_by_xla(
     assert training_loop.kernel_on(mesh, description, "xla") == "xla"
     assert training_loop.kernel_on(mesh, description | {"dtype": "bfloat16"}) == "xla"
     assert training_loop.kernel_on(devices.mesh(2), description) == "xla"
-    assert training_loop.cpu_devices("resnet", "float32") == 1
-    assert training_loop.cpu_devices("resnet", "float32", "xla") == os.cpu_count()
+    assert training_loop.cpu_devices("resnet", "float32", 256) == 1
+    assert training_loop.cpu_devices("resnet", "float32", 8 * (os.cpu_count() or 1), "xla") == os.cpu_count()
+    assert training_loop.cpu_devices("resnet", "float32", 1, "xla") == 1
     with pytest.raises(ValueError, match="kernel to be one of auto, xla"):
         training_loop.kernel_on(mesh, description, "fast")
 

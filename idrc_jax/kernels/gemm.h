@@ -112,7 +112,8 @@ __attribute__((noinline)) inline Vector Gelu(Vector x) {
   below = below * t + 0.11391106992959976f;
   below = below * t + 0.4974350929260254f;
   below = below * t + 1.0f;
-  return 0.5f * x * (1.0f + z * above / below);
+  const Vector made = 0.5f * x * (1.0f + z * above / below);
+  return x < -5.58f ? x * 0.0f : made;  // where the quotient's rounding would be all that is left
 }
 
 // `shortcut` may be none.

@@ -111,10 +111,13 @@ ffi::Error Filtered(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buf
     return error;
   }
   const std::size_t matrix = PackedSize(p.in.channels, p.out.channels);
-  const bool serves = p.in.channels % kPanel == 0 && p.out.channels % kPanel == 0 && p.in.height == p.out.height;
+  const Window& w = p.window;
+  const bool square = w.height == 3 && w.width == 3 && w.stride_y * w.stride_x == 1 && w.pad_y == 1 && w.pad_x == 1;
+  const bool serves = square && p.in.channels % kPanel == 0 && p.out.channels % kPanel == 0;
+  const bool two = p.in.height == 2 && p.in.width == 2;
   if (serves && weights.element_count() == WideWinograd<FourByFour>::kPositions * matrix) {
     RunFiltered<FourByFour>(pool, p);
-  } else if (serves && weights.element_count() == WideWinograd<WholeTwoByTwo>::kPositions * matrix) {
+  } else if (serves && two && weights.element_count() == WideWinograd<WholeTwoByTwo>::kPositions * matrix) {
     RunFiltered<WholeTwoByTwo>(pool, p);
   } else {
     return WrongWeights();

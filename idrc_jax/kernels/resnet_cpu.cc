@@ -286,7 +286,9 @@ class GradientWorker : public Worker {
       blocks_.push_back(std::move(blocks));
     }
     taken_ = reader.taken();
-    added_ = Zeros(network.stages[0].shape.Size());
+    std::size_t most = 0;
+    for (const Stage& stage : network.stages) most = std::max(most, stage.shape.Size());
+    added_ = Zeros(most);
     pixels_ = Zeros(wide_.Size());
   }
 

@@ -94,7 +94,6 @@ class Parts {
 struct Network {
   int count;
   Shape image;
-  bool projects;
   const float *pixels, *image_mean, *image_inverse;
   std::vector<Convolution> convolutions;  // in the order of the arguments
   std::vector<Block> blocks;
@@ -112,7 +111,7 @@ struct Network {
   std::ptrdiff_t Pixels() const { return static_cast<std::ptrdiff_t>(image.height) * image.width * image.channels; }
   static int Stage(Shape shape) { return shape.channels == 16 ? 0 : shape.channels == 32 ? 1 : 2; }
 
-  Network(int count, Shape image, int blocks_a_stage, bool projects) : count(count), image(image), projects(projects) {
+  Network(int count, Shape image, int blocks_a_stage, bool projects) : count(count), image(image) {
     Shape shape{image.height, image.width, 16};
     Add(image, shape, 3, 1);
     units.push_back({0});
@@ -132,7 +131,10 @@ struct Network {
   // Where everything lies in memory; of null, how much it needs.
   void Place(float* memory) {
     Parts parts(memory);
+    largest = 0;
+    std::size_t most = 0;  // numbers of an image in the middle of a block, at most
     for (Convolution& one : convolutions) {
+      most = std::max(most, Plain(one.out).Size());
       one.result = parts.Take(count * Plain(one.out).Size());
       for (float** each : {&one.mean, &one.inverse, &one.factor, &one.slope, &one.offset}) {
         *each = parts.Take(one.out.channels);
@@ -150,7 +152,7 @@ struct Network {
         gradient = parts.Take(count * Plain(shape).Size());
       }
     }
-    inner = parts.Take(count * Plain(convolutions[0].out).Size());
+    inner = parts.Take(count * most);
     largest += 64 * 32;  // a projection's weights behind those of the convolution beside it
     for (float*& one : sums) one = parts.Take(kShares * largest);
     floats = parts.taken();
@@ -661,9 +663,10 @@ class BackwardWorker : public Worker {
       padded_ = Zeros(9 * 16 * channels);
       image_gradient_ = Zeros(Shape{network.image.height, network.image.width, channels, 0}.Size());
       const Convolution& stem = network.convolutions[0];
-      Turn(stem.kernel, 3, stem.in.channels, 16, turned_.get());
+      const Buffer turned = Zeros(9 * 16 * stem.in.channels);
+      Turn(stem.kernel, 3, stem.in.channels, 16, turned.get());
       for (int i = 0; i < 9 * 16; ++i) {
-        std::copy_n(turned_.get() + i * stem.in.channels, stem.in.channels, padded_.get() + i * channels);
+        std::copy_n(turned.get() + i * stem.in.channels, stem.in.channels, padded_.get() + i * channels);
       }
     }
   }
@@ -999,6 +1002,7 @@ KeptPages& Memory() {
 constexpr int kOfConvolution = 5;  // arguments: weights, scale, bias, running mean and variance
 
 ffi::Error Refusal() { return ffi::Error::InvalidArgument("Expected the arrays that resnet_training_cpu.py passes."); }
+ffi::Error TooLittle() { return ffi::Error::Internal("Expected as much memory as was counted."); }
 
 // The network of the arrays: images, their channels' mean and 1 / std, and those of every convolution.
 std::optional<Network> Read(const Array& images, const Array& mean, const Array& inverse,
@@ -1033,6 +1037,7 @@ ffi::Error Forward(ffi::ThreadPool pool, Array images, Array mean, Array inverse
   if (!network || features->element_count() != static_cast<std::size_t>(network->count) * kLargest) return Refusal();
   Pages pages = Memory().Take(network->floats);
   network->Place(pages.get());
+  if (network->floats > pages.floats()) return TooLittle();
   RunForward(pool, *network, features->typed_data());
   for (std::size_t i = 0; i < network->convolutions.size(); ++i) {
     const Convolution& one = network->convolutions[i];
@@ -1075,12 +1080,12 @@ ffi::Error Backward(ffi::ThreadPool pool, Array images, Array mean, Array invers
   std::uint64_t kept;
   std::memcpy(&kept, name.typed_data(), sizeof kept);
   std::list<Pages> found;
-  if (Memory().Find(kept, &found)) {
-    network->Place(found.front().get());
-  } else {
+  const bool kept_still = Memory().Find(kept, &found);
+  if (!kept_still) found.push_back(Memory().Take(network->floats));
+  network->Place(found.front().get());
+  if (network->floats > found.front().floats()) return TooLittle();
+  if (!kept_still) {
     // Too many other calls came between, or this is not the first for that name: the same is computed again.
-    found.push_back(Memory().Take(network->floats));
-    network->Place(found.front().get());
     std::vector<float> features(static_cast<std::size_t>(network->count) * kLargest);
     RunForward(pool, *network, features.data());
   }

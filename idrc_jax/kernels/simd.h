@@ -27,7 +27,7 @@ static_assert(kLanes == 4 || kLanes == 8 || kLanes == 16);
 
 // Vectors of sums that stay in registers: of 32 registers with AVX-512 and NEON, of 16 with the others.
 #if defined(__aarch64__)
-constexpr int kSums = 24;
+constexpr int kSums = kLanes == 16 ? 16 : 24;
 #else
 constexpr int kSums = kLanes == 16 ? 16 : kLanes == 8 ? 12 : 8;
 #endif
