@@ -14,15 +14,18 @@ PACKAGE = ROOT / "idrc_jax"
 ORDER = [
     "_validate", "_files", "_command", "_roots", "statistics", "plans", "schemes", "neyman_pearson", "radial",
     "certificates", "results", "summary", "galleries", "runs", "figures", "paper", "tables", "compare", "recertify",
-    "findings", "class_names", "digest", "charts", "report", "progress", "imagenet", "interop.layouts",
+    "findings", "class_names", "digest", "charts", "report", "progress", "imagenet", "implementations",
+    "interop.layouts",
     "interop.torch_files", "interop.checks", "interop.tables",
     # ---- everything above imports no JAX
-    "prng", "threefry", "noise", "models.resnet", "models.resnet50", "models.unet", "models.vit", "models.folding",
-    "kernels.build", "kernels.resnet_cpu", "kernels.convolution_cpu", "kernels.resnet_training_cpu",
+    "prng", "threefry", "noise", "models.resnet", "models.resnet50", "models.unet", "models.vit",
+    "kernels.build", "kernels.network_cpu", "models.folding", "kernels.resnet_cpu",
+    "kernels.convolution_cpu", "kernels.resnet_training_cpu",
     "data", "devices", "workers", "diffusion",
     "checkpoints", "denoised_smoothing", "interop.diffusers", "interop.transformers_vit", "interop.importing",
-    "interop.exporting", "interop.aten", "interop.torch_modules", "interop.factory", "sampling", "training_loop",
-    "training", "denoising", "scheduler", "certification", "exhibits", "smoothing", "attacks",
+    "interop.exporting", "interop.aten", "interop.graphs", "interop.fusing", "interop.torch_modules", "interop.factory",
+    "sampling", "choice", "training_loop", "training", "denoising", "scheduler",
+    "certification", "exhibits", "smoothing", "attacks",
     "refutation", "audit", "config", "cli",
 ]  # fmt: skip
 WITHOUT_JAX = ORDER[: ORDER.index("prng")]
