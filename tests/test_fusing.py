@@ -154,6 +154,164 @@ def test_layers_take_what_follows_them_and_nothing_else(write, left):
     np.testing.assert_allclose(ours, expected, atol=2e-5 * np.abs(expected).max())
 
 
+def agree(write, tolerance=2e-5):
+    """Names of the fused graph's instructions; it gives what the graph gives, for another number of images too."""
+    graph = Graph()
+    program = graph.program(write(graph))
+    fused, tensors = fusing.fuse(program, graph.tensors, (8, 8, 3))
+    for count in (2, 3):
+        images = np.random.default_rng(1).normal(size=(count, 8, 8, 3)).astype(np.float32)
+        expected = np.asarray(jax.jit(program.__call__)(graph.tensors, images))
+        ours = np.asarray(jax.jit(fused.__call__)(tensors, images))
+        assert expected.std() > 0
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=tolerance * np.ptp(expected))
+    return [one.name.removeprefix("aten.") for one in fused.instructions]
+
+
+def group_norm(g, x, channels=8):
+    count = g("sym_size.int", x, 0)
+    made = g("native_group_norm.default", x, g.tensor(channels), g.tensor(channels), count, channels, 64, 2, 1e-5)
+    return g("operator.getitem", made, 0)
+
+
+def rows(g, x):
+    """A product of each pixel's channels, 8 of them on 8 x 8."""
+    x = g("view.default", g("permute.default", x, (0, 2, 3, 1)), (-1, 8))
+    return g("view.default", g.linear(x, 8, 8), (-1, 8, 8, 8))
+
+
+def first(g, x):
+    return g("permute.default", x, (0, 3, 1, 2))
+
+
+def added_channels_first(g):
+    """A plain array beside rows whose channels went to the front."""
+    x = group_norm(g, g.convolution("images", 3, 8))
+    x = g("relu.default", g("add.Tensor", x, first(g, rows(g, x))))
+    x = g("mul.Tensor", g.linear(g("amax.default", x, (2, 3)), 8, 1000), 0.02)
+    return g("_softmax.default", x, 1, False)
+
+
+def added_pixels_first(g):
+    x = g.convolution("images", 3, 8)
+    return g("relu.default", g("add.Tensor", first(g, rows(g, x)), x))
+
+
+def added_channels_last(g):
+    """The sum, and only then the channels to the front."""
+    x = group_norm(g, g.convolution("images", 3, 8))
+    return first(g, g("add.Tensor", rows(g, x), g("permute.default", x, (0, 2, 3, 1))))
+
+
+def added_plain_last(g):
+    """Beside an array [N, 8, 8, 8] that is no permutation."""
+    x = group_norm(g, g.convolution("images", 3, 8))
+    return first(g, g("add.Tensor", rows(g, x), g("mul.Tensor", x, 2.0)))
+
+
+def added_pixels_to_a_view(g):
+    """Rows that a view makes [N, C, H, W] beside what a convolution made."""
+    x = g.convolution("images", 3, 8)
+    y = g.linear(g("view.default", g("relu.default", x), (-1, 512)), 512, 512)
+    return g("relu.default", g("add.Tensor", g("view.default", y, (-1, 8, 8, 8)), x))
+
+
+def added_plain_to_a_view(g):
+    x = group_norm(g, g.convolution("images", 3, 8))
+    y = g.linear(g("view.default", x, (-1, 512)), 512, 512)
+    return g("add.Tensor", g("view.default", y, (-1, 8, 8, 8)), x)
+
+
+def added_plain_to_pixels(g):
+    x = group_norm(g, g.convolution("images", 3, 8))
+    return g("add.Tensor", g.convolution(x, 8, 8), x)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        added_channels_first, added_pixels_first, added_channels_last, added_plain_last, added_pixels_to_a_view,
+        added_plain_to_a_view, added_plain_to_pixels,
+    ],
+)  # fmt: skip
+def test_a_shortcut_is_added_in_the_order_of_its_axes(write):
+    assert "add.Tensor" not in agree(write, 1e-6)
+
+
+def moved_twice(g):
+    return first(g, first(g, rows(g, g.convolution("images", 3, 8))))
+
+
+def viewed_moved(g):
+    return g("view.default", first(g, rows(g, g.convolution("images", 3, 8))), (-1, 512))
+
+
+def computed_scale(g):
+    scale = g("mul.Tensor", g.tensor(8, low=0.5), 2.0)
+    moments = scale, g.tensor(8), g.tensor(8), g.tensor(8, low=0.5)
+    x = g("_native_batch_norm_legit_no_training.default", g.convolution("images", 3, 8), *moments, 0.1, 1e-5)
+    return g("operator.getitem", x, 0)
+
+
+def computed_offset(g):
+    moments = None, g("mul.Tensor", g.tensor(8, low=0.5), 2.0), g.tensor(8), g.tensor(8, low=0.5)
+    x = g("_native_batch_norm_legit_no_training.default", g.convolution("images", 3, 8), *moments, 0.1, 1e-5)
+    return g("operator.getitem", x, 0)
+
+
+def mask_beside(g):
+    x = g("relu.default", g.convolution("images", 3, 8))
+    return g("add.Tensor", g.convolution(x, 8, 8), g("gt.Scalar", x, 0.2))
+
+
+def scale_of_width(g):
+    """The rows' 8 columns are no channels of [N, 1, 16, 32]: the product has 8 channels."""
+    x = first(g, g("view.default", rows(g, g.convolution("images", 3, 8)), (-1, 16, 32, 1)))
+    return g("mul.Tensor", x, g.tensor(8, 1, 1))
+
+
+def scale_with_more_axes(g):
+    x = g.linear(g("amax.default", g.convolution("images", 3, 8), (2, 3)), 8, 8)
+    return g("add.Tensor", g("mul.Tensor", x, g.tensor(1, 1, 8)), g.tensor(1, 8))
+
+
+def product_of_whole_numbers(g):
+    x = g("_to_copy.default", g("amax.default", g.convolution("images", 3, 8), (2, 3)), dtype=np.dtype("int32"))
+    return g("mm.default", x, g.tensor(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("write", "left"),
+    [
+        (moved_twice, "permute.default"), (viewed_moved, "view.default"),
+        (computed_scale, "_native_batch_norm_legit_no_training.default"),
+        (computed_offset, "_native_batch_norm_legit_no_training.default"),
+        (mask_beside, "add.Tensor"), (scale_of_width, "mul.Tensor"), (scale_with_more_axes, "mul.Tensor"),
+        (product_of_whole_numbers, "mm.default"),
+    ],
+)  # fmt: skip
+def test_what_no_layer_can_take_stays(write, left):
+    assert left in agree(write)
+
+
+@pytest.mark.parametrize("shape", [(8,), (1, 8), (1,), (1, 1), ()])
+def test_products_take_an_addend_of_each_column_or_of_all(shape):
+    def write(g):
+        x = g("amax.default", g.convolution("images", 3, 8), (2, 3))
+        return g("addmm.default", g.tensor(*shape), x, g.tensor(8, 8))
+
+    assert "addmm.default" not in agree(write)
+
+
+def test_products_take_no_addend_of_each_row():
+    def write(g):
+        x = g("amax.default", g.convolution("images", 3, 8), (2, 3))
+        x = g("mm.default", g("permute.default", x, (1, 0)), x)
+        return g("addmm.default", g.tensor(8, 1), x, g.tensor(8, 8))
+
+    assert "addmm.default" in agree(write)
+
+
 def test_tensors_that_no_layer_needs_are_left_out():
     graph = Graph()
     program = graph.program(residual(graph))

@@ -1,5 +1,6 @@
 """PyTorch modules as JAX classifiers, beside PyTorch."""
 
+import logging
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from conftest import ROOT
 
 from idrc_jax import devices, prng, sampling, schemes
 from idrc_jax.interop import torch_modules
+from idrc_jax.kernels import network_cpu
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch")
@@ -264,3 +266,65 @@ def test_logits_that_depend_on_other_images_are_refused(depend):
 
     with pytest.raises(ValueError, match="an image in two batches"):
         from_torch(Dependent().eval())
+
+
+class Faint(nn.Module):
+    """Logits that lie close together: a thousand probabilities of a network that adds after a permutation."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.rows = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 1000)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        x = torch.relu(x + self.rows(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        return functional.softmax(self.head(x.amax((2, 3))) * 0.02, 1)
+
+
+needs_kernel = pytest.mark.skipif(not network_cpu.available(), reason="needs a C++ compiler")
+
+
+@needs_kernel
+def test_logits_that_lie_close_together_agree_by_the_kernels():
+    torch.manual_seed(0)
+    module = Faint().eval()
+    classifier = from_torch(module, 8, 8, 0.0, 1.0)
+    assert classifier.kernel == "network_cpu"
+    batch = images(16, 8, 8)
+    expected = logits(module, batch)
+    gap = np.asarray(classifier(batch)) - expected
+    assert np.abs(gap).max() <= 1e-5 * np.ptp(expected, axis=1).min()
+
+
+def wrong_by(factor):
+    """A fault of the fused graph that leaves small logits within 1e-4."""
+    fuse = torch_modules.fusing.fuse
+
+    def wrong(program, tensors, image_shape):
+        fused, packed = fuse(program, tensors, image_shape)
+        return fused, {name: value * factor if name.endswith("weights") else value for name, value in packed.items()}
+
+    return wrong
+
+
+def broken(*_):
+    raise IndexError("No such axis.\nMore of it.")
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("fuse", "why"), [(broken, "No such axis."), (wrong_by(1.01), "Expected the logits of plain JAX, got a difference")]
+)
+def test_kernels_that_fail_or_disagree_are_left_out_with_a_warning(monkeypatch, caplog, fuse, why):
+    module = nn.Sequential(small(), Function(lambda x: x * 1e-5)).eval()
+    assert from_torch(module).kernel == "network_cpu"
+    monkeypatch.setattr(torch_modules.fusing, "fuse", fuse)
+    with caplog.at_level(logging.WARNING, "idrc_jax"):
+        classifier = from_torch(module)
+    assert classifier.kernel != "network_cpu"
+    (message,) = [one.getMessage() for one in caplog.records if one.name == "idrc_jax"]
+    assert message.startswith(f"Left out network_cpu: {why}")
+    assert "\n" not in message
+    whole, batch = nn.Sequential(Normalise([0.4, 0.5, 0.6], [0.2, 0.25, 0.3]), module), images(4, 32, 32)
+    np.testing.assert_allclose(classifier(batch), logits(whole, batch), atol=1e-9)

@@ -46,10 +46,10 @@ def fuse(
         made[names[1]] = np.broadcast_to(chain.bias, layer.features).astype(np.float32)
         layer = layer._replace(activation=chain.activation)
         arguments = (chain.x, *(Value(graph.number_of(name)) for name in names), chain.shortcut, tuple(chain.views))
-        run = partial(_run, layer, chain.rows)
+        run = partial(_run_rows, layer, chain.moved, chain.beside_moved) if chain.rows else partial(_run_images, layer)
         fused[chain.absorbed[-1]] = Instruction("network_cpu", run, arguments, {})
     for at, one in enumerate(program.instructions):
-        if one.name == "aten.max_pool2d_with_indices.default":
+        if one.name == "aten.max_pool2d_with_indices.default" and graph.is_float(one.arguments[0]):
             fused[at] = one._replace(run=partial(aten.max_pool, reduce=network_cpu.max_pool))
     # Numbers of the new graph: images, tensors that are used, instructions that are used.
     kept = {at: one for at, one in enumerate(program.instructions) if at not in absorbed} | fused
@@ -71,17 +71,24 @@ def fuse(
     return Program(names, tuple(instructions), result), {name: every[name] for name in names}
 
 
-def _run(layer: Layer, rows: bool, x: Any, weights: Any, bias: Any, shortcut: Any, views: tuple[Any, ...]) -> Any:
-    beside = shortcut.stored if isinstance(shortcut, aten.Pixels) else shortcut
-    if not rows:
-        stored = x.stored if isinstance(x, aten.Pixels) else jnp.moveaxis(x, 1, -1)
-        if beside is not None and not isinstance(shortcut, aten.Pixels):
-            beside = jnp.moveaxis(beside, 1, -1)
-        return aten.Pixels(network_cpu.run(layer, stored, weights, bias, beside))
+def _run_images(layer: Layer, x: Any, weights: Any, bias: Any, shortcut: Any, _: tuple[Any, ...]) -> Any:
+    beside = None if shortcut is None else _channels_last(shortcut)
+    return aten.Pixels(network_cpu.run(layer, _channels_last(x), weights, bias, beside))
+
+
+def _run_rows(
+    layer: Layer, moved: bool, beside_moved: bool, x: Any, weights: Any, bias: Any, shortcut: Any, views: tuple
+) -> Any:
+    """Rows, then their views, and `moved` whether the channels go first; `beside_moved` where the shortcut's are."""
+    beside = _channels_last(shortcut) if beside_moved else aten.as_torch(shortcut)
     made: Any = network_cpu.product(layer, aten.as_torch(x), weights, bias, beside)
     for view in views:
-        made = aten.Pixels(made) if view == _CHANNELS_FIRST else made.reshape(view)
-    return made
+        made = made.reshape(view)
+    return aten.Pixels(made) if moved else made
+
+
+def _channels_last(x: Any) -> jax.Array:
+    return x.stored if isinstance(x, aten.Pixels) else jnp.moveaxis(x, 1, -1)
 
 
 class _Chain:
@@ -94,10 +101,11 @@ class _Chain:
         self.shortcut: Value | None = None
         self.activation: network_cpu.Activation = ""
         self.views: list[Any] = []
+        self.moved = self.beside_moved = False  # the channels of rows to the front, before or after the shortcut
 
 
 class _Graph:
-    """A program with what can be said of its values: their shapes, who uses them, which are tensors."""
+    """A program with what can be said of its values: their shapes and types, who uses them, which are tensors."""
 
     def __init__(self, program: Program, tensors: dict[str, np.ndarray], image_shape: tuple[int, int, int]) -> None:
         self.instructions, self.tensors = program.instructions, tensors
@@ -109,11 +117,14 @@ class _Graph:
             for number in numbers_in((one.arguments, one.options)):
                 self.users[number].append(at)
         self.users[program.result.number].append(-1)
-        self.shapes = _shapes(program, tensors, image_shape)
+        self.shapes, self._types = _shapes(program, tensors, image_shape)
 
     def number_of(self, name: str) -> int:
         """A new name gets a number that no other value has."""
         return self._numbers.setdefault(name, -2 - len(self._numbers))
+
+    def is_float(self, value: Any) -> bool:
+        return isinstance(value, Value) and self._types[value.number] == jnp.float32
 
     def tensor(self, value: Any) -> np.ndarray | None:
         """The value, where it is a tensor or one whose axes were permuted."""
@@ -139,27 +150,33 @@ class _Graph:
         return None if matrix is None or matrix.squeeze().shape != shape else matrix.squeeze()
 
 
-def _shapes(program: Program, tensors: dict[str, np.ndarray], image_shape: tuple[int, int, int]) -> dict[int, Any]:
-    """The shape of every value that is an array, for a batch of 2."""
-    found: dict[int, Any] = {}
+def _shapes(
+    program: Program, tensors: dict[str, np.ndarray], image_shape: tuple[int, int, int]
+) -> tuple[dict[int, Any], dict[int, Any]]:
+    """The shape and the type of every value that is an array, for a batch of 2."""
+    shapes: dict[int, Any] = {}
+    types: dict[int, Any] = {}
 
     def trace(params: Any, images: jax.Array) -> jax.Array:
         values = program.values(params, images)
-        found.update({number: getattr(value, "shape", None) for number, value in enumerate(values)})
+        shapes.update({number: getattr(value, "shape", None) for number, value in enumerate(values)})
+        types.update({number: getattr(value, "dtype", None) for number, value in enumerate(values)})
         return aten.as_torch(values[program.result.number])
 
     params = {name: jnp.asarray(tensors[name], aten.dtype_of(str(tensors[name].dtype))) for name in program.tensors}
     jax.eval_shape(trace, params, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
-    return found
+    return shapes, types
 
 
 def _begin(graph: _Graph, at: int) -> _Chain | None:
     """The layer that begins with this instruction, if one does."""
     name, _, arguments, options = graph.instructions[at]
+    if not graph.is_float(Value(graph.first + at)):
+        return None
     if name == "aten.convolution.default" and not options:
         x, weight, bias, stride, padding, dilation, transposed, _, groups = arguments
         kernel, offset = graph.tensor(weight), 0.0 if bias is None else graph.tensor(bias)
-        if kernel is None or offset is None or transposed or kernel.ndim != 4:
+        if kernel is None or offset is None or transposed or kernel.ndim != 4 or not graph.is_float(x):
             return None
         kernel = np.transpose(kernel, (2, 3, 1, 0))
         stride, padding, dilation = (one * 2 if len(one) == 1 else one for one in (stride, padding, dilation))
@@ -172,13 +189,19 @@ def _begin(graph: _Graph, at: int) -> _Chain | None:
     if name in ("aten.addmm.default", "aten.mm.default") and not options:
         x, weight = arguments[-2:]
         matrix, offset = graph.tensor(weight), graph.tensor(arguments[0]) if name == "aten.addmm.default" else 0.0
-        if matrix is None or offset is None or not isinstance(x, Value) or graph.tensor(x) is not None:
+        if matrix is None or offset is None or not graph.is_float(x) or graph.tensor(x) is not None:
             return None
+        offset = np.asarray(offset)
+        if offset.size not in (1, matrix.shape[1]) or offset.shape[-1:] not in ((), (offset.size,)):
+            return None  # not one for each column, or for all
+        offset = np.broadcast_to(offset.reshape(-1), matrix.shape[1])
         return _Chain(at, graph.first + at, x, matrix[None, None], offset, rows=True)
     if name == "aten.bmm.default":
         x, weight = arguments
         matrix = graph.repeated_matrix(weight)
-        return None if matrix is None else _Chain(at, graph.first + at, x, matrix[None, None], 0.0, rows=True)
+        if matrix is None or not graph.is_float(x):
+            return None
+        return _Chain(at, graph.first + at, x, matrix[None, None], 0.0, rows=True)
     return None
 
 
@@ -196,7 +219,9 @@ def _take(graph: _Graph, chain: _Chain, at: int, name: str, run: Any, arguments:
     plain = chain.shortcut is None and not chain.activation
     if name == _BATCH_NORM and plain and not chain.rows and arguments[0] == end:
         followers = graph.users[graph.first + at]
-        scale, offset, mean, variance = (graph.tensor(one) for one in arguments[1:5])
+        scale, offset, mean, variance = moments = [graph.tensor(one) for one in arguments[1:5]]
+        if any(one is None and given is not None for one, given in zip(moments, arguments[1:5], strict=True)):
+            return False  # computed
         if len(followers) != 1 or followers[0] < 0 or mean is None or variance is None:
             return False
         follower = graph.instructions[followers[0]]
@@ -210,10 +235,10 @@ def _take(graph: _Graph, chain: _Chain, at: int, name: str, run: Any, arguments:
         return False
     elif name in _SAME and arguments == (end,):
         pass
-    elif name in _VIEWS and chain.rows and arguments[0] == end:
+    elif name in _VIEWS and chain.rows and not chain.moved and arguments[0] == end:
         chain.views.append(arguments[1])
-    elif name == "aten.permute.default" and chain.rows and arguments == (end, _CHANNELS_FIRST):
-        chain.views.append(_CHANNELS_FIRST)
+    elif name == "aten.permute.default" and chain.rows and not chain.moved and arguments == (end, _CHANNELS_FIRST):
+        chain.moved = True
     elif name in ("aten.mul.Tensor", "aten.add.Tensor") and len(arguments) == 2 and not options:
         other = arguments[1] if arguments[0] == end else arguments[0]
         constant = _of_each_channel(graph, chain, other)
@@ -222,7 +247,7 @@ def _take(graph: _Graph, chain: _Chain, at: int, name: str, run: Any, arguments:
         elif plain and constant is not None:
             chain.bias = chain.bias + constant
         elif name == "aten.add.Tensor" and plain and _beside(graph, chain, other):
-            chain.shortcut = other
+            chain.shortcut, chain.beside_moved = other, chain.moved
         else:
             return False
     elif name == "aten.relu.default":
@@ -238,22 +263,17 @@ def _take(graph: _Graph, chain: _Chain, at: int, name: str, run: Any, arguments:
 
 def _beside(graph: _Graph, chain: _Chain, other: Any) -> bool:
     """Whether a value can be the chain's shortcut."""
-    if not isinstance(other, Value) or other.number == chain.end or graph.tensor(other) is not None:
+    if not graph.is_float(other) or other.number == chain.end or graph.tensor(other) is not None:
         return False
     return graph.shapes[other.number] == graph.shapes[chain.end]
 
 
 def _of_each_channel(graph: _Graph, chain: _Chain, value: Any) -> np.ndarray | None:
     """Float64 [features], where the value is a tensor with a number for each of the chain's channels."""
-    tensor, features = graph.tensor(value), chain.kernel.shape[-1]
-    if tensor is None or tensor.size != features:
+    tensor, features, shape = graph.tensor(value), chain.kernel.shape[-1], graph.shapes[chain.end]
+    wanted = (features,) if chain.rows and not chain.moved else (features, 1, 1)
+    if tensor is None or tensor.size != features or tensor.ndim > len(shape) or shape[-len(wanted)] != features:
         return None
-    if not chain.rows or (chain.views and chain.views[-1] == _CHANNELS_FIRST):
-        wanted = (features, 1, 1)
-    else:
-        wanted = (features,)
-        if graph.shapes[chain.end][-1] != features:
-            return None
-    rank = max(len(wanted), tensor.ndim)
-    padded = (1,) * (rank - tensor.ndim) + tensor.shape
-    return tensor.reshape(-1).astype(np.float64) if padded == (1,) * (rank - len(wanted)) + wanted else None
+    padded = (1,) * (len(shape) - tensor.ndim) + tensor.shape
+    whole = (1,) * (len(shape) - len(wanted)) + wanted
+    return tensor.reshape(-1).astype(np.float64) if padded == whole else None

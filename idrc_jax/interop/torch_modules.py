@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import logging
 import operator
 import warnings
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ from idrc_jax.interop.graphs import Instruction, Program, Value
 from idrc_jax.kernels import network_cpu
 
 _WITHOUT_MEANING = ("device", "layout", "pin_memory", "memory_format")
-_AGREEMENT = 1e-4  # of the largest logit, or of 1
+_AGREEMENT = 1e-4  # of the largest logit, or of 1; of the largest less their mean for the kernels
 
 
 def from_torch(
@@ -73,8 +74,12 @@ def from_torch(
     _check(plain, images, expected.numpy())
     if jax.default_backend() != "cpu" or not network_cpu.available():
         return plain
-    by_kernel = _by_kernel(plain, program, tensors)
-    _check(by_kernel, images, expected.numpy())
+    try:
+        by_kernel = _by_kernel(plain, program, tensors)
+        _check_by_kernel(by_kernel, plain)
+    except Exception as error:  # the plain one serves whatever is wrong with the faster one
+        logging.getLogger("idrc_jax").warning("Left out network_cpu: %s", _first_line(error))
+        return plain
     return by_kernel
 
 
@@ -109,6 +114,30 @@ def _check(classifier: Classifier, images: np.ndarray, expected: np.ndarray) -> 
     for what, gap in (("JAX and PyTorch", made - expected), ("an image in two batches", made - beside_others)):
         if not np.max(np.abs(gap)) <= tolerance:
             raise ValueError(f"Expected equal logits of {what}, got a difference of {np.max(np.abs(gap)):.2g}.")
+
+
+def _check_by_kernel(by_kernel: Classifier, plain: Classifier) -> None:
+    """ValueError unless the kernels give the plain logits, to a fraction of what tells classes apart.
+
+    Then the classes differ only where the two largest logits are closer than twice that.
+    """
+    random = np.random.default_rng(1)
+    images = random.uniform(size=(9, *plain.image_shape))
+    images += np.repeat([0.0, 0.5, 1.0], 3)[:, None, None, None] * random.normal(size=images.shape)
+    images = images.astype(np.float32)
+    logits = jax.jit(by_kernel.apply_fn)
+    with jax.default_matmul_precision("highest"):
+        expected = _centred(jax.jit(plain.apply_fn)(plain.params, images))
+        for order in (np.arange(9), np.arange(9)[::-1], np.array([4, 7, 1, 8])):
+            gap = np.max(np.abs(_centred(logits(by_kernel.params, images[order])) - expected[order]))
+            if not gap <= _AGREEMENT * np.max(np.abs(expected)):
+                raise ValueError(f"Expected the logits of plain JAX, got a difference of {gap:.2g}.")
+
+
+def _centred(logits: jax.Array) -> np.ndarray:
+    """Float64, less the mean of each image."""
+    exact = np.asarray(logits, np.float64)
+    return exact - exact.mean(1, keepdims=True)
 
 
 def _torch() -> Any:
