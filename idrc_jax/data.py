@@ -134,8 +134,11 @@ def to_unit(images: Any) -> Any:
     return images.astype("float32") / np.float32(255) if images.dtype == np.uint8 else images
 
 
-def augment(images: jax.Array, key: jax.Array) -> jax.Array:
-    """Random crop after padding by 4 with zeros, and random horizontal flip: [N, H, W, C] -> the same."""
+def augment(images: jax.Array, key: jax.Array, *, split: bool = False) -> jax.Array:
+    """Random crop after padding by 4 with zeros, and random horizontal flip: [N, H, W, C] -> the same.
+
+    `split` says that several devices share the batch; the result is the same.
+    """
     count, height, width, channels = images.shape
     crop_key, flip_key = jax.random.split(key)
     padded = jnp.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
@@ -146,6 +149,8 @@ def augment(images: jax.Array, key: jax.Array) -> jax.Array:
         crop = jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
         return jnp.where(flip, crop[:, ::-1], crop)
 
+    if split:
+        return jax.vmap(one)(padded, corners, flips)
     # One after another on a CPU: there XLA would join a batch of crops with what follows (the noise), pixel by pixel,
     # and take five times as long for both.
     return jax.lax.platform_dependent(

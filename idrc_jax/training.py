@@ -32,10 +32,13 @@ class Metrics(NamedTuple):
     accuracy: jax.Array
 
 
-def make_batch(recipe: Recipe, scheme: Scheme, seed: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def make_batch(
+    recipe: Recipe, scheme: Scheme, seed: int, *, split: bool = False
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """The function (step, order of its epoch, images, labels) -> (noisy batch float32 [B, H, W, C], its labels [B]).
 
-    Images and labels are those of the whole set. Augmentation and noise follow from the seed and the step alone.
+    Images and labels are those of the whole set. Augmentation and noise follow from the seed and the step alone,
+    whether devices share the batch (`split`) or not.
     """
     key = jax.random.fold_in(prng.stage(prng.root(seed), prng.TRAINING), 1)
 
@@ -44,7 +47,7 @@ def make_batch(recipe: Recipe, scheme: Scheme, seed: int) -> Callable[..., tuple
         augment_key, noise_key, sigma_key = jax.random.split(jax.random.fold_in(key, step), 3)
         picked = data.to_unit(images[chosen])
         if recipe.augment:
-            picked = data.augment(picked, augment_key)
+            picked = data.augment(picked, augment_key, split=split)
         factor = None
         if recipe.sigma_low > 0:
             low = recipe.sigma_low / scheme.sigma
@@ -88,7 +91,7 @@ def make_step(
     Batch statistics are those of the whole batch, on however many devices it lies. With `denoise` the step also takes
     its params, and the network sees denoised images.
     """
-    batch_of = make_batch(recipe, scheme, seed)
+    batch_of = make_batch(recipe, scheme, seed, split=mesh.size > 1)
     whole = devices.replicated(mesh)
     dealt = devices.split_first_axis(mesh)
 
