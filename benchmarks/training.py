@@ -13,14 +13,13 @@ from benchmarks import contest, measure
 from benchmarks.contest import OURS, TORCH, Variant
 from benchmarks.throughput import begin, parse, parser
 
-_DTYPES = ["float32", "autocast", "bfloat16"]  # PyTorch's
-
 
 def main() -> None:
     flags = parser(__doc__, "training")
     flags.add_argument("--depths", type=int, nargs="+", default=[20, 110])
     flags.add_argument("--batches", type=int, nargs="+", default=[128, 256])
-    flags.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="ours; PyTorch's are all three")
+    flags.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="ours")
+    flags.add_argument("--peer-dtypes", nargs="+", default=["float32", "autocast", "bfloat16"], help="PyTorch's")
     flags.add_argument("--contenders", nargs="+", choices=(OURS, TORCH), default=[OURS, TORCH])
     values, held_to = parse(flags)
     clock = measure.Clock()
@@ -32,7 +31,7 @@ def main() -> None:
             made = [
                 Variant(name, dtype, batch, "channels-last" if name == TORCH else "")
                 for name in values.contenders
-                for dtype in (values.dtypes if name == OURS else _DTYPES)
+                for dtype in (values.dtypes if name == OURS else values.peer_dtypes)
             ]
             with contest.Contest(contest.TRAINERS, depth, made, files, clock) as held:
 
