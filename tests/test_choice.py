@@ -111,6 +111,26 @@ def test_one_that_fails_is_named_and_left_out(linear, tmp_path, caplog, fails):
     assert chosen.left_out == {"ours on 2 devices, chunk 32": "RuntimeError: no room"}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_all_logits_have_in_common_hides_no_disagreement(linear, tmp_path, dtype):
+    many = 1e4 + np.random.default_rng(0).normal(size=(9, 10))
+    trial = Told(by_kernel(ours=1, xla=9), logits={"ours": many[:, ::-1], "xla": many})
+    assert choose(both(linear, dtype=dtype), trial, tmp_path).classifier.kernel == "xla"
+
+
+def test_other_weights_of_a_network_are_compared_anew(linear, tmp_path):
+    """The choice is that of the first; their logits are not."""
+    first, second = (both(linear, sha256=name) for name in ("one", "two"))
+    choose(first, Told(by_kernel(ours=1, xla=9)), tmp_path)
+    trials = [Told(by_kernel(ours=1, xla=9)) for _ in range(3)]
+    for classifier, trial in zip((second, second, first), trials, strict=True):
+        assert choose(classifier, trial, tmp_path).classifier.kernel == "ours"
+        assert not trial.prepared
+    assert [trial.compared for trial in trials] == [["ours", "xla"], [], []]
+    wrong = Told(by_kernel(ours=1, xla=9), logits={"ours": EXACT[:, ::-1]})
+    assert choose(both(linear, sha256="three"), wrong, tmp_path).classifier.kernel == "xla"
+
+
 def test_one_that_fails_later_is_left_out_too(linear, tmp_path):
     runs = []
 
