@@ -109,7 +109,7 @@ def test_the_radius_is_proven_and_nearly_the_supremum(p, dim):
     threshold = _threshold(1 - p, max(radius, 1e-9), dim) if radius else 0.0
     if radius:
         assert _worst(threshold, radius, dim) > 0.5
-    if p > 0.51:  # nearer to 1/2 the error of the integrals, which is taken off, outweighs 1e-5 of the radius
+    if p > 0.501:
         beyond = radius * (1 + 1e-5)
         assert _worst(_threshold(1 - p, beyond, dim), beyond, dim) < 0.5
 
