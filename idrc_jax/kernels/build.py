@@ -101,7 +101,9 @@ def _require_self_test(library: Path) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SELF_TEST_SECONDS)
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"what the compiler made was not done with its self-test in {_SELF_TEST_SECONDS} s") from None
+        raise RuntimeError(
+            f"what the compiler made was not done with its self-test in {_SELF_TEST_SECONDS} s"
+        ) from None
     if done.returncode < 0:
         raise RuntimeError(f"what the compiler made crashed in its self-test, by signal {-done.returncode}")
     if done.returncode:
