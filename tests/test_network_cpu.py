@@ -219,3 +219,41 @@ print("same")
     }  # fmt: skip
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == "same", done.stderr
+
+
+# (images, heads, queries, keys, numbers of a query, of a value)
+ATTENTION = [
+    (2, 3, 197, 197, 64, 64),
+    (1, 1, 1, 1, 1, 1),
+    (3, 2, 70, 5, 8, 33),
+    (1, 2, 3, 800, 17, 16),
+    (2, 1, 9, 31, 790, 3),
+]
+
+
+def attended(queries, keys, values, scale):
+    """In float64, by the definition."""
+    queries, keys, values = (one.astype(np.float64) for one in (queries, keys, values))
+    return special.softmax(scale * queries @ keys.swapaxes(2, 3), axis=3) @ values
+
+
+@pytest.mark.parametrize("case", ATTENTION)
+@pytest.mark.parametrize("spread", [1.0, 12.0])
+def test_attention_is_its_definition(case, spread):
+    images, heads, queries, keys, depth, features = case
+    q, k = spread * normal(images, heads, queries, depth), normal(images, heads, keys, depth, seed=1)
+    v, scale = normal(images, heads, keys, features, seed=2), depth**-0.5
+    made = np.asarray(jax.jit(functools.partial(network_cpu.attention, scale=scale))(q, k, v))
+    np.testing.assert_allclose(made, attended(q, k, v, scale), atol=2e-6 * spread)
+
+
+@pytest.mark.parametrize(("bad", "at"), [(np.nan, 0), (np.nan, 20), (np.inf, 19)])
+def test_a_score_that_is_no_number_makes_no_number_of_its_token_alone(bad, at):
+    q, k, v = normal(1, 2, 21, 16), normal(1, 2, 21, 16, seed=1), normal(1, 2, 21, 16, seed=2)
+    expected = attended(q, k, v, 0.25)
+    q[0, 1, at, 3] = bad
+    made = np.asarray(network_cpu.attention(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), scale=0.25))
+    wrong = np.zeros((1, 2, 21), bool)
+    wrong[0, 1, at] = True
+    assert np.isnan(made[wrong]).all()
+    np.testing.assert_allclose(made[~wrong], expected[~wrong], atol=2e-6)

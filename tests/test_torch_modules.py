@@ -88,6 +88,19 @@ def attention(x):
     return functional.scaled_dot_product_attention(tokens, tokens.flip(1), tokens * 2)
 
 
+def attends(mask=None, heads=3, **options):
+    """[N, 3, 11, 9] as heads, tokens and numbers."""
+    return lambda x: functional.scaled_dot_product_attention(x, x[:, :heads].flip(2), 2 * x[:, :heads], mask, **options)
+
+
+MASK = torch.arange(11 * 11).reshape(11, 11) % 3 > 0
+MASK[4] = False  # a token that may look at none
+ATTENTION = [
+    attends(), attends(scale=0.7), attends(is_causal=True), attends(MASK), attends(MASK | ~MASK), attends(-3.0 * MASK),
+    attends(heads=1, enable_gqa=True),
+]  # fmt: skip
+
+
 POOLS = [
     nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d((2, 3), (3, 2), (1, 0), ceil_mode=True),
     nn.MaxPool2d(2, 1, 1, dilation=2), nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1, ceil_mode=True),
@@ -137,8 +150,8 @@ FUNCTIONS = [
 
 @pytest.mark.parametrize(
     "parts",
-    [POOLS, LAYERS, ACTIVATIONS, [Function(one) for one in FUNCTIONS]],
-    ids=["pools", "layers", "activations", "functions"],
+    [POOLS, LAYERS, ACTIVATIONS, *([Function(one) for one in several] for several in (FUNCTIONS, ATTENTION))],
+    ids=["pools", "layers", "activations", "functions", "attention"],
 )
 def test_operations_agree(parts):
     """On images of 11 x 9, which no window divides."""

@@ -216,6 +216,35 @@ def _log_softmax(x: jax.Array, dim: int, half_to_float: bool) -> jax.Array:
     return jax.nn.log_softmax(x, axis=dim)
 
 
+def attention_scale(queries: jax.Array, scale: float | None) -> float:
+    """Of the scores, by default one over the root of a query's numbers."""
+    return 1 / math.sqrt(queries.shape[-1]) if scale is None else scale
+
+
+def _attention(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    mask: jax.Array | None = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> jax.Array:
+    if enable_gqa:
+        keys, values = (jnp.repeat(one, queries.shape[-3] // one.shape[-3], axis=-3) for one in (keys, values))
+    scores = attention_scale(queries, scale) * (queries @ jnp.swapaxes(keys, -1, -2))
+    if is_causal:
+        mask = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf) if mask.dtype == bool else scores + mask
+        nothing = jnp.all(scores == -jnp.inf, axis=-1, keepdims=True)
+        scores = jnp.where(nothing, 0.0, scores)  # its softmax is no number
+        return jnp.where(nothing, 0.0, jax.nn.softmax(scores, axis=-1)) @ values
+    return jax.nn.softmax(scores, axis=-1) @ values
+
+
 # Layers --------------------------------------------------------------------------------------------------------------
 
 
@@ -442,6 +471,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "mean.dim": _reduction(jnp.mean), "amax.default": _reduction(jnp.max), "amin.default": _reduction(jnp.min),
     "any.dim": _reduction(jnp.any), "any.dims": _reduction(jnp.any), "var.correction": _variance,
     "linalg_vector_norm.default": _vector_norm, "_softmax.default": _softmax, "_log_softmax.default": _log_softmax,
+    "scaled_dot_product_attention.default": _attention,
     "view.default": jnp.reshape, "_unsafe_view.default": jnp.reshape, "permute.default": jnp.transpose,
     "expand.default": _expand, "unsqueeze.default": jnp.expand_dims, "squeeze.dim": _squeeze, "squeeze.dims": _squeeze,
     "squeeze.default": _squeeze, "slice.Tensor": _slice, "slice_scatter.default": _slice_scatter,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from idrc_jax.interop import aten
-from idrc_jax.interop.graphs import Instruction, Program, Value, numbers_in, renumbered
+from idrc_jax.interop.graphs import Instruction, Program, Value, filled, numbers_in, renumbered
 from idrc_jax.kernels import network_cpu
 from idrc_jax.kernels.network_cpu import Layer
 
@@ -22,6 +22,7 @@ _CHANNELS_FIRST = (0, 3, 1, 2)
 _SAME = ("aten.clone.default", "aten.alias.default", "aten.detach.default")
 _VIEWS = ("aten.view.default", "aten._unsafe_view.default")
 _COPIES = (*_SAME, *_VIEWS, "aten.expand.default", "aten.unsqueeze.default")
+_ATTENTION = "aten.scaled_dot_product_attention.default"
 _BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
 
 
@@ -51,6 +52,8 @@ def fuse(
     for at, one in enumerate(program.instructions):
         if one.name == "aten.max_pool2d_with_indices.default" and graph.is_float(one.arguments[0]):
             fused[at] = one._replace(run=partial(aten.max_pool, reduce=network_cpu.max_pool))
+        elif one.name == _ATTENTION and _attention_serves(graph, *one.arguments, **one.options):
+            fused[at] = one._replace(run=_attention, arguments=one.arguments[:3])
     # Numbers of the new graph: images, tensors that are used, instructions that are used.
     kept = {at: one for at, one in enumerate(program.instructions) if at not in absorbed} | fused
     needed, order = {program.result.number}, []
@@ -85,6 +88,25 @@ def _run_rows(
     for view in views:
         made = made.reshape(view)
     return aten.Pixels(made) if moved else made
+
+
+def _attention_serves(
+    graph: "_Graph", queries: Any, keys: Any, values: Any, mask: Any = None, dropout: float = 0.0,
+    is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
+) -> bool:  # fmt: skip
+    """Whether the kernel computes this: every token attends to all."""
+    allowed = np.asarray(True if mask is None else graph.constant(mask))
+    to_all = allowed.dtype == bool and allowed.all() and not is_causal
+    plain = to_all and dropout == 0 and not enable_gqa and (scale is None or scale > 0)
+    if not (plain and all(graph.is_float(one) for one in (queries, keys, values))):
+        return False
+    shapes = [graph.shapes[one.number] for one in (queries, keys, values)]
+    return all(len(shape) == 4 and shape[:2] == shapes[0][:2] for shape in shapes)
+
+
+def _attention(queries: Any, keys: Any, values: Any, *, scale: float | None = None, **_: Any) -> jax.Array:
+    queries, keys, values = (aten.as_torch(one) for one in (queries, keys, values))
+    return network_cpu.attention(queries, keys, values, scale=aten.attention_scale(queries, scale))
 
 
 def _channels_last(x: Any) -> jax.Array:
@@ -137,6 +159,22 @@ class _Graph:
             inner = self.tensor(made.arguments[0]) if made.name == "aten.permute.default" else None
             return None if inner is None else np.transpose(inner, made.arguments[1])
         return None
+
+    def constant(self, value: Any) -> Any:
+        """The value for a batch of 2, where images have no part in it but by their shapes; None where they have."""
+        if not isinstance(value, Value):
+            return value
+        if value.number in self._names:
+            return aten.as_torch(jnp.asarray(self.tensors[self._names[value.number]]))
+        if value.number < self.first:
+            return None
+        name, run, arguments, options = self.instructions[value.number - self.first]
+        if name == "aten.sym_size.int":
+            return self.shapes[arguments[0].number][arguments[1]]
+        used = {number: self.constant(Value(number)) for number in numbers_in((arguments, options))}
+        if any(one is None for one in used.values()):
+            return None
+        return aten.call(name.removeprefix("aten."), run, filled(arguments, used), filled(options, used))
 
     def repeated_matrix(self, value: Any) -> np.ndarray | None:
         """[K, M], where the value is [N, K, M] made of copies of a tensor."""

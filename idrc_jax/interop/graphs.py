@@ -1,6 +1,6 @@
 """A graph of PyTorch's core ATen operations, run by JAX."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,7 +47,7 @@ class Program(NamedTuple):
         return "\n".join([*self.tensors, *lines, str(self.result)])
 
 
-def filled(argument: Any, values: list[Any]) -> Any:
+def filled(argument: Any, values: Sequence[Any] | Mapping[int, Any]) -> Any:
     """An argument with values in place of `Value`s."""
     if isinstance(argument, Value):
         return values[argument.number]

@@ -177,7 +177,10 @@ def _export(torch: Any, module: Any, example: Any) -> Any:
     try:
         shapes = ({0: torch.export.Dim.DYNAMIC},)
         with torch.no_grad(), warnings.catch_warnings(action="ignore"):
-            return torch.export.export(module, (example,), dynamic_shapes=shapes).run_decompositions()
+            kept_whole = torch.ops.aten.scaled_dot_product_attention.default
+            core = torch.export.default_decompositions()
+            core.pop(kept_whole, None)
+            return torch.export.export(module, (example,), dynamic_shapes=shapes).run_decompositions(core)
     except Exception as error:  # torch raises many kinds
         why = _first_line(error)
         raise ValueError(f"Expected a module that torch.export can trace for any batch size, got: {why}") from error

@@ -24,6 +24,7 @@ from idrc_jax import _files
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared", "-w")
 _NARROWER = {"": (), "128": ("-mno-avx512f", "-mno-avx"), "256": ("-mno-avx512f",), "512": ()}
 _HERE = Path(__file__).parent
+_SELF_TEST_SECONDS = 300
 _SELF_TEST = "import ctypes, sys; sys.exit(ctypes.CDLL(sys.argv[1]).IdrcSelfTest())"
 
 
@@ -55,7 +56,7 @@ def register(source: str, symbols: tuple[tuple[str, str], ...]) -> bool:
 def _compiled(source: Path) -> Path:
     """The shared library of a source file; its name tells everything that it depends on."""
     command = [*compiler(), *_FLAGS, *width(), f"-I{jax.ffi.include_dir()}"]
-    version = subprocess.run([*compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+    version = _said_by([*compiler(), "--version"])
     texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
     identity = "\n".join([*texts, *command, version, importlib.metadata.version("jaxlib"), processor()])
     name = f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
@@ -63,10 +64,17 @@ def _compiled(source: Path) -> Path:
     if not (folder / name).is_file():
         with tempfile.TemporaryDirectory(dir=folder) as partial:
             built = Path(partial) / name
-            subprocess.run([*command, str(source), "-o", str(built)], capture_output=True, text=True, check=True)
+            _said_by([*command, str(source), "-o", str(built)])
             _require_self_test(built)
             os.replace(built, folder / name)
     return folder / name
+
+
+def _said_by(command: list[str]) -> str:
+    """What a compiler writes, in English and whatever its characters."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=True)
+    return done.stdout
 
 
 def compiler() -> list[str]:
@@ -89,7 +97,13 @@ def width() -> tuple[str, ...]:
 
 def _require_self_test(library: Path) -> None:
     """RuntimeError unless the new library runs on this processor, in a process of its own, and computes rightly."""
-    done = subprocess.run([sys.executable, "-c", _SELF_TEST, str(library)], capture_output=True, text=True)
+    command = [sys.executable, "-c", _SELF_TEST, str(library)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SELF_TEST_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(
+            f"what the compiler made was not done with its self-test in {_SELF_TEST_SECONDS} s"
+        ) from None
     if done.returncode < 0:
         raise RuntimeError(f"what the compiler made crashed in its self-test, by signal {-done.returncode}")
     if done.returncode:

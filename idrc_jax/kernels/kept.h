@@ -46,7 +46,7 @@ class Pages {
 // taken again. Of either there are at most two: what is kept is a saving, and whoever does not find it makes it anew.
 class KeptPages {
  public:
-  // Free pages, of the very size if possible.
+  // Free pages of that size, or new ones.
   Pages Take(std::size_t floats) {
     {
       std::lock_guard<std::mutex> lock(mutex_);

@@ -1,4 +1,4 @@
-// The layers of any network in inference, float32, images [N, H, W, C]: convolutions, matrix products and pooling.
+// The layers of any network in inference, float32, images [N, H, W, C]: convolutions, matrix products, attention, pooling.
 // Weights are packed beforehand (`network_cpu.py`); bias, shortcut and activation are part of the layer.
 
 #include <algorithm>
@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "attention.h"
 #include "depthwise.h"
 #include "gemm.h"
 #include "tasks.h"
@@ -187,8 +188,40 @@ ffi::Error Largest(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Resu
   return ffi::Error::Success();
 }
 
+ffi::Error Attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> queries, ffi::Buffer<ffi::F32> keys,
+                  ffi::Buffer<ffi::F32> values, ffi::ResultBuffer<ffi::F32> result, float scale) {
+  const auto heads = [](auto size) {
+    return size.size() == 4 ? Heads{static_cast<int>(size[0]), static_cast<int>(size[1]), static_cast<int>(size[2]),
+                                    static_cast<int>(size[3])}
+                            : Heads{};
+  };
+  const Heads q = heads(queries.dimensions()), k = heads(keys.dimensions()), v = heads(values.dimensions());
+  const Heads out = heads(result->dimensions());
+  const auto beside = [&](Heads other) { return other.count == q.count && other.heads == q.heads; };
+  if (!beside(k) || !beside(v) || !beside(out) || k.tokens < 1 || k.tokens != v.tokens || k.numbers != q.numbers ||
+      out.tokens != q.tokens || out.numbers != v.numbers || !(scale > 0)) {
+    return ffi::Error::InvalidArgument("Expected queries, keys and values [N, tokens, heads, numbers] of one layer.");
+  }
+  ForEachTask(pool, q.count * q.heads, [&] {
+    return [&, scratch = Uninitialised(Attention::Scratch(k, v))](int task) {
+      Attention::Run(queries.typed_data(), q, keys.typed_data(), k, values.typed_data(), v, scale, task / q.heads,
+                     task % q.heads, out, result->typed_data(), scratch.get());
+    };
+  });
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace idrc
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(IdrcAttention, idrc::Attend,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<float>("scale"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(IdrcLargest, idrc::Largest,
                               ffi::Ffi::Bind()

@@ -26,7 +26,7 @@ _TRANSFORMS = 1.3  # what minimal filtering costs beside its products
 def available() -> bool:
     """Whether the kernel can be built here (it is, when this is first asked)."""
     layers = ((_PRODUCT, "IdrcProduct"), (_FILTERED, "IdrcFiltered"), (_APART, "IdrcApart"))
-    targets = (*layers, ("idrc_largest", "IdrcLargest"))
+    targets = (*layers, ("idrc_largest", "IdrcLargest"), ("idrc_attention", "IdrcAttention"))
     return build.register("network_cpu.cc", targets)
 
 
@@ -117,6 +117,17 @@ def max_pool(
     result = jax.ShapeDtypeStruct((x.shape[0], height, width, x.shape[3]), jnp.float32)
     call = jax.ffi.ffi_call("idrc_largest", result, vmap_method="sequential")
     return call(x, window=np.array((*window, *stride, *(before for before, _ in paddings)), np.int64))
+
+
+def attention(queries: jax.Array, keys: jax.Array, values: jax.Array, *, scale: float) -> jax.Array:
+    """softmax(scale * queries keys') values of each head; arrays [N, heads, tokens, numbers].
+
+    The kernel reads [N, tokens, heads, numbers], which most networks' products give: XLA then moves nothing.
+    """
+    queries, keys, values = (jnp.swapaxes(one, 1, 2) for one in (queries, keys, values))
+    result = jax.ShapeDtypeStruct((*queries.shape[:3], values.shape[3]), jnp.float32)
+    call = jax.ffi.ffi_call("idrc_attention", result, vmap_method="sequential")
+    return jnp.swapaxes(call(queries, keys, values, scale=np.float32(scale)), 1, 2)
 
 
 def with_gradients_of(
