@@ -2,9 +2,12 @@
 
 import argparse
 import contextlib
+import io
+import os
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -19,6 +22,16 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
 
 
+def path(text: str) -> Path:
+    """A path of a command line; `~` is the home folder also behind `--out=`, where shells leave it as it is.
+
+    ValueError for an empty one, which would be the current folder.
+    """
+    if not text:
+        raise ValueError("Expected a path, got nothing.")
+    return Path(os.path.expanduser(text))
+
+
 def _one_line(message: Warning | str, *_: object) -> None:
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
@@ -28,8 +41,12 @@ def one_line_errors() -> Iterator[None]:
     """A wrong setting or damaged file ends in one line on standard error and exit status 1, Ctrl-C in 130; a warning
     is one line, too.
 
-    `--debug` anywhere on the command line shows the traceback.
+    `--debug` anywhere on the command line shows the traceback. Letters that the terminal's or pipe's encoding lacks are
+    printed as escapes, `\\u03c3` for sigma.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line

@@ -30,6 +30,11 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, whatever the locale, without a byte order mark; UnicodeDecodeError for another."""
+    return path.read_text(encoding="utf-8-sig")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file by a new one with this content, atomically."""
     with replacing(path) as partial:
@@ -51,7 +56,7 @@ def read_manifest(path: Path, version: int, what: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(read_text(path))
         found = manifest["schema_version"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"Expected {what}, got {path}.") from None

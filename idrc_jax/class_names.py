@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from idrc_jax import statistics
+from idrc_jax import _files, statistics
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -16,7 +16,7 @@ def known(data: str) -> tuple[str, ...]:
 def read(path: Path) -> tuple[str, ...]:
     """Names from a text file, one a line in the order of the labels."""
     try:
-        names = tuple(path.read_text().splitlines())
+        names = tuple(_files.read_text(path).splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"Expected a text file of class names, got {path}: {type(error).__name__}.") from None
     if not names:

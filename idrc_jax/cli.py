@@ -85,7 +85,7 @@ def _training_devices(settings: config.Config) -> int:
 def _train(values: flags.FlagValues) -> int:
     settings = values.config
     with workers.joined(settings.train.distributed, settings.workers.index, settings.workers.count):
-        return _train_together(settings, Path(values.workdir))
+        return _train_together(settings, values.workdir)
 
 
 def _train_together(settings: config.Config, workdir: Path) -> int:
@@ -126,7 +126,7 @@ def _require_default(settings: config.Config, *names: str) -> None:
 
 
 def _certify(values: flags.FlagValues) -> int:
-    settings, workdir = values.config, Path(values.workdir)
+    settings, workdir = values.config, values.workdir
     scheme, mesh = config.noise_scheme(settings), _mesh(settings)
     certify_settings = config.settings(settings)
     worker = workers.this_worker(settings.workers.index, settings.workers.count)
@@ -160,6 +160,12 @@ def _certify(values: flags.FlagValues) -> int:
         print(summary.summary_table(read))
         figures.plot_certified_accuracy([read], workdir / "certified_accuracy.png")
         galleries.write(exhibits.gallery(read, dataset, _denoiser(settings)), workdir)
+        others = len(read.rows) - len(indices)
+        if others:
+            print(
+                f"Table, figure and rows are of {len(read.rows)} images: {len(indices)} of this call's data.start, "
+                f"stop and skip, and {others} that other calls certified in {workdir}."
+            )
         print(f"Rows: {workdir / 'certificates.tsv'}\nFigure: {workdir / 'certified_accuracy.png'}")
     else:
         print(f"Done. When all workers are: idrc-merge --out {workdir} {workdir}/certificates.*-of-*.tsv")
@@ -193,10 +199,15 @@ def _predict(values: flags.FlagValues) -> int:
 
 
 def _audit(values: flags.FlagValues) -> int:
-    settings, out = values.config, Path(values.out or values.workdir)
+    settings, out = values.config, values.out or values.workdir
     audit_settings = config.audit_settings(settings)
-    read = results.read_results(Path(values.workdir))
-    scheme = schemes.from_description(read.manifest["guarantee"]) if read.manifest else config.noise_scheme(settings)
+    read = results.read_results(values.workdir)
+    if read.manifest is None:
+        raise ValueError(
+            f"Expected a run with its manifest to audit, got {read.path}: a log has neither the network, whose votes "
+            "an audit counts anew, nor the scheme of its noise. Certify the network here, and audit that run."
+        )
+    scheme = schemes.from_description(read.manifest["guarantee"])
     classifier, dataset, indices = _classifier_and_images(values, scheme)
     finished = audit_file(
         classifier,
@@ -217,10 +228,10 @@ def _audit(values: flags.FlagValues) -> int:
 
 
 def _merge(values: flags.FlagValues, paths: list[str]) -> int:
-    if not paths or not values.out:
+    if not paths or values.out is None:
         raise ValueError("Expected result files and --out FOLDER, got none: idrc-merge --out FOLDER FILE ...")
-    results.merge([Path(path) for path in paths], Path(values.out))
-    print(summary.summary_table(results.read_results(Path(values.out))))
+    results.merge([_command.path(path) for path in paths], values.out)
+    print(summary.summary_table(results.read_results(values.out)))
     return 0
 
 
@@ -231,7 +242,7 @@ def _classifier_and_images(values: flags.FlagValues, scheme: Scheme) -> tuple:
     if settings.model.factory:
         classifier = factory.load(settings.model.factory)
     else:
-        where = settings.model.weights or Path(values.workdir)
+        where = settings.model.weights or values.workdir
         classifier = checkpoints.load_classifier(
             where, dtype=settings.model.dtype, kernel=settings.kernel, expect=_expected(values)
         )
@@ -304,11 +315,18 @@ def _define_predict(values: flags.FlagValues) -> None:
 
 def _define_audit(values: flags.FlagValues) -> None:
     values.set_gnu_getopt(True)
-    flags.DEFINE_string("out", "", "Folder of the audit; the run's by default.", flag_values=values)
+    flags.DEFINE(_Path(), "out", None, "Folder of the audit; the run's by default.", values)
 
 
 def _define_merge(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("out", "", "Folder for the united certificates.tsv.", flag_values=values)
+    flags.DEFINE(_Path(), "out", None, "Folder for the united certificates.tsv.", values)
+
+
+class _Path(flags.ArgumentParser):
+    """Of flags that are paths."""
+
+    def parse(self, argument: str) -> Path:
+        return _command.path(argument)
 
 
 def _main(
@@ -328,7 +346,7 @@ def _main(
         if not config_file:
             sys.exit(job(values, rest))
         if folder and len(rest) == 1:
-            (values.workdir,) = rest
+            values.workdir = _command.path(rest[0])
         elif rest:
             raise ValueError(f"Expected only --flags, got {rest[0]!r}.")
         devices.configure_cpu(values.config.devices or cpu_devices(values.config))
@@ -362,10 +380,13 @@ def _parse(config_file: bool, define: Callable[[flags.FlagValues], None] | None)
             name, arguments = _config_file(arguments)
             config_flags.DEFINE_config_dict("config", config.load(name), _CONFIG, values, sys_argv=arguments)
             workdir = str(config.default_workdir(name))
-            flags.DEFINE_string("workdir", workdir, f"Folder of the run, {workdir} by default.", flag_values=values)
+            flags.DEFINE(_Path(), "workdir", workdir, f"Folder of the run, {workdir} by default.", values)
         if define:
             define(values)
-        return values, values(arguments)[1:]
+        rest = values(arguments)[1:]
+        if config_file:
+            config.expand_home(values.config)
+        return values, rest
     except (AttributeError, KeyError) as error:
         raise ValueError(_unknown_field(error)) from error
     except (flags.Error, TypeError) as error:

@@ -4,6 +4,7 @@ At each radius only the images that one run certifies and the other does not tel
 exact: if neither certified more, each of them would fall to either run with probability 1/2.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -162,6 +163,9 @@ def main() -> None:
         acr = acr_difference(a.results, b.results, published=asked.published)
         kind = "Published radii, no certificates but for gaussian" if asked.published else "Valid radii"
         print(table(a.name, b.name, made, acr, kind))
+        for run in (a, b):
+            if math.isfinite(summary.last_radius(run.results)):
+                print(f"The plan of {run.name} {summary.too_low(run.results)}")
     sys.exit(0)
 
 

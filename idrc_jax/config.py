@@ -4,6 +4,7 @@ A file in `configs/` takes `base()` and changes it; the command line overrides w
 """
 
 import inspect
+import os
 import re
 import runpy
 import traceback
@@ -147,6 +148,9 @@ FIELDS = {
 }
 
 
+PATHS = ("data.dir", "model.weights", "train.start", "denoiser.weights")
+
+
 def base() -> Config:
     """Every setting with its default: ResNet-110 on CIFAR-10 by Cohen's recipe. No field can be added to it."""
     config: Config = ml_collections.ConfigDict()
@@ -165,6 +169,13 @@ def get(config: Config, path: str) -> Any:
     return config
 
 
+def expand_home(config: Config) -> None:
+    """Put the home folder for the `~` that a path begins with."""
+    for path in PATHS:
+        group, name = path.split(".")
+        config[group][name] = os.path.expanduser(config[group][name])
+
+
 def folder() -> Path:
     """Where the config files are: in the wheel inside the package, in a checkout beside it."""
     inside = Path(__file__).parent / "configs"
@@ -177,7 +188,7 @@ def load(name: str) -> Config:
     The file is the user's or else, by its name, one of `folder()`. ValueError, which names the place, for one that does
     not load.
     """
-    file, colon, argument = name.partition(":")
+    file, colon, argument = os.path.expanduser(name).partition(":")
     path = Path(file) if Path(file).is_file() else folder() / Path(file).name
     if not path.is_file():
         known = ", ".join(sorted(one.name for one in folder().glob("*.py")))

@@ -1,5 +1,6 @@
 """Makes the gallery of a finished run (see `galleries`): its images, and the noise under which they were classified."""
 
+import os
 import sys
 from functools import partial
 
@@ -72,8 +73,15 @@ def main() -> None:
     with _command.one_line_errors():
         parser = _command.Parser("idrc-gallery", main.__doc__)
         parser.add_argument("runs", nargs="+", help="folders with certificates.tsv and manifest.json")
-        parser.add_argument("--data", default="", help="folder or file of the data set, as --config.data.dir")
-        parser.add_argument("--denoiser", default="", help="that of denoised runs, as --config.denoiser.weights")
+        parser.add_argument(
+            "--data", type=os.path.expanduser, default="", help="folder or file of the data set, as --config.data.dir"
+        )
+        parser.add_argument(
+            "--denoiser",
+            type=os.path.expanduser,
+            default="",
+            help="that of denoised runs, as --config.denoiser.weights",
+        )
         asked = parser.parse_args()
         denoiser = checkpoints.load_denoiser(asked.denoiser) if asked.denoiser else None
         for run in runs.with_rows(asked.runs):

@@ -137,7 +137,7 @@ def plot_noisy(shown: Mapping[tuple[str, float], Gallery], image: int | None = N
             else:
                 axes.set_axis_off()
                 continue
-            axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axes.imshow(galleries.visible(pixels), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     for axes, sigma in zip(grid[0], [None, *sigmas], strict=True):
         axes.set_title("clean" if sigma is None else f"σ = {sigma:g}")
     return figure
@@ -208,7 +208,7 @@ def main() -> None:
         parser = _command.Parser("idrc-figures", main.__doc__)
         parser.add_argument("figure", choices=("accuracy", "sigmas", "training", "noisy"))
         parser.add_argument("runs", nargs="+", help="a run's folder, a result file, or NAME=FILE")
-        parser.add_argument("--out", type=Path, nargs="+", required=True, help="files: .png, .pdf, .svg")
+        parser.add_argument("--out", type=_command.path, nargs="+", required=True, help="files: .png, .pdf, .svg")
         parser.add_argument("--title", default="", help="of accuracy")
         parser.add_argument("--image", type=int, help="of noisy: its index; the first common one by default")
         asked = parser.parse_args()

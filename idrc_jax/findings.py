@@ -232,7 +232,7 @@ def _line(row: Finding) -> str:
 
 def _read_rows(path: Path) -> tuple[Finding, ...]:
     try:
-        header, *body = path.read_text().split("\n")[:-1] or [""]
+        header, *body = _files.read_text(path).split("\n")[:-1] or [""]
     except UnicodeDecodeError:
         raise ValueError(f"Expected a text file of findings, got {path}.") from None
     if tuple(header.split("\t")) != COLUMNS:

@@ -64,6 +64,11 @@ def choose(rows: Sequence[Row]) -> list[Row]:
     return [chosen[idx] for idx in sorted(chosen)]
 
 
+def visible(pixels: np.ndarray) -> np.ndarray:
+    """An image [H, W, C] as it is shown: the first three channels as colours, or the first of fewer as grey [H, W]."""
+    return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0]
+
+
 def write(gallery: Gallery, folder: Path) -> None:
     """Write `gallery.npz` into a run's folder, whole or not at all."""
     arrays = {name: value for name, value in vars(gallery).items() if value is not None}

@@ -69,10 +69,10 @@ def main() -> None:
     """Recompute the certificates of stored votes; print the table, and write the file with --out."""
     with _command.one_line_errors():
         parser = _command.Parser("idrc-recertify", main.__doc__)
-        parser.add_argument("file", type=Path, help="certificates.tsv, or a run's folder")
+        parser.add_argument("file", type=_command.path, help="certificates.tsv, or a run's folder")
         parser.add_argument("--alpha", type=float, help="error probability of each image; the file's by default")
         parser.add_argument("--certificate", help="one_sided or two_sided; the file's by default")
-        parser.add_argument("--out", type=Path, help="folder for the new certificates.tsv and manifest.json")
+        parser.add_argument("--out", type=_command.path, help="folder for the new certificates.tsv and manifest.json")
         arguments = parser.parse_args()
         read = results.read_results(arguments.file)
         made = recertify(read, alpha=arguments.alpha, certificate=arguments.certificate)

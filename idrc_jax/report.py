@@ -33,7 +33,7 @@ from idrc_jax import (
     runs,
     summary,
 )
-from idrc_jax.results import Results, Row
+from idrc_jax.results import Results, Row, differences
 from idrc_jax.runs import Run
 
 NAME = "index.html"
@@ -76,7 +76,7 @@ def render(
     for number, run in enumerate(several):
         try:
             parts.append(_page(run, number, names, pictures))
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
             raise ValueError(
                 f"Expected a whole manifest beside {run.results.path}, got one without {error}."
             ) from error
@@ -207,6 +207,12 @@ def _audit(read: Results, names: Sequence[str], pictures: int) -> dict[str, Any]
     if not read.manifest or not (folder / findings.NAME).is_file():
         return None
     audit = findings.read_audit(folder)
+    changed = differences(audit.manifest["certificates"], read.manifest["guarantee"])
+    if changed:
+        raise ValueError(
+            f"Expected an audit of the certificates in {read.path}, got one of others in {audit.path}, of which "
+            f"{changed}: move it away, or audit again."
+        )
     images = _arrays(folder / findings.IMAGES)
     labels = {row.idx: row.label for row in read.rows}
     shown = [
@@ -245,11 +251,12 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def data_uri(pixels: np.ndarray) -> str:
-    """An image [H, W, 1 or 3], uint8 or floats in [0, 1] (clipped), as the address of a PNG inside a page."""
+    """An image [H, W, C], uint8 or floats in [0, 1] (clipped), as the address of a PNG inside a page (see
+    `galleries.visible`)."""
     if pixels.dtype != np.uint8:
         pixels = np.rint(255 * np.clip(np.asarray(pixels, np.float32), 0, 1)).astype(np.uint8)
     packed = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(packed, "PNG", optimize=True)
+    Image.fromarray(np.ascontiguousarray(galleries.visible(pixels))).save(packed, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(packed.getvalue()).decode()}"
 
 
@@ -301,7 +308,7 @@ def _duration(seconds: float) -> str:
 
 
 def _file(name: str) -> str:
-    return (Path(__file__).parent / "pages" / name).read_text()
+    return _files.read_text(Path(__file__).parent / "pages" / name)
 
 
 def _read(arguments: Sequence[str]) -> tuple[list[Run], list[str]]:
@@ -317,8 +324,8 @@ def main() -> None:
     with _command.one_line_errors():
         parser = _command.Parser("idrc-report", main.__doc__)
         parser.add_argument("runs", nargs="+", help="a run's folder, a result file, or NAME=FILE")
-        parser.add_argument("--out", type=Path, required=True, help="folder for index.html")
-        parser.add_argument("--classes", type=Path, help="text file of class names, one a line")
+        parser.add_argument("--out", type=_command.path, required=True, help="folder for index.html")
+        parser.add_argument("--classes", type=_command.path, help="text file of class names, one a line")
         parser.add_argument("--pictures", type=int, default=PICTURES, help="most of each kind in a gallery")
         asked = parser.parse_args()
         several, notes = _read(runs.with_rows(asked.runs))

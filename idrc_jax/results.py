@@ -9,19 +9,22 @@ compared whenever a run goes on) and one entry a call (`sessions`: versions, dev
 import contextlib
 import dataclasses
 import json
+import math
 import os
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from idrc_jax import _files
+from idrc_jax import _files, plans, schemes, statistics
 from idrc_jax.certificates import Certificate
 
 SCHEMA_VERSION = 1
 NAME = "certificates.tsv"
 MANIFEST = "manifest.json"
+_FILE = re.compile(r"certificates(\.\d+-of-\d+)?\.tsv")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Row:
       idx, label: of the image in its data set.
       predict: the class, or -1 (abstain).
       radius: valid l2 radius in pixel units; nan where the scheme has no certificate.
-      correct: 1 where `predict` is the label, else 0.
+      correct: 1 where `predict` is the label, else 0 (see `is_correct`).
       time: seconds.
       radius_published: the paper's radius.
       selected: class chosen by the n0 selection votes, -1 for none.
@@ -68,7 +71,7 @@ class Row:
         return cls(
             idx=idx,
             label=label,
-            correct=int(certificate.predict == label),
+            correct=is_correct(label, certificate.predict),
             time=round(seconds, 3),
             **{name: getattr(certificate, name) for name in _SHARED},
             votes=votes,
@@ -79,11 +82,12 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 SIX = COLUMNS[:6]
 _SHARED = [field.name for field in dataclasses.fields(Certificate) if field.name in COLUMNS and field.name != "votes"]
 _INTEGERS = {"idx", "label", "predict", "correct", "selected", "n", "n0"}
+_BOOLEANS = {"True": 1, "False": 0}
 
 
 @dataclass(frozen=True)
 class Results:
-    """A result file: its rows in file order, the manifest beside it (None for other projects'), where it is."""
+    """A result file: its rows in file order, the manifest beside it (None for six-column logs), where it is."""
 
     rows: tuple[Row, ...]
     manifest: dict[str, Any] | None
@@ -94,19 +98,37 @@ def read_results(path: str | Path) -> Results:
     """Read a result file of this project, or a six-column log of another.
 
     Args:
-      path: the file, or a run's folder. In six-column logs `time` is seconds or h:mm:ss.
+      path: the file, or a run's folder. In six-column logs `time` is seconds or h:mm:ss, after days if there are any,
+        and `correct` may be True or False.
+
+    Rows whose `correct` contradicts label and predict, as in logs that write a running total there or 1 for an
+    abstention, get the one that follows from these (`is_correct`), and a warning counts them. A last line without its
+    newline, in a file of this project, was cut off by a crash: it is left out with a warning.
 
     Raises:
-      ValueError: no such file, an unknown header, a malformed line (named) or an index that comes twice. A last line
-        without its newline, in a file of this project, was cut off by a crash: it is left out with a warning.
+      ValueError: no such file, an unknown header, a malformed line (named), an index that comes twice, or rows of
+        another noise level, another number of samples or another plan than those of the manifest beside them.
     """
     path = Path(path) / NAME if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise ValueError(f"Expected a result file at {path}, got no such file.")
-    rows, whole = _read_rows(path)
+    found, whole = _read(path)
     if not whole:
         warnings.warn(f"The last line of {path} was cut off by a crash and is left out.", stacklevel=2)
-    return Results(rows, _read_manifest(path.parent), path)
+    rows = tuple(dataclasses.replace(row, correct=is_correct(row.label, row.predict)) for row in found.rows)
+    changed = sum(new.correct != old.correct for new, old in zip(rows, found.rows, strict=True))
+    if changed:
+        warnings.warn(
+            f"In {changed} of the {len(rows)} rows of {path} the column correct contradicts label and predict: it is "
+            "taken from these.",
+            stacklevel=2,
+        )
+    return dataclasses.replace(found, rows=rows)
+
+
+def is_correct(label: int, predict: int) -> int:
+    """1 where the prediction is the label, 0 elsewhere and for every abstention, also of an image without a label."""
+    return int(predict == label != statistics.ABSTAIN)
 
 
 class ResultsFile:
@@ -191,15 +213,21 @@ class ResultsFile:
         return stored | {"sessions": [*stored["sessions"], self._session]}
 
     def _repair(self) -> None:
-        """Cut off what a crash left half-written, and write the header of a new file."""
+        """Cut off what a crash left half-written and blank lines at the end, and write the header of a new file."""
         self._file.seek(0)
         content = self._file.read()
-        whole = content.rfind(b"\n") + 1
+        lines = content[: content.rfind(b"\n") + 1].rstrip(b"\n")
+        whole = len(lines) + 1 if lines else 0
         if whole < len(content):
             self._file.truncate(whole)
         if whole == 0:
             self._write("\t".join(COLUMNS) + "\n")
-        self.done = {row.idx for path in files(self._workdir) for row in _read_rows(path)[0]}
+        self.done = set()
+        for path in files(self._workdir):
+            read, _ = _read(path)
+            if read.rows and read.manifest is None:
+                raise ValueError(f"Expected all columns of this project in {path}, to go on from it, got only six.")
+            self.done |= {row.idx for row in read.rows}
 
     def _write(self, line: str) -> None:
         before = os.fstat(self._file.fileno()).st_size
@@ -217,8 +245,8 @@ class ResultsFile:
 
 
 def files(folder: Path) -> list[Path]:
-    """A run's result files: `certificates.tsv` and those of its workers."""
-    return sorted(folder.glob("certificates*.tsv"))
+    """A run's result files: `certificates.tsv` and those of its workers (see `worker_file`), no copies of them."""
+    return sorted(path for path in folder.glob("certificates*.tsv") if _FILE.fullmatch(path.name))
 
 
 def worker_file(index: int, count: int) -> str:
@@ -249,7 +277,7 @@ def merge(paths: Iterable[Path], out: Path) -> None:
         for path in paths:
             read = read_results(path)
             if read.manifest is None:
-                raise ValueError(f"Expected {MANIFEST} beside {read.path}, got none.")
+                raise ValueError(f"Expected {MANIFEST} beside {read.path} and all columns in it, got a mere log.")
             manifest = manifest or read.manifest | {"sessions": []}
             _same_guarantee(manifest["guarantee"], read.manifest["guarantee"], read.path)
             manifest["sessions"] += [one for one in read.manifest["sessions"] if one not in manifest["sessions"]]
@@ -285,22 +313,30 @@ def _agree(row: Row, other: Row) -> bool:
     return _line(same_time) == _line(other)
 
 
-def _read_rows(path: Path) -> tuple[tuple[Row, ...], bool]:
-    """The rows, and whether the last line was whole."""
+def _read(path: Path) -> tuple[Results, bool]:
+    """The file as it is, and whether its last line was whole; ValueError for rows that contradict the manifest."""
+    columns, rows, whole = _read_rows(path)
+    manifest = _read_manifest(path.parent) if columns == COLUMNS else None
+    if manifest is not None and rows:
+        _check_rows(rows, manifest, path)
+    return Results(rows, manifest, path), whole
+
+
+def _read_rows(path: Path) -> tuple[tuple[str, ...], tuple[Row, ...], bool]:
+    """Header, rows, and whether the last line was whole."""
     try:
-        text = path.read_text()
+        lines = _files.read_text(path).split("\n")
     except UnicodeDecodeError:
         raise ValueError(f"Expected a text file of results, got {path}.") from None
-    lines = text.split("\n")
     columns = tuple(lines[0].split("\t"))
     if columns not in (COLUMNS, SIX):
         raise ValueError(f"Expected a header {' '.join(SIX)} (and ours beyond) in {path}, got {lines[0][:80]!r}.")
     whole = columns == SIX or lines[-1] == ""
-    body = lines[1:] if columns == SIX else lines[1:-1]
+    body = lines[1:] if whole else lines[1:-1]
+    while body and not body[-1].strip():
+        body.pop()
     rows: dict[int, Row] = {}
     for number, line in enumerate(body, start=2):
-        if line == "" and number == len(body) + 1:
-            continue
         try:
             row = _parse(columns, line)
         except ValueError as error:
@@ -308,7 +344,29 @@ def _read_rows(path: Path) -> tuple[tuple[Row, ...], bool]:
         if row.idx in rows:
             raise ValueError(f"Expected each image once in {path}, got {row.idx} again in line {number}.")
         rows[row.idx] = row
-    return tuple(rows.values()), whole
+    return columns, tuple(rows.values()), whole
+
+
+def _check_rows(rows: tuple[Row, ...], manifest: dict[str, Any], path: Path) -> None:
+    """ValueError unless the noise levels and numbers of samples are those of the manifest's scheme and plan."""
+    try:
+        made = manifest["guarantee"]
+        plan = plans.from_description(made)
+        # The level of a user's own scheme is known to that scheme alone.
+        scheme = schemes.from_description(made) if made["scheme"] in schemes.SCHEMES else None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"Expected a whole manifest beside {path}, got one without {error}.") from None
+    looks = set(plan.looks())
+    levels = [row.sigma_x for row in rows]
+    if scheme is not None:
+        levels = schemes.drawn_level(scheme, [row.statistic for row in rows]).tolist()
+    for row, level in zip(rows, levels, strict=True):
+        if row.n not in looks or row.n0 != plan.selection or row.sigma_x != level:
+            raise ValueError(
+                f"Expected rows under {MANIFEST} in {path}, with n at most {plan.n}, n0 = {plan.selection} (plan "
+                f"{plan.name}) and sigma_x = {level}, got n = {row.n}, n0 = {row.n0}, sigma_x = {row.sigma_x} for "
+                f"image {row.idx}: it is a file of another run."
+            )
 
 
 def _parse(columns: tuple[str, ...], line: str) -> Row:
@@ -320,18 +378,23 @@ def _parse(columns: tuple[str, ...], line: str) -> Row:
         if name == "votes":
             values[name] = {int(c): int(k) for c, k in (pair.split(":") for pair in text.split(",") if pair)}
         elif name in _INTEGERS:
-            values[name] = int(text)
+            values[name] = _BOOLEANS[text] if text in _BOOLEANS and name == "correct" else int(text)
         else:
             values[name] = _seconds(text) if name == "time" else float(text)
+    for name in ("radius", "radius_published", "time"):
+        value = values.get(name, 0.0)
+        if value < 0 or math.isinf(value) or (name == "time" and math.isnan(value)):
+            raise ValueError(f"got {name} = {value}, which is not finite and >= 0")
     return Row(**values)
 
 
 def _seconds(text: str) -> float:
-    """Seconds, or h:mm:ss with a fraction."""
+    """Seconds, or h:mm:ss with a fraction and, where there are any, days: `1 day, 2:03:04`."""
+    days, _, clock = text.rpartition(", ")
     total = 0.0
-    for part in text.split(":"):
+    for part in clock.split(":"):
         total = 60 * total + float(part)
-    return total
+    return 86_400 * int(days.removesuffix("s").removesuffix(" day") or 0) + total
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -1,13 +1,14 @@
 """Result files shown side by side: their names, and what noise their networks were trained under."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from idrc_jax import results
+from idrc_jax import _files, results
 from idrc_jax.results import Results
 
 
@@ -71,12 +72,13 @@ def with_rows(arguments: Sequence[str]) -> list[str]:
 
 
 def _split(argument: str) -> tuple[str, str]:
-    """Name and path; the name, like the path, may have an equals sign."""
+    """Name and path; the name, like the path, may have an equals sign, and `~` is the home folder."""
     if Path(argument).exists() or "=" not in argument:
-        return "", argument
+        return "", os.path.expanduser(argument)
     places = [place for place, sign in enumerate(argument) if sign == "="]
-    end = next((place for place in places if Path(argument[place + 1 :]).exists()), places[-1])
-    return argument[:end], argument[end + 1 :]
+    paths = {place: os.path.expanduser(argument[place + 1 :]) for place in places}
+    end = next((place for place in places if Path(paths[place]).exists()), places[-1])
+    return argument[:end], paths[end]
 
 
 def labels(several: Sequence[Results]) -> list[str]:
@@ -127,7 +129,7 @@ def _training(one: Results) -> dict[str, Any] | None:
     if beside is None or not beside.is_file():
         return None
     try:
-        return json.loads(beside.read_text())["training"]
+        return json.loads(_files.read_text(beside))["training"]
     except (ValueError, KeyError):
         raise ValueError(f"Expected a training's settings in {beside}, got something else.") from None
 

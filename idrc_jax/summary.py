@@ -85,6 +85,17 @@ def abstention_rate(results: Results) -> float:
     return float(np.mean([row.predict == statistics.ABSTAIN for row in results.rows]))
 
 
+def last_radius(results: Results) -> float:
+    """The largest radius that the plan asked for, up to which accuracies compare; infinite but for `to_radius`."""
+    made = results.manifest["guarantee"] if results.manifest else {}
+    return max(made["radii"]) if made.get("plan") == "to_radius" else math.inf
+
+
+def too_low(results: Results) -> str:
+    """What to say of a plan whose `last_radius` is finite."""
+    return f"asked for radii up to {last_radius(results):g}: accuracy above, and the ACR, are too low to compare."
+
+
 def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
     """A text table: certified and published accuracy with 95 % intervals at `radii`, ACR, abstentions.
 
@@ -105,11 +116,8 @@ def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
         drawn = sum((row.n or 0) + (row.n0 or 0) for row in results.rows)
         plan = results.manifest["guarantee"]["plan"]
         lines.append(f"Samples: {drawn:,}, {drawn / len(results.rows):,.0f} an image (plan {plan}).")
-        if plan == "to_radius":
-            largest = max(results.manifest["guarantee"]["radii"])
-            lines.append(
-                f"The plan asked for radii up to {largest:g}: accuracy above, and the ACR, are too low to compare."
-            )
+        if math.isfinite(last_radius(results)):
+            lines.append(f"The plan {too_low(results)}")
     if certified is None:
         lines.append("This file has no valid radii, and published ones are not certificates: see idrc-recertify.")
     elif results.manifest:

@@ -20,7 +20,7 @@ VALID = "Certified accuracy (valid radii)"
 PUBLISHED = "Accuracy at published radii, which are no certificates but for gaussian"
 _ONCE = "Valid = published for these runs"
 _PAPER = "Rows of the paper are at its published radii (ResNet-110, n = 100,000)"
-_MIXED = "The runs are not of the same images"
+_MIXED = "The runs are not of the same images, so none is marked as the best"
 _TO_RADIUS = (
     "Under the plan to_radius accuracy above the radii that it was asked for, and the ACR, are too low to compare"
 )
@@ -42,7 +42,7 @@ class Row:
 class Table:
     """A table of accuracies, ACR and counts; accuracies to the nearest thousandth, ACR rounded down.
 
-    `ranked` says of which columns the largest value above 0 is marked.
+    `ranked` says of which columns the largest value above 0 is marked (see `_comparable`).
     """
 
     caption: str
@@ -112,7 +112,7 @@ def by_run(
         if paper_too and run.sigma in paper.ACCURACY.get(run.scheme, {}):
             rows.append(_of_paper(run.scheme, run.sigma, (None, *_paper(run.scheme, run.sigma, radii), None, None)))
     columns = ("images", *map(_radius, radii), "ACR", "abstained")
-    ranked = (False, *(True,) * (len(radii) + 1), False)
+    ranked = (False, *_comparable(several, [*radii, math.inf]), False)
     return Table(_caption(several, published, paper_too), columns, ranked, tuple(rows))
 
 
@@ -140,7 +140,8 @@ def by_sigma(
             theirs = [_paper(scheme, sigma, radii) for scheme in schemes]
             rows.append(Row(f"paper, σ = {sigma:g}", _interleave(theirs), ours=False))
     columns = tuple(f"{_radius(radius)} {scheme}" for radius in radii for scheme in schemes)
-    return Table(_caption(several, published, paper_too), columns, (True,) * len(columns), tuple(rows))
+    ranked = tuple(one for one in _comparable(several, radii) for _ in schemes)
+    return Table(_caption(several, published, paper_too), columns, ranked, tuple(rows))
 
 
 def by_method(
@@ -148,15 +149,18 @@ def by_method(
 ) -> Table:
     """The paper's Table 3: the runs of one name are a method; its best run at each radius, then each of its runs.
 
-    Which run is best was chosen on the images that are counted: with several sigmas the first row is optimistic.
+    Which run is best was chosen on the images that are counted: with several sigmas the first row is optimistic. Where
+    the runs are not of the same images there is none.
     """
     methods: dict[str, list[Run]] = {}
+    mixed = _mixed(several)
     for run in several:
         methods.setdefault(run.name, []).append(run)
     rows, singles = [], []
     for name, own in methods.items():
         values = [_accuracies(_radii(run, published), radii) for run in own]
-        rows.append(Row(f"{name}, best σ" if len(own) > 1 else name, _maximum(values)))
+        if len(own) == 1 or not mixed:
+            rows.append(Row(f"{name}, best σ" if len(own) > 1 else name, _maximum(values)))
         if len(own) > 1:
             made = [f"{name}, {'σ unknown' if run.sigma is None else f'σ = {run.sigma:g}'}" for run in own]
             singles += [Row(each, value) for each, value in zip(made, values, strict=True)]
@@ -167,7 +171,8 @@ def by_method(
             made = [f"paper, {name}, σ = {sigma:g}" for sigma in numbers]
             singles += [Row(each, value, ours=False) for each, value in zip(made, values, strict=True)]
     columns = tuple(map(_radius, radii))
-    return Table(_caption(several, published, paper_too), columns, (True,) * len(radii), (*rows, *singles))
+    ranked = _comparable(several, radii)
+    return Table(_caption(several, published, paper_too), columns, ranked, (*rows, *singles))
 
 
 def _radii(run: Run, published: bool) -> np.ndarray | None:
@@ -201,13 +206,29 @@ def _maximum(rows: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ..
     return tuple(max(values) if values else None for values in known)
 
 
+def _mixed(several: Sequence[Run]) -> bool:
+    """Whether the runs are not all of the same images."""
+    return any(runs.other_images(several[0].results, run.results) for run in several)
+
+
+def _comparable(several: Sequence[Run], radii: Sequence[float]) -> tuple[bool, ...]:
+    """At which radii one run may be called better than another: at none if they are of other images, and only up to
+    the radii that each plan asked for; the ACR counts as an infinite one."""
+    last = min(summary.last_radius(run.results) for run in several)
+    same = not _mixed(several)
+    return tuple(same and radius <= last for radius in radii)
+
+
 def _caption(several: Sequence[Run], published: bool, paper_too: bool) -> str:
     data = {run.results.manifest["guarantee"]["data"] for run in several if run.results.manifest}
     if paper_too and data - {"cifar10/test"}:
         raise ValueError(f"Expected runs of CIFAR-10's test images beside the paper's numbers, got {sorted(data)}.")
-    mixed = any(runs.other_images(several[0].results, run.results) for run in several)
     plans = {run.results.manifest["guarantee"].get("plan") for run in several if run.results.manifest}
-    notes = [PUBLISHED if published else VALID, *([_PAPER] if paper_too else []), *([_MIXED] if mixed else [])]
+    notes = [
+        PUBLISHED if published else VALID,
+        *([_PAPER] if paper_too else []),
+        *([_MIXED] if _mixed(several) else []),
+    ]
     notes += [_TO_RADIUS] if "to_radius" in plans else []
     return ". ".join(notes)
 
@@ -244,7 +265,7 @@ def _latex_safe(text: str) -> str:
 
 def _between(path: Path, mark: str, text: str) -> str:
     """A file's content with this text between its two marks."""
-    before, opening, rest = path.read_text().partition(f"<!-- {mark} -->\n")
+    before, opening, rest = _files.read_text(path).partition(f"<!-- {mark} -->\n")
     _, closing, after = rest.partition(f"<!-- /{mark} -->")
     if not closing:
         raise ValueError(f"Expected <!-- {mark} --> and <!-- /{mark} --> in {path}, got no such pair.")
@@ -265,7 +286,7 @@ def main() -> None:
         parser.add_argument("--kind", choices=("valid", "published", "both"), default="both", help="of radii")
         parser.add_argument("--format", choices=("markdown", "latex", "csv"), default="markdown")
         parser.add_argument("--paper", action="store_true", help="the paper's numbers beside")
-        parser.add_argument("--out", type=Path, help="file; printed by default")
+        parser.add_argument("--out", type=_command.path, help="file; printed by default")
         parser.add_argument("--mark", help="replace what stands in that file between <!-- MARK --> and <!-- /MARK -->")
         asked = parser.parse_args()
         several = runs.read(runs.with_rows(asked.runs))
@@ -278,6 +299,12 @@ def main() -> None:
             made = _LAYOUTS[asked.table](several, **radii, published=published, paper_too=asked.paper)
             made = replace(made, caption=f"{made.caption}. {_ONCE}") if once else made
             parts.append(getattr(made, asked.format)())
+        if not parts:
+            paths = ", ".join(str(run.results.path) for run in several)
+            raise ValueError(
+                f"Expected published radii for --kind published, got none in {paths}: six-column logs do not have "
+                "them, nor do schemes that are not in the paper. Use --kind valid."
+            )
         text = "\n".join(parts)
         if asked.out:
             _files.write_text(asked.out, _between(asked.out, asked.mark, text) if asked.mark else text)

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from idrc_jax import findings, galleries, results
+from idrc_jax import findings, galleries, results, schemes
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\"'{{ 7 * 7 }} @radius"
 GUARANTEE = {
@@ -14,9 +14,11 @@ GUARANTEE = {
 }  # fmt: skip
 
 
-def write_run(folder, *, count=60, seed=0, abstain=False, gallery=False, published=1.5, **guarantee):
+def write_run(folder, *, count=60, seed=0, abstain=False, gallery=False, channels=3, published=1.5, **guarantee):
     """A run with `count` rows, a quarter wrong and some abstained (all with `abstain`); published radii so many times
-    the valid ones."""
+    the valid ones; with a `gallery` of images of so many channels."""
+    made = GUARANTEE | guarantee
+    level = float(schemes.drawn_level(schemes.from_description(made), 0.5))
     generator = np.random.default_rng(seed)
     rows = []
     for idx in range(count):
@@ -28,17 +30,17 @@ def write_run(folder, *, count=60, seed=0, abstain=False, gallery=False, publish
         rows.append(
             results.Row(
                 idx, label, predict, radius, int(predict == label), 0.5, published * radius, max(predict, 0), 0.5,
-                0.125, 0.9, 1000, 100, {max(predict, 0): 1000},
+                level, 0.9, 1000, 100, {max(predict, 0): 1000},
             )
         )  # fmt: skip
     session = {"weights": "w.safetensors", "started": "2026-01-01T00:00:00+00:00", "versions": {"jax": "0.10.2"}}
-    manifest = {"schema_version": 1, "guarantee": GUARANTEE | guarantee, "sessions": [session]}
+    manifest = {"schema_version": 1, "guarantee": made, "sessions": [session]}
     results.write(rows, manifest, folder)
     if gallery:
         chosen = np.asarray([row.idx for row in galleries.choose(rows)])
-        pixels = generator.integers(0, 256, (len(chosen), 8, 8, 3)).astype(np.uint8)
+        pixels = generator.integers(0, 256, (len(chosen), 8, 8, channels)).astype(np.uint8)
         galleries.write(
-            galleries.Gallery(chosen, pixels, 255 - pixels, np.full(len(chosen), 0.125), pixels // 2), folder
+            galleries.Gallery(chosen, pixels, 255 - pixels, np.full(len(chosen), level), pixels // 2), folder
         )
     return folder
 
@@ -50,9 +52,10 @@ def write_audit(folder, *, finished=True, same=False):
     other = (0, 1, 1, "radius_published", *((0.5, 2.0) if same else (1.2, 1.0)), *row[6:])
     lines = ["\t".join(findings.COLUMNS), *("\t".join(map(str, one)) for one in (row, other))]
     (folder / findings.NAME).write_text("\n".join([*lines, ""]))
+    made = json.loads((folder / results.MANIFEST).read_text())["guarantee"]
     manifest = {
-        "schema_version": findings.SCHEMA_VERSION, "settings": {"level": 0.001, "votes": 100}, "attempts": 40,
-        "threshold": 1e-5, "finished": finished,
+        "schema_version": findings.SCHEMA_VERSION, "certificates": made,
+        "settings": {"level": 0.001, "votes": 100}, "attempts": 40, "threshold": 1e-5, "finished": finished,
     }  # fmt: skip
     if finished:
         manifest["robust_accuracy"] = [{"radius": 0.25, "certified": 0.5, "empirical": 0.75}]

@@ -1,25 +1,30 @@
-"""What tests start as processes of their own: `python processes.py certify|train ...`, with ways to die on cue."""
+"""What tests start as processes of their own, with ways to die on cue, so that no test depends on when it looks:
+`python processes.py certify|certify_command|train ...`.
+"""
 
+import atexit
 import functools
 import hashlib
 import os
 import signal
 import sys
+import types
 from pathlib import Path
 
 import jax
 import numpy as np
 from conftest import linear_logits
 
-from idrc_jax import certification, checkpoints, cli, data, results, schemes, training_loop, workers
+from idrc_jax import certification, checkpoints, cli, data, progress, results, schemes, training_loop, workers
 from idrc_jax.checkpoints import Classifier
 from idrc_jax.plans import Fixed
 
 INDICES = np.arange(60)
+SIGNALS = {"kill": signal.SIGKILL, "interrupt": signal.SIGINT}
 
 
-def die_after(count, function):
-    """The function, but after `count` calls the process is killed."""
+def die_after(count, function, number=signal.SIGKILL):
+    """The function, but after `count` calls the process sends itself a signal."""
     calls = 0
 
     def counted(*arguments, **more):
@@ -27,7 +32,7 @@ def die_after(count, function):
         answer = function(*arguments, **more)
         calls += 1
         if calls == count:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return answer
 
     return counted
@@ -54,6 +59,32 @@ def certify(workdir, index="-1", count="0", kill_after="0", address=""):
         print(f"{worker.index} of {worker.count} on {jax.local_device_count()} of {jax.device_count()}")
 
 
+def certify_command(cue, *arguments):
+    """`certify.py`, in pieces of a chunk.
+
+    Args:
+      cue: how to end and after how many rows, kill:K or interrupt:K; or slow:M, with a clock on which a piece takes M
+        minutes, and which is printed at the end.
+    """
+    how, _, count = cue.partition(":")
+    certification._SECONDS_A_PIECE = 1e-9
+    if how == "slow":
+        minutes, draw = 0, certification._Sampler.__call__
+
+        def timed(sampler, piece):
+            nonlocal minutes
+            minutes += int(count)
+            return draw(sampler, piece)
+
+        certification._Sampler.__call__ = timed
+        progress.time = types.SimpleNamespace(monotonic=lambda: 60.0 * minutes)
+        atexit.register(lambda: print(f"{minutes} minutes"))
+    else:
+        results.ResultsFile.append = die_after(int(count), results.ResultsFile.append, SIGNALS[how])
+    sys.argv = ["certify.py", *arguments]
+    cli.certify()
+
+
 def train(cue, *arguments):
     """`train.py` that talks and saves after each step and prints a hash of this process's copy of the state.
 
@@ -72,7 +103,7 @@ def train(cue, *arguments):
             digest.update(np.asarray(leaf.addressable_shards[-1].data).tobytes())
         print(f"step {step} {digest.hexdigest()}", flush=True)
         if when and step == int(when):
-            os.kill(os.getpid(), {"kill": signal.SIGKILL, "interrupt": signal.SIGINT}[how])
+            os.kill(os.getpid(), SIGNALS[how])
 
     def failing(self):
         raise OSError("No space left on device")
@@ -85,4 +116,4 @@ def train(cue, *arguments):
 
 
 if __name__ == "__main__":
-    {"certify": certify, "train": train}[sys.argv[1]](*sys.argv[2:])
+    {"certify": certify, "certify_command": certify_command, "train": train}[sys.argv[1]](*sys.argv[2:])

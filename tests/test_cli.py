@@ -2,17 +2,16 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
+import commands
 import numpy as np
 import pytest
 import safetensors.numpy
 from conftest import ROOT
 
-from idrc_jax import galleries, results, runs
+from idrc_jax import cli, galleries, results, runs
 
 SYNTHETIC = [
     "--config.data.name=synthetic", "--config.train.epochs=2", "--config.devices=1", "--config.data.skip=4",
@@ -26,13 +25,19 @@ def environment():
     return {key: value for key, value in os.environ.items() if not key.startswith(own)}
 
 
-def start(script, workdir, *arguments, **variables):
+def start(script, workdir, *arguments, cue="", **variables):
+    """One of the scripts; with a cue the same command as `processes.py` runs it."""
+    program = [str(ROOT / script)]
+    if cue:
+        program = [
+            str(ROOT / "tests/processes.py"),
+            {"train.py": "train", "certify.py": "certify_command"}[script],
+            cue,
+        ]
+        variables["JAX_NUM_CPU_DEVICES"] = "1"
     command = [
-        sys.executable,
-        str(ROOT / script),
-        f"--workdir={workdir}",
-        *[a for a in arguments if a.startswith("--config=")],
-    ]
+        sys.executable, *program, f"--workdir={workdir}", *[a for a in arguments if a.startswith("--config=")],
+    ]  # fmt: skip
     command += [*SYNTHETIC, *[a for a in arguments if not a.startswith("--config=")]]
     own = environment() | variables
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own)
@@ -82,16 +87,9 @@ def test_training_that_is_killed_goes_on_to_the_same_weights(trained, tmp_path):
     """SIGKILL in the middle of a run that saves after every step, twice."""
     every_step = "--config.train.checkpoint_minutes=0"
     for steps in (2, 4):
-        process = start("train.py", tmp_path, every_step)
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            saved = [int(path.name) for path in (tmp_path / "checkpoints").glob("*") if path.name.isdigit()]
-            if saved and max(saved) >= steps:
-                break
-            time.sleep(0.02)
-        assert process.poll() is None, process.communicate()
-        process.kill()
-        process.communicate()
+        run("train.py", tmp_path, every_step, cue=f"kill:{steps}", status=-9)
+        saved = [int(path.name) for path in (tmp_path / "checkpoints").glob("*") if path.name.isdigit()]
+        assert max(saved) == steps
         assert not (tmp_path / "weights.safetensors").exists()
     run("train.py", tmp_path, every_step)
     whole, resumed = weights(trained), weights(tmp_path)
@@ -100,20 +98,14 @@ def test_training_that_is_killed_goes_on_to_the_same_weights(trained, tmp_path):
         np.testing.assert_array_equal(value, resumed[name])
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_certification_that_is_stopped_goes_on(trained, certified, tmp_path, number, status):
-    arguments = (f"--config.model.weights={trained}", "--config.data.skip=1", "--config.certify.n=20000")
-    process = start("certify.py", tmp_path, *arguments)
+@pytest.mark.parametrize(("cue", "status"), [("interrupt:3", 130), ("kill:3", -9)])
+def test_certification_that_is_stopped_goes_on(trained, certified, tmp_path, cue, status):
+    arguments = (f"--config.model.weights={trained}", "--config.data.skip=1", "--config.chunk=64")
+    _, error = run("certify.py", tmp_path, *arguments, cue=cue, status=status)
     path = tmp_path / "certificates.tsv"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (path.exists() and path.read_bytes().count(b"\n") > 3):
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == status, error
     done = {row.idx: row for row in results.read_results(path).rows}
-    assert 2 <= len(done) < 64
-    if number == signal.SIGINT:
+    assert 3 <= len(done) < 64
+    if status == 130:
         assert "goes on from here" in error
         assert "Traceback" not in error
         assert not json.loads((tmp_path / "certify_status.json").read_text())["finished"]
@@ -125,14 +117,26 @@ def test_certification_that_is_stopped_goes_on(trained, certified, tmp_path, num
 
 
 def test_a_time_limit_ends_in_status_zero_and_says_so(trained, tmp_path):
-    arguments = ("--config.data.skip=1", "--config.certify.n=200000", f"--config.model.weights={trained}")
-    started = time.monotonic()
-    out, _ = run("certify.py", tmp_path, *arguments, "--config.max_minutes=0.5")
-    assert time.monotonic() - started < 60  # start-up included
+    """By a clock on which a piece of 64 samples takes ten minutes: all 64 images would take 85 hours."""
+    arguments = ("--config.data.skip=1", f"--config.model.weights={trained}", "--config.chunk=64")
+    out, _ = run("certify.py", tmp_path, *arguments, "--config.max_minutes=3000", cue="slow:10")
     assert "stopped before its time limit" in out
+    assert int(out.split()[-2]) <= 3000
     status = json.loads((tmp_path / "certify_status.json").read_text())
     assert not status["finished"]
-    assert status["done"] == len(results.read_results(tmp_path).rows)
+    assert 0 < status["done"] == len(results.read_results(tmp_path).rows) < 64
+
+
+def test_the_table_says_that_it_covers_more_images_than_this_call(trained, tmp_path):
+    given = [f"--workdir={tmp_path}", *SYNTHETIC, f"--config.model.weights={trained}"]
+    _, out, _ = commands.run(cli.certify, *given, "--config.data.skip=16")
+    assert "other calls" not in out
+    _, out, _ = commands.run(cli.certify, *given, "--config.data.skip=32", "--config.data.start=1")
+    assert (
+        f"of 6 images: 2 of this call's data.start, stop and skip, and 4 that other calls certified in {tmp_path}"
+        in out
+    )
+    assert json.loads((tmp_path / "certify_status.json").read_text())["total"] == 2
 
 
 def test_a_dry_run_writes_nothing(trained, tmp_path):

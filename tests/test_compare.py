@@ -82,6 +82,13 @@ def test_the_committed_runs_and_the_verdict():
     assert out.rstrip().endswith("A certifies more at 0.75.")
 
 
+def test_a_plan_that_stops_at_its_radii_is_said():
+    a, b = (ROOT / "results/plans" / name for name in ("fixed", "to_radius"))
+    _, out, _ = commands.run(compare.main, f"a={a}", f"b={b}")
+    assert "The plan of b asked for radii up to " in out
+    assert "The plan of a" not in out
+
+
 @pytest.mark.parametrize(
     ("b", "message"),
     [

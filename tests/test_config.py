@@ -203,6 +203,38 @@ def test_each_config_has_a_workdir_of_its_own(given, folder):
         assert commands.run(cli.train, *given, "--workdir=mine")[1].strip() == "mine"
 
 
+def test_home_stands_for_the_tilde_of_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text((config.folder() / "cifar10.py").read_text())
+    given = [
+        "--config=~/mine.py:l1",
+        "--workdir=~/run",
+        "--out=~/found",
+        *(f"--config.{one}=~/x" for one in config.PATHS),
+    ]
+    with mock.patch("sys.argv", ["x", *given]):
+        values, rest = cli._parse(True, cli._define_audit)
+    assert (values.workdir, values.out, rest) == (tmp_path / "run", tmp_path / "found", [])
+    assert {config.get(values.config, one) for one in config.PATHS} == {str(tmp_path / "x")}
+    assert values.config.noise.scheme == "l1"
+
+
+def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for main, flag in ((cli.train, "workdir"), (cli.certify, "workdir"), (cli.merge, "out")):
+        assert commands.refused(main, f"--{flag}=") == f"error: flag --{flag}=: Expected a path, got nothing.\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_audit_of_a_log_says_what_a_log_lacks(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.5\t1\t1\n")
+    error = commands.refused(cli.audit, log, "--config.devices=1")
+    assert error.startswith(
+        f"error: Expected a run with its manifest to audit, got {log}: a log has neither the network"
+    )
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -106,8 +106,8 @@ def test_bands_hold_the_curve_and_are_the_exact_interval():
     assert min(abs(y - high) for y in heights[at]) < 1e-9
 
 
-def gallery(index, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (len(index), 4, 4, 3)).astype(np.uint8)
+def gallery(index, seed=0, channels=3):
+    pixels = np.random.default_rng(seed).integers(0, 256, (len(index), 4, 4, channels)).astype(np.uint8)
     return galleries.Gallery(np.asarray(index), pixels, pixels // 2, np.full(len(index), 0.1))
 
 
@@ -128,6 +128,13 @@ def test_noisy_images_by_scheme_and_sigma():
         figures.plot_noisy(shown, 7)
     with pytest.raises(ValueError, match="same images"):
         figures.plot_noisy({("gaussian", 0.25): gallery([1]), ("l1", 0.25): gallery([2])})
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_noisy_images_of_any_number_of_channels(channels):
+    own = gallery([1], channels=channels)
+    drawn = figures.plot_noisy({("gaussian", 0.25): own}).axes[0].get_images()[0].get_array()
+    assert np.array_equal(drawn, own.images[0][..., :3] if channels > 3 else own.images[0][..., 0])
 
 
 def test_the_command_draws_every_format_and_the_same_file_twice(tmp_path):

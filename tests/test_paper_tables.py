@@ -105,6 +105,35 @@ def test_no_radii_and_other_images_are_said():
     assert "not of the same images" not in tables.by_run([GAUSSIAN, L1]).caption
 
 
+def test_over_other_images_nothing_is_the_best():
+    other = run("o", "l2", sigma=0.5, count=20)
+    for layout in tables._LAYOUTS.values():
+        for several, marked in (([GAUSSIAN, L1_WIDE], True), ([GAUSSIAN, L1_WIDE, other], False)):
+            made = layout(several, [0.1, 0.2])
+            assert any(any(row) for row in made.best()) == marked
+            assert ("none is marked as the best" in made.caption) != marked
+    named = [Run("ours", GAUSSIAN.results), Run("ours", other.results), Run("theirs", L1.results)]
+    _, rows = read_csv(tables.by_method(named, [0.1]))
+    assert list(rows) == ["theirs", "ours, σ = 0.25", "ours, σ = 0.5"]
+
+
+def test_nothing_is_the_best_beyond_the_radii_that_a_plan_asked_for():
+    stopped = run("s", "gaussian")
+    stopped.results.manifest["guarantee"] |= {"plan": "to_radius", "radii": [0.1, 0.2]}
+    radii = [0.1, 0.2, 0.3]
+    best = tables.by_run([L1, stopped], radii).best()
+    assert [any(column) for column in zip(*best, strict=True)] == [False, True, True, False, False, False]
+    assert all(any(column) for column in list(zip(*tables.by_run([L1, GAUSSIAN], radii).best(), strict=True))[1:5])
+
+
+def test_a_kind_of_radii_that_no_file_has_is_said(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.5\t1\t1\n")
+    error = commands.refused(tables.main, "runs", log, "--kind", "published")
+    assert f"Expected published radii for --kind published, got none in {log}: six-column logs" in error
+    assert commands.run(tables.main, "runs", log)[1].count("| log |") == 1
+
+
 def test_a_plan_that_stops_at_its_radii_is_said():
     stopped = run("s", "gaussian")
     stopped.results.manifest["guarantee"] |= {"plan": "to_radius", "radii": [0.25, 0.5]}

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -133,6 +132,12 @@ def train(workdir, cues=("none",), devices=1, settings=((),), together=True):
     return finish(*started)
 
 
+def assert_refused(answers, message):
+    """All fail. The first to see the matter says so and leaves; JAX may end the others before they have come so far."""
+    assert all(status != 0 for status, _, _ in answers), answers
+    assert any(status == 1 and message in error for status, _, error in answers), answers
+
+
 def weights(workdir):
     return safetensors.numpy.load_file(workdir / "weights.safetensors")
 
@@ -201,19 +206,13 @@ def test_processes_with_other_settings_are_refused(tmp_path):
     answers = train(
         tmp_path, cues=("none", "none"), settings=(("--config.train.momentum=0.9",), ("--config.train.momentum=0.8",))
     )
-    for status, _, error in answers:
-        assert status == 1
-        assert "Expected training settings and data to be the same on all processes" in error
+    assert_refused(answers, "Expected training settings and data to be the same on all processes")
     assert not (tmp_path / "train_config.json").exists()
 
 
 def test_the_batch_is_split_over_all_processes(tmp_path):
     answers = train(tmp_path, cues=("none", "none"), settings=(("--config.train.batch=511",),))
-    # The first to see it leaves, and JAX may end the other before it has said the same.
-    assert {status for status, _, _ in answers} <= {1, -signal.SIGABRT}
-    told = [error for status, _, error in answers if status == 1]
-    assert told
-    assert all("Expected train.batch to be a multiple of 2 devices, got 511" in error for error in told)
+    assert_refused(answers, "Expected train.batch to be a multiple of 2 devices, got 511")
 
 
 def test_a_cluster_that_is_not_there_is_refused(tmp_path):

@@ -78,6 +78,15 @@ def test_an_audit_that_is_not_finished_says_so(tmp_path):
     assert "not broken" not in text
 
 
+def test_an_audit_of_other_certificates_is_not_shown_as_that_of_these(tmp_path):
+    folder = write_audit(write_run(tmp_path / "a"))
+    other = write_run(tmp_path / "b", sigma=0.5)
+    for path in folder.glob("audit.*"):
+        (other / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=r"got one of others in .*audit.tsv, of which sigma was 0\.25, is 0\.5"):
+        page_of(other)
+
+
 def test_claims_of_an_audit_are_one_only_where_they_say_the_same():
     made = {"scheme": "gaussian", "certificate": "one_sided"}
     same = [{"kind": kind, "images": 3, "broken": 1} for kind in ("radius", "radius_published")]
@@ -209,6 +218,20 @@ def test_ten_thousand_rows_make_a_small_page(tmp_path):
 
 def test_pixels_become_pngs():
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
-    for given, expected in ((pixels, pixels), (pixels[..., :1], pixels[..., 0]), (pixels / 255, pixels)):
+    six = np.concatenate([pixels, 255 - pixels], axis=-1)
+    for given, expected in (
+        (pixels, pixels),
+        (pixels[..., :1], pixels[..., 0]),
+        (pixels / 255, pixels),
+        (pixels[..., :2], pixels[..., 0]),
+        (six[..., :4], pixels),
+        (six, pixels),
+    ):
         packed = base64.b64decode(report.data_uri(given).removeprefix("data:image/png;base64,"))
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(packed))), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_images_of_any_number_of_channels_are_shown(tmp_path, channels):
+    page = page_of(write_run(tmp_path / "a", gallery=True, channels=channels))
+    assert sum(tag == "img" for tag, _ in page.tags) > 10

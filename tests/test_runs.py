@@ -1,13 +1,19 @@
+import contextlib
+import io
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import commands
 import pytest
 from conftest import ROOT
+from pages import write_audit, write_run
 
-from idrc_jax import _command, compare, figures, report, runs, tables
+from idrc_jax import _command, compare, figures, recertify, report, runs, tables
 
 ROOM = ROOT / "results"
 
@@ -128,6 +134,64 @@ def test_without_any_rows_and_for_what_was_named_it_is_an_error(tmp_path, main, 
 def test_a_comparison_needs_both(tmp_path):
     room(tmp_path)
     assert "no such file" in commands.refused(compare.main, tmp_path / "finished", tmp_path / "trained")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_what_a_command_prints_fits_the_terminals_encoding(encoding):
+    out, error = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
+    given = ["idrc-tables", "runs", str(ROOM / "plans/fixed"), "--kind", "valid"]
+    with (
+        mock.patch.object(sys, "argv", given),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+        pytest.raises(SystemExit) as stopped,
+    ):
+        tables.main()
+    out.flush()
+    assert stopped.value.code == 0
+    sigma = "σ" if encoding == "utf-8" else "\\u03c3"
+    assert f"gaussian, {sigma} = 0.25" in out.buffer.getvalue().decode(encoding)
+
+
+def test_what_commands_read_is_utf_8_in_every_locale(tmp_path):
+    """Python warns where a text is read in the locale's encoding."""
+    folder = write_audit(write_run(tmp_path / "run", gallery=True))
+    (tmp_path / "names").write_bytes("é\nß\n".encode())
+    (tmp_path / "page.md").write_bytes("σ\n<!-- a -->\n<!-- /a -->\n".encode())
+    given = [
+        ["report", str(folder), "--classes", str(tmp_path / "names"), "--out", str(tmp_path / "report")],
+        ["tables", "runs", str(folder), "--mark", "a", "--out", str(tmp_path / "page.md")],
+    ]
+    code = (
+        "import contextlib, importlib, sys, warnings\n"
+        "warnings.simplefilter('ignore', EncodingWarning)  # of other packages\n"
+        f"for name, *arguments in {given!r}:\n"
+        "    module = importlib.import_module(f'idrc_jax.{name}')\n"
+        "    warnings.filterwarnings('error', category=EncodingWarning, module='idrc_jax')\n"
+        "    sys.argv = [name, *arguments]\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        module.main()\n"
+    )
+    command = [sys.executable, "-X", "warn_default_encoding", "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert "encoding" not in answer.stderr.lower()
+    assert "Report: " in answer.stdout
+    assert "Table: " in answer.stdout
+    assert "é" in (tmp_path / "report/index.html").read_text(encoding="utf-8")
+    assert (tmp_path / "page.md").read_text(encoding="utf-8").startswith("σ\n")
+
+
+def test_home_stands_for_the_tilde_behind_an_equals_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(ROOM / "plans/fixed", tmp_path / "run")
+    assert [run.name for run in runs.read(["mine=~/run", "~/run"])] == ["mine", "gaussian, σ = 0.25"]
+    assert commands.run(tables.main, "runs", "mine=~/run", "--out=~/table.md")[0] == 0
+    assert "| mine |" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(("main", "before"), [(tables.main, ["runs"]), (report.main, []), (recertify.main, [])])
+def test_an_empty_path_is_not_the_current_folder(main, before):
+    assert "Argument --out: invalid path value: ''" in commands.refused(main, *before, ROOM / "plans/fixed", "--out=")
 
 
 def test_a_warning_of_a_command_is_one_line(capsys):

@@ -57,8 +57,8 @@ def main() -> None:
     """Export weights to PyTorch (.pth, .pt, .safetensors), results to .parquet or the six-column log (.tsv)."""
     with _command.one_line_errors():
         parser = _command.Parser("idrc-export", main.__doc__)
-        parser.add_argument("source", type=Path, help="a run's folder, its weights or its results")
-        parser.add_argument("target", type=Path, help="the new file; its suffix chooses the format")
+        parser.add_argument("source", type=_command.path, help="a run's folder, its weights or its results")
+        parser.add_argument("target", type=_command.path, help="the new file; its suffix chooses the format")
         asked = parser.parse_args()
         suffix = asked.target.suffix
         if suffix not in (*_WEIGHTS, *_TABLES):

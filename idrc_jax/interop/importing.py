@@ -104,13 +104,15 @@ def main() -> None:
     """Import a PyTorch checkpoint, to be certified by --config.model.weights=DIR/weights.safetensors."""
     with _command.one_line_errors():
         parser = _command.Parser("idrc-import", main.__doc__)
-        parser.add_argument("checkpoint", type=Path, help="a file, or the folder of a ViT or of a diffusers U-Net")
+        parser.add_argument(
+            "checkpoint", type=_command.path, help="a file, or the folder of a ViT or of a diffusers U-Net"
+        )
         parser.add_argument("--arch", default="", help="cifar_resnetN or resnet50, if the file does not say")
         parser.add_argument("--classes", type=int, default=0, help="refuse a network of another number of classes")
         parser.add_argument("--size", type=int, default=0, help="height and width of the images, if not the usual ones")
         parser.add_argument("--mean", type=float, nargs="+", default=(), help="of each channel, if the file has none")
         parser.add_argument("--std", type=float, nargs="+", default=(), help="of each channel, if the file has none")
-        parser.add_argument("--out", type=Path, required=True, help="folder for weights.safetensors")
+        parser.add_argument("--out", type=_command.path, required=True, help="folder for weights.safetensors")
         asked = vars(parser.parse_args())
         asked.pop("debug")
         path, out = asked.pop("checkpoint"), asked.pop("out") / checkpoints.WEIGHTS
