@@ -15,6 +15,8 @@ SLICE ?= 60
 RUN ?= runs/$(SCHEME)-$(SIGMA)
 ARGS ?=
 WHAT ?= n
+# Processes that test side by side, each on a core of its own.
+WORKERS ?= 2
 # An interpreter that has JAX: the virtual environment's where there is one.
 PYTHON_RUN ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 SETTINGS = --config=$(CONFIG):$(SCHEME) --config.noise.sigma=$(SIGMA) --config.data.dir=$(DATA) \
@@ -32,7 +34,7 @@ quickstart: $(VENV)/.quickstart  ## Train and certify a small network on the emb
 	$(BIN)/python certify.py --workdir=runs/quickstart
 
 test: $(VENV)/.dev  ## Run the tests that need nothing but this checkout.
-	$(BIN)/pytest -m "not shared and not peers"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not shared and not peers"
 
 test-all: $(VENV)/.peers  ## Run the tests that need ../shared or PyTorch; a skip is a failure.
 	$(BIN)/pytest -m "shared or peers" --forbid-skips
@@ -113,7 +115,7 @@ gpu-benchmark:  ## Time all on an NVIDIA GPU with the JAX of PYTHON_RUN, which i
 	$(PYTHON_RUN) -m benchmarks.gpu $(if $(DATA),--data $(DATA)) $(ARGS)
 
 clean:  ## Remove the virtual environment and caches; runs/ stays.
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:

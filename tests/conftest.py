@@ -1,21 +1,41 @@
-"""Four simulated CPU devices, unless the user has chosen; and `--forbid-skips` for machines that have everything."""
+"""Four simulated CPU devices, unless the user has chosen; and `--forbid-skips` for machines that have everything.
+
+What XLA compiles is kept in the checkout, for the next run and for the commands that tests start: most of the tests' time
+is the compiler's. Of several workers (`-n`) each has a core of its own.
+"""
 
 import os
 from pathlib import Path
 from unittest import mock
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import pytest
+ROOT = Path(__file__).parent.parent
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
-from idrc_jax import choice
-from idrc_jax.checkpoints import Classifier
+import jax  # noqa: E402  (which reads these)
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from idrc_jax import choice  # noqa: E402
+from idrc_jax.checkpoints import Classifier  # noqa: E402
+from idrc_jax.kernels import convolution_cpu, network_cpu, resnet_cpu, resnet_training_cpu  # noqa: E402
+
+KERNELS = (convolution_cpu, network_cpu, resnet_cpu, resnet_training_cpu)
 
 if "JAX_NUM_CPU_DEVICES" not in os.environ and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", 4)
 
-ROOT = Path(__file__).parent.parent
+
+def pytest_configure(config):
+    worker = getattr(config, "workerinput", None)
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker["workerid"].removeprefix("gw")) % len(cores)]})
+    elif getattr(config.option, "numprocesses", None):
+        for kernel in KERNELS:  # once, not by every worker
+            kernel.available()
 
 
 def pytest_addoption(parser):
