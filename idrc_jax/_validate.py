@@ -1,9 +1,10 @@
 """Argument checks: one clear line that says what was expected and what came."""
 
 import math
+import operator
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Number = TypeVar("Number", int, float)
 
@@ -20,6 +21,31 @@ def at_least(name: str, value: Number, least: float) -> Number:
     if not value >= least:
         raise ValueError(f"Expected {name} >= {least}, got {value}.")
     return value
+
+
+def integer(name: str, value: Any) -> int:
+    """Return `value` as an int if its type is one of integers, else raise ValueError."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"Expected {name} to be an integer, got {value!r}.") from None
+
+
+def count(name: str, value: Any, least: int) -> int:
+    """Return `value` as an int if it is an integer >= `least`, else raise ValueError."""
+    return at_least(name, integer(name, value), least)
+
+
+def classes(where: object, value: Any) -> int:
+    """Return a number of classes as an int if it is at least 2, else raise ValueError, which says what to do with 1."""
+    if integer("classes", value) < 2:
+        raise ValueError(
+            f"Expected at least 2 classes in {where}, got {value}: a single logit z, as a sigmoid takes, is to be given "
+            "as the two logits [0, z]."
+        )
+    return int(value)
 
 
 def in_open_unit_interval(name: str, value: float) -> float:

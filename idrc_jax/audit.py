@@ -222,7 +222,7 @@ def _same_certificates(
     )
     certification.check_fits(classifier, dataset)
     made = certification.describe_guarantee(classifier, schemes.from_description(stored), dataset, indices, settings)
-    changed = results.differences(stored, results.as_json(made))
+    changed = results.guarantee_differences(stored, results.as_json(made))
     if changed:
         raise ValueError(f"Expected the classifier and data that {read.path} was made with, got {changed}.")
     for row in read.rows:

@@ -26,6 +26,7 @@ from idrc_jax import (
     results,
     sampling,
     statistics,
+    threefry,
 )
 from idrc_jax.certificates import Certificate
 from idrc_jax.checkpoints import Classifier
@@ -58,6 +59,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         _validate.in_open_unit_interval("certify.alpha", self.alpha)
+        prng.check_seed(self.seed)
         self.plan.check(self.alpha)
 
 
@@ -318,7 +320,8 @@ def certify_dataset(
 
 
 def check_fits(classifier: Classifier, dataset: data.Dataset) -> None:
-    """ValueError unless the data set's images and labels are the classifier's."""
+    """ValueError unless the classifier gives logits of its classes and the data set's images and labels are its."""
+    classifier.check()
     if dataset.images.shape[1:] != classifier.image_shape:
         raise ValueError(
             f"Expected images of shape {classifier.image_shape} as the classifier takes, got "
@@ -347,6 +350,7 @@ def describe_guarantee(
         "certificate": settings.certificate,
         "alpha": settings.alpha,
         "seed": settings.seed,
+        "generator": threefry.NAME,
         "classes": classifier.classes,
         "dim": int(np.prod(classifier.image_shape)),
         "dtype": classifier.dtype,

@@ -55,7 +55,8 @@ class Classifier(Interchangeable):
     Attributes:
       apply_fn: (params, images float32 [N, H, W, C]) -> logits float32 [N, classes]; normalisation inside.
       params: the pytree that `apply_fn` takes.
-      classes: number of classes.
+      classes: number of classes, K >= 2. A network of one logit z, whose sigmoid is a probability, is to give the two
+        logits [0, z].
       image_shape: (H, W, C) it was made for.
       dtype: compute type, part of what is certified.
       kernel: what runs the network: "xla", or a kernel of `idrc_jax.kernels`, with the same logits within rounding.
@@ -63,6 +64,9 @@ class Classifier(Interchangeable):
         `apply_fn` are replaced: results then name it by its `fingerprint`.
       description: what rebuilds the network, and how it was trained.
       alternatives: see `Interchangeable`; given by `with_alternatives`.
+
+    Raises ValueError for fewer than 2 classes or an impossible shape, and when it is first used, with the shapes, for
+    an `apply_fn` that gives anything but floats [N, classes].
     """
 
     apply_fn: Any
@@ -74,13 +78,31 @@ class Classifier(Interchangeable):
     sha256: str = ""
     description: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if len(self.image_shape) != 3:
+            raise ValueError(f"Expected image_shape (H, W, C), got {self.image_shape}.")
+        shape = tuple(_validate.count("image_shape", side, 1) for side in self.image_shape)
+        object.__setattr__(self, "image_shape", shape)
+        object.__setattr__(self, "classes", _validate.classes("a classifier", self.classes))
+
     def __call__(self, images: jax.Array) -> jax.Array:
         return self.apply_fn(self.params, images)
 
+    @property
+    def _batch(self) -> int:
+        """Images of the trace: not as many as classes, so that these cannot stand in the place of those."""
+        return _TRACED_BATCH + (self.classes == _TRACED_BATCH)
+
     @functools.cached_property
     def _traced(self) -> Any:
-        images = jax.ShapeDtypeStruct((_TRACED_BATCH, *self.image_shape), jnp.float32)
-        return jax.make_jaxpr(self.apply_fn)(self.params, images)
+        images = jax.ShapeDtypeStruct((self._batch, *self.image_shape), jnp.float32)
+        jaxpr, logits = jax.make_jaxpr(self.apply_fn, return_shape=True)(self.params, images)
+        check_logits(logits, self._batch, self.classes)
+        return jaxpr
+
+    def check(self) -> None:
+        """ValueError unless `apply_fn` gives logits of its classes; traces the network once."""
+        _ = self._traced
 
     @functools.cached_property
     def structure(self) -> str:
@@ -93,7 +115,7 @@ class Classifier(Interchangeable):
     @functools.cached_property
     def largest_intermediate(self) -> int:
         """Bytes a sample of the largest array that the network computes; traces it once."""
-        batch = _TRACED_BATCH
+        batch = self._batch
 
         def made(jaxpr: Any) -> Iterator[Any]:
             for equation in jaxpr.eqns:
@@ -106,6 +128,22 @@ class Classifier(Interchangeable):
         return max(4 * batch * math.prod(self.image_shape), *sizes) // batch
 
 
+def check_logits(logits: Any, images: int, classes: int) -> jax.Array:
+    """The logits of a batch if they are floats [images, classes], else ValueError.
+
+    A wrong shape must not pass: indexing and broadcasting would make votes of it.
+    """
+    shape = getattr(logits, "shape", None)
+    if shape == (images, classes) and jnp.issubdtype(logits.dtype, jnp.floating):
+        return logits
+    got = type(logits).__name__ if shape is None else f"{logits.dtype} {list(shape)}"
+    single = " A single logit z is to be given as the two logits [0, z]." if shape in ((images,), (images, 1)) else ""
+    raise ValueError(
+        f"Expected apply_fn to give float logits [{images}, {classes}] for {images} images of {classes} classes, got "
+        f"{got}.{single}"
+    )
+
+
 def build(
     description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs, convolution: Any = jax.lax.conv_general_dilated
 ) -> ResNet | ResNet50 | UNet | ViT:
@@ -114,6 +152,7 @@ def build(
     _validate.one_of("model.dtype", dtype, _DTYPES)
     if description["architecture"] == "unet":
         return UNet(**description["unet"], dtype=_DTYPES[dtype], convolution=convolution, rngs=rngs)
+    _validate.classes("a classifier", description["classes"])
     if description["architecture"] == "vit":
         return ViT(
             **description["vit"],

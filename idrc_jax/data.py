@@ -142,7 +142,7 @@ def augment(images: jax.Array, key: jax.Array, *, split: bool = False) -> jax.Ar
     count, height, width, channels = images.shape
     crop_key, flip_key = jax.random.split(key)
     padded = jnp.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
-    corners = jax.random.randint(crop_key, (count, 2), 0, 9)
+    corners = jax.random.randint(crop_key, (count, 2), 0, 9, jnp.int32)
     flips = jax.random.bernoulli(flip_key, shape=(count,))
 
     def one(image: jax.Array, corner: jax.Array, flip: jax.Array) -> jax.Array:

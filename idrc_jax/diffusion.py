@@ -174,8 +174,11 @@ class Denoiser(Interchangeable):
         signals = [signal_of(sigma), *(self.schedule.signal(one) for one in times[1:])]
 
         def estimate(x: jax.Array, time: Any, a: Any) -> jax.Array:
-            predicted = self.apply_fn(params, x, jnp.asarray(time, jnp.float32))[..., : x.shape[-1]]
-            return clean_estimate(self.prediction, predicted.astype(jnp.float32), x, a)
+            predicted = self.apply_fn(params, x, jnp.asarray(time, jnp.float32))
+            if predicted.shape[:-1] != x.shape[:-1] or predicted.shape[-1] < x.shape[-1]:
+                raise ValueError(f"Expected the denoiser to give {list(x.shape)}, got {list(predicted.shape)}.")
+            kept = predicted[..., : x.shape[-1]].astype(jnp.float32)
+            return clean_estimate(self.prediction, kept, x, a)
 
         def step(x: jax.Array, levels: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
             time, a, a_next = levels

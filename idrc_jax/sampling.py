@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from idrc_jax import _validate, devices, noise, prng
-from idrc_jax.checkpoints import Classifier
+from idrc_jax.checkpoints import Classifier, check_logits
 from idrc_jax.schemes import Scheme, host_scale
 
 ApplyFn = Callable[[Any, jax.Array], jax.Array]
@@ -58,6 +58,9 @@ def slot_votes(
 
     Returns:
       int32 [N, classes + 1]; the last column counts the votes whose logits were not all finite.
+
+    Raises:
+      ValueError: logits of another shape, or that are no floats.
     """
 
     def noisy(position: jax.Array, number: jax.Array) -> jax.Array:
@@ -65,7 +68,7 @@ def slot_votes(
         image = images[position]
         return image + noise.draw(law, sample_key, scales[position], image.shape)
 
-    logits = apply_fn(params, jax.vmap(noisy)(slot, sample))
+    logits = check_logits(apply_fn(params, jax.vmap(noisy)(slot, sample)), len(slot), classes)
     finite = jnp.isfinite(logits).all(axis=-1)
     vote = jnp.where(finite, jnp.argmax(logits, axis=-1), classes)
     counts = jnp.zeros((images.shape[0], classes + 1), jnp.int32)

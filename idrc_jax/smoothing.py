@@ -131,7 +131,7 @@ class SmoothedClassifier:
 
 
 def _key(key: jax.Array | None) -> jax.Array:
-    """The caller's, or one of 63 random bits."""
+    """The caller's, or one of 64 random bits."""
     if key is not None:
         return key
-    return jax.random.fold_in(prng.root(secrets.randbits(31)), np.uint32(secrets.randbits(32)))
+    return jax.random.fold_in(prng.root(secrets.randbits(32)), np.uint32(secrets.randbits(32)))

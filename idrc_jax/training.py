@@ -51,7 +51,7 @@ def make_batch(
         factor = None
         if recipe.sigma_low > 0:
             low = recipe.sigma_low / scheme.sigma
-            factor = jax.random.uniform(sigma_key, (recipe.batch,), minval=low, maxval=1.0)
+            factor = jax.random.uniform(sigma_key, (recipe.batch,), jnp.float32, low, 1.0)
         return noise.add(scheme, picked, noise_key, factor), labels[chosen]
 
     return batch

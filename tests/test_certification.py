@@ -361,6 +361,54 @@ def test_data_that_do_not_fit_are_refused(linear, dataset, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("plan", [Fixed(n=100), SelectionFree(n=100), ToRadius(n=100), ToPrecision(n=100)])
+def test_logits_of_another_shape_are_refused_before_anything_is_written(linear, dataset, tmp_path, plan):
+    wrong = dataclasses.replace(linear, apply_fn=lambda params, images: jnp.zeros((len(images), 1, 3)), sha256="0" * 64)
+    with pytest.raises(ValueError, match=r"float logits \[\d+, 3\]"):
+        run(wrong, dataset, tmp_path, Settings(plan))
+    assert not list(tmp_path.iterdir())
+    images = data.to_unit(dataset.images[INDICES])
+    for chunk in (0, 16):
+        with pytest.raises(ValueError, match=r"float logits \[\d+, 3\]"):
+            idrc.certify(wrong, SCHEME, images, indices=INDICES, plan=plan, key=prng.root(0), chunk=chunk)
+        with pytest.raises(ValueError, match=r"float logits \[\d+, 3\]"):
+            idrc.predict(wrong, SCHEME, images, indices=INDICES, key=prng.root(0), chunk=chunk)
+        with pytest.raises(ValueError, match=r"float logits \[\d+, 3\]"):
+            idrc.SmoothedClassifier(wrong, SCHEME, chunk=chunk).certify(images)
+
+
+def test_a_sigmoids_logit_as_two_gives_its_votes(dataset):
+    """[0, z]: class 1 where the probability is above 1/2."""
+
+    def two(params, images):
+        z = images.mean(axis=(1, 2, 3)) - 0.5
+        return jnp.stack([jnp.zeros_like(z), z], axis=1)
+
+    images = np.full((2, 4, 4, 1), 0.9, np.float32) * np.array([1, 0.1], np.float32)[:, None, None, None]
+    classes = idrc.predict(
+        Classifier(two, (), 2, (4, 4, 1)), SCHEME, images, indices=np.arange(2), n=200, key=prng.root(0)
+    )
+    assert classes.tolist() == [1, 0]
+
+
+def test_the_guarantee_names_the_generator_and_goes_on_from_one_that_did_not(linear, dataset, tmp_path):
+    assert run(linear, dataset, tmp_path, indices=INDICES[:2])
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["guarantee"].pop("generator") == "threefry2x32"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert run(linear, dataset, tmp_path, indices=INDICES[:2])
+    manifest["guarantee"]["generator"] = "rbg"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="generator was rbg, is threefry2x32"):
+        run(linear, dataset, tmp_path, indices=INDICES[:2])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_are_another_seeds_are_refused(seed):
+    with pytest.raises(ValueError, match="seed in"):
+        Settings(Fixed(n=100), seed=seed)
+
+
 def test_a_network_without_a_hash_is_known_by_what_it_computes(linear, dataset, tmp_path):
     assert run(dataclasses.replace(linear, sha256=""), dataset, tmp_path, indices=INDICES[:2])
     other = dataclasses.replace(linear, apply_fn=lambda params, images: -linear.apply_fn(params, images), sha256="")

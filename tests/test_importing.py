@@ -244,6 +244,12 @@ REFUSED = [
     (nothing, IMAGENET, [], "does not name its architecture"),
     (nothing, ABOUT, ["--arch", "cifar_resnet20"], "Expected --arch cifar_resnet8, as"),
     (nothing, ABOUT, ["--classes", "10"], "Expected a head of 10 classes"),
+    (
+        lambda tensors: tensors.update({name: tensors[name][:1] for name in ("fc.weight", "fc.bias")}),
+        ABOUT,
+        [],
+        "Expected at least 2 classes in",
+    ),
     (nothing, ABOUT, ["--mean", "0", "--std", "1"], "Expected no --mean and --std"),
     (nothing, {"arch": "cifar_resnet8"}, [], "Expected --mean and --std of the images' normalisation"),
     (nothing, {"arch": "cifar_resnet8"}, ["--mean", "0.5"], "Expected a std for each of 3 channels"),

@@ -49,8 +49,52 @@ def test_children_of_a_key_are_jaxs():
         np.testing.assert_array_equal(jax.random.key_data(make(ours)), jax.random.key_data(make(KEY)))
 
 
-def test_other_keys_stay_what_they_are():
-    other = jax.random.key(3, impl="rbg")
-    assert threefry.one_pass(other) is other
-    with jax.threefry_partitionable(False):
-        assert threefry.one_pass(KEY) is KEY
+@pytest.mark.parametrize("law", sorted(noise.LAWS))
+@pytest.mark.parametrize("shape", [(4, 4, 1), (32, 32, 3)])
+def test_no_setting_of_jax_changes_a_draw(law, shape):
+    def drawn():
+        key = prng.sample(prng.stage(prng.root(7), prng.ESTIMATION), jnp.uint32(3), jnp.uint32(9))
+        return np.asarray(jax.jit(lambda key: noise.draw(law, key, jnp.float32(1), shape))(key))
+
+    expected = drawn()
+    given = jax.random.fold_in(jax.random.key(7, impl="threefry2x32"), prng.ESTIMATION)
+    by_jax = noise.draw(law, prng.sample(given, jnp.uint32(3), jnp.uint32(9)), jnp.float32(1), shape)
+    np.testing.assert_allclose(by_jax, expected, rtol=1e-5)
+    for setting, value in (
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_threefry_partitionable", False),
+        ("jax_random_seed_offset", 5),
+    ):
+        before = getattr(jax.config, setting)
+        try:
+            jax.config.update(setting, value)
+            np.testing.assert_array_equal(drawn(), expected)
+        finally:
+            jax.config.update(setting, before)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (jax.random.key(3, impl="rbg"), "Expected a key of threefry2x32, .*, got one of rbg"),
+        (jax.random.PRNGKey(3), "Expected a typed key"),
+        (3, "Expected a typed key"),
+    ],
+)
+def test_other_generators_are_refused(key, message):
+    with pytest.raises(ValueError, match=message):
+        noise.draw("normal", key, jnp.float32(1), (4, 4, 1))
+    with pytest.raises(ValueError, match=message):
+        prng.stage(key, prng.ESTIMATION)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63, True, 1.0, "7"])
+def test_seeds_that_the_keys_cannot_tell_apart_are_refused(seed):
+    with pytest.raises(ValueError, match="Expected a seed in|Expected seed to be an integer"):
+        prng.root(seed)
+
+
+def test_the_first_and_the_last_seed_are_jaxs():
+    for seed in (0, 7, np.int64(2**32 - 1)):
+        expected = jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
+        np.testing.assert_array_equal(jax.random.key_data(prng.root(seed)), expected)

@@ -209,6 +209,7 @@ REFUSED = [
     (lambda: Function(lambda x: x).eval(), r"logits \[3, K\], got \(3, 3, 32, 32\)"),
     (lambda: Function(lambda x: x.mean((1, 2, 3))).eval(), r"logits \[3, K\], got \(3,\)"),
     (lambda: Function(lambda x: (x.flatten(1), 1)).eval(), r"logits \[3, K\], got tuple"),
+    (lambda: Function(lambda x: x.mean((2, 3))[:, :1]).eval(), r"at least 2 classes in a classifier, got 1.*\[0, z\]"),
     (lambda: Function(lambda x: x.flatten(1) + len(x) % 2).eval(), "any batch size|differ|agree|also"),
     (lambda: Function(lambda x: x.flatten(1) if x.sum() > 0 else -x.flatten(1)).eval(), "any batch size"),
     (lambda: nn.Sequential(nn.ConvTranspose2d(3, 2, 3), nn.Flatten()).eval(), "transposed"),

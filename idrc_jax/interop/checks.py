@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from idrc_jax import _validate
 from idrc_jax.interop import layouts, torch_files
 
 
@@ -36,11 +37,11 @@ def shape_of(stored: dict[str, np.ndarray], name: str, ndim: int, path: Path) ->
 
 
 def head(stored: dict[str, np.ndarray], name: str, classes: int, path: Path) -> int:
-    """The number of classes by the head's bias, which must be `classes` unless that is 0."""
+    """The number of classes by the head's bias, at least 2, which must be `classes` unless that is 0."""
     found = shape_of(stored, name, 1, path)[0]
     if classes and classes != found:
         raise ValueError(f"Expected a head of {classes} classes in {path}, got {found}.")
-    return found
+    return _validate.classes(path, found)
 
 
 def normalisation(
