@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -37,8 +39,23 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, FloatingPointError) as error:
-        if "--debug" in sys.argv:
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        told = _of_jax(str(error)) if isinstance(error, RuntimeError) else str(error)
+        if "--debug" in sys.argv or not told:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(told.split())}", file=sys.stderr)
         sys.exit(1)
+
+
+def _of_jax(told: str) -> str:
+    """What to say of an error of JAX that its user can mend; empty for another."""
+    if "RESOURCE_EXHAUSTED" in told:
+        return f"Expected enough memory, got too little: set a smaller --config.chunk. JAX says: {told}"
+    if "JAX_PLATFORMS" in os.environ and re.match("Unable to initialize backend|Unknown backend", told):
+        import jax
+
+        asked = os.environ["JAX_PLATFORMS"]
+        jax.config.update("jax_platforms", "")
+        there = ", ".join(sorted({device.platform for device in jax.devices()}))
+        return f"Expected JAX_PLATFORMS to name what this machine and this JAX have, {there}, got {asked!r}."
+    return ""

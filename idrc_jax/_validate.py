@@ -1,18 +1,36 @@
 """Argument checks: one clear line that says what was expected and what came."""
 
 import math
+import numbers
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
 Number = TypeVar("Number", int, float)
 
 
+def finite(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def ascend(values: Sequence[Any], above: float = -math.inf) -> bool:
+    """Whether values are finite numbers that ascend, all of them > `above`."""
+    return all(finite(value) and value > above for value in values) and list(values) == sorted(set(values))
+
+
 def positive(name: str, value: float) -> float:
     """Return `value` if it is finite and > 0, else raise ValueError."""
-    if not (math.isfinite(value) and value > 0):
+    if not (finite(value) and value > 0):
         raise ValueError(f"Expected {name} > 0, got {value}.")
+    return value
+
+
+def level(name: str, value: float) -> float:
+    """Return `value` if it is > 0 and neither 0 nor infinite in float32, else raise ValueError."""
+    if not 2.0**-126 <= positive(name, value) < 2.0**128:
+        raise ValueError(f"Expected {name} from 1.2e-38 to 3.4e38, the range of float32, got {value}.")
     return value
 
 
@@ -42,8 +60,8 @@ def classes(where: object, value: Any) -> int:
     """Return a number of classes as an int if it is at least 2, else raise ValueError, which says what to do with 1."""
     if integer("classes", value) < 2:
         raise ValueError(
-            f"Expected at least 2 classes in {where}, got {value}: a single logit z, as a sigmoid takes, is to be given "
-            "as the two logits [0, z]."
+            f"Expected at least 2 classes in {where}, got {value}: a single logit z, as a sigmoid takes it, is to be "
+            "given as the two logits [0, z]."
         )
     return int(value)
 

@@ -68,7 +68,9 @@ def audit(
         manifest, or an audit in `out` under other settings.
     """
     deadline = Deadline(max_minutes)
+    prng.check_seed(seed)
     guarantee = _same_certificates(read, classifier, dataset, indices)
+    choice.check_chunk(classifier, mesh, chunk)
     seen = _evenly(read.rows, settings.images)
     certified = [row for row in seen if row.predict != statistics.ABSTAIN and cells(row, settings)]
     budgets = [[radius * fraction for _, radius, fraction in cells(row, settings)] for row in certified]
@@ -97,7 +99,7 @@ def audit(
             "seen": len(seen),
             "certified": sum(row.predict != statistics.ABSTAIN for row in seen),
             "abstained": sum(row.predict == statistics.ABSTAIN for row in seen),
-            "right": sum(row.correct for row in seen),
+            **({"right": sum(row.correct for row in seen)} if read.labelled else {}),
         },
         "finished": False,
         "sessions": [provenance or {}],
@@ -154,7 +156,7 @@ def audit(
             progress.close()
             write_status(out / "audit_status.json", "audit", done=done, total=len(certified))
             tables: dict[str, Any] = {"claims": findings.claims(file.rows), "attacks": findings.attacks(file.rows)}
-            if done == len(certified):
+            if done == len(certified) and read.labelled:
                 tables["robust_accuracy"] = [
                     {
                         "radius": radius,

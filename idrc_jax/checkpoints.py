@@ -188,7 +188,7 @@ def build(
 def split(model: nnx.Module) -> tuple[Any, Tensors, Tensors]:
     """A network as (graph, trained parameters, running statistics), tensors under their dotted names."""
     graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return graph, _flatten(nnx.to_pure_dict(params)), _flatten(nnx.to_pure_dict(stats))
+    return graph, flatten(nnx.to_pure_dict(params)), flatten(nnx.to_pure_dict(stats))
 
 
 def merge(graph: Any, *tensors: Tensors) -> Any:
@@ -376,7 +376,7 @@ def same_or_refuse(path: Path, description: dict[str, Any]) -> None:
     if not path.is_file():
         _files.write_json(path, description)
         return
-    changed = differences(_flatten(json.loads(path.read_text())), _flatten(description))
+    changed = differences(flatten(json.loads(path.read_text())), flatten(description))
     if changed:
         raise ValueError(f"Expected the settings of the run in {path.parent}, got {changed}: use another workdir.")
 
@@ -460,12 +460,12 @@ def hash_tensors(tensors: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     """Nested dicts to one level with dotted names."""
     flat = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{name}."))
+            flat.update(flatten(value, f"{prefix}{name}."))
         else:
             flat[f"{prefix}{name}"] = value
     return flat

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ from ml_collections import config_flags
 from idrc_jax import (
     __version__,
     _command,
+    certification,
     checkpoints,
     choice,
     config,
@@ -158,9 +160,11 @@ def _certify(values: flags.FlagValues) -> int:
         results.merge(results.files(workdir), workdir)
         read = results.read_results(workdir)
         print(summary.summary_table(read))
-        figures.plot_certified_accuracy([read], workdir / "certified_accuracy.png")
         galleries.write(exhibits.gallery(read, dataset, _denoiser(settings)), workdir)
-        print(f"Rows: {workdir / 'certificates.tsv'}\nFigure: {workdir / 'certified_accuracy.png'}")
+        print(f"Rows: {workdir / 'certificates.tsv'}")
+        if dataset.labelled:
+            figures.plot_certified_accuracy([read], workdir / "certified_accuracy.png")
+            print(f"Figure: {workdir / 'certified_accuracy.png'}")
     else:
         print(f"Done. When all workers are: idrc-merge --out {workdir} {workdir}/certificates.*-of-*.tsv")
     return 0
@@ -170,8 +174,10 @@ def _predict(values: flags.FlagValues) -> int:
     settings = values.config
     scheme, mesh = config.noise_scheme(settings), _mesh(settings)
     classifier, dataset, indices = _classifier_and_images(values, scheme)
+    certification.check_fits(classifier, dataset)
+    certification.check_prediction(values.n, settings.certify.alpha, classifier.classes, adaptive=values.adaptive)
     chosen = choice.choose(classifier, scheme, samples=len(indices) * values.n, mesh=mesh, chunk=settings.chunk)
-    print("idx\tlabel\tpredict\tcorrect", flush=True)
+    print("idx\tlabel\tpredict\tcorrect" if dataset.labelled else "idx\tpredict", flush=True)
     for start in range(0, len(indices), 16):
         some = indices[start : start + 16]
         predictions = predict_images(
@@ -188,7 +194,8 @@ def _predict(values: flags.FlagValues) -> int:
         )
         for index, prediction in zip(some, predictions, strict=True):
             label = dataset.labels[index]
-            print(f"{index}\t{label}\t{prediction}\t{int(prediction == label)}", flush=True)
+            told = (label, prediction, int(prediction == label)) if dataset.labelled else (prediction,)
+            print(index, *told, sep="\t", flush=True)
     return 0
 
 
@@ -331,6 +338,7 @@ def _main(
             (values.workdir,) = rest
         elif rest:
             raise ValueError(f"Expected only --flags, got {rest[0]!r}.")
+        prng.check_seed(values.config.seed)
         devices.configure_cpu(values.config.devices or cpu_devices(values.config))
         sys.exit(job(values))
 
@@ -368,8 +376,10 @@ def _parse(config_file: bool, define: Callable[[flags.FlagValues], None] | None)
         return values, values(arguments)[1:]
     except (AttributeError, KeyError) as error:
         raise ValueError(_unknown_field(error)) from error
+    except flags.UnrecognizedFlagError as error:
+        raise ValueError(_unknown_flag(error.flagname)) from error
     except (flags.Error, TypeError) as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(_wrong_value(str(error))) from error
 
 
 def _config_file(arguments: list[str]) -> tuple[str, list[str]]:
@@ -382,6 +392,20 @@ def _config_file(arguments: list[str]) -> tuple[str, list[str]]:
         else:
             others.append(argument)
     return name, others
+
+
+def _unknown_flag(name: str) -> str:
+    near = [name] if name in config.FIELDS else get_close_matches(name, config.FIELDS, n=1)
+    return f"Expected a known flag, got --{name}.{f' Did you mean --config.{near[0]}?' if near else ''}"
+
+
+def _wrong_value(told: str) -> str:
+    """What absl says of a value that its flag cannot take, with the field's type."""
+    match = re.match(r"flag --config\.([\w.]+)=", told)
+    if not match or match[1] not in config.FIELDS:
+        return told
+    value = told[match.end() :].partition(": ")[0]
+    return f"Expected {match[1]} to be of type {type(config.FIELDS[match[1]].default).__name__}, got {value!r}."
 
 
 def _unknown_field(error: Exception) -> str:

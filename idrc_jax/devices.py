@@ -8,7 +8,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from idrc_jax import _validate
+
 AXIS = "data"
+_MOST_CPU_DEVICES = 64  # that are made on request where there are fewer cores: each costs threads and memory
 
 
 def configure_cpu(count: int) -> None:
@@ -23,14 +26,15 @@ def configure_cpu(count: int) -> None:
         return
     if "xla_cpu_multi_thread_eigen" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    jax.config.update("jax_num_cpu_devices", count)
+    jax.config.update("jax_num_cpu_devices", min(count, max(_MOST_CPU_DEVICES, os.cpu_count() or 1)))
 
 
 def mesh(count: int = 0) -> Mesh:
     """A one-axis mesh over the first `count` local devices (0: all of them).
 
-    Raises ValueError when there are fewer.
+    Raises ValueError when there are fewer, or for a negative count.
     """
+    _validate.count("devices", count, 0)
     devices = jax.local_devices()
     if count > len(devices):
         raise ValueError(f"Expected {count} devices, got {len(devices)} ({devices[0].platform}).")

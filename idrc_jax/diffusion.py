@@ -41,7 +41,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         _validate.one_of("diffusion.kind", self.kind, KINDS)
-        _validate.at_least("diffusion.steps", self.steps, 2)
+        _validate.count("diffusion.steps", self.steps, 2)
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
                 f"Expected 0 < diffusion.beta_start <= beta_end < 1, got {self.beta_start} and {self.beta_end}."
@@ -134,7 +134,7 @@ class Denoiser(Interchangeable):
     def check(self, sigma: float, steps: int = 1) -> None:
         """ValueError unless it can denoise this level in so many steps."""
         _validate.one_of("diffusion.prediction", self.prediction, PREDICTIONS)
-        _validate.at_least("denoiser.steps", steps, 1)
+        _validate.count("denoiser.steps", steps, 1)
         time = self.schedule.time(sigma)
         low, high = self.sigmas
         if not low * (1 - 1e-6) <= sigma <= high * (1 + 1e-6):

@@ -22,6 +22,7 @@ from idrc_jax.certificates import Certificate
 SCHEMA_VERSION = 1
 NAME = "certificates.tsv"
 MANIFEST = "manifest.json"
+UNLABELLED = -1
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class Row:
     """One image. The fields after `time` are None in other projects' six-column logs.
 
     Attributes:
-      idx, label: of the image in its data set.
+      idx, label: of the image in its data set; label -1 where it is unknown.
       predict: the class, or -1 (abstain).
       radius: valid l2 radius in pixel units; nan where the scheme has no certificate.
-      correct: 1 where `predict` is the label, else 0.
+      correct: 1 where `predict` is the label, else 0; 0 where the label is unknown.
       time: seconds.
       radius_published: the paper's radius.
       selected: class chosen by the n0 selection votes, -1 for none.
@@ -68,7 +69,7 @@ class Row:
         return cls(
             idx=idx,
             label=label,
-            correct=int(certificate.predict == label),
+            correct=int(certificate.predict == label != UNLABELLED),
             time=round(seconds, 3),
             **{name: getattr(certificate, name) for name in _SHARED},
             votes=votes,
@@ -88,6 +89,11 @@ class Results:
     rows: tuple[Row, ...]
     manifest: dict[str, Any] | None
     path: Path
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images' true classes are known."""
+        return all(row.label != UNLABELLED for row in self.rows)
 
 
 def read_results(path: str | Path) -> Results:

@@ -67,7 +67,9 @@ class SmoothedClassifier:
         chunk: int = 0,
         mesh: Mesh | None = None,
     ) -> None:
-        _validate.at_least("n_predict", n_predict, 1)
+        if chunk:
+            _validate.count("chunk", chunk, 2)
+        certification.check_prediction(n_predict, alpha, classifier.classes, adaptive=True)
         self._settings = certification.Settings(certification.Fixed(n=n, n0=n0), alpha)
         self._classifier, self._scheme, self._n_predict = classifier, scheme, n_predict
         self._chunk, self._mesh = chunk, mesh

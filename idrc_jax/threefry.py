@@ -28,7 +28,10 @@ def key(data: Any) -> jax.Array:
 
 
 def pinned(key: jax.Array) -> jax.Array:
-    """A key that draws what `key` does under JAX's default settings, under any; ValueError unless it is of threefry2x32."""
+    """A key that under any settings draws what `key` does under JAX's default ones.
+
+    Raises ValueError unless it is a typed key of threefry2x32.
+    """
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise ValueError(f"Expected a typed key, as idrc_jax.prng.root(seed) gives, got {type(key).__name__}.")
     kind = jax.random.key_impl(key)

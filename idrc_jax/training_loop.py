@@ -59,7 +59,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "step_epochs"):
-            _validate.at_least(f"train.{name}", getattr(self, name), 1)
+            _validate.count(f"train.{name}", getattr(self, name), 1)
         for name in ("lr", "step_factor"):
             _validate.positive(f"train.{name}", getattr(self, name))
         for name in ("momentum", "weight_decay", "warmup_epochs", "sigma_low"):
@@ -139,7 +139,10 @@ def start_from(
         return functools.reduce(lambda value, part: (value or {}).get(part), name.split("."), of)
 
     tensors, found = checkpoints.read_weights(path)
-    changed = results.differences(*({name: entry(one, name) for name in names} for one in (found, description)))
+    if found["architecture"] != description["architecture"]:
+        names = ("architecture",)
+    compared = ({name: entry(one, name) for name in names} for one in (found, description))
+    changed = results.differences(*(checkpoints.flatten(results.as_json(one)) for one in compared))
     if changed:
         raise ValueError(f"Expected train.start to be the network that is to be trained, got {changed} in {path}.")
     _, params, stats = checkpoints.abstract(description, dtype=description["dtype"])
@@ -240,6 +243,9 @@ def run(
 ) -> bool:
     """Train until the recipe is done or the time is up; call again to go on. See `training.train`."""
     deadline = Deadline(max_minutes)
+    prng.check_seed(seed)
+    _validate.at_least("train.checkpoint_minutes", checkpoint_minutes, 0)
+    _validate.count("train.steps_per_dispatch", steps_per_dispatch, 1)
     recipe, description = job.recipe, job.description
     if recipe.batch > job.images:
         raise ValueError(f"Expected train.batch <= the {job.images} training images, got {recipe.batch}.")

@@ -250,6 +250,19 @@ def test_damaged_files_are_refused(audited, tmp_path, content, message):
         findings.read_audit(tmp_path / "nowhere")
 
 
+def test_an_audit_of_images_without_labels_claims_no_accuracy(linear, dataset, tmp_path):
+    unknown = data.from_arrays(dataset.images, name="made")
+    settings = certification.Settings(plans.Fixed(n0=20, n=300), seed=4)
+    certification.certify_dataset(linear, SCHEME, unknown, INDICES, settings, tmp_path, chunk=64)
+    few = dataclasses.replace(SETTINGS, images=4)
+    assert run(linear, unknown, results.read_results(tmp_path), tmp_path, few)
+    found = findings.read_audit(tmp_path)
+    assert {row.kind for row in found.rows} == {"radius", "radius_published"}
+    assert "right" not in found.manifest["images"]
+    assert "robust_accuracy" not in found.manifest
+    assert "right" not in findings.table(found.manifest)
+
+
 NETWORK = """
 import jax.numpy as jnp
 import idrc_jax as idrc

@@ -203,6 +203,13 @@ def test_black_images_are_sampled_without_noise(linear):
     [
         ({"chunk": 1}, "chunk >= 2"),
         ({"n": 0}, "n >= 1"),
+        ({"n": 10.5}, "n to be an integer, got 10.5"),
+        ({"chunk": -5}, "chunk >= 2, got -5"),
+        ({"chunk": 8.0}, "chunk to be an integer"),
+        ({"chunk": 2**31}, r"chunk \* devices < 2\*\*30"),
+        ({"first": 0.5}, "first to be an integer"),
+        ({"indices": INDICES + 0.5}, "indices to be integers, got float64"),
+        ({"indices": INDICES > 3}, "indices to be integers, got bool"),
         ({"indices": INDICES[:2]}, "one index an image"),
         ({"n": 2**29}, r"images \* n < 2\*\*31"),
         ({"indices": -INDICES}, "indices and sample numbers"),

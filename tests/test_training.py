@@ -276,6 +276,27 @@ def test_values_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpoi
     assert not (tmp_path / "weights.safetensors").exists()
 
 
+def test_images_without_labels_train_no_classifier(synthetic, tmp_path):
+    unknown = data.from_arrays(synthetic.images, name="mine")
+    with pytest.raises(ValueError, match="Expected labels to train a classifier, got none .* in mine"):
+        train(unknown, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"seed": 2**32}, "seed in"),
+        ({"steps_per_dispatch": 0}, "steps_per_dispatch >= 1"),
+        ({"checkpoint_minutes": -1.0}, "checkpoint_minutes >= 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_anything_is_written(synthetic, tmp_path, more, message):
+    with pytest.raises(ValueError, match=message):
+        train(synthetic, tmp_path / "run", **more)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
