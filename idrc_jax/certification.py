@@ -362,7 +362,7 @@ def check_fits(classifier: Classifier, dataset: data.Dataset) -> None:
 def _checked_indices(indices: np.ndarray, dataset: data.Dataset) -> np.ndarray:
     """Indices of the data set's images, or ValueError."""
     indices = sampling.check_indices(indices, indices)
-    if len(indices) and not (0 <= np.min(indices) and np.max(indices) < len(dataset)):
+    if len(indices) and not (np.min(indices) >= 0 and np.max(indices) < len(dataset)):
         raise ValueError(
             f"Expected indices in 0 .. {len(dataset) - 1}, the images of {dataset.source}, got {np.min(indices)} to "
             f"{np.max(indices)}."

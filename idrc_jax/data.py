@@ -160,10 +160,10 @@ def select(count: int, *, skip: int = 1, start: int = 0, stop: int = -1) -> np.n
     return indices
 
 
-def shared(images: np.ndarray, others: np.ndarray) -> int:
+def shared(images: Any, others: Any) -> int:
     """How many of the images are among the others, by their pixels, which `to_unit` makes comparable."""
 
-    def digests(some: np.ndarray) -> list[bytes]:
+    def digests(some: Any) -> list[bytes]:
         return [hashlib.sha256(to_unit(image).tobytes()).digest() for image in some]
 
     known = set(digests(others))

