@@ -184,10 +184,10 @@ def augment(images: jax.Array, key: jax.Array, *, split: bool = False) -> jax.Ar
     crop_key, flip_key = jax.random.split(key)
     padded = jnp.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
     corners = jax.random.randint(crop_key, (count, 2), 0, 9, jnp.int32)
-    flips = jax.random.bernoulli(flip_key, shape=(count,))
+    flips = jax.random.bernoulli(flip_key, np.float32(0.5), (count,))
 
     def one(image: jax.Array, corner: jax.Array, flip: jax.Array) -> jax.Array:
-        crop = jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
+        crop = jax.lax.dynamic_slice(image, (*corner, jnp.int32(0)), (height, width, channels))
         return jnp.where(flip, crop[:, ::-1], crop)
 
     if split:
@@ -205,7 +205,7 @@ def augment(images: jax.Array, key: jax.Array, *, split: bool = False) -> jax.Ar
 
 def flip(images: jax.Array, key: jax.Array) -> jax.Array:
     """Random horizontal flip: [N, H, W, C] -> the same."""
-    chosen = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
+    chosen = jax.random.bernoulli(key, np.float32(0.5), (images.shape[0], 1, 1, 1))
     return jnp.where(chosen, images[:, :, ::-1], images)
 
 

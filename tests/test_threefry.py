@@ -1,11 +1,13 @@
 """The bits must be JAX's own, whatever is drawn from them."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from idrc_jax import noise, prng, threefry
+from idrc_jax import noise, prng, schemes, threefry, training, training_loop
 
 KEY = prng.sample(prng.stage(prng.root(7), prng.ESTIMATION), jnp.uint32(4_000_000_000), jnp.uint32(99_999))
 
@@ -49,6 +51,24 @@ def test_children_of_a_key_are_jaxs():
         np.testing.assert_array_equal(jax.random.key_data(make(ours)), jax.random.key_data(make(KEY)))
 
 
+SETTINGS = {
+    "jax_default_prng_impl": "rbg",
+    "jax_threefry_partitionable": False,
+    "jax_random_seed_offset": 5,
+    "jax_enable_x64": True,
+}
+
+
+@contextlib.contextmanager
+def configured(name, value):
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
 @pytest.mark.parametrize("law", sorted(noise.LAWS))
 @pytest.mark.parametrize("shape", [(4, 4, 1), (32, 32, 3)])
 def test_no_setting_of_jax_changes_a_draw(law, shape):
@@ -60,17 +80,26 @@ def test_no_setting_of_jax_changes_a_draw(law, shape):
     given = jax.random.fold_in(jax.random.key(7, impl="threefry2x32"), prng.ESTIMATION)
     by_jax = noise.draw(law, prng.sample(given, jnp.uint32(3), jnp.uint32(9)), jnp.float32(1), shape)
     np.testing.assert_allclose(by_jax, expected, rtol=1e-5)
-    for setting, value in (
-        ("jax_default_prng_impl", "rbg"),
-        ("jax_threefry_partitionable", False),
-        ("jax_random_seed_offset", 5),
-    ):
-        before = getattr(jax.config, setting)
-        try:
-            jax.config.update(setting, value)
+    for setting in SETTINGS.items():
+        with configured(*setting):
             np.testing.assert_array_equal(drawn(), expected)
-        finally:
-            jax.config.update(setting, before)
+
+
+def test_no_setting_of_jax_changes_a_batch_of_training_or_its_order():
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
+    recipe = training.Recipe(batch=8, sigma_low=0.1)
+
+    def drawn():
+        batch_of = training.make_batch(recipe, schemes.Gaussian(sigma=0.5), 3)
+        order = training_loop.epoch_order(3, 1, 20)
+        noisy, labels = jax.jit(batch_of)(jnp.int32(1), order, jnp.asarray(images), jnp.arange(20, dtype=jnp.int32))
+        return [np.asarray(value) for value in (order, labels, noisy)]
+
+    expected = drawn()
+    for setting in SETTINGS.items():
+        with configured(*setting):
+            for value, wanted in zip(drawn(), expected, strict=True):
+                np.testing.assert_allclose(value, wanted, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
