@@ -2,9 +2,7 @@
 
 import argparse
 import contextlib
-import os
 import sys
-import traceback
 import warnings
 from collections.abc import Iterator
 from typing import NoReturn
@@ -39,24 +37,16 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, FloatingPointError, RuntimeError, AssertionError) as error:
-        told = _of_jax(error) if isinstance(error, RuntimeError | AssertionError) else str(error)
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        told = _too_large(error) if isinstance(error, RuntimeError) else str(error)
         if "--debug" in sys.argv or not told:
             raise
         print(f"error: {' '.join(told.split())}", file=sys.stderr)
         sys.exit(1)
 
 
-def _of_jax(error: Exception) -> str:
-    """What to say of an error of JAX that its user can mend; empty for another."""
-    if "RESOURCE_EXHAUSTED" in str(error):
-        return f"Expected enough memory, got too little: set a smaller --config.chunk. JAX says: {error}"
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    if "JAX_PLATFORMS" in os.environ and raised_in.endswith("xla_bridge.py"):  # an AssertionError without a word, too
-        import jax
-
-        asked = os.environ["JAX_PLATFORMS"]
-        jax.config.update("jax_platforms", "")
-        there = ", ".join(sorted({device.platform for device in jax.devices()}))
-        return f"Expected JAX_PLATFORMS to name what this machine and this JAX have, {there}, got {asked!r}."
-    return ""
+def _too_large(error: RuntimeError) -> str:
+    """What to say where JAX had too little memory; empty for another error."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        return ""
+    return f"Expected enough memory, got too little: set a smaller --config.chunk. JAX says: {error}"

@@ -327,7 +327,7 @@ def _main(
     cpu_devices: Callable[[config.Config], int] = lambda _: os.cpu_count() or 1,
     folder: bool = False,
 ) -> None:
-    with _command.one_line_errors():
+    with _command.one_line_errors(), devices.known_platforms():
         values, rest = _parse(config_file, define)
         if values.help:
             print(_help(about, values))

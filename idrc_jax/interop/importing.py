@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from idrc_jax import _command, _files, checkpoints
+from idrc_jax import _command, _files, checkpoints, devices
 from idrc_jax.interop import checks, diffusers, layouts, torch_files, transformers_vit
 
 _SIZES = {"resnet": 32, "resnet50": 224}
@@ -102,7 +102,7 @@ def _check_depth(tensors: dict[str, np.ndarray], blocks: tuple[int, ...], path: 
 
 def main() -> None:
     """Import a PyTorch checkpoint, to be certified by --config.model.weights=DIR/weights.safetensors."""
-    with _command.one_line_errors():
+    with _command.one_line_errors(), devices.known_platforms():
         parser = _command.Parser("idrc-import", main.__doc__)
         parser.add_argument("checkpoint", type=Path, help="a file, or the folder of a ViT or of a diffusers U-Net")
         parser.add_argument("--arch", default="", help="cifar_resnetN or resnet50, if the file does not say")
