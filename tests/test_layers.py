@@ -18,7 +18,7 @@ ORDER = [
     "interop.layouts",
     "interop.torch_files", "interop.checks", "interop.tables",
     # ---- everything above imports no JAX
-    "prng", "threefry", "noise", "models.resnet", "models.resnet50", "models.unet", "models.vit",
+    "prng", "threefry", "noise", "models.activations", "models.resnet", "models.resnet50", "models.unet", "models.vit",
     "kernels.build", "kernels.network_cpu", "models.folding", "kernels.resnet_cpu",
     "kernels.convolution_cpu", "kernels.resnet_training_cpu",
     "data", "devices", "workers", "diffusion",
