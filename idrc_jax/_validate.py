@@ -1,9 +1,12 @@
 """Argument checks: one clear line that says what was expected and what came."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
 
 Number = TypeVar("Number", int, float)
 
@@ -27,6 +30,23 @@ def in_open_unit_interval(name: str, value: float) -> float:
     if not 0 < value < 1:
         raise ValueError(f"Expected 0 < {name} < 1, got {value}.")
     return value
+
+
+def normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """ValueError unless means and standard deviations can be those of pixels in [0, 1]."""
+    if not (all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std)):
+        raise ValueError(
+            f"Expected a mean within [0, 1] and a std within (0, 1], as pixels are within [0, 1], got {list(mean)} and "
+            f"{list(std)}: divide those of a scale of 0 to 255 by 255."
+        )
+
+
+def weights(name: str, values: np.ndarray, file: str | Path) -> None:
+    """ValueError unless a file's tensor is finite and, if it holds variances, not negative."""
+    if not np.isfinite(values).all():
+        raise ValueError(f"Expected finite weights in {file}, got a non-finite value in {name}.")
+    if name.endswith((".var", ".running_var")) and (values < 0).any():
+        raise ValueError(f"Expected variances >= 0 in {file}, got {values.min()} in {name}.")
 
 
 def one_of(name: str, value: str, choices: Iterable[str]) -> str:

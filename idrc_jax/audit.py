@@ -242,9 +242,15 @@ class _Images:
             name: [] for name in ("idx", "predict", "rival", "distance", "image", "original")
         }
         if path.is_file():
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                known = [i for i, idx in enumerate(file["idx"]) if int(idx) in done]
-                self._held = {name: [file[name][i] for i in known] for name in self._held}
+            try:
+                with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+                    known = [i for i, idx in enumerate(file["idx"]) if int(idx) in done]
+                    self._held = {name: [file[name][i] for i in known] for name in self._held}
+            except Exception as error:  # zipfile and zlib raise several kinds for a damaged file
+                why = f"{type(error).__name__}: {error}"
+                raise ValueError(
+                    f"Expected the images of an audit in {path}, got {why}. Remove it to go on without them."
+                ) from None
 
     def add(self, row: Row, search: Search) -> None:
         """Keep an image's nearest break, if there is one and room for it."""

@@ -4,12 +4,18 @@
 and, as metadata, one JSON text that rebuilds the network; it is what certification loads.
 """
 
+import contextlib
 import functools
+import gc
 import hashlib
 import itertools
 import json
+import logging
 import math
+import os
 import re
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -332,12 +338,16 @@ def _text(jaxpr: Any) -> str:
 
 
 def same_or_refuse(path: Path, description: dict[str, Any]) -> None:
-    """Write a run's description as JSON at the first call; refuse another one ever after."""
+    """Write a run's description as JSON at the first call; refuse another one, or a damaged file, ever after."""
     description = json.loads(json.dumps(description))
     if not path.is_file():
         _files.write_json(path, description)
         return
-    changed = differences(_flatten(json.loads(path.read_text())), _flatten(description))
+    try:
+        kept = _files.read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error} Restore the settings of this run, or use another workdir.") from None
+    changed = differences(_flatten(kept), _flatten(description))
     if changed:
         raise ValueError(f"Expected the settings of the run in {path.parent}, got {changed}: use another workdir.")
 
@@ -347,11 +357,17 @@ class TrainingCheckpoints:
 
     def __init__(self, folder: Path) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self.folder = folder
+        with _quiet_orbax():
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def latest(self) -> int | None:
-        """The step of the newest whole checkpoint, or None."""
+        """The step of the newest checkpoint whose save was finished, or None."""
         return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """The steps of all of them, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, step: int, state: Any) -> None:
         """Store the state of a step, unless it is stored already."""
@@ -360,11 +376,44 @@ class TrainingCheckpoints:
             self._manager.wait_until_finished()
 
     def restore(self, step: int, like: Any) -> Any:
-        """The state of a step; `like` is the same tree of `jax.ShapeDtypeStruct` with shardings."""
-        return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+        """The state of a step; `like` is the same tree of `jax.ShapeDtypeStruct` with shardings.
+
+        Raises:
+          ValueError: the checkpoint is damaged.
+        """
+        with _quiet_orbax():
+            try:
+                # Not by the manager, which after a damaged checkpoint takes all others for what it took that one for.
+                with ocp.StandardCheckpointer() as reader:
+                    return reader.restore(self.folder.absolute() / str(step) / "default", like)
+            except Exception as error:  # Orbax raises many kinds
+                why = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ValueError(f"Expected a whole checkpoint in {self.folder / str(step)}, got: {why.rstrip('.')}.")
+
+    def set_aside(self, step: int) -> None:
+        """Rename a damaged checkpoint, `9` to `9.damaged`, so that it is not taken for one; by one process alone."""
+        damaged = self.folder / f"{step}.damaged"
+        shutil.rmtree(damaged, ignore_errors=True)
+        os.replace(self.folder / str(step), damaged)
+
+    def reload(self) -> None:
+        """Look again at what is in the folder."""
+        self._manager.reload()
 
     def close(self) -> None:
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Without the warnings of Orbax's log, and what Python says of tasks that a failed one left unfinished."""
+    log, hook = logging.getLogger("absl"), sys.unraisablehook
+    log.disabled, sys.unraisablehook = True, lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()
+        log.disabled, sys.unraisablehook = False, hook
 
 
 def _weights_file(path: str | Path) -> Path:
@@ -378,11 +427,12 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with safe_open(file, framework="numpy") as handle:
             metadata = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            ours = "idrc_jax" in metadata  # others' may be of types that NumPy does not have
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()} if ours else {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         hint = "" if file.suffix == ".safetensors" else " A PyTorch checkpoint is to be imported first: idrc-import."
         raise ValueError(f"Expected a whole .safetensors file, got {file}: {error}.{hint}") from None
-    if "idrc_jax" not in metadata:
+    if not ours:
         raise ValueError(f"Expected weights written by idrc_jax, got {file} without its description.")
     try:
         description = json.loads(metadata["idrc_jax"])
@@ -401,15 +451,14 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def check_tensors(tensors: dict[str, np.ndarray], wanted: Tensors, file: str | Path) -> None:
-    """ValueError unless a file's tensors are finite and have the names and shapes of those wanted."""
+    """ValueError unless a file's tensors have the names and shapes of those wanted and values that can be theirs."""
     missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or unexpected:
         raise ValueError(f"Expected the network's tensors in {file}, got missing {missing}, unexpected {unexpected}.")
     for name, value in wanted.items():
         if tensors[name].shape != value.shape:
             raise ValueError(f"Expected {name} of shape {value.shape} in {file}, got {tensors[name].shape}.")
-        if not np.isfinite(tensors[name]).all():
-            raise ValueError(f"Expected finite weights in {file}, got a non-finite value in {name}.")
+        _validate.weights(name, tensors[name], file)
 
 
 def hash_tensors(tensors: dict[str, np.ndarray]) -> str:
