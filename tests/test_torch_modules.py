@@ -224,6 +224,63 @@ def test_what_cannot_be_done_is_refused_by_name(make, message):
     assert "\n" not in str(raised.value)
 
 
+class Counted(nn.Module):
+    """A network that counts the images of its batch in a way that the tracer cannot follow."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.network, self.count = small(), count
+
+    def forward(self, x):
+        return self.network(x).reshape(self.count(x), 3)
+
+
+COUNTS = [lambda x: len(x), lambda x: int(x.shape[0]), lambda x: [one.sum() for one in x] and -1]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_the_line_that_fixes_the_batch_is_named(count):
+    line = count.__code__.co_firstlineno
+    with pytest.raises(ValueError, match=rf"fixes it at .*test_torch_modules\.py, line {line}: .*: write x.shape\[0\]"):
+        from_torch(Counted(count).eval())
+
+
+def test_the_line_that_the_tracer_stumbles_over_is_named():
+    with pytest.raises(ValueError, match=r"any batch size, got: .* At .*test_torch_modules\.py, line \d+: .*\.numpy"):
+        from_torch(Function(lambda x: torch.tensor(x.flatten(1).numpy())).eval())
+
+
+LOST = {
+    "relu": nn.ReLU(), "elu": nn.ELU(), "relu6": nn.ReLU6(), "hardswish": nn.Hardswish(), "gelu": nn.GELU(),
+    "clamp": Function(lambda x: x.clamp(min=0)), "maximum": Function(lambda x: torch.maximum(x, x.flip(2))),
+    "minimum": Function(lambda x: torch.minimum(x, x.flip(3))), "amax": Function(lambda x: x.amax((2, 3), True)),
+    "one_pool": nn.MaxPool2d(64), "pool": nn.MaxPool2d(3), "overlapping_pool": nn.MaxPool2d(3, 2, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_is_no_number_reaches_the_logits(name):
+    """As in PyTorch, in images so large that XLA hands sums over pixels to a library."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part, self.head = LOST[name], nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.head(self.part(x).mean((2, 3)))
+
+    module = Network().eval()
+    classifier = torch_modules.from_torch(module, image_shape=(64, 64, 16), mean=0.0, std=1.0)
+    batch = np.random.default_rng(0).normal(size=(4, 64, 64, 16)).astype(np.float32)
+    batch[1] = np.nan
+    batch[2, 30, 30] = np.nan
+    expected = np.isnan(logits(module, batch))
+    assert expected.any(axis=1).tolist() == [False, True, True, False]
+    for one in classifier.implementations:
+        np.testing.assert_array_equal(np.isnan(jax.jit(one.apply_fn)(one.params, batch)), expected, one.kernel)
+
+
 def test_training_the_module_further_changes_nothing():
     module = small()
     classifier = from_torch(module)
@@ -238,6 +295,9 @@ def test_training_the_module_further_changes_nothing():
 def test_wrong_moments_are_refused():
     with pytest.raises(ValueError, match="each of 3 channels"):
         from_torch(small(), mean=(0.5, 0.5))
+    for moments in ({"mean": (125.3, 123.0, 113.9)}, {"std": (63.0, 62.1, 66.7)}, {"std": 0.0}, {"mean": float("nan")}):
+        with pytest.raises(ValueError, match=r"Expected a mean within \[0, 1\] and a std within \(0, 1\]"):
+            from_torch(small(), **moments)
 
 
 def test_a_translation_that_disagrees_is_refused(monkeypatch):
