@@ -54,8 +54,16 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, FloatingPointError) as error:
-        if "--debug" in sys.argv:
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        told = _too_large(error) if isinstance(error, RuntimeError) else str(error)
+        if "--debug" in sys.argv or not told:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(told.split())}", file=sys.stderr)
         sys.exit(1)
+
+
+def _too_large(error: RuntimeError) -> str:
+    """What to say where JAX had too little memory; empty for another error."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        return ""
+    return f"Expected enough memory, got too little: set a smaller --config.chunk. JAX says: {error}"

@@ -51,6 +51,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, or ValueError."""
+    try:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Expected a readable {path}, got: {error}.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"Expected a JSON object in {path}, got {type(content).__name__}.")
+    return content
+
+
 def read_manifest(path: Path, version: int, what: str) -> dict[str, Any] | None:
     """The JSON object in a file, None without the file; ValueError unless its schema_version is this one."""
     if not path.is_file():

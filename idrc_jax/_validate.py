@@ -1,17 +1,39 @@
 """Argument checks: one clear line that says what was expected and what came."""
 
 import math
-from collections.abc import Iterable
+import numbers
+import operator
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
 
 Number = TypeVar("Number", int, float)
 
 
+def finite(value: Any) -> bool:
+    """Whether a value is a finite number; an array is none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def ascend(values: Sequence[Any], above: float = -math.inf) -> bool:
+    """Whether values are finite numbers that ascend, all of them > `above`."""
+    return all(finite(value) and value > above for value in values) and list(values) == sorted(set(values))
+
+
 def positive(name: str, value: float) -> float:
     """Return `value` if it is finite and > 0, else raise ValueError."""
-    if not (math.isfinite(value) and value > 0):
+    if not (finite(value) and value > 0):
         raise ValueError(f"Expected {name} > 0, got {value}.")
+    return value
+
+
+def level(name: str, value: float) -> float:
+    """Return `value` if it is > 0 and neither 0 nor infinite in float32, else raise ValueError."""
+    if not 2.0**-126 <= positive(name, value) < 2.0**128:
+        raise ValueError(f"Expected {name} from 1.2e-38 to 3.4e38, the range of float32, got {value}.")
     return value
 
 
@@ -22,11 +44,53 @@ def at_least(name: str, value: Number, least: float) -> Number:
     return value
 
 
+def integer(name: str, value: Any) -> int:
+    """Return `value` as an int if its type is one of integers, else raise ValueError."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"Expected {name} to be an integer, got {value!r}.") from None
+
+
+def count(name: str, value: Any, least: int) -> int:
+    """Return `value` as an int if it is an integer >= `least`, else raise ValueError."""
+    return at_least(name, integer(name, value), least)
+
+
+def classes(where: object, value: Any) -> int:
+    """Return a number of classes as an int if it is at least 2, else raise ValueError, which says what to do with 1."""
+    if integer("classes", value) < 2:
+        raise ValueError(
+            f"Expected at least 2 classes in {where}, got {value}: a single logit z, as a sigmoid takes it, is to be "
+            "given as the two logits [0, z]."
+        )
+    return int(value)
+
+
 def in_open_unit_interval(name: str, value: float) -> float:
     """Return `value` if 0 < value < 1, else raise ValueError."""
     if not 0 < value < 1:
         raise ValueError(f"Expected 0 < {name} < 1, got {value}.")
     return value
+
+
+def normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """ValueError unless means and standard deviations can be those of pixels in [0, 1]."""
+    if not (all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std)):
+        raise ValueError(
+            f"Expected a mean within [0, 1] and a std within (0, 1], as pixels are within [0, 1], got {list(mean)} and "
+            f"{list(std)}: divide those of a scale of 0 to 255 by 255."
+        )
+
+
+def weights(name: str, values: np.ndarray, file: str | Path) -> None:
+    """ValueError unless a file's tensor is finite and, if it holds variances, not negative."""
+    if not np.isfinite(values).all():
+        raise ValueError(f"Expected finite weights in {file}, got a non-finite value in {name}.")
+    if name.endswith((".var", ".running_var")) and (values < 0).any():
+        raise ValueError(f"Expected variances >= 0 in {file}, got {values.min()} in {name}.")
 
 
 def one_of(name: str, value: str, choices: Iterable[str]) -> str:

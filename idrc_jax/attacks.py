@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from idrc_jax import devices, noise, prng
-from idrc_jax.checkpoints import Classifier
+from idrc_jax.checkpoints import Classifier, check_logits
 from idrc_jax.sampling import ApplyFn
 from idrc_jax.schemes import Scheme, Stepped, host_scale
 
@@ -225,6 +225,7 @@ class Attacker:
             jnp.asarray(targets.classes, jnp.int32),
             jnp.asarray(first, jnp.uint32),
             apply_fn=self.classifier.apply_fn,
+            number=self.classifier.classes,
             scheme=self.scheme,
             samples=self.samples,
             straight_through=straight_through,
@@ -232,7 +233,7 @@ class Attacker:
         )
 
 
-@partial(jax.jit, static_argnames=("apply_fn", "scheme", "samples", "straight_through", "mesh"))
+@partial(jax.jit, static_argnames=("apply_fn", "number", "scheme", "samples", "straight_through", "mesh"))
 def _directions(
     params: Any,
     key: jax.Array,
@@ -242,6 +243,7 @@ def _directions(
     first: jax.Array,
     *,
     apply_fn: ApplyFn,
+    number: int,
     scheme: Scheme,
     samples: int,
     straight_through: bool,
@@ -252,7 +254,7 @@ def _directions(
     def on_one_device(params: Any, key: jax.Array, moved: jax.Array, *rows: jax.Array) -> tuple[jax.Array, jax.Array]:
         def total(moved: jax.Array) -> tuple[jax.Array, jax.Array]:
             indices, classes, first = rows
-            logits = _noisy_logits(apply_fn, scheme, params, key, moved, indices, first, samples)
+            logits = _noisy_logits(apply_fn, number, scheme, params, key, moved, indices, first, samples)
             margins, lost = _margins(logits, classes, straight_through=straight_through)
             return jnp.sum(margins), lost
 
@@ -269,6 +271,7 @@ def _directions(
 
 def _noisy_logits(
     apply_fn: ApplyFn,
+    number: int,
     scheme: Scheme,
     params: Any,
     key: jax.Array,
@@ -277,7 +280,7 @@ def _noisy_logits(
     first: jax.Array,
     samples: int,
 ) -> jax.Array:
-    """Logits [T, samples, classes] under each moved image's own noise."""
+    """Logits [T, samples, classes], classes being `number`, under each moved image's own noise."""
     shape = moved.shape[1:]
     scales = scheme.scale(scheme.statistic(moved))
 
@@ -287,8 +290,8 @@ def _noisy_logits(
     numbers = first[:, None] + jnp.arange(samples, dtype=jnp.uint32)[None]
     every_sample = jax.vmap(noisy, in_axes=(None, None, None, 0))
     copies = jax.vmap(every_sample)(moved, indices, scales, numbers)
-    logits = apply_fn(params, copies.reshape(-1, *shape))
-    return logits.reshape(len(moved), samples, -1)
+    logits = check_logits(apply_fn(params, copies.reshape(-1, *shape)), len(moved) * samples, number)
+    return logits.reshape(len(moved), samples, number)
 
 
 def _margins(logits: jax.Array, classes: jax.Array, *, straight_through: bool) -> tuple[jax.Array, jax.Array]:

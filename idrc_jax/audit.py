@@ -68,7 +68,9 @@ def audit(
         manifest, or an audit in `out` under other settings.
     """
     deadline = Deadline(max_minutes)
+    prng.check_seed(seed)
     guarantee = _same_certificates(read, classifier, dataset, indices)
+    choice.check_chunk(classifier, mesh, chunk)
     seen = _evenly(read.rows, settings.images)
     certified = [row for row in seen if row.predict != statistics.ABSTAIN and cells(row, settings)]
     budgets = [[radius * fraction for _, radius, fraction in cells(row, settings)] for row in certified]
@@ -97,7 +99,7 @@ def audit(
             "seen": len(seen),
             "certified": sum(row.predict != statistics.ABSTAIN for row in seen),
             "abstained": sum(row.predict == statistics.ABSTAIN for row in seen),
-            "right": sum(row.correct for row in seen),
+            **({"right": sum(row.correct for row in seen)} if read.labelled else {}),
         },
         "finished": False,
         "sessions": [provenance or {}],
@@ -154,7 +156,7 @@ def audit(
             progress.close()
             write_status(out / "audit_status.json", "audit", done=done, total=len(certified))
             tables: dict[str, Any] = {"claims": findings.claims(file.rows), "attacks": findings.attacks(file.rows)}
-            if done == len(certified):
+            if done == len(certified) and read.labelled:
                 tables["robust_accuracy"] = [
                     {
                         "radius": radius,
@@ -222,7 +224,7 @@ def _same_certificates(
     )
     certification.check_fits(classifier, dataset)
     made = certification.describe_guarantee(classifier, schemes.from_description(stored), dataset, indices, settings)
-    changed = results.differences(stored, results.as_json(made))
+    changed = results.guarantee_differences(stored, results.as_json(made))
     if changed:
         raise ValueError(f"Expected the classifier and data that {read.path} was made with, got {changed}.")
     for row in read.rows:
@@ -242,9 +244,15 @@ class _Images:
             name: [] for name in ("idx", "predict", "rival", "distance", "image", "original")
         }
         if path.is_file():
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                known = [i for i, idx in enumerate(file["idx"]) if int(idx) in done]
-                self._held = {name: [file[name][i] for i in known] for name in self._held}
+            try:
+                with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+                    known = [i for i, idx in enumerate(file["idx"]) if int(idx) in done]
+                    self._held = {name: [file[name][i] for i in known] for name in self._held}
+            except Exception as error:  # zipfile and zlib raise several kinds for a damaged file
+                why = f"{type(error).__name__}: {error}"
+                raise ValueError(
+                    f"Expected the images of an audit in {path}, got {why}. Remove it to go on without them."
+                ) from None
 
     def add(self, row: Row, search: Search) -> None:
         """Keep an image's nearest break, if there is one and room for it."""

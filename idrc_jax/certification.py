@@ -5,6 +5,7 @@ that was cut off is lost and its image starts anew; a finished image is on disk.
 """
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from idrc_jax import (
     results,
     sampling,
     statistics,
+    threefry,
 )
 from idrc_jax.certificates import Certificate
 from idrc_jax.checkpoints import Classifier
@@ -38,6 +40,7 @@ from idrc_jax.schemes import Scheme, describe, host_scale
 from idrc_jax.workers import ALONE, Worker
 
 _SECONDS_A_PIECE = 4.0
+_FEWEST = 10_000  # votes that are tried, to say how few can name a class
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         _validate.in_open_unit_interval("certify.alpha", self.alpha)
+        prng.check_seed(self.seed)
         self.plan.check(self.alpha)
 
 
@@ -125,19 +129,43 @@ def predict(
 
     Returns:
       int64 [N]; -1 where the votes do not tell.
+
+    Raises:
+      ValueError: so few samples that not even unanimous votes could tell, or images and classifier do not fit.
     """
-    _validate.in_open_unit_interval("alpha", alpha)
-    _validate.at_least("n", n, 1)
+    check_prediction(n, alpha, classifier.classes, adaptive=adaptive)
     images = sampling.check_images(images, classifier)
     chosen = choice.choose(classifier, scheme, samples=len(images) * n, mesh=mesh, chunk=chunk)
     sampler = _Sampler(chosen, scheme, images, indices, key)
     plan = ToSignificance(n=n) if adaptive else SelectionFree(n=n)
     scheduler = sampler.scheduler(plan, alpha, piece=1000 * sampler.stride, stage=prng.PREDICTION)
-    answer = statistics.predict_sequential if adaptive else statistics.predict
     predictions = np.full(len(images), statistics.ABSTAIN)
     for drawn in scheduler.run(range(len(images))):
-        predictions[drawn.position] = answer(drawn.votes, alpha)
+        predictions[drawn.position] = _answer(adaptive)(drawn.votes, alpha)
     return predictions
+
+
+def check_prediction(n: int, alpha: float, classes: int, *, adaptive: bool) -> None:
+    """ValueError unless n votes, all for one class, name it."""
+    _validate.in_open_unit_interval("alpha", alpha)
+    if _validate.count("n", n, 1) > plans.MOST:
+        raise ValueError(f"Expected n <= {plans.MOST}, as many samples as an image has keys, got {n}.")
+    answer = _answer(adaptive)
+
+    def enough(votes: int) -> bool:
+        return answer(np.asarray([votes, *[0] * classes]), alpha) != statistics.ABSTAIN
+
+    if not enough(n):
+        least = next((votes for votes in range(n, _FEWEST) if enough(votes)), None)
+        if least is None:
+            raise ValueError(f"Expected an alpha for which {_FEWEST} votes can name a class, got {alpha}.")
+        raise ValueError(
+            f"Expected n >= {least}, the fewest samples that can name a class at alpha = {alpha}, got {n}."
+        )
+
+
+def _answer(adaptive: bool) -> Callable[[np.ndarray, float], int]:
+    return statistics.predict_sequential if adaptive else statistics.predict
 
 
 class _Sampler:
@@ -249,14 +277,15 @@ def certify_dataset(
       ValueError: data and classifier do not fit, or the file in `workdir` was made under other settings.
     """
     deadline = Deadline(max_minutes)
-    if chunk:
-        _validate.at_least("chunk", chunk, 2)
     certificates.check_certificate(settings.certificate, scheme, settings.plan)
     check_fits(classifier, dataset)
-    indices = np.asarray(indices)
+    choice.check_chunk(classifier, mesh, chunk)
+    indices = _checked_indices(indices, dataset)
     if len(np.unique(indices)) < len(indices):
         raise ValueError("Expected each image once, got an index that comes twice.")
     guarantee = describe_guarantee(classifier, scheme, dataset, indices, settings)
+    if classifier.description.get("training", {}).get("data_sha256") == guarantee["data_sha256"]:
+        warnings.warn(f"The network was trained on the very images of {dataset.source} to certify.", stacklevel=2)
     indices = worker.share(indices)
     images = sampling.check_images(data.to_unit(dataset.images[indices]), classifier)
     labels = dataset.labels[indices]
@@ -318,17 +347,29 @@ def certify_dataset(
 
 
 def check_fits(classifier: Classifier, dataset: data.Dataset) -> None:
-    """ValueError unless the data set's images and labels are the classifier's."""
+    """ValueError unless the classifier gives logits of its classes and the data set's images and labels are its."""
+    classifier.check()
     if dataset.images.shape[1:] != classifier.image_shape:
         raise ValueError(
             f"Expected images of shape {classifier.image_shape} as the classifier takes, got "
-            f"{dataset.images.shape[1:]} in {dataset.name}."
+            f"{dataset.images.shape[1:]} in {dataset.source}."
         )
     if dataset.labels.max() >= classifier.classes:
         raise ValueError(
             f"Expected labels below the classifier's {classifier.classes} classes, got {dataset.labels.max()} in "
-            f"{dataset.name}."
+            f"{dataset.source}."
         )
+
+
+def _checked_indices(indices: np.ndarray, dataset: data.Dataset) -> np.ndarray:
+    """Indices of the data set's images, or ValueError."""
+    indices = sampling.check_indices(indices, indices)
+    if len(indices) and not (np.min(indices) >= 0 and np.max(indices) < len(dataset)):
+        raise ValueError(
+            f"Expected indices in 0 .. {len(dataset) - 1}, the images of {dataset.source}, got {np.min(indices)} to "
+            f"{np.max(indices)}."
+        )
+    return indices
 
 
 def describe_guarantee(
@@ -347,6 +388,7 @@ def describe_guarantee(
         "certificate": settings.certificate,
         "alpha": settings.alpha,
         "seed": settings.seed,
+        "generator": threefry.NAME,
         "classes": classifier.classes,
         "dim": int(np.prod(classifier.image_shape)),
         "dtype": classifier.dtype,
@@ -368,7 +410,7 @@ def estimate(
 ) -> Estimate:
     """A dry run: measure the rate on one image, and say what certifying all of them takes."""
     check_fits(classifier, dataset)
-    first = np.asarray(indices)[:1]
+    first = _checked_indices(indices, dataset)[:1]
     images = sampling.check_images(data.to_unit(dataset.images[first]), classifier)
     samples = len(indices) * settings.plan.most
     chosen = choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)

@@ -4,12 +4,18 @@
 and, as metadata, one JSON text that rebuilds the network; it is what certification loads.
 """
 
+import contextlib
 import functools
+import gc
 import hashlib
 import itertools
 import json
+import logging
 import math
+import os
 import re
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +41,7 @@ from idrc_jax.models.vit import ViT
 from idrc_jax.results import differences
 
 WEIGHTS = "weights.safetensors"
+_STATE = "state.sha256"
 _FORMAT = 1
 Tensors = dict[str, Any]
 _DESCRIBED = {"architecture", "image_shape", "dtype"}
@@ -55,7 +62,8 @@ class Classifier(Interchangeable):
     Attributes:
       apply_fn: (params, images float32 [N, H, W, C]) -> logits float32 [N, classes]; normalisation inside.
       params: the pytree that `apply_fn` takes.
-      classes: number of classes.
+      classes: number of classes, K >= 2. A network of one logit z, whose sigmoid is a probability, is to give the two
+        logits [0, z].
       image_shape: (H, W, C) it was made for.
       dtype: compute type, part of what is certified.
       kernel: what runs the network: "xla", or a kernel of `idrc_jax.kernels`, with the same logits within rounding.
@@ -63,6 +71,9 @@ class Classifier(Interchangeable):
         `apply_fn` are replaced: results then name it by its `fingerprint`.
       description: what rebuilds the network, and how it was trained.
       alternatives: see `Interchangeable`; given by `with_alternatives`.
+
+    Raises ValueError for fewer than 2 classes or an impossible shape, and when it is first used, with the shapes, for
+    an `apply_fn` that gives anything but floats [N, classes].
     """
 
     apply_fn: Any
@@ -74,13 +85,31 @@ class Classifier(Interchangeable):
     sha256: str = ""
     description: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if len(self.image_shape) != 3:
+            raise ValueError(f"Expected image_shape (H, W, C), got {self.image_shape}.")
+        shape = tuple(_validate.count("image_shape", side, 1) for side in self.image_shape)
+        object.__setattr__(self, "image_shape", shape)
+        object.__setattr__(self, "classes", _validate.classes("a classifier", self.classes))
+
     def __call__(self, images: jax.Array) -> jax.Array:
         return self.apply_fn(self.params, images)
 
+    @property
+    def _batch(self) -> int:
+        """Images of the trace: not as many as classes, so that these cannot stand in the place of those."""
+        return _TRACED_BATCH + (self.classes == _TRACED_BATCH)
+
     @functools.cached_property
     def _traced(self) -> Any:
-        images = jax.ShapeDtypeStruct((_TRACED_BATCH, *self.image_shape), jnp.float32)
-        return jax.make_jaxpr(self.apply_fn)(self.params, images)
+        images = jax.ShapeDtypeStruct((self._batch, *self.image_shape), jnp.float32)
+        jaxpr, logits = jax.make_jaxpr(self.apply_fn, return_shape=True)(self.params, images)
+        check_logits(logits, self._batch, self.classes)
+        return jaxpr
+
+    def check(self) -> None:
+        """ValueError unless `apply_fn` gives logits of its classes; traces the network once."""
+        _ = self._traced
 
     @functools.cached_property
     def structure(self) -> str:
@@ -93,7 +122,7 @@ class Classifier(Interchangeable):
     @functools.cached_property
     def largest_intermediate(self) -> int:
         """Bytes a sample of the largest array that the network computes; traces it once."""
-        batch = _TRACED_BATCH
+        batch = self._batch
 
         def made(jaxpr: Any) -> Iterator[Any]:
             for equation in jaxpr.eqns:
@@ -106,6 +135,22 @@ class Classifier(Interchangeable):
         return max(4 * batch * math.prod(self.image_shape), *sizes) // batch
 
 
+def check_logits(logits: Any, images: int, classes: int) -> jax.Array:
+    """The logits of a batch if they are floats [images, classes], else ValueError.
+
+    A wrong shape must not pass: indexing and broadcasting would make votes of it.
+    """
+    shape = getattr(logits, "shape", None)
+    if shape == (images, classes) and jnp.issubdtype(logits.dtype, jnp.floating):
+        return logits
+    got = type(logits).__name__ if shape is None else f"{logits.dtype} {list(shape)}"
+    single = " A single logit z is to be given as the two logits [0, z]." if shape in ((images,), (images, 1)) else ""
+    raise ValueError(
+        f"Expected apply_fn to give float logits [{images}, {classes}] for {images} images of {classes} classes, got "
+        f"{got}.{single}"
+    )
+
+
 def build(
     description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs, convolution: Any = jax.lax.conv_general_dilated
 ) -> ResNet | ResNet50 | UNet | ViT:
@@ -114,6 +159,7 @@ def build(
     _validate.one_of("model.dtype", dtype, _DTYPES)
     if description["architecture"] == "unet":
         return UNet(**description["unet"], dtype=_DTYPES[dtype], convolution=convolution, rngs=rngs)
+    _validate.classes("a classifier", description["classes"])
     if description["architecture"] == "vit":
         return ViT(
             **description["vit"],
@@ -149,7 +195,7 @@ def build(
 def split(model: nnx.Module) -> tuple[Any, Tensors, Tensors]:
     """A network as (graph, trained parameters, running statistics), tensors under their dotted names."""
     graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return graph, _flatten(nnx.to_pure_dict(params)), _flatten(nnx.to_pure_dict(stats))
+    return graph, flatten(nnx.to_pure_dict(params)), flatten(nnx.to_pure_dict(stats))
 
 
 def merge(graph: Any, *tensors: Tensors) -> Any:
@@ -332,12 +378,16 @@ def _text(jaxpr: Any) -> str:
 
 
 def same_or_refuse(path: Path, description: dict[str, Any]) -> None:
-    """Write a run's description as JSON at the first call; refuse another one ever after."""
+    """Write a run's description as JSON at the first call; refuse another one, or a damaged file, ever after."""
     description = json.loads(json.dumps(description))
     if not path.is_file():
         _files.write_json(path, description)
         return
-    changed = differences(_flatten(json.loads(path.read_text())), _flatten(description))
+    try:
+        kept = _files.read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error} Restore the settings of this run, or use another workdir.") from None
+    changed = differences(flatten(kept), flatten(description))
     if changed:
         raise ValueError(f"Expected the settings of the run in {path.parent}, got {changed}: use another workdir.")
 
@@ -347,24 +397,82 @@ class TrainingCheckpoints:
 
     def __init__(self, folder: Path) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self.folder = folder
+        with _quiet_orbax():
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def latest(self) -> int | None:
-        """The step of the newest whole checkpoint, or None."""
+        """The step of the newest checkpoint whose save was finished, or None."""
         return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """The steps of all of them, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, step: int, state: Any) -> None:
         """Store the state of a step, unless it is stored already."""
         if step != self.latest():
             self._manager.save(step, args=ocp.args.StandardSave(state))
             self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                _files.write_text(self.folder / str(step) / _STATE, _hash_state(state))
 
     def restore(self, step: int, like: Any) -> Any:
-        """The state of a step; `like` is the same tree of `jax.ShapeDtypeStruct` with shardings."""
-        return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+        """The state of a step; `like` is the same tree of `jax.ShapeDtypeStruct` with shardings.
+
+        Raises:
+          ValueError: the checkpoint is damaged.
+        """
+        with _quiet_orbax():
+            try:
+                # Not by the manager, which after a damaged checkpoint takes all others for what it took that one for.
+                with ocp.StandardCheckpointer() as reader:
+                    state = reader.restore(self.folder.absolute() / str(step) / "default", like)
+                stored = self.folder / str(step) / _STATE  # of no checkpoint that was made before there was one
+                if not stored.is_file() or stored.read_text() == _hash_state(state):
+                    return state
+                why = "other values than were saved"
+            except Exception as error:  # Orbax raises many kinds
+                if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
+                    raise
+                why = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ValueError(f"Expected a whole checkpoint in {self.folder / str(step)}, got: {why.rstrip('.')}.")
+
+    def set_aside(self, step: int) -> None:
+        """Rename a damaged checkpoint, `9` to `9.damaged`, so that it is not taken for one; by one process alone."""
+        damaged = self.folder / f"{step}.damaged"
+        shutil.rmtree(damaged, ignore_errors=True)
+        os.replace(self.folder / str(step), damaged)
+
+    def reload(self) -> None:
+        """Look again at what is in the folder."""
+        self._manager.reload()
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _hash_state(state: Any) -> str:
+    """SHA-256 of a tree of arrays, every process having the whole of each."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(state):
+        value = np.ascontiguousarray(leaf.addressable_data(0))
+        digest.update(f"{value.shape} {value.dtype}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Without the warnings of Orbax's log, and what Python says of tasks that a failed one left unfinished."""
+    log, hook = logging.getLogger("absl"), sys.unraisablehook
+    disabled = log.disabled
+    log.disabled, sys.unraisablehook = True, lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()
+        log.disabled, sys.unraisablehook = disabled, hook
 
 
 def _weights_file(path: str | Path) -> Path:
@@ -378,11 +486,12 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with safe_open(file, framework="numpy") as handle:
             metadata = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            ours = "idrc_jax" in metadata  # others' may be of types that NumPy does not have
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()} if ours else {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         hint = "" if file.suffix == ".safetensors" else " A PyTorch checkpoint is to be imported first: idrc-import."
         raise ValueError(f"Expected a whole .safetensors file, got {file}: {error}.{hint}") from None
-    if "idrc_jax" not in metadata:
+    if not ours:
         raise ValueError(f"Expected weights written by idrc_jax, got {file} without its description.")
     try:
         description = json.loads(metadata["idrc_jax"])
@@ -401,15 +510,14 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def check_tensors(tensors: dict[str, np.ndarray], wanted: Tensors, file: str | Path) -> None:
-    """ValueError unless a file's tensors are finite and have the names and shapes of those wanted."""
+    """ValueError unless a file's tensors have the names and shapes of those wanted and values that can be theirs."""
     missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or unexpected:
         raise ValueError(f"Expected the network's tensors in {file}, got missing {missing}, unexpected {unexpected}.")
     for name, value in wanted.items():
         if tensors[name].shape != value.shape:
             raise ValueError(f"Expected {name} of shape {value.shape} in {file}, got {tensors[name].shape}.")
-        if not np.isfinite(tensors[name]).all():
-            raise ValueError(f"Expected finite weights in {file}, got a non-finite value in {name}.")
+        _validate.weights(name, tensors[name], file)
 
 
 def hash_tensors(tensors: dict[str, np.ndarray]) -> str:
@@ -421,12 +529,12 @@ def hash_tensors(tensors: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     """Nested dicts to one level with dotted names."""
     flat = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{name}."))
+            flat.update(flatten(value, f"{prefix}{name}."))
         else:
             flat[f"{prefix}{name}"] = value
     return flat

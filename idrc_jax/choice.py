@@ -145,8 +145,7 @@ def choose(
 
     A candidate that fails or disagrees is named in one warning, and so is a cache that cannot be written.
     """
-    if chunk:
-        _validate.at_least("chunk", chunk, 2)
+    check_chunk(classifier, mesh, chunk)
     meshes = [mesh] if mesh else _layouts()
     implementations = classifier.implementations
     first = _with_default_chunk(implementations[0], meshes[0], chunk)
@@ -179,6 +178,20 @@ def choose(
         if not best.left_out:
             cache.remember_agreement(classifier)
     return best
+
+
+def check_chunk(classifier: Classifier, mesh: Mesh | None, chunk: int) -> None:
+    """ValueError unless a chunk is 0, to be chosen, or an integer >= 2 whose largest array one device can hold."""
+    if not _validate.integer("chunk", chunk):
+        return
+    _validate.at_least("chunk", chunk, 2)
+    memory = devices.memory(mesh or devices.mesh(1))
+    most = memory // classifier.largest_intermediate
+    if chunk > most:
+        raise ValueError(
+            f"Expected chunk <= {most:,}, as much of this network as {memory / 2**30:.1f} GiB of memory hold, got "
+            f"{chunk:,}."
+        )
 
 
 def _layouts() -> list[Mesh]:

@@ -11,11 +11,14 @@ import os
 import platform
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
@@ -23,6 +26,7 @@ from ml_collections import config_flags
 from idrc_jax import (
     __version__,
     _command,
+    certification,
     checkpoints,
     choice,
     config,
@@ -44,6 +48,7 @@ from idrc_jax import (
 from idrc_jax.audit import audit as audit_file
 from idrc_jax.certification import certify_dataset, estimate
 from idrc_jax.certification import predict as predict_images
+from idrc_jax.checkpoints import Classifier
 from idrc_jax.denoised_smoothing import denoised
 from idrc_jax.diffusion import Denoiser
 from idrc_jax.interop import factory
@@ -125,6 +130,29 @@ def _require_default(settings: config.Config, *names: str) -> None:
             raise ValueError(f"Expected no {name} to train a denoiser, got {value}.")
 
 
+def _warn_of_training_images(
+    classifier: Classifier, dataset: data.Dataset, indices: np.ndarray, settings: config.Config
+) -> None:
+    """A warning that counts the images to certify on which the network was trained, where the training set is at hand.
+
+    They are the same by their pixels; copies that were changed are not found.
+    """
+    trained_on = classifier.description.get("training", {}).get("data_sha256")
+    if trained_on in (None, dataset.fingerprint(indices)):  # the latter is told by certification itself
+        return
+    try:
+        train_set = data.load(settings.data.name, "train", directory=settings.data.dir, seed=settings.seed)
+    except (ValueError, OSError):
+        return
+    if train_set.fingerprint() == trained_on:
+        count = data.shared(dataset.images[indices], train_set.images).sum()
+        if count:
+            warnings.warn(
+                f"The network was trained on {count} of the {len(indices)} images of {dataset.source} to certify.",
+                stacklevel=2,
+            )
+
+
 def _certify(values: flags.FlagValues) -> int:
     settings, workdir = values.config, values.workdir
     scheme, mesh = config.noise_scheme(settings), _mesh(settings)
@@ -139,6 +167,7 @@ def _certify(values: flags.FlagValues) -> int:
             f"about {_duration(said.seconds)}; memory {memory}."
         )
         return 0
+    _warn_of_training_images(classifier, dataset, indices, settings)
     finished = certify_dataset(
         classifier,
         scheme,
@@ -158,7 +187,6 @@ def _certify(values: flags.FlagValues) -> int:
         results.merge(results.files(workdir), workdir)
         read = results.read_results(workdir)
         print(summary.summary_table(read))
-        figures.plot_certified_accuracy([read], workdir / "certified_accuracy.png")
         galleries.write(exhibits.gallery(read, dataset, _denoiser(settings)), workdir)
         others = len(read.rows) - len(indices)
         if others:
@@ -166,7 +194,10 @@ def _certify(values: flags.FlagValues) -> int:
                 f"Table, figure and rows are of {len(read.rows)} images: {len(indices)} of this call's data.start, "
                 f"stop and skip, and {others} that other calls certified in {workdir}."
             )
-        print(f"Rows: {workdir / 'certificates.tsv'}\nFigure: {workdir / 'certified_accuracy.png'}")
+        print(f"Rows: {workdir / 'certificates.tsv'}")
+        if dataset.labelled:
+            figures.plot_certified_accuracy([read], workdir / "certified_accuracy.png")
+            print(f"Figure: {workdir / 'certified_accuracy.png'}")
     else:
         print(f"Done. When all workers are: idrc-merge --out {workdir} {workdir}/certificates.*-of-*.tsv")
     return 0
@@ -176,8 +207,10 @@ def _predict(values: flags.FlagValues) -> int:
     settings = values.config
     scheme, mesh = config.noise_scheme(settings), _mesh(settings)
     classifier, dataset, indices = _classifier_and_images(values, scheme)
+    certification.check_fits(classifier, dataset)
+    certification.check_prediction(values.n, settings.certify.alpha, classifier.classes, adaptive=values.adaptive)
     chosen = choice.choose(classifier, scheme, samples=len(indices) * values.n, mesh=mesh, chunk=settings.chunk)
-    print("idx\tlabel\tpredict\tcorrect", flush=True)
+    print("idx\tlabel\tpredict\tcorrect" if dataset.labelled else "idx\tpredict", flush=True)
     for start in range(0, len(indices), 16):
         some = indices[start : start + 16]
         predictions = predict_images(
@@ -194,7 +227,8 @@ def _predict(values: flags.FlagValues) -> int:
         )
         for index, prediction in zip(some, predictions, strict=True):
             label = dataset.labels[index]
-            print(f"{index}\t{label}\t{prediction}\t{int(prediction == label)}", flush=True)
+            told = (label, prediction, int(prediction == label)) if dataset.labelled else (prediction,)
+            print(index, *told, sep="\t", flush=True)
     return 0
 
 
@@ -338,7 +372,7 @@ def _main(
     cpu_devices: Callable[[config.Config], int] = lambda _: os.cpu_count() or 1,
     folder: bool = False,
 ) -> None:
-    with _command.one_line_errors():
+    with _command.one_line_errors(), devices.known_platforms():
         values, rest = _parse(config_file, define)
         if values.help:
             print(_help(about, values))
@@ -349,6 +383,7 @@ def _main(
             values.workdir = _command.path(rest[0])
         elif rest:
             raise ValueError(f"Expected only --flags, got {rest[0]!r}.")
+        prng.check_seed(values.config.seed)
         devices.configure_cpu(values.config.devices or cpu_devices(values.config))
         sys.exit(job(values))
 
@@ -389,8 +424,10 @@ def _parse(config_file: bool, define: Callable[[flags.FlagValues], None] | None)
         return values, rest
     except (AttributeError, KeyError) as error:
         raise ValueError(_unknown_field(error)) from error
+    except flags.UnrecognizedFlagError as error:
+        raise ValueError(_unknown_flag(error.flagname)) from error
     except (flags.Error, TypeError) as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(_wrong_value(str(error))) from error
 
 
 def _config_file(arguments: list[str]) -> tuple[str, list[str]]:
@@ -403,6 +440,20 @@ def _config_file(arguments: list[str]) -> tuple[str, list[str]]:
         else:
             others.append(argument)
     return name, others
+
+
+def _unknown_flag(name: str) -> str:
+    near = [name] if name in config.FIELDS else get_close_matches(name, config.FIELDS, n=1)
+    return f"Expected a known flag, got --{name}.{f' Did you mean --config.{near[0]}?' if near else ''}"
+
+
+def _wrong_value(told: str) -> str:
+    """What absl says of a value that its flag cannot take, with the field's type."""
+    match = re.match(r"flag --config\.([\w.]+)=", told)
+    if not match or match[1] not in config.FIELDS:
+        return told
+    value = told[match.end() :].partition(": ")[0]
+    return f"Expected {match[1]} to be of type {type(config.FIELDS[match[1]].default).__name__}, got {value!r}."
 
 
 def _unknown_field(error: Exception) -> str:

@@ -4,10 +4,12 @@ A file in `configs/` takes `base()` and changes it; the command line overrides w
 """
 
 import inspect
+import math
 import os
 import re
 import runpy
 import traceback
+import warnings
 from collections.abc import Iterable
 from dataclasses import fields
 from difflib import get_close_matches
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
+import numpy as np
 
 from idrc_jax import _validate, certificates, data, denoising, diffusion, plans, refutation, schemes, training
 from idrc_jax.certification import Settings
@@ -224,6 +227,15 @@ def _told(error: Exception, path: str) -> str:
     """An error inside a config file, with its place there; its kind, too, unless the message is meant for the user."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     place = f"{path}, line {lines[-1]}" if lines else path
+    cast = re.fullmatch(  # what a ConfigDict says of a value of another type
+        r"Could not override field '(\w+)' .*?\. (.*) is of original type <class '(\w+)'> and cannot be casted to type "
+        r"<class '(\w+)'>",
+        str(error),
+        re.DOTALL,
+    )
+    if cast:
+        name, value, found, wanted = cast.groups()
+        return f"{place}: Expected {name} to be of type {wanted}, got {value} of type {found}."
     unknown = re.search(r'Key "(\w+)" does not exist and cannot be added', str(error))  # what a locked ConfigDict says
     if unknown:
         return f"{place}: {unknown_field(unknown[1])}"
@@ -249,8 +261,9 @@ def default_workdir(name: str) -> Path:
 
 
 def noise_scheme(config: Config) -> Scheme:
-    """The scheme that predictions and certificates use."""
-    return _scheme(config, config.noise.scheme, sigma=config.noise.sigma, ref=config.noise.ref)
+    """The scheme that predictions and certificates use; ValueError for bins fitted to images that it is to certify."""
+    noise = config.noise
+    return _scheme(config, noise.scheme, sigma=noise.sigma, ref=noise.ref, certified=True)
 
 
 def training_scheme(config: Config) -> Scheme:
@@ -260,18 +273,45 @@ def training_scheme(config: Config) -> Scheme:
     return _scheme(config, name, sigma=config.train.sigma or config.noise.sigma, ref=ref)
 
 
-def _scheme(config: Config, name: str, *, sigma: float, ref: float) -> Scheme:
+def _scheme(config: Config, name: str, *, sigma: float, ref: float, certified: bool = False) -> Scheme:
     noise = config.noise
     if name != schemes.Stepped.name:
         if name == noise.scheme and (noise.edges or noise.levels or noise.bins):
             raise ValueError(f"Expected no noise.edges, levels or bins for the scheme {name}, which has none.")
         return schemes.make(name, sigma=sigma, ref=ref)
+    if not (noise.bins or noise.edges or noise.levels):
+        raise ValueError(
+            "Expected noise.bins, to fit bins to the training images, or noise.edges and noise.levels for the scheme "
+            "stepped, got none: in one bin it would be gaussian."
+        )
     if not noise.bins:
         return schemes.make(name, sigma=sigma, ref=ref, by=noise.by, edges=noise.edges, levels=noise.levels)
     if noise.edges or noise.levels:
         raise ValueError("Expected noise.edges and noise.levels, or noise.bins to fit them, got both.")
     train_set = data.load(config.data.name, "train", directory=config.data.dir, seed=config.seed)
-    return schemes.fit_stepped(data.to_unit(train_set.images), sigma=sigma, by=noise.by, bins=noise.bins)
+    images = _not_certified(config, train_set) if certified else train_set.images
+    return schemes.fit_stepped(data.to_unit(images), sigma=sigma, by=noise.by, bins=noise.bins)
+
+
+def _not_certified(config: Config, train_set: data.Dataset) -> np.ndarray:
+    """The images that bins are fitted to: none of those that the test set has, too, be they chosen or not.
+
+    A bin's edge that an image has moved would void that image's certificate. Images are the same by their pixels;
+    copies that were changed are not found.
+    """
+    test_set = data.load(config.data.name, "test", directory=config.data.dir, seed=config.seed)
+    shared = data.shared(train_set.images, test_set.images)
+    if shared.all():
+        raise ValueError(
+            "Expected noise.bins to be fitted to other images than those that are certified, got "
+            f"{train_set.source}, all of whose images are in {test_set.source}: bins that an image has moved void its "
+            "certificate. Set noise.edges and noise.levels, or data.dir to a folder with another train.npz than "
+            "test.npz."
+        )
+    if shared.any():
+        told = f"{shared.sum()} of {train_set.source}'s {len(train_set)} images, which are in {test_set.source}, too"
+        warnings.warn(f"noise.bins are fitted without {told}.", stacklevel=2)
+    return np.asarray(train_set.images)[~shared]
 
 
 def recipe(config: Config) -> training.Recipe:
@@ -339,8 +379,15 @@ def description(config: Config, train_set: data.Dataset) -> dict[str, Any]:
         )
     _validate.one_of("model.dtype", model.dtype, ("float32", "bfloat16"))
 
-    def per_channel(values: tuple[float, ...]) -> list[float]:
-        return list(values) * shape[-1] if len(values) == 1 else list(values)
+    def per_channel(name: str, above: float) -> list[float]:
+        values, channels = list(model[name]), shape[-1]
+        if len(values) not in (1, channels) or not all(_validate.finite(one) and one > above for one in values):
+            least = f" > {above:g}" if math.isfinite(above) else ""
+            raise ValueError(
+                f"Expected model.{name} to be a number{least} for each of {channels} channels or one for all, got "
+                f"{tuple(values)}."
+            )
+        return values * channels if len(values) == 1 else values
 
     return {
         "architecture": model.architecture,
@@ -348,7 +395,7 @@ def description(config: Config, train_set: data.Dataset) -> dict[str, Any]:
         "classes": train_set.classes,
         "image_shape": list(shape),
         "shortcut": model.shortcut,
-        "mean": per_channel(model.mean),
-        "std": per_channel(model.std),
+        "mean": per_channel("mean", -math.inf),
+        "std": per_channel("std", 0),
         "dtype": model.dtype,
     }

@@ -1,12 +1,13 @@
 """Data sets as plain arrays on the host: uint8 (or float32 in [0, 1]) images [N, H, W, C] and int32 labels.
 
 `cifar10` reads the official binary version from a folder, or goes through tensorflow-datasets; `digits` is
-scikit-learn's; `npz` is any .npz file with `images` and `labels`; `synthetic` is seeded, for tests; `imagenet` has
-its images decoded when they are asked for (see `imagenet.py`). No pickle is ever loaded.
+scikit-learn's; `npz` is any .npz file with `images` and, unless they are unknown, `labels`; `synthetic` is seeded, for
+tests; `imagenet` has its images decoded when they are asked for (see `imagenet.py`). No pickle is ever loaded.
 """
 
 import hashlib
 import socket
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from idrc_jax import _validate, imagenet
+from idrc_jax.results import UNLABELLED
 
 NAMES = ("cifar10", "digits", "imagenet", "npz", "synthetic")
 _CIFAR10_FILES = {"train": [f"data_batch_{k}.bin" for k in range(1, 6)], "test": ["test_batch.bin"]}
@@ -29,8 +31,9 @@ class Dataset:
 
     Attributes:
       images: uint8 [N, H, W, C], or float32 in [0, 1]; or what gives them by an array of indices.
-      labels: int32 [N], each in 0 .. classes - 1.
-      classes: number of classes.
+      labels: int32 [N], each in 0 .. classes - 1; or all `UNLABELLED`.
+      classes: number of classes; 0 if unlabelled.
+      source: the file or folder it came from, or its name: for messages.
     """
 
     name: str
@@ -38,9 +41,18 @@ class Dataset:
     images: np.ndarray | imagenet.Images = field(repr=False)
     labels: np.ndarray = field(repr=False)
     classes: int
+    source: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", self.source or self.name)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images' true classes are known."""
+        return bool(np.all(self.labels != UNLABELLED))
 
     def fingerprint(self, indices: np.ndarray | None = None) -> str:
         """SHA-256 over the shape, type and bytes of images and labels.
@@ -76,15 +88,14 @@ def load(name: str, split: str, *, directory: str = "", seed: int = 0) -> Datase
         if split != "test":
             raise ValueError("Expected ImageNet's networks to be imported (idrc-import), got a request to train one.")
         return Dataset(name, split, *imagenet.load(directory), imagenet.CLASSES)
+    if name == "npz":
+        return _npz(directory, split)
     if name == "cifar10":
         images, labels = _cifar10_binary(Path(directory), split) if directory else _cifar10_tfds(split)
         classes = 10
     elif name == "digits":
         images, labels = _digits(split)
         classes = 10
-    elif name == "npz":
-        images, labels = _npz(directory, split)
-        classes = 0
     else:
         images, labels = _synthetic(split, seed)
         classes = 4
@@ -92,27 +103,47 @@ def load(name: str, split: str, *, directory: str = "", seed: int = 0) -> Datase
 
 
 def from_arrays(
-    images: np.ndarray, labels: np.ndarray, *, name: str = "arrays", split: str = "test", classes: int = 0
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    *,
+    name: str = "arrays",
+    split: str = "test",
+    classes: int = 0,
+    source: str = "",
 ) -> Dataset:
-    """A checked data set from arrays; `classes` = 0 takes the largest label + 1."""
-    images, labels = np.asarray(images), np.asarray(labels)
-    if images.ndim != 4 or not len(images):
-        raise ValueError(f"Expected images [N, H, W, C] with N >= 1 in {name}, got shape {images.shape}.")
-    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+    """A checked data set from arrays.
+
+    Args:
+      images: uint8, or floats in [0, 1], [N, H, W, C].
+      labels: integers [N]; None, or -1 for all, where they are unknown.
+      classes: 0 takes the largest label + 1.
+      source: see `Dataset`.
+    """
+    images, where = np.asarray(images), source or name
+    if images.ndim != 4 or 0 in images.shape:
         raise ValueError(
-            f"Expected {len(images)} integer labels in {name}, got shape {labels.shape} of {labels.dtype}."
+            f"Expected images [N, H, W, C] with N >= 1 and none of the others 0 in {where}, got shape {images.shape}."
         )
     if images.dtype != np.uint8:
         if not np.issubdtype(images.dtype, np.floating):
-            raise ValueError(f"Expected images of uint8 or floats in {name}, got {images.dtype}.")
+            raise ValueError(f"Expected images of uint8 or floats in {where}, got {images.dtype}.")
         low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):
-            raise ValueError(f"Expected images within [0, 1] in {name}, got values from {low:g} to {high:g}.")
+            raise ValueError(f"Expected images within [0, 1] in {where}, got values from {low:g} to {high:g}.")
         images = images.astype(np.float32)
-    classes = classes or int(labels.max()) + 1
-    if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"Expected labels from 0 to {classes - 1} in {name}, got {labels.min()} to {labels.max()}.")
-    return Dataset(name, split, images, labels.astype(np.int32), classes)
+    labels = np.full(len(images), UNLABELLED) if labels is None else np.asarray(labels)
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"Expected {len(images)} integer labels in {where}, got shape {labels.shape} of {labels.dtype}."
+        )
+    if np.all(labels == UNLABELLED):
+        return Dataset(name, split, images, labels.astype(np.int32), classes, where)
+    low, high, most = int(labels.min()), int(labels.max()), classes or 2**31
+    if low < 0 or high >= most:
+        raise ValueError(
+            f"Expected labels from 0 to {most - 1} in {where}, or {UNLABELLED} for all, got {low} to {high}."
+        )
+    return Dataset(name, split, images, labels.astype(np.int32), classes or high + 1, where)
 
 
 def select(count: int, *, skip: int = 1, start: int = 0, stop: int = -1) -> np.ndarray:
@@ -120,13 +151,24 @@ def select(count: int, *, skip: int = 1, start: int = 0, stop: int = -1) -> np.n
 
     Raises ValueError when nothing is left.
     """
-    _validate.at_least("data.skip", skip, 1)
-    _validate.at_least("data.start", start, 0)
-    _validate.at_least("data.stop", stop, -1)
+    _validate.count("data.skip", skip, 1)
+    _validate.count("data.start", start, 0)
+    _validate.count("data.stop", stop, -1)
     indices = np.arange(start, count if stop == -1 else min(stop, count), skip)
     if not len(indices):
         raise ValueError(f"Expected data.start={start}, data.stop={stop} to leave images of {count}, got none.")
     return indices
+
+
+def shared(images: Any, others: Any) -> np.ndarray:
+    """Which of the images are among the others, by their pixels, which `to_unit` makes comparable: bool [N]."""
+    comparable = (lambda image: image) if images.dtype == others.dtype else to_unit
+
+    def digests(some: Any) -> list[bytes]:
+        return [hashlib.sha256(comparable(image).tobytes()).digest() for image in some]
+
+    known = set(digests(others))
+    return np.asarray([digest in known for digest in digests(images)])
 
 
 def to_unit(images: Any) -> Any:
@@ -142,11 +184,11 @@ def augment(images: jax.Array, key: jax.Array, *, split: bool = False) -> jax.Ar
     count, height, width, channels = images.shape
     crop_key, flip_key = jax.random.split(key)
     padded = jnp.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
-    corners = jax.random.randint(crop_key, (count, 2), 0, 9)
-    flips = jax.random.bernoulli(flip_key, shape=(count,))
+    corners = jax.random.randint(crop_key, (count, 2), 0, 9, jnp.int32)
+    flips = jax.random.bernoulli(flip_key, np.float32(0.5), (count,))
 
     def one(image: jax.Array, corner: jax.Array, flip: jax.Array) -> jax.Array:
-        crop = jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
+        crop = jax.lax.dynamic_slice(image, (*corner, jnp.int32(0)), (height, width, channels))
         return jnp.where(flip, crop[:, ::-1], crop)
 
     if split:
@@ -164,7 +206,7 @@ def augment(images: jax.Array, key: jax.Array, *, split: bool = False) -> jax.Ar
 
 def flip(images: jax.Array, key: jax.Array) -> jax.Array:
     """Random horizontal flip: [N, H, W, C] -> the same."""
-    chosen = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
+    chosen = jax.random.bernoulli(key, np.float32(0.5), (images.shape[0], 1, 1, 1))
     return jnp.where(chosen, images[:, :, ::-1], images)
 
 
@@ -232,22 +274,23 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     return images[chosen], digits.target[chosen].astype(np.int32)
 
 
-def _npz(directory: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _npz(directory: str, split: str) -> Dataset:
     path = Path(directory)
     if path.is_dir():
         path = path / f"{split}.npz"
     if not directory or not path.is_file():
         raise ValueError(f"Expected data.dir to be an .npz file, or a folder with {split}.npz, got {directory!r}.")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"Expected a readable .npz file, as np.savez writes it, got {path}, which is no zip archive.")
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            missing = {"images", "labels"} - set(file.files)
-            if missing:
-                raise ValueError(f"Expected arrays images and labels in {path}, got {sorted(file.files)}.")
-            return file["images"], file["labels"]
-    except ValueError:
-        raise
-    except Exception as error:  # zipfile and zlib raise several kinds for a damaged file
+            arrays = {name: file[name] for name in ("images", "labels") if name in file.files}
+            found = sorted(file.files)
+    except Exception as error:  # NumPy, zipfile and zlib raise several kinds
         raise ValueError(f"Expected a readable .npz file, got {path}: {error}.") from None
+    if "images" not in arrays:
+        raise ValueError(f"Expected arrays images and labels in {path}, got {found}.")
+    return from_arrays(arrays["images"], arrays.get("labels"), name="npz", split=split, source=str(path))
 
 
 def _synthetic(split: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

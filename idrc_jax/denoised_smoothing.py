@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from idrc_jax import _validate
 from idrc_jax.checkpoints import Classifier
 from idrc_jax.diffusion import Denoiser
 
@@ -27,7 +28,7 @@ def denoised(classifier: Classifier, denoiser: Denoiser, *, sigma: float, steps:
     """
     if "denoiser" in classifier.description:
         raise ValueError("Expected a classifier without a denoiser, got one that has one in front already.")
-    sigma, steps = float(sigma), int(steps)
+    sigma, steps = float(sigma), _validate.count("denoiser.steps", steps, 1)
     shape, wanted = denoiser.image_shape, classifier.image_shape
     if shape[-1] != wanted[-1]:
         raise ValueError(

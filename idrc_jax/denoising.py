@@ -89,10 +89,10 @@ def make_batch(recipe: Recipe, target: Target, seed: int) -> Callable[[jax.Array
         if recipe.augment:
             picked = data.flip(picked, flip_key)
         clean = 2 * picked - 1
-        time = jax.random.uniform(time_key, (recipe.batch,), minval=low, maxval=high)
+        time = jax.random.uniform(time_key, (recipe.batch,), jnp.float32, low, high)
         ratio = jnp.interp(time, jnp.arange(len(log_noise), dtype=jnp.float32), log_noise)
         a = jax.nn.sigmoid(-ratio)[:, None, None, None]
-        noise = jax.random.normal(noise_key, clean.shape)
+        noise = jax.random.normal(noise_key, clean.shape, jnp.float32)
         x = jnp.sqrt(a) * clean + jnp.sqrt(1 - a) * noise
         targets = {"epsilon": noise, "v": jnp.sqrt(a) * noise - jnp.sqrt(1 - a) * clean, "sample": clean}
         return Batch(x, time, a, clean, targets[target.prediction])

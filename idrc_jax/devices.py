@@ -1,6 +1,9 @@
 """Devices: the set-up that entry points make before JAX starts, and the mesh everything runs on."""
 
+import contextlib
 import os
+import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -8,7 +11,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from idrc_jax import _validate
+
 AXIS = "data"
+_MOST_CPU_DEVICES = 64  # that are made on request where there are fewer cores: each costs threads and memory
 
 
 def configure_cpu(count: int) -> None:
@@ -23,14 +29,32 @@ def configure_cpu(count: int) -> None:
         return
     if "xla_cpu_multi_thread_eigen" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    jax.config.update("jax_num_cpu_devices", count)
+    jax.config.update("jax_num_cpu_devices", min(count, max(_MOST_CPU_DEVICES, os.cpu_count() or 1)))
+
+
+@contextlib.contextmanager
+def known_platforms() -> Iterator[None]:
+    """For entry points: ValueError, with those that there are, where JAX_PLATFORMS names one that JAX does not have."""
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:  # of which the second is without a word
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        if "JAX_PLATFORMS" not in os.environ or not raised_in.endswith("xla_bridge.py"):
+            raise
+        jax.config.update("jax_platforms", "")
+        there = ", ".join(sorted({device.platform for device in jax.devices()}))
+        raise ValueError(
+            f"Expected JAX_PLATFORMS to name what this machine and this JAX have, {there}, got "
+            f"{os.environ['JAX_PLATFORMS']!r}."
+        ) from error
 
 
 def mesh(count: int = 0) -> Mesh:
     """A one-axis mesh over the first `count` local devices (0: all of them).
 
-    Raises ValueError when there are fewer.
+    Raises ValueError when there are fewer, or for a negative count.
     """
+    _validate.count("devices", count, 0)
     devices = jax.local_devices()
     if count > len(devices):
         raise ValueError(f"Expected {count} devices, got {len(devices)} ({devices[0].platform}).")

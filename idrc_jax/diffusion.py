@@ -41,7 +41,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         _validate.one_of("diffusion.kind", self.kind, KINDS)
-        _validate.at_least("diffusion.steps", self.steps, 2)
+        _validate.count("diffusion.steps", self.steps, 2)
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
                 f"Expected 0 < diffusion.beta_start <= beta_end < 1, got {self.beta_start} and {self.beta_end}."
@@ -134,7 +134,7 @@ class Denoiser(Interchangeable):
     def check(self, sigma: float, steps: int = 1) -> None:
         """ValueError unless it can denoise this level in so many steps."""
         _validate.one_of("diffusion.prediction", self.prediction, PREDICTIONS)
-        _validate.at_least("denoiser.steps", steps, 1)
+        _validate.count("denoiser.steps", steps, 1)
         time = self.schedule.time(sigma)
         low, high = self.sigmas
         if not low * (1 - 1e-6) <= sigma <= high * (1 + 1e-6):
@@ -174,8 +174,11 @@ class Denoiser(Interchangeable):
         signals = [signal_of(sigma), *(self.schedule.signal(one) for one in times[1:])]
 
         def estimate(x: jax.Array, time: Any, a: Any) -> jax.Array:
-            predicted = self.apply_fn(params, x, jnp.asarray(time, jnp.float32))[..., : x.shape[-1]]
-            return clean_estimate(self.prediction, predicted.astype(jnp.float32), x, a)
+            predicted = self.apply_fn(params, x, jnp.asarray(time, jnp.float32))
+            if predicted.shape[:-1] != x.shape[:-1] or predicted.shape[-1] < x.shape[-1]:
+                raise ValueError(f"Expected the denoiser to give {list(x.shape)}, got {list(predicted.shape)}.")
+            kept = predicted[..., : x.shape[-1]].astype(jnp.float32)
+            return clean_estimate(self.prediction, kept, x, a)
 
         def step(x: jax.Array, levels: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
             time, a, a_next = levels

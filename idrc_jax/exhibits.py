@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from idrc_jax import _command, checkpoints, data, galleries, noise, prng, results, runs, schemes
+from idrc_jax import _command, checkpoints, data, devices, galleries, noise, prng, results, runs, schemes
 from idrc_jax.diffusion import Denoiser
 from idrc_jax.galleries import Gallery
 from idrc_jax.results import Results
@@ -70,7 +70,7 @@ def to_bytes(images: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     """Write gallery.npz, the pictures of figures and reports, beside the rows of finished runs."""
-    with _command.one_line_errors():
+    with _command.one_line_errors(), devices.known_platforms():
         parser = _command.Parser("idrc-gallery", main.__doc__)
         parser.add_argument("runs", nargs="+", help="folders with certificates.tsv and manifest.json")
         parser.add_argument(

@@ -200,7 +200,7 @@ def table(manifest: Mapping[str, Any]) -> str:
     made, asked, seen = manifest["certificates"], manifest["settings"], manifest["images"]
     lines = [
         f"{made['scheme']}, sigma {made['sigma']:g}, {seen['seen']} images of {made['data']}: {seen['certified']} "
-        f"certified, {seen['abstained']} abstained, {seen['right']} right",
+        f"certified, {seen['abstained']} abstained" + (f", {seen['right']} right" if "right" in seen else ""),
         f"{manifest['attempts']:,} attempts at most, {asked['votes']:,} fresh votes each, level {asked['level']:g} for "
         f"all together: a claim needs p <= {manifest['threshold']:.2g}",
     ]
@@ -213,7 +213,7 @@ def table(manifest: Mapping[str, Any]) -> str:
         smallest = "-" if one["smallest_fraction"] is None else f"{_down(one['smallest_fraction']):.3f}"
         counts = " ".join(f"{one['broken_within'].get(fraction, '-'):>5}" for fraction in fractions)
         lines.append(f"{one['kind']:<17}  {one['images']:>6}  {one['broken']:>6}  {smallest:>8}  {'':<27} {counts}")
-    if manifest["finished"]:
+    if manifest.get("robust_accuracy"):
         lines.append(f"{'radius':>6}  {'certified':>9}  {'at most':>7}")
     for one in manifest.get("robust_accuracy", ()):
         lines.append(f"{one['radius']:6.2f}  {one['certified']:9.3f}  {one['empirical']:7.3f}")

@@ -4,7 +4,8 @@ Images stand in the field's order: by class, then by file name, so that every 10
 torchvision does: the shorter side to 256, bilinear with antialiasing, then the centre of 224 x 224.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from PIL import Image
 CLASSES = 1000
 _RESIZED, _SIDE = 256, 224
 _SUFFIXES = (".jpeg", ".jpg", ".png")
+# SHA-256 of the 1000 names in their order, with a newline between two.
+_WNIDS = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,13 @@ def load(directory: str) -> tuple[Images, np.ndarray]:
     """Images and int32 labels of the validation set.
 
     Args:
-      directory: with a folder of images for each of the 1000 classes (or with `val/` that has them), named so that
-        their order is the classes' (`n01440764` ...); empty for tensorflow-datasets.
+      directory: with a folder of images for each of the 1000 classes (or with `val/` that has them), named by the
+        wnids of ILSVRC 2012 (`n01440764` ...) or by the labels 0 ... 999; empty for tensorflow-datasets. Names that
+        begin with a dot, of folders or of images, are passed over.
 
     Raises:
-      ValueError: no such folder, another number of classes, a class without images, or no tensorflow-datasets.
+      ValueError: no such folder, another number of classes or other names, a class without images, or no
+        tensorflow-datasets.
     """
     return _folder(Path(directory)) if directory else _tfds()
 
@@ -66,15 +71,9 @@ def resize_and_crop(pixels: np.ndarray) -> np.ndarray:
 
 
 def _folder(directory: Path) -> tuple[Images, np.ndarray]:
-    root = directory / "val" if (directory / "val").is_dir() else directory
-    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    if len(folders) != CLASSES:
-        raise ValueError(
-            f"Expected data.dir with a folder for each of {CLASSES} classes, got {len(folders)} in {root}."
-        )
     files, labels = [], []
-    for label, folder in enumerate(folders):
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    for label, folder in enumerate(_class_folders(directory / "val" if (directory / "val").is_dir() else directory)):
+        found = sorted(path for path in _visible(folder) if path.suffix.lower() in _SUFFIXES)
         if not found:
             raise ValueError(f"Expected images ({', '.join(_SUFFIXES)}) in {folder}, got none.")
         files += found
@@ -88,6 +87,30 @@ def _folder(directory: Path) -> tuple[Images, np.ndarray]:
             raise ValueError(f"Expected a readable image, got {files[index]}: {error}.") from None
 
     return Images(len(files), decode), np.asarray(labels, np.int32)
+
+
+def _class_folders(root: Path) -> list[Path]:
+    """The folder of each class, in the order of the labels."""
+    folders = [path for path in _visible(root) if path.is_dir()] if root.is_dir() else []
+    if len(folders) != CLASSES:
+        raise ValueError(
+            f"Expected data.dir with a folder for each of {CLASSES} classes, got {len(folders)} in {root}."
+        )
+    numbers = {int(path.name): path for path in folders if path.name.isascii() and path.name.isdigit()}
+    if numbers.keys() == set(range(CLASSES)):
+        return [numbers[label] for label in range(CLASSES)]
+    folders.sort()
+    if hashlib.sha256("\n".join(path.name for path in folders).encode()).hexdigest() != _WNIDS:
+        raise ValueError(
+            f"Expected folders named by the wnids of ILSVRC 2012 (n01440764 ... n15075141) or by the labels 0 ... "
+            f"{CLASSES - 1} in {root}, got others: {folders[0].name} ... {folders[-1].name}."
+        )
+    return folders
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """What is in a folder, but for names that begin with a dot: `.ipynb_checkpoints`, `._a.png` of macOS."""
+    return (path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _tfds() -> tuple[Images, np.ndarray]:

@@ -22,6 +22,8 @@ from scipy import special
 
 from idrc_jax import _roots, _validate, statistics
 
+MOST = 2**32  # samples of an image: their numbers are 32 bits of its keys
+
 RadiusOf = Callable[[np.ndarray], np.ndarray]
 """p_lower [rows] -> the radius of one image at these bounds, non-decreasing."""
 
@@ -46,6 +48,9 @@ class Plan:
 
     name: ClassVar[str]
     n: int
+
+    def __post_init__(self) -> None:
+        _validate.integer("certify.n", self.n)
 
     @property
     def selection(self) -> int:
@@ -80,6 +85,8 @@ class Plan:
             return bool(replace(self, n=n).lower(n, n, alpha) > 0.5)
 
         _validate.at_least("certify.n", self.n, 1)
+        if self.n > MOST:
+            raise ValueError(f"Expected certify.n <= {MOST}, as many samples as an image has keys, got {self.n}.")
         if not enough(self.n):
             least = next(n for n in itertools.count(self.n) if enough(n))
             raise ValueError(
@@ -97,7 +104,8 @@ class Fixed(Plan):
     n0: int = 100
 
     def __post_init__(self) -> None:
-        _validate.at_least("certify.n0", self.n0, 1)
+        super().__post_init__()
+        _validate.count("certify.n0", self.n0, 1)
 
     @property
     def selection(self) -> int:
@@ -131,6 +139,7 @@ class _Adaptive(Plan):
     sequence: str = "betting"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _validate.one_of("sampling.sequence", self.sequence, _GROWTH)
 
     def looks(self) -> list[int]:
@@ -179,7 +188,8 @@ class ToRadius(_Adaptive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.radii or list(self.radii) != sorted(set(self.radii)) or not self.radii[0] > 0:
+        object.__setattr__(self, "radii", tuple(self.radii))
+        if not (self.radii and _validate.ascend(self.radii, above=0)):
             raise ValueError(f"Expected sampling.radii to ascend from above 0, got {self.radii}.")
 
     def stopping(self, radius_of: RadiusOf, alpha: float) -> Callable[[np.ndarray], bool]:

@@ -74,9 +74,9 @@ class Settings:
     def __post_init__(self) -> None:
         _validate.in_open_unit_interval("audit.level", self.level)
         for name in ("images", "refinements", "saved"):
-            _validate.at_least(f"audit.{name}", getattr(self, name), 0)
+            _validate.count(f"audit.{name}", getattr(self, name), 0)
         for name in ("votes", "screening", "steps", "samples", "restarts"):
-            _validate.at_least(f"audit.{name}", getattr(self, name), 1)
+            _validate.count(f"audit.{name}", getattr(self, name), 1)
         for name in ("fractions", "radii"):
             values = getattr(self, name)
             if len(set(values)) < len(values):

@@ -33,7 +33,7 @@ from idrc_jax import (
     runs,
     summary,
 )
-from idrc_jax.results import Results, Row, differences
+from idrc_jax.results import Results, Row, guarantee_differences
 from idrc_jax.runs import Run
 
 NAME = "index.html"
@@ -207,7 +207,7 @@ def _audit(read: Results, names: Sequence[str], pictures: int) -> dict[str, Any]
     if not read.manifest or not (folder / findings.NAME).is_file():
         return None
     audit = findings.read_audit(folder)
-    changed = differences(audit.manifest["certificates"], read.manifest["guarantee"])
+    changed = guarantee_differences(audit.manifest["certificates"], read.manifest["guarantee"])
     if changed:
         raise ValueError(
             f"Expected an audit of the certificates in {read.path}, got one of others in {audit.path}, of which "

@@ -25,6 +25,7 @@ SCHEMA_VERSION = 1
 NAME = "certificates.tsv"
 MANIFEST = "manifest.json"
 _FILE = re.compile(r"certificates(\.\d+-of-\d+)?\.tsv")
+UNLABELLED = -1
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class Row:
     """One image. The fields after `time` are None in other projects' six-column logs.
 
     Attributes:
-      idx, label: of the image in its data set.
+      idx, label: of the image in its data set; label -1 where it is unknown.
       predict: the class, or -1 (abstain).
       radius: valid l2 radius in pixel units; nan where the scheme has no certificate.
-      correct: 1 where `predict` is the label, else 0 (see `is_correct`).
+      correct: 1 where `predict` is the label, else 0, also where the label is unknown (see `is_correct`).
       time: seconds.
       radius_published: the paper's radius.
       selected: class chosen by the n0 selection votes, -1 for none.
@@ -92,6 +93,11 @@ class Results:
     rows: tuple[Row, ...]
     manifest: dict[str, Any] | None
     path: Path
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images' true classes are known."""
+        return all(row.label != UNLABELLED for row in self.rows)
 
 
 def read_results(path: str | Path) -> Results:
@@ -210,14 +216,16 @@ class ResultsFile:
         if stored is None:
             raise ValueError(f"Expected {MANIFEST} beside the rows in {self._workdir}, got none: use another workdir.")
         _same_guarantee(stored["guarantee"], self._guarantee, self._workdir)
-        return stored | {"sessions": [*stored["sessions"], self._session]}
+        return stored | {"guarantee": self._guarantee, "sessions": [*stored["sessions"], self._session]}
 
     def _repair(self) -> None:
         """Cut off what a crash left half-written and blank lines at the end, and write the header of a new file."""
         self._file.seek(0)
         content = self._file.read()
-        lines = content[: content.rfind(b"\n") + 1].rstrip(b"\n")
-        whole = len(lines) + 1 if lines else 0
+        lines = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]
+        while lines and not lines[-1].strip():
+            lines.pop()
+        whole = sum(len(line) + 1 for line in lines)
         if whole < len(content):
             self._file.truncate(whole)
         if whole == 0:
@@ -402,9 +410,14 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _same_guarantee(stored: dict[str, Any], asked: dict[str, Any], where: Path) -> None:
-    changed = differences(stored, asked)
+    changed = guarantee_differences(stored, asked)
     if changed:
         raise ValueError(f"Expected the settings of the certificates in {where}, got {changed}: use another workdir.")
+
+
+def guarantee_differences(stored: dict[str, Any], asked: dict[str, Any]) -> str:
+    """`differences` of two guarantees; one that names no generator is older than the naming of JAX's default."""
+    return differences(*({"generator": "threefry2x32"} | one for one in (stored, asked)))
 
 
 def differences(stored: dict[str, Any], asked: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from idrc_jax import _validate, devices, noise, prng
-from idrc_jax.checkpoints import Classifier
+from idrc_jax.checkpoints import Classifier, check_logits
 from idrc_jax.schemes import Scheme, host_scale
 
 ApplyFn = Callable[[Any, jax.Array], jax.Array]
@@ -58,6 +58,9 @@ def slot_votes(
 
     Returns:
       int32 [N, classes + 1]; the last column counts the votes whose logits were not all finite.
+
+    Raises:
+      ValueError: logits of another shape, or that are no floats.
     """
 
     def noisy(position: jax.Array, number: jax.Array) -> jax.Array:
@@ -65,7 +68,7 @@ def slot_votes(
         image = images[position]
         return image + noise.draw(law, sample_key, scales[position], image.shape)
 
-    logits = apply_fn(params, jax.vmap(noisy)(slot, sample))
+    logits = check_logits(apply_fn(params, jax.vmap(noisy)(slot, sample)), len(slot), classes)
     finite = jnp.isfinite(logits).all(axis=-1)
     vote = jnp.where(finite, jnp.argmax(logits, axis=-1), classes)
     counts = jnp.zeros((images.shape[0], classes + 1), jnp.int32)
@@ -158,10 +161,12 @@ def dispatch_votes(
 
     `first` and `n` are those of each image, or of all.
     """
-    _validate.at_least("chunk", chunk, 2)
+    _validate.count("chunk", chunk, 2)
     first, n = (np.broadcast_to(np.asarray(value, np.int64), (len(images),)) for value in (first, n))
     if np.min(indices) < 0 or np.max(indices) >= 2**32 or np.min(first) < 0 or np.max(first + n) > 2**32:
         raise ValueError(f"Expected indices and sample numbers in 0 .. 2**32 - 1, got {indices}, {first} + {n}.")
+    if chunk * mesh.size >= 2**30:
+        raise ValueError(f"Expected chunk * devices < 2**30, got {chunk} on {mesh.size}.")
     if np.sum(n) + chunk * mesh.size >= 2**31:
         raise ValueError(f"Expected images * n < 2**31 in one dispatch, got {np.sum(n)}.")
     return _votes_on_mesh(
@@ -231,10 +236,12 @@ def count_votes(
     Guarantee: votes are independent draws of f(x + noise) given the image, as far as the pseudo-random
     generator and float32 normals are (see docs/caveats.md).
     """
+    classifier.check()
     mesh = mesh or devices.mesh()
     images = check_images(images, classifier)
     indices = check_indices(indices, images)
-    _validate.at_least("n", n, 1)
+    _validate.count("n", n, 1)
+    _validate.integer("first", first)
     _, scales = host_scale(scheme, images)
     votes = dispatch_votes(
         classifier,
@@ -266,8 +273,10 @@ def check_images(images: np.ndarray, classifier: Classifier) -> np.ndarray:
 
 
 def check_indices(indices: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """One index an image, or ValueError."""
+    """One integer an image, or ValueError."""
     indices = np.asarray(indices)
+    if not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(f"Expected indices to be integers, got {indices.dtype}.")
     if indices.shape != (len(images),):
         raise ValueError(f"Expected one index an image, got {indices.shape} for {len(images)} images.")
     return indices

@@ -63,7 +63,7 @@ class Scheme:
     sigma: float
 
     def __post_init__(self) -> None:
-        _validate.positive("sigma", self.sigma)
+        _validate.level("sigma", self.sigma)
 
     def statistic(self, images: Any) -> Any:
         """The number the noise level depends on: images [..., H, W, C] -> [...]."""
@@ -211,7 +211,7 @@ class Stepped(Scheme):
     def __post_init__(self) -> None:
         super().__post_init__()
         _validate.one_of("noise.by", self.by, STATISTICS)
-        if not all(math.isfinite(edge) for edge in self.edges) or list(self.edges) != sorted(set(self.edges)):
+        if not _validate.ascend(self.edges):
             raise ValueError(f"Expected noise.edges to ascend, got {self.edges}.")
         if len(self.levels) != len(self.edges) + 1:
             raise ValueError(
@@ -220,6 +220,7 @@ class Stepped(Scheme):
             )
         for level in self.levels:
             _validate.positive("noise.levels", level)
+            _validate.level("sigma times each of noise.levels", self.sigma * level)
 
     def statistic(self, images: Any) -> Any:
         return STATISTICS[self.by](images)
@@ -307,14 +308,15 @@ def fit_stepped(images: np.ndarray, *, sigma: float, by: str = "norm", bins: int
 
 
 def drawn_level(scheme: Scheme, statistic: Any) -> np.ndarray:
-    """The noise level as the device gets it: float64 holding float32 values, 0 where it is not finite.
+    """The noise level as the device gets it: float64 holding float32 values, 0 where they are infinite or denormal,
+    which devices take for 0.
 
     It is computed in float64 and rounded once, so that the number recorded is the number drawn with. No
     certificate accepts 0 (||x|| = 0 under `inverse_sqrt_norm`, a black image under `l1`).
     """
     with np.errstate(divide="ignore", over="ignore"):
         level = np.asarray(scheme.scale(np.asarray(statistic, np.float64)), np.float32).astype(np.float64)
-    return np.where(np.isfinite(level), level, 0.0)
+    return np.where(np.isfinite(level) & (level >= np.finfo(np.float32).tiny), level, 0.0)
 
 
 def host_scale(scheme: Scheme, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

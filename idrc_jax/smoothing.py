@@ -67,7 +67,9 @@ class SmoothedClassifier:
         chunk: int = 0,
         mesh: Mesh | None = None,
     ) -> None:
-        _validate.at_least("n_predict", n_predict, 1)
+        if chunk:
+            _validate.count("chunk", chunk, 2)
+        certification.check_prediction(n_predict, alpha, classifier.classes, adaptive=True)
         self._settings = certification.Settings(certification.Fixed(n=n, n0=n0), alpha)
         self._classifier, self._scheme, self._n_predict = classifier, scheme, n_predict
         self._chunk, self._mesh = chunk, mesh
@@ -131,7 +133,7 @@ class SmoothedClassifier:
 
 
 def _key(key: jax.Array | None) -> jax.Array:
-    """The caller's, or one of 63 random bits."""
+    """The caller's, or one of 64 random bits."""
     if key is not None:
         return key
-    return jax.random.fold_in(prng.root(secrets.randbits(31)), np.uint32(secrets.randbits(32)))
+    return jax.random.fold_in(prng.root(secrets.randbits(32)), np.uint32(secrets.randbits(32)))

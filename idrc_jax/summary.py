@@ -19,10 +19,12 @@ def correct_radii(results: Results, *, published: bool = False) -> np.ndarray:
       published: take the paper's radii, which are not valid except for `gaussian`, instead of the valid ones. A radius
         that is nan (no certificate) counts as not certified.
 
-    Raises ValueError for a file without rows, or without published radii when they are asked for.
+    Raises ValueError for a file without rows, of images without labels, or without published radii when they are asked
+    for.
     """
-    if not results.rows:
-        raise ValueError(f"Expected at least one row in {results.path}, got none.")
+    _require_rows(results)
+    if not results.labelled:
+        raise ValueError(f"Expected labels in {results.path}, got -1: without them no accuracy is known.")
     radii = []
     for row in results.rows:
         radius = row.radius_published if published else row.radius
@@ -81,7 +83,7 @@ def average_certified_radius(results: Results, *, published: bool = False) -> fl
 
 def abstention_rate(results: Results) -> float:
     """The fraction of images whose prediction is an abstention."""
-    correct_radii(results)  # refuses an empty file
+    _require_rows(results)
     return float(np.mean([row.predict == statistics.ABSTAIN for row in results.rows]))
 
 
@@ -100,8 +102,11 @@ def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
     """A text table: certified and published accuracy with 95 % intervals at `radii`, ACR, abstentions.
 
     Accuracies are rounded to the nearest, ACR down. Where no radius is valid the certified column says so; where the
-    published radii are the valid ones there is one column.
+    published radii are the valid ones there is one column. Of images without labels only abstentions are told.
     """
+    _require_rows(results)
+    if not results.labelled:
+        return "\n".join([_title(results), "The images have no labels, so no accuracy is known.", *_counts(results)])
     certified = correct_radii(results) if has_certificates(results) else None
     published = correct_radii(results, published=True) if has_published(results) else None
     columns = {"certified": certified, "published": published}
@@ -111,18 +116,30 @@ def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
     for radius in radii:
         lines.append(f"{radius:6.2f}" + "".join(f"  {_accuracy(own, radius):>22}" for own in columns.values()))
     lines.append(f"{'ACR':>6}" + "".join(f"  {_acr(own):>22}" for own in columns.values()))
-    lines.append(f"Abstained: {sum(row.predict == statistics.ABSTAIN for row in results.rows)} of {len(results.rows)}.")
-    if results.manifest:
-        drawn = sum((row.n or 0) + (row.n0 or 0) for row in results.rows)
-        plan = results.manifest["guarantee"]["plan"]
-        lines.append(f"Samples: {drawn:,}, {drawn / len(results.rows):,.0f} an image (plan {plan}).")
-        if math.isfinite(last_radius(results)):
-            lines.append(f"The plan {too_low(results)}")
+    lines += _counts(results)
+    if results.manifest and math.isfinite(last_radius(results)):
+        lines.append(f"The plan {too_low(results)}")
     if certified is None:
         lines.append("This file has no valid radii, and published ones are not certificates: see idrc-recertify.")
     elif results.manifest:
         lines.append(certificates.explain(results.manifest["guarantee"]["scheme"]))
     return "\n".join(lines)
+
+
+def _require_rows(results: Results) -> None:
+    if not results.rows:
+        raise ValueError(f"Expected at least one row in {results.path}, got none.")
+
+
+def _counts(results: Results) -> list[str]:
+    """How many images abstained and, where the file says so, how many samples were drawn."""
+    images = len(results.rows)
+    told = [f"Abstained: {sum(row.predict == statistics.ABSTAIN for row in results.rows)} of {images}."]
+    if results.manifest:
+        drawn = sum((row.n or 0) + (row.n0 or 0) for row in results.rows)
+        plan = results.manifest["guarantee"]["plan"]
+        told.append(f"Samples: {drawn:,}, {drawn / images:,.0f} an image (plan {plan}).")
+    return told
 
 
 def _title(results: Results) -> str:

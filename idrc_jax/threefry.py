@@ -1,41 +1,76 @@
-"""JAX's own random bits, computed in one pass over memory on a CPU.
+"""Threefry-2x32 under every setting of JAX, and in one pass over memory on a CPU.
+
+JAX's own keys draw other numbers under some of its settings (JAX_THREEFRY_PARTITIONABLE=0), and other generators void
+the guarantee: under `vmap` the keys of `rbg` draw a whole batch from its first one. So noise is drawn from keys of this
+module alone, with the bits of JAX's default.
 
 JAX compiles Threefry-2x32 on a CPU to a loop of passes over the whole array (it is quick to compile). Written out, all
 twenty rounds stay in registers, which takes an eighth of the time. The bits are the same.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.random import define_prng_impl
+from jax.extend.random import define_prng_impl, threefry_prng_impl
 
-_JAX = "threefry2x32"
+NAME = "threefry2x32"
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PIECES = 8  # a loop keeps XLA from fusing the rounds into what reads the bits, which takes ten times as long
 _SMALL = 1024  # numbers that are not worth a loop
 
 
-def one_pass(key: jax.Array) -> jax.Array:
-    """A key that gives the same numbers as `key` in all of `jax.random`, faster on a CPU.
+def key(data: Any) -> jax.Array:
+    """The key with these two words, uint32 [2]."""
+    return jax.random.wrap_key_data(data, impl=_PINNED)
 
-    It is `key` itself where JAX's default backend is no CPU, and where the key is not of JAX's default kind.
+
+def pinned(key: jax.Array) -> jax.Array:
+    """A key that under any settings draws what `key` does under JAX's default ones.
+
+    Raises ValueError unless it is a typed key of threefry2x32.
     """
-    usual = jax.random.key_impl(key) == _JAX and getattr(jax.config, "jax_threefry_partitionable", True)
-    if jax.default_backend() != "cpu" or not usual:
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise ValueError(f"Expected a typed key, as idrc_jax.prng.root(seed) gives, got {type(key).__name__}.")
+    kind = jax.random.key_impl(key)
+    if kind in (_PINNED, _ONE_PASS):
         return key
-    return jax.random.wrap_key_data(jax.random.key_data(key), impl=_IMPLEMENTATION)
+    if kind != NAME:
+        raise ValueError(
+            f"Expected a key of {NAME}, as idrc_jax.prng.root(seed) gives, got one of {kind}, whose numbers the "
+            "guarantee does not cover."
+        )
+    return jax.random.wrap_key_data(jax.random.key_data(key), impl=_PINNED)
 
 
-def _bits(key: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
+def one_pass(key: jax.Array) -> jax.Array:
+    """`pinned`, faster on a CPU."""
+    key = pinned(key)
+    if jax.default_backend() != "cpu":
+        return key
+    return jax.random.wrap_key_data(jax.random.key_data(key), impl=_ONE_PASS)
+
+
+def _split(data: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    with jax.threefry_partitionable(True):
+        return threefry_prng_impl.split(data, shape)
+
+
+def _bits(data: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
+    with jax.threefry_partitionable(True):
+        return threefry_prng_impl.random_bits(data, width, shape)
+
+
+def _bits_in_one_pass(data: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
     size = math.prod(shape)
     if width != 32 or not _SMALL <= size < 2**32:
-        return jax.random.bits(_usual(key), shape, f"uint{width}")
+        return _bits(data, width, shape)
     piece = -(-size // _PIECES)
 
     def of_piece(number: jax.Array) -> jax.Array:
-        return _block(key, number * np.uint32(piece) + jnp.arange(piece, dtype=jnp.uint32))
+        return _block(data, number * np.uint32(piece) + jnp.arange(piece, dtype=jnp.uint32))
 
     return jax.lax.map(of_piece, jnp.arange(_PIECES, dtype=jnp.uint32)).reshape(-1)[:size].reshape(shape)
 
@@ -53,16 +88,17 @@ def _block(key: jax.Array, counter: jax.Array) -> jax.Array:
     return x ^ y
 
 
-def _usual(key: jax.Array) -> jax.Array:
-    return jax.random.wrap_key_data(key, impl=_JAX)
+def _define(name: str, tag: str, random_bits: Any) -> Any:
+    return define_prng_impl(
+        key_shape=(2,),
+        seed=threefry_prng_impl.seed,
+        split=_split,
+        random_bits=random_bits,
+        fold_in=threefry_prng_impl.fold_in,
+        name=name,
+        tag=tag,
+    )
 
 
-_IMPLEMENTATION = define_prng_impl(
-    key_shape=(2,),
-    seed=lambda seed: jax.random.key_data(jax.random.key(seed, impl=_JAX)),
-    split=lambda key, shape: jax.random.key_data(jax.random.split(_usual(key), shape)),
-    random_bits=_bits,
-    fold_in=lambda key, number: jax.random.key_data(jax.random.fold_in(_usual(key), number)),
-    name="threefry2x32_one_pass",
-    tag="fry1",
-)
+_PINNED = _define("threefry2x32_pinned", "fryp", _bits)
+_ONE_PASS = _define("threefry2x32_one_pass", "fry1", _bits_in_one_pass)

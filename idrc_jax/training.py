@@ -51,7 +51,7 @@ def make_batch(
         factor = None
         if recipe.sigma_low > 0:
             low = recipe.sigma_low / scheme.sigma
-            factor = jax.random.uniform(sigma_key, (recipe.batch,), minval=low, maxval=1.0)
+            factor = jax.random.uniform(sigma_key, (recipe.batch,), jnp.float32, low, 1.0)
         return noise.add(scheme, picked, noise_key, factor), labels[chosen]
 
     return batch
@@ -149,10 +149,12 @@ def train(
       Whether training is finished.
 
     Raises:
-      ValueError: the recipe does not fit the data, another run's checkpoints lie in `workdir`, or processes differ in
-        their settings, data or folder.
+      ValueError: images without labels, the recipe does not fit the data, another run's checkpoints lie in `workdir`,
+        or processes differ in their settings, data or folder.
       FloatingPointError: the loss is no longer finite; the last good checkpoint is kept.
     """
+    if not train_set.labelled:
+        raise ValueError(f"Expected labels to train a classifier, got none (absent, or -1) in {train_set.source}.")
     if recipe.sigma_low > scheme.sigma:
         raise ValueError(f"Expected train.sigma_low <= train.sigma = {scheme.sigma}, got {recipe.sigma_low}.")
     facts: dict[str, Any] = {"scheme": {"name": scheme.name, **asdict(scheme)}, "recipe": asdict(recipe), "seed": seed}

@@ -6,11 +6,13 @@ weights as one that was not.
 
 import csv
 import functools
+import io
 import math
 import os
 import time
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +61,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "step_epochs"):
-            _validate.at_least(f"train.{name}", getattr(self, name), 1)
+            _validate.count(f"train.{name}", getattr(self, name), 1)
         for name in ("lr", "step_factor"):
             _validate.positive(f"train.{name}", getattr(self, name))
         for name in ("momentum", "weight_decay", "warmup_epochs", "sigma_low"):
@@ -139,7 +141,10 @@ def start_from(
         return functools.reduce(lambda value, part: (value or {}).get(part), name.split("."), of)
 
     tensors, found = checkpoints.read_weights(path)
-    changed = results.differences(*({name: entry(one, name) for name in names} for one in (found, description)))
+    if found["architecture"] != description["architecture"]:
+        names = ("architecture",)
+    compared = ({name: entry(one, name) for name in names} for one in (found, description))
+    changed = results.differences(*(checkpoints.flatten(results.as_json(one)) for one in compared))
     if changed:
         raise ValueError(f"Expected train.start to be the network that is to be trained, got {changed} in {path}.")
     _, params, stats = checkpoints.abstract(description, dtype=description["dtype"])
@@ -240,6 +245,9 @@ def run(
 ) -> bool:
     """Train until the recipe is done or the time is up; call again to go on. See `training.train`."""
     deadline = Deadline(max_minutes)
+    prng.check_seed(seed)
+    _validate.at_least("train.checkpoint_minutes", checkpoint_minutes, 0)
+    _validate.count("train.steps_per_dispatch", steps_per_dispatch, 1)
     recipe, description = job.recipe, job.description
     if recipe.batch > job.images:
         raise ValueError(f"Expected train.batch <= the {job.images} training images, got {recipe.batch}.")
@@ -259,9 +267,16 @@ def run(
     if leads or (workdir / "train_config.json").is_file():
         checkpoints.same_or_refuse(workdir / "train_config.json", description)
     store = checkpoints.TrainingCheckpoints(workdir / "checkpoints")
-    done = store.latest()
-    workers.require_same(f"the last checkpoint in {workdir}, a folder they share,", done)
-    if done is None:
+    workers.require_same(f"the last checkpoint in {workdir}, a folder they share,", store.latest())
+    like = jax.eval_shape(
+        lambda p, s: State(p, job.first_stats(p, s), optimiser.init(p), jnp.zeros((), jnp.int32)), params, stats
+    )
+    whole = devices.replicated(mesh)
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), like)
+    restored = _restored(store, like)
+    if restored is not None:
+        done, state = restored
+    else:
         init_key = prng.stage(prng.root(seed), prng.INITIALISATION)
         _, params, stats = checkpoints.split(
             checkpoints.build(description, dtype=description["dtype"], rngs=nnx.Rngs(init_key))
@@ -273,13 +288,6 @@ def run(
         stats = job.first_stats(params, jax.tree.map(jnp.asarray, stats))
         state = State(params, stats, optimiser.init(params), jnp.zeros((), jnp.int32))
         state = devices.replicate(state, mesh)
-    else:
-        like = jax.eval_shape(
-            lambda p, s: State(p, job.first_stats(p, s), optimiser.init(p), jnp.zeros((), jnp.int32)), params, stats
-        )
-        whole = devices.replicated(mesh)
-        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), like)
-        state = store.restore(done, like)
     placed = devices.replicate(job.data, mesh)
 
     # The loop: dispatch ahead, read behind.
@@ -353,6 +361,43 @@ def run(
     return True
 
 
+def _restored(store: checkpoints.TrainingCheckpoints, like: Any) -> tuple[int, Any] | None:
+    """The newest checkpoint that can be read, as (step, state), or None where there is no checkpoint.
+
+    Newer ones, which cannot, are set aside with one warning. Every process must ask at the same point.
+
+    Raises:
+      ValueError: none can be read; all stay as they are.
+    """
+    damaged: dict[int, str] = {}
+    for step in store.steps():
+        state, why = None, "Another process cannot read it."
+        try:
+            state = store.restore(step, like)
+        except ValueError as error:
+            why = str(error)
+        (fails,) = workers.any_wishes(state is None)
+        if not fails:
+            break
+        damaged[step] = why
+    else:
+        if not damaged:
+            return None
+        raise ValueError(
+            f"{' '.join(damaged.values())} No other is left: restore one, or remove {store.folder} to train from the "
+            "beginning."
+        )
+    if damaged:
+        if jax.process_index() == 0:
+            for one in damaged:
+                store.set_aside(one)
+        workers.any_wishes(False)  # all wait for process 0
+        store.reload()
+        if jax.process_index() == 0:
+            warnings.warn(f"{' '.join(damaged.values())} Training goes on from step {step}.", stacklevel=2)
+    return step, state
+
+
 def _require_finite(losses: np.ndarray, first_step: int, store: checkpoints.TrainingCheckpoints) -> None:
     bad = ~np.isfinite(losses)
     if bad.any():
@@ -383,7 +428,8 @@ class _MetricsLog:
     ) -> None:
         self._names = names
         self._path = workdir / METRICS if workdir else None
-        self._rows = [row for row in _read_rows(self._path) if int(row["step"]) <= step] if self._path else []
+        self._columns = ("epoch", "step", "lr", *names, "seconds")
+        self._rows = [row for row in self._read() if row["step"] <= step]
         self._epoch_steps, self._lr, self.step = epoch_steps, lr, step
         self._values: list[Sequence[float]] = []
         self._last_loss = math.nan
@@ -420,20 +466,36 @@ class _MetricsLog:
     def flush(self) -> None:
         if self._path is None:
             return
-        with self._path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ("epoch", "step", "lr", *self._names, "seconds"))
-            writer.writeheader()
-            writer.writerows(self._rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(self._rows)
+        _files.write_text(self._path, text.getvalue())
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The rows of the file; one that is not whole is left out, with one warning."""
+        if self._path is None or not self._path.is_file():
+            return []
+        lines = self._path.read_text(errors="replace").splitlines(keepends=True)
+        rows = [row for line in lines[1:] if (row := _row(self._columns, line))]
+        if 1 + len(rows) != len(lines):
+            warnings.warn(f"Lines of {self._path} that are not whole are left out.", stacklevel=2)
+        return rows
 
     def close(self) -> None:
         if self._board:
             self._board.close()
 
 
-def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.is_file():
-        with path.open(newline="") as file:
-            yield from csv.DictReader(file)
+def _row(columns: Sequence[str], line: str) -> dict[str, Any] | None:
+    """A line of the log, None for one that is cut off or not of this log."""
+    try:
+        epoch, step, *others = line.split(",")
+        values = (int(epoch), int(step), *map(float, others))
+    except ValueError:
+        return None
+    whole = line.endswith("\n") and len(values) == len(columns)
+    return dict(zip(columns, values, strict=True)) if whole else None
 
 
 def _summary_writer() -> Any:

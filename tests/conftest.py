@@ -1,7 +1,7 @@
 """Four simulated CPU devices, unless the user has chosen; and `--forbid-skips` for machines that have everything.
 
-What XLA compiles is kept in the checkout, for the next run and for the commands that tests start: most of the tests' time
-is the compiler's. Of several workers (`-n`) each has a core of its own.
+What XLA compiles is kept in the checkout, for the next run and for the commands that tests start: most of the time is
+the compiler's. Of several workers (`-n`) each has a core of its own.
 """
 
 import os

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -85,6 +86,15 @@ def test_no_valid_radius_is_broken_and_far_distances_are(audited):
     assert len(inside) > 8
     assert not any(row.broken for row in inside)
     assert any(row.broken for row in audited.rows if row.fraction == 4)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:-50], lambda whole: whole[:60] + bytes(99)])
+def test_damaged_images_of_an_audit_are_named_when_it_goes_on(linear, dataset, certified, audited, tmp_path, damage):
+    shutil.copytree(audited.path.parent, tmp_path / "audit")
+    path = tmp_path / "audit" / findings.IMAGES
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"Expected the images of an audit in {path}, got .* Remove it to go on"):
+        run(linear, dataset, certified, tmp_path / "audit")
 
 
 def test_the_adversarial_images_are_what_the_rows_say(linear, dataset, audited):
@@ -248,6 +258,19 @@ def test_damaged_files_are_refused(audited, tmp_path, content, message):
         findings.read_audit(tmp_path)
     with pytest.raises(ValueError, match="run idrc-audit"):
         findings.read_audit(tmp_path / "nowhere")
+
+
+def test_an_audit_of_images_without_labels_claims_no_accuracy(linear, dataset, tmp_path):
+    unknown = data.from_arrays(dataset.images, name="made")
+    settings = certification.Settings(plans.Fixed(n0=20, n=300), seed=4)
+    certification.certify_dataset(linear, SCHEME, unknown, INDICES, settings, tmp_path, chunk=64)
+    few = dataclasses.replace(SETTINGS, images=4)
+    assert run(linear, unknown, results.read_results(tmp_path), tmp_path, few)
+    found = findings.read_audit(tmp_path)
+    assert {row.kind for row in found.rows} == {"radius", "radius_published"}
+    assert "right" not in found.manifest["images"]
+    assert "robust_accuracy" not in found.manifest
+    assert "right" not in findings.table(found.manifest)
 
 
 NETWORK = """

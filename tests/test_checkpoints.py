@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -83,6 +84,11 @@ def test_hash_is_of_the_tensors(saved):
         (lambda t, m: t.update(extra=np.zeros(2)), r"unexpected \['extra'\]"),
         (lambda t, m: t.update({"head.bias": np.zeros(5, np.float32)}), "head.bias of shape"),
         (lambda t, m: t["head.bias"].__setitem__(1, np.nan), "non-finite value in head.bias"),
+        (lambda t, m: t["blocks.1.norm2.var"].__setitem__(3, -0.5), "variances >= 0 .* got -0.5 in blocks.1.norm2.var"),
+        (
+            lambda t, m: t["stem_norm.scale"].fill(3e38) or t["stem_norm.var"].fill(0),
+            "BatchNorm folded in.* stem.kernel",
+        ),
         (lambda t, m: m.pop("idrc_jax"), "without its description"),
         (lambda t, m: m.update(idrc_jax=json.dumps({"format": 9})), "format 1"),
         (lambda t, m: m.update(idrc_jax="{"), "description"),
@@ -126,6 +132,53 @@ def test_training_checkpoints_keep_the_newest_two(tmp_path):
     np.testing.assert_array_equal(store.restore(9, {"a": jnp.zeros(3, int)})["a"], [9, 9, 9])
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["5", "9"]
     store.close()
+
+
+def with_a_byte_turned(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes(255 - byte for byte in content[middle : middle + 1]) + content[middle + 1 :]
+
+
+DAMAGE = {
+    "turned": lambda file: file.write_bytes(with_a_byte_turned(file.read_bytes())),
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:100]),
+    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "emptied": lambda file: file.write_bytes(b""),
+    "removed": lambda file: file.unlink(),
+}
+
+
+def test_a_damaged_training_checkpoint_is_never_restored_as_another_state(tmp_path):
+    """Whatever file of it has another byte, is cut, emptied or removed: it is whole all the same, or refused."""
+    state = {"a": jax.random.normal(jax.random.key(0), (3000,)), "b": {"c": jnp.ones((2, 2)), "step": jnp.asarray(7)}}
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    store = checkpoints.TrainingCheckpoints(tmp_path / "whole")
+    store.save(7, state)
+    store.close()
+    refused = {}
+    files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()]
+    for number, (file, kind) in enumerate((file, kind) for file in files for kind in DAMAGE):
+        folder = tmp_path / f"{number}"
+        shutil.copytree(tmp_path / "whole", folder)
+        DAMAGE[kind](folder / file)
+        store = checkpoints.TrainingCheckpoints(folder)
+        try:
+            restored = store.restore(7, like)
+        except ValueError as error:
+            refused[kind] = str(error).replace(str(folder), "RUN")
+        else:
+            assert jax.tree.all(jax.tree.map(lambda one, other: bool((one == other).all()), restored, state))
+        store.close()
+    assert refused.keys() == DAMAGE.keys()
+    assert all(said.startswith("Expected a whole checkpoint in RUN/7, got: ") for said in refused.values())
+
+
+def test_a_damaged_description_of_a_run_is_named(tmp_path):
+    path = tmp_path / "train_config.json"
+    for content in (b"", b"{", b"[1]", b"\xff"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"^Expected .*train_config.json, got.* or use another workdir\.$"):
+            checkpoints.same_or_refuse(path, {"depth": 8})
 
 
 def test_fingerprints_tell_functions_apart_by_code_constants_and_params():

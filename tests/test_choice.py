@@ -257,7 +257,7 @@ def test_what_a_choice_depends_on_is_measured_anew(linear, tmp_path, monkeypatch
 
     assert measured()
     assert not measured()
-    for name, value in (("dtype", "bfloat16"), ("params", jnp.ones((4, 16))), ("image_shape", (2, 8, 1))):
+    for name, value in (("dtype", "bfloat16"), ("params", jnp.ones((3, 16), jnp.float16)), ("image_shape", (2, 8, 1))):
         assert measured(both(linear, **{name: value}))
     assert measured(both(linear, apply_fn=lambda params, images: 2 * linear_logits(params, images)))
     assert measured(chunk=64)

@@ -11,7 +11,8 @@ import pytest
 import safetensors.numpy
 from conftest import ROOT
 
-from idrc_jax import cli, galleries, results, runs
+from idrc_jax import _command, cli, config, data, galleries, results, runs
+from idrc_jax.checkpoints import Classifier
 
 SYNTHETIC = [
     "--config.data.name=synthetic", "--config.train.epochs=2", "--config.devices=1", "--config.data.skip=4",
@@ -234,6 +235,91 @@ def test_bad_input_is_one_line_and_leaves_nothing(trained, tmp_path, script, arg
     assert not (tmp_path / "run").exists()
 
 
+SEED = "Expected a seed in 0 .. 2**32 - 1, got"
+REFUSED = [
+    (cli.train, ["--config.seed=9223372036854775808"], SEED),
+    (cli.train, ["--config.seed=4294967296"], SEED),
+    (cli.certify, ["--config.seed=-1"], SEED),
+    (cli.predict, ["--config.seed=-1"], SEED),
+    (cli.train, ["--config.devices=-1"], "Expected devices >= 0, got -1."),
+    (cli.certify, ["--config.devices=-1"], "Expected devices >= 0, got -1."),
+    (cli.certify, ["--config.chunk=3000000000000"], "Expected chunk <= "),
+    (cli.predict, ["--config.chunk=-4"], "Expected chunk >= 2, got -4."),
+    (cli.predict, ["--n=10"], "Expected n >= 11, the fewest samples that can name a class at alpha = 0.001, got 10."),
+    (cli.predict, ["--n=0"], "Expected n >= 1, got 0."),
+    (cli.predict, ["--config.data.name=digits"], "below the classifier's 4 classes, got 9 in digits"),
+    (cli.certify, ["--config.sampling.plan=to_radius", "--config.sampling.radii=('x',)"], "sampling.radii to ascend"),
+    (cli.certify, ["--config.sampling.plan=to_radius", "--config.sampling.radii=(.5,nan)"], "sampling.radii"),
+    (cli.certify, ["--config.noise.scheme=stepped", "--config.noise.edges=nan"], "noise.edges to ascend"),
+    (cli.certify, ["--config.noise.scheme=stepped"], "Expected noise.bins, to fit bins to the training images, or"),
+    (cli.train, ["--config.noise.scheme=stepped"], "Expected noise.bins, to fit bins to the training images, or"),
+    (cli.audit, ["--config.audit.fractions=('x',)"], "Expected audit.fractions > 0, got x."),
+    (cli.train, ["--config.model.mean=abc"], "Expected model.mean to be a number"),
+    (
+        cli.train,
+        ["--config.noise.sigma=1e-50"],
+        "Expected sigma from 1.2e-38 to 3.4e38, the range of float32, got 1e-50.",
+    ),
+    (cli.certify, ["--config.noise.sigma=1e39"], "Expected sigma from 1.2e-38"),
+    (cli.certify, ["--config.certify.n=10000000000"], "Expected certify.n <= 4294967296"),
+    (cli.certify, ["--config.certify.n=many"], "Expected certify.n to be of type int, got 'many'."),
+    (cli.train, ["--config.train.augment=maybe"], "Expected train.augment to be of type bool, got 'maybe'."),
+    (cli.certify, ["--noise.sigma=1"], "Expected a known flag, got --noise.sigma. Did you mean --config.noise.sigma?"),
+    (cli.certify, ["--noise.sgma=1"], "got --noise.sgma. Did you mean --config.noise.sigma?"),
+    (cli.train, ["--config.train.start={trained}", "--config.model.depth=14"], "got depth was 8, is 14 in"),
+]
+
+
+@pytest.mark.parametrize(("main", "arguments", "message"), REFUSED)
+def test_more_bad_input_is_one_line_and_leaves_nothing(trained, tmp_path, main, arguments, message):
+    given = [f"--config.model.weights={trained}"] if main in (cli.certify, cli.predict) else []
+    more = [argument.format(trained=trained) for argument in arguments]
+    error = commands.refused(main, f"--workdir={tmp_path / 'run'}", *SYNTHETIC, *given, *more)
+    assert message in error
+    assert len(error) < 400
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_that_does_not_suffice_is_one_line(capsys):
+    with pytest.raises(SystemExit) as ended, _command.one_line_errors():
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating\n9 bytes.")
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: Expected enough memory, got too little: set a smaller --config.chunk.")
+    assert error.count("\n") == 1
+    with pytest.raises(RuntimeError, match="another"), _command.one_line_errors():
+        raise RuntimeError("another")
+
+
+@pytest.mark.parametrize("platform", ["foo", "cuda"])
+def test_platforms_that_are_not_there_are_refused_with_those_that_are(trained, tmp_path, platform):
+    _, error = run(
+        "certify.py", tmp_path / "run", f"--config.model.weights={trained}", status=1, JAX_PLATFORMS=platform
+    )
+    assert error.splitlines()[-1] == (
+        f"error: Expected JAX_PLATFORMS to name what this machine and this JAX have, cpu, got '{platform}'."
+    )
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_without_labels_are_predicted_and_certified(trained, tmp_path):
+    images = data.load("synthetic", "test").images[:8]
+    np.savez(tmp_path / "test.npz", images=images)
+    given = [f"--config.model.weights={trained}", "--config.data.name=npz", f"--config.data.dir={tmp_path}"]
+    status, out, error = commands.run(cli.predict, *SYNTHETIC, *given, "--n=200")
+    assert status == 0, error
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert lines[0] == ["idx", "predict"]
+    assert [len(line) for line in lines] == [2] * 3
+    status, out, error = commands.run(cli.certify, f"--workdir={tmp_path / 'run'}", *SYNTHETIC, *given)
+    assert status == 0, error
+    assert "no labels" in out
+    assert "accuracy" not in out.replace("no accuracy is known", "")
+    assert not (tmp_path / "run" / "certified_accuracy.png").exists()
+    assert [row.label for row in results.read_results(tmp_path / "run").rows] == [-1, -1]
+
+
 def test_a_workdir_that_cannot_be_made_or_written(trained, tmp_path):
     (tmp_path / "file").write_text("x")
     _, error = run("train.py", tmp_path / "file" / "run", status=1)
@@ -305,3 +391,19 @@ def test_a_denoiser_that_does_not_fit_is_refused_in_one_line(trained, denoiser, 
     _, error = run("certify.py", tmp_path, *given, *more, status=1)
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_images_that_the_network_was_trained_on_are_counted(tmp_path):
+    """Where the training set is at hand, whatever part of it and whatever else is certified."""
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 1)).astype(np.uint8)
+    others = np.random.default_rng(1).integers(0, 256, (6, 4, 4, 1)).astype(np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, labels=np.arange(20) % 3)
+    np.savez(tmp_path / "test.npz", images=np.concatenate([images[:4], others]), labels=np.zeros(10, int))
+    train_set, dataset = (data.load("npz", split, directory=str(tmp_path)) for split in ("train", "test"))
+    described = {"training": {"data_sha256": train_set.fingerprint()}}
+    classifier = Classifier(lambda p, x: x, (), 3, (4, 4, 1), description=described)
+    settings = config.base()
+    settings.data.name, settings.data.dir = "npz", str(tmp_path)
+    with pytest.warns(UserWarning, match=r"trained on 3 of the 8 images of .*test\.npz to certify"):
+        cli._warn_of_training_images(classifier, dataset, np.arange(1, 9), settings)
+    cli._warn_of_training_images(classifier, dataset, np.arange(4, 9), settings)  # without a word

@@ -27,6 +27,7 @@ def get(name, *arguments):
 @pytest.mark.parametrize("scheme", schemes.SCHEMES)
 def test_cifar10_takes_the_scheme_and_is_the_papers_experiment(scheme):
     made = get("cifar10", scheme)
+    made.noise.levels = (1.0,) if scheme == "stepped" else ()
     assert config.noise_scheme(made) == config.training_scheme(made) == schemes.make(scheme, sigma=0.25)
     assert (made.model.depth, made.data.skip, made.certify.n0, made.certify.n, made.certify.alpha) == (
         110, 20, 100, 100_000, 0.001,
@@ -64,6 +65,69 @@ def test_stepped_by_hand_and_fitted_to_the_training_images():
     made.noise.scheme = "gaussian"
     with pytest.raises(ValueError, match=r"no noise\.edges, levels or bins"):
         config.noise_scheme(made)
+
+
+def npz_config(folder, **noise):
+    made = get("quickstart")
+    made.data.name, made.data.dir, made.data.skip = "npz", str(folder), 2
+    made.noise.scheme = "stepped"
+    for name, value in noise.items():
+        made.noise[name] = value
+    return made
+
+
+def test_bins_are_not_fitted_to_the_images_that_are_certified(tmp_path):
+    """By their pixels: one file for both splits, a copy of it, floats of the same bytes; a part of it is left out."""
+    images = np.random.default_rng(0).integers(0, 256, (300, 4, 4, 1)).astype(np.uint8)
+    labels = np.arange(300) % 3
+    np.savez(tmp_path / "one.npz", images=images, labels=labels)
+    np.savez(tmp_path / "train.npz", images=images[:280], labels=labels[:280])
+    made = npz_config(tmp_path / "one.npz", bins=4)
+    with pytest.raises(ValueError, match=r"all of whose images are in .*one\.npz"):
+        config.noise_scheme(made)
+    assert config.training_scheme(made).edges  # training may see them
+    for same in (images, data.to_unit(images)):
+        np.savez(tmp_path / "test.npz", images=same, labels=labels)
+        with pytest.raises(ValueError, match="all of whose images"):
+            config.noise_scheme(npz_config(tmp_path, bins=4))
+    np.savez(tmp_path / "test.npz", images=images[100:290], labels=labels[100:290])
+    with pytest.warns(UserWarning, match=r"fitted without 180 of .*train\.npz's 280 images, which are in .*test\.npz"):
+        fitted = config.noise_scheme(npz_config(tmp_path, bins=4))
+    assert fitted == schemes.fit_stepped(data.to_unit(images[:100]), sigma=made.noise.sigma, bins=4)
+    np.savez(tmp_path / "test.npz", images=images[280:], labels=labels[280:])
+    fitted = config.noise_scheme(npz_config(tmp_path, bins=4))
+    assert fitted == schemes.fit_stepped(data.to_unit(images[:280]), sigma=made.noise.sigma, bins=4)
+    others = np.random.default_rng(1).integers(0, 256, (400, 4, 4, 1)).astype(np.uint8)
+    np.savez(tmp_path / "test.npz", images=np.concatenate([images[:1], others]), labels=np.zeros(401, int))
+    with pytest.warns(UserWarning, match="fitted without 1 of"):
+        fitted = config.noise_scheme(npz_config(tmp_path, bins=4))
+    assert fitted == schemes.fit_stepped(data.to_unit(images[1:280]), sigma=made.noise.sigma, bins=4)
+
+
+def test_stepped_without_bins_is_refused():
+    made = get("quickstart")
+    made.noise.scheme = "stepped"
+    with pytest.raises(ValueError, match=r"Expected noise\.bins, .* or noise\.edges and noise\.levels .* got none"):
+        config.noise_scheme(made)
+    made.noise.levels = (1.0,)
+    assert config.noise_scheme(made).levels == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("mean", ("abc",), r"model\.mean to be a number for each of 1 channels or one for all, got \('abc',\)"),
+        ("mean", (float("nan"),), r"model\.mean"),
+        ("mean", (0.5, 0.5), r"model\.mean"),
+        ("std", (0.0,), r"model\.std to be a number > 0"),
+        ("std", (), r"model\.std"),
+    ],
+)
+def test_a_normalisation_that_is_none_is_refused(field, value, message):
+    made = get("quickstart")
+    made.model[field] = value
+    with pytest.raises(ValueError, match=message):
+        config.description(made, data.load("digits", "train"))
 
 
 @pytest.mark.parametrize("name", ["quickstart", "cifar10", "cifar10_short", "imagenet", "denoiser", "denoised_cifar10"])
@@ -163,7 +227,7 @@ BASE = "from idrc_jax.config import base\ndef get_config():\n    c = base()\n"
         ("def get_config():\n    raise ValueError('Expected a, got b.')", "", "{file}, line 2: Expected a, got b."),
         ("def get_config(size):\n    raise ValueError(size)", ":full", "{file}, line 2: full"),
         (f"{BASE}    c.noise.sgma = 1.0", "", "{file}, line 4: Expected a known config field, got sgma. Near: "),
-        (f"{BASE}    c.noise.sigma = 'loud'", "", "{file}, line 4: TypeError: Could not override field 'sigma'"),
+        (f"{BASE}    c.noise.sigma = 'loud'", "", "Expected sigma to be of type float, got loud of type str."),
         ("import nowhere_at_all", "", "{file}, line 1: ModuleNotFoundError: No module named 'nowhere_at_all'"),
         ("open('nowhere at all')", "", "{file}, line 1: FileNotFoundError: "),
         ("def get_config(:", "", "{file}: SyntaxError: invalid syntax"),

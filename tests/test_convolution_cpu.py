@@ -84,6 +84,16 @@ def test_other_convolutions_are_xlas(changed):
     np.testing.assert_array_equal(convolve(x, kernel, case["stride"]), expected)
 
 
+@pytest.mark.parametrize(("features", "size", "stride"), [(16, 3, 1), (32, 3, 1), (32, 3, 2), (16, 1, 2)])
+def test_weights_that_are_no_numbers_are_seen(features, size, stride):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(3, 8, 8, features)).astype(np.float32)
+    kernel = random.normal(size=(size, size, features, features)).astype(np.float32)
+    kernel[..., 5] = np.nan
+    made = convolve(x, kernel, stride)
+    np.testing.assert_array_equal(np.isnan(made), np.broadcast_to(np.arange(features) == 5, made.shape))
+
+
 def test_gradients_do_not_depend_on_the_run():
     """Threads share the batch as they come; sums are made in a fixed order."""
     random = np.random.default_rng(0)

@@ -121,12 +121,53 @@ def test_bad_npz_files(tmp_path):
     path.write_bytes(b"PK\x03\x04 and nothing else")
     with pytest.raises(ValueError, match="readable"):
         data.load("npz", "test", directory=str(path))
-    np.savez(path, images=np.zeros((1, 2, 2, 1)))
+    np.savez(path, labels=np.zeros(1, int))
     with pytest.raises(ValueError, match="images and labels"):
         data.load("npz", "test", directory=str(path))
     np.savez(path, images=np.array([object()], dtype=object), labels=np.array([0]))
-    with pytest.raises(ValueError, match=r"pickle"):  # never unpickled
+    with pytest.raises(ValueError, match=r"x\.npz: .*pickle"):  # never unpickled
         data.load("npz", "test", directory=str(path))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": np.zeros((2, 4, 4, 1)), "labels": np.array([0, 2**40])}, f"-1 for all, got 0 to {2**40}"),
+        ({"images": np.zeros((2, 4, 4, 1)), "labels": np.array([0, 2**63], np.uint64)}, f"got 0 to {2**63}"),
+        ({"images": np.zeros((2, 4, 4, 1)), "labels": np.array([-1, 3])}, "or -1 for all, got -1 to 3"),
+        ({"images": np.zeros((2, 4, 4, 0)), "labels": np.array([0, 1])}, r"none of the others 0"),
+        ({"images": np.zeros((2, 4, 4)), "labels": np.array([0, 1])}, r"\[N, H, W, C\]"),
+    ],
+)
+def test_a_wrong_npz_is_named(tmp_path, arrays, message):
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    with pytest.raises(ValueError, match=message) as raised:
+        data.load("npz", "test", directory=str(tmp_path / "wrong.npz"))
+    assert "wrong.npz" in str(raised.value)
+
+
+def test_files_that_are_no_npz_are_named(tmp_path):
+    (tmp_path / "text.npz").write_text("images, labels")
+    np.save(tmp_path / "array.npy", np.zeros((2, 4, 4, 1)))
+    for name in ("text.npz", "array.npy"):
+        with pytest.raises(ValueError, match=f"{name}, which is no zip archive"):
+            data.load("npz", "test", directory=str(tmp_path / name))
+
+
+@pytest.mark.parametrize("labels", [None, np.full(6, -1)])
+def test_images_without_labels(tmp_path, labels):
+    images = np.zeros((6, 5, 4, 3), np.uint8)
+    np.savez(tmp_path / "test.npz", images=images, **({} if labels is None else {"labels": labels}))
+    made = data.load("npz", "test", directory=str(tmp_path))
+    assert not made.labelled
+    assert (made.labels.tolist(), made.classes) == ([-1] * 6, 0)
+    assert data.from_arrays(images, np.arange(6)).labelled
+
+
+def test_shared_images_are_told_by_their_pixels():
+    images = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 1)).astype(np.uint8)
+    assert data.shared(images[:5], data.to_unit(images[3:])).tolist() == [False, False, False, True, True]
+    assert not data.shared(images[:3], images[3:]).any()
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,14 @@ def test_more_steps_approach_the_limit_of_fine_steps(sigma):
     assert errors[-1] < 0.02 * errors[0]
 
 
+def test_a_denoised_image_of_another_shape_is_refused():
+    schedule = diffusion.Schedule()
+    for shape in ((2, 1, 1, 3), (2, 4, 4, 1), (2, 4, 4), (1, 4, 4, 3)):
+        made = diffusion.Denoiser(lambda params, x, time, shape=shape: jnp.zeros(shape), (), (4, 4, 3), schedule)
+        with pytest.raises(ValueError, match=r"Expected the denoiser to give \[2, 4, 4, 3\], got"):
+            made(jnp.zeros((2, 4, 4, 3)), sigma=0.25)
+
+
 def test_a_learned_variance_is_dropped_and_the_result_is_an_image():
     one = denoiser(lambda params, x, time: jnp.concatenate((x, 9 + x), -1), prediction="sample")
     noisy = jnp.asarray([-3.0, 0.5, 0.75, 4.0]).reshape(1, 2, 2, 1)

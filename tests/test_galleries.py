@@ -67,7 +67,7 @@ def test_a_gallery_comes_back_with_and_without_denoised_images(made, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["gallery.npz"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "missing", "floats", "shapes"])
+@pytest.mark.parametrize("damage", ["cut", "text", "emptied", "overwritten", "missing", "floats", "shapes"])
 def test_damaged_galleries_are_refused(made, tmp_path, damage):
     path = tmp_path / galleries.NAME
     if damage in ("missing", "floats", "shapes"):
@@ -81,7 +81,9 @@ def test_damaged_galleries_are_refused(made, tmp_path, damage):
         np.savez(path, **arrays)
     else:
         galleries.write(made, tmp_path)
-        path.write_bytes(path.read_bytes()[:200] if damage == "cut" else b"no zip file")
+        whole = path.read_bytes()
+        contents = {"cut": whole[:200], "text": b"no zip file", "emptied": b""}
+        path.write_bytes(contents.get(damage, whole[:60] + bytes(100) + whole[160:]))
     with pytest.raises(ValueError, match=r"Expected .*gallery\.npz"):
         galleries.read(tmp_path)
 

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import sys
 
@@ -19,8 +20,9 @@ def picture(height, width, seed):
 def folder(tmp_path_factory):
     """1000 classes with an image each, and the first class with three, of several sizes, formats and modes."""
     root = tmp_path_factory.mktemp("imagenet")
+    wnids = [f"n{label:08}" for label in range(1000)]
     for label in range(1000):
-        (root / f"val/n{label:08}").mkdir(parents=True)
+        (root / f"val/{wnids[label]}").mkdir(parents=True)
         Image.new("RGB", (3, 2), (label % 256, 0, 0)).save(root / f"val/n{label:08}/only.png")
     first = root / "val/n00000000"
     (first / "only.png").unlink()
@@ -28,7 +30,11 @@ def folder(tmp_path_factory):
     Image.fromarray(picture(500, 333, 1)).save(first / "a.PNG")
     Image.fromarray(picture(280, 260, 2)[..., 0]).save(first / "c.JPEG")
     (first / "notes.txt").write_text("not an image")
-    return root
+    (first / "._a.PNG").write_bytes(b"what macOS leaves beside a.PNG")
+    (root / "val/.ipynb_checkpoints").mkdir()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(imagenet, "_WNIDS", hashlib.sha256("\n".join(wnids).encode()).hexdigest())
+        yield root
 
 
 def test_images_are_in_the_order_of_class_and_name(folder):
@@ -43,6 +49,27 @@ def test_images_are_in_the_order_of_class_and_name(folder):
     np.testing.assert_array_equal(chosen[1], imagenet.resize_and_crop(picture(300, 400, 0)))
     assert np.all(chosen[2] == chosen[2][..., :1])  # grey became RGB
     assert np.all(chosen[3] == [299 % 256, 0, 0])
+
+
+@pytest.mark.parametrize("pattern", ["{}", "{:04}"])
+def test_names_that_are_numbers_are_the_labels(tmp_path, pattern):
+    for label in range(1000):
+        folder = tmp_path / pattern.format(label)
+        folder.mkdir()
+        (folder / "only.png").write_bytes(b"")
+    made, labels = imagenet.load(str(tmp_path))
+    assert labels.tolist() == list(range(1000))
+    with pytest.raises(ValueError, match=f"readable image, got .*/{pattern.format(10)}/only.png"):
+        made[np.array([10])]
+    (tmp_path / pattern.format(0)).rename(tmp_path / "1000")
+    with pytest.raises(ValueError, match=r"the labels 0 ... 999 in .*, got others: "):
+        imagenet.load(str(tmp_path))
+
+
+def test_a_thousand_other_wnids_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(imagenet, "_WNIDS", hashlib.sha256(b"those of another set").hexdigest())
+    with pytest.raises(ValueError, match=r"wnids of ILSVRC 2012 .* got others: n00000000 ... n00000999"):
+        data.load("imagenet", "test", directory=str(folder))
 
 
 @pytest.mark.peers

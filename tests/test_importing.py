@@ -216,6 +216,16 @@ def nothing(tensors):
     pass
 
 
+def prefix(before, **beside):
+    """All names with that before them, and tensors without it."""
+
+    def change(tensors):
+        named = {f"{before}{name}": tensors.pop(name) for name in list(tensors)}
+        tensors.update(named | beside)
+
+    return change
+
+
 def akamaster(tensors):
     for name in list(tensors):
         if "downsample" in name:
@@ -244,6 +254,12 @@ REFUSED = [
     (nothing, IMAGENET, [], "does not name its architecture"),
     (nothing, ABOUT, ["--arch", "cifar_resnet20"], "Expected --arch cifar_resnet8, as"),
     (nothing, ABOUT, ["--classes", "10"], "Expected a head of 10 classes"),
+    (
+        lambda tensors: tensors.update({name: tensors[name][:1] for name in ("fc.weight", "fc.bias")}),
+        ABOUT,
+        [],
+        "Expected at least 2 classes in",
+    ),
     (nothing, ABOUT, ["--mean", "0", "--std", "1"], "Expected no --mean and --std"),
     (nothing, {"arch": "cifar_resnet8"}, [], "Expected --mean and --std of the images' normalisation"),
     (nothing, {"arch": "cifar_resnet8"}, ["--mean", "0.5"], "Expected a std for each of 3 channels"),
@@ -251,6 +267,13 @@ REFUSED = [
     (nothing, {"arch": "cifar_resnet8"}, ["--mean", "nan", "--std", "1"], "Expected a mean for each"),
     (nothing, {"arch": "cifar_resnet8", "mean": [0.5] * 3}, [], "got only mean"),
     (nothing, ABOUT, ["--sigma", "3"], "Unrecognized arguments: --sigma 3"),
+    (nothing, ABOUT, ["--size", "-8"], "Expected --size >= 0, got -8"),
+    (put("layer2.0.bn2.running_var", lambda v: -v), ABOUT, [], "Expected variances >= 0 in"),
+    (nothing, {"arch": "cifar_resnet8"}, ["--mean", "125.3", "--std", "63"], "divide those of a scale of 0 to 255 by"),
+    (nothing, {"arch": "cifar_resnet8"}, ["--mean", "0.5", "--std", "63"], "Expected a mean within [0, 1] and a std"),
+    (nothing, {"arch": "cifar_resnet8"}, ["--mean", "-0.5", "--std", "1"], "Expected a mean within [0, 1] and a std"),
+    (nothing, ABOUT | {"mean": [125.3] * 3, "std": [63.0] * 3}, [], "divide those of a scale of 0 to 255 by 255"),
+    (prefix("net.", n_averaged=np.zeros(1, np.int64)), ABOUT, [], "n_averaged, net.bn1.bias, net.bn1.running_mean"),
 ]
 
 
@@ -277,6 +300,36 @@ def test_what_the_file_says_is_enough(file, monkeypatch, capsys):
     assert [path.name for path in out.iterdir()] == ["weights.safetensors"]
     assert run(monkeypatch, importing, "idrc-import", file, "--out", out) == 1
     assert "choose another --out" in capsys.readouterr().err
+
+
+WRAPPERS = ["module.", "_orig_mod.", "model.", "net.", "backbone.", "module._orig_mod.model.", "1.module."]
+
+
+WRAPPED = [*map(prefix, WRAPPERS), rename("layer1.0.conv1.weight", "layer1.0._orig_mod.conv1.weight")]
+
+
+@pytest.mark.parametrize("change", WRAPPED)
+def test_the_names_of_wrappers_are_taken_off(file, change):
+    expected, _ = importing.import_network(file)
+    rewrite(file, change, ABOUT)
+    got, _ = importing.import_network(file)
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name], value)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("F8_E4M3", 1), ("F8_E5M2", 1), ("C64", 8)])
+def test_types_that_are_no_plain_floats_are_refused_by_name(tmp_path, kind, size):
+    about = {"conv1.weight": {"dtype": kind, "shape": [4], "data_offsets": [0, 4 * size]}}
+    header = json.dumps(about).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4 * size))
+    with pytest.raises(
+        ValueError, match=rf"floats of 16 bits or more in .*x\.safetensors, got conv1\.weight of {kind}"
+    ):
+        torch_files.read(path)
+    with pytest.raises(ValueError, match=r"Expected weights written by idrc_jax, got .*x\.safetensors"):
+        checkpoints.read_weights(path)
 
 
 def test_the_guarantee_holds_the_normalisation(file, tmp_path):
@@ -351,6 +404,8 @@ def test_what_is_no_state_dict_is_refused(tmp_path):
             ([torch.zeros(1)], "got list"),
             ({}, "got nothing"),
             ({"a": torch.zeros(2, 2).to_sparse()}, "sparse"),
+            ({"a": torch.zeros(2).to(torch.float8_e4m3fn)}, "got a of torch.float8_e4m3fn"),
+            ({"a": torch.zeros(2, device="meta")}, "on meta"),
         ]
     ):
         torch.save(content, tmp_path / f"{number}.pt")
@@ -363,6 +418,7 @@ def test_wrappers_and_precisions(tmp_path):
     """bfloat16 and float64 become float32; the outer DataParallel, the inner one and the normalisation come off."""
     torch = pytest.importorskip("torch")
     values = {"conv1.weight": torch.randn(2, 3).bfloat16(), "fc.bias": torch.randn(2).double()}
+    values["fc.weight"] = torch.nn.Parameter(torch.randn(2))  # as state_dict(keep_vars=True) has it
     for prefix, norm in (("", None), ("module.", None), ("module.1.", "module.0."), ("1.module.", "normalize_layer.")):
         state = {f"{prefix}{name}": value for name, value in values.items()}
         if norm:
@@ -372,7 +428,7 @@ def test_wrappers_and_precisions(tmp_path):
         assert (read.mean, read.std) == (((0.4914,), (0.25,)) if norm else (None, None))
         assert read.tensors.keys() == values.keys()
         for name, value in values.items():
-            np.testing.assert_array_equal(read.tensors[name], value.float().numpy())
+            np.testing.assert_array_equal(read.tensors[name], value.detach().float().numpy())
 
 
 def test_architecture_names():

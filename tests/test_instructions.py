@@ -42,6 +42,10 @@ def check(program: Path, runner: list[str], folder: Path):
             atol = (0.03 if half else 1e-5) * np.abs(expected).max()
             np.testing.assert_allclose(logits, expected, atol=atol)
             assert half == bool(np.abs(logits - expected).max() > 1e-5 * np.abs(expected).max())
+            poisoned = folded | {"stem.bias": np.where(np.arange(16) == 3, np.nan, folded["stem.bias"])}
+            resnet_cpu.pack(poisoned, half=half).tofile(folder / "weights")
+            subprocess.run([*runner, program, *paths, *map(str, numbers)], check=True, timeout=250)
+            assert np.isnan(np.fromfile(folder / "logits", np.float32)).all()
 
 
 @pytest.mark.parametrize("bits", ["128", "256", "512"])

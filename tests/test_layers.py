@@ -18,7 +18,7 @@ ORDER = [
     "interop.layouts",
     "interop.torch_files", "interop.checks", "interop.tables",
     # ---- everything above imports no JAX
-    "prng", "threefry", "noise", "models.resnet", "models.resnet50", "models.unet", "models.vit",
+    "threefry", "prng", "noise", "models.activations", "models.resnet", "models.resnet50", "models.unet", "models.vit",
     "kernels.build", "kernels.network_cpu", "models.folding", "kernels.resnet_cpu",
     "kernels.convolution_cpu", "kernels.resnet_training_cpu",
     "data", "devices", "workers", "diffusion",
@@ -28,7 +28,7 @@ ORDER = [
     "certification", "exhibits", "smoothing", "attacks",
     "refutation", "audit", "config", "cli",
 ]  # fmt: skip
-WITHOUT_JAX = ORDER[: ORDER.index("prng")]
+WITHOUT_JAX = ORDER[: ORDER.index("threefry")]
 
 
 def name_of(path: Path) -> str:

@@ -133,6 +133,22 @@ def test_what_is_no_number_stays_with_its_image(case, value):
     assert not np.isfinite(ours[1]).all()
 
 
+@pytest.mark.parametrize("case", LAYERS)
+@pytest.mark.parametrize("activation", ["", "relu", "gelu"])
+def test_weights_that_are_no_numbers_are_seen_as_in_the_twin(case, activation):
+    """A channel whose weights are not numbers is none in every pixel, behind every activation."""
+    layer, _, (x, kernel, bias, shortcut), options = layer_of(case, activation)
+    kernel = kernel.copy()
+    kernel[..., 2 % kernel.shape[-1]] = np.nan
+    places = {name: options[name] for name in ("stride", "padding", "groups")}
+    _, packed = network_cpu.prepare(kernel, image=x.shape[1:3], **places)
+    ours = jax.jit(functools.partial(network_cpu.run, layer))(x, packed, bias, shortcut)
+    theirs = jax.jit(functools.partial(network_cpu.plain, **options))(kernel, x, bias, shortcut)
+    expected = np.broadcast_to(np.arange(ours.shape[-1]) == 2 % ours.shape[-1], ours.shape)
+    np.testing.assert_array_equal(np.isnan(ours), expected)
+    np.testing.assert_array_equal(np.isnan(theirs), expected)
+
+
 @pytest.mark.parametrize("case", LAYERS[:4] + LAYERS[7:8] + LAYERS[-1:])
 def test_layers_run_under_vmap_and_shard_map(case):
     case = (8, *case[1:])
@@ -211,6 +227,9 @@ import test_network_cpu as tests
 assert network_cpu.available()
 for case in tests.LAYERS:
     tests.test_a_layer_is_what_its_definition_says(case, "gelu")
+    tests.test_weights_that_are_no_numbers_are_seen_as_in_the_twin(case, "relu")
+for channels in (3, 16, 37):
+    tests.test_a_pool_is_xlas(channels)
 print("same")
 """
     environment = os.environ | {

@@ -1,6 +1,7 @@
 """Error and power of the plans by exact computation: the law of the votes that have not stopped, look by look."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -176,6 +177,14 @@ def test_descriptions_make_the_plan_again():
         (lambda: ToRadius(radii=()), "radii to ascend"),
         (lambda: ToRadius(radii=(0.5, 0.25)), "radii to ascend"),
         (lambda: ToRadius(radii=(0.0, 0.25)), "radii to ascend"),
+        (lambda: ToRadius(radii=("x",)), r"radii to ascend from above 0, got \('x',\)"),
+        (lambda: ToRadius(radii=(0.25, math.nan)), "radii to ascend"),
+        (lambda: ToRadius(radii=(0.25, math.inf)), "radii to ascend"),
+        (lambda: Fixed(n=10.5), r"certify\.n to be an integer, got 10\.5"),
+        (lambda: Fixed(n0=1.5), r"certify\.n0 to be an integer"),
+        (lambda: SelectionFree(n="many"), r"certify\.n to be an integer"),
+        (lambda: ToPrecision(n=True), r"certify\.n to be an integer"),
+        (lambda: Fixed(n=2**33).check(0.001), r"certify\.n <= 4294967296"),
         (lambda: ToRadius(sequence="bet"), "sampling.sequence"),
         (lambda: ToPrecision(precision=1.0), "0 < sampling.precision < 1"),
         (lambda: ToRadius(n=1000, sequence="union").lower(10, 55, 0.01), "one of the plan's looks"),
@@ -184,3 +193,7 @@ def test_descriptions_make_the_plan_again():
 def test_bad_plans_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_radii_may_be_an_array():
+    assert plans.ToRadius(radii=np.array([0.25, 0.5])) == plans.ToRadius(radii=(0.25, 0.5))

@@ -87,6 +87,37 @@ def test_what_is_no_number_stays_with_its_image(value, half):
     np.testing.assert_array_equal(finite, np.arange(12) != 5)
 
 
+@pytest.mark.parametrize("shape", [(8, 8, 3), (9, 7, 3)])
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_that_are_no_numbers_leave_no_logit_in_either(shape, half):
+    """In whatever layer a channel has them; a ReLU that took them for 0 would make a confident network of it."""
+    _, tensors, description = network(8, 5, shape)
+    folded, images = fold(tensors, description), noisy(9, shape)
+    for name in [name for name in folded if name.endswith((".kernel", ".bias"))]:
+        poisoned = folded | {name: folded[name].copy()}
+        poisoned[name][..., 1] = np.nan
+        kernel, params = resnet_cpu.classifier(poisoned, half=half)
+        for logits in (jax.jit(kernel)(params, images), jax.jit(folding.apply)(params["plain"], images)):
+            lost = np.isnan(logits)
+            assert (lost[:, 1] if name.startswith("head") else lost).all(), name
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("name", ["stem.bias", "blocks.2.conv2.kernel"])
+def test_weights_that_are_no_numbers_win_no_vote(half, name):
+    _, tensors, description = network(8, 5, (32, 32, 3))
+    folded = fold(tensors, description)
+    folded[name][..., 1] = np.nan
+    images = np.random.default_rng(0).uniform(size=(2, 32, 32, 3)).astype(np.float32)
+    kernel, params = resnet_cpu.classifier(folded, half=half)
+    for apply_fn, weights in ((kernel, params), (folding.apply, params["plain"])):
+        votes = sampling.count_votes(
+            checkpoints.Classifier(apply_fn, weights, 5, (32, 32, 3)),
+            schemes.Gaussian(sigma=0.5), images, indices=np.arange(2), n=64, key=prng.root(0), mesh=devices.mesh(1),
+        )  # fmt: skip
+        assert votes.tolist() == [[0, 0, 0, 0, 0, 64]] * 2
+
+
 def test_gradients_are_the_twins():
     kernel, params, twin, plain = both()
     images = noisy(3, (8, 8, 3))

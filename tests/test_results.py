@@ -295,10 +295,11 @@ def test_booleans_a_byte_order_mark_and_blank_lines_at_the_end_are_read(tmp_path
     assert [(one.idx, one.correct) for one in results.read_results(path).rows] == [(0, 1), (20, 0)]
 
 
-def test_blank_lines_at_the_end_of_our_own_file_do_not_end_up_inside_it(tmp_path):
+@pytest.mark.parametrize("end", ["\n\n", "\t\n", "\r\n", " \n\n"])
+def test_blank_lines_at_the_end_of_our_own_file_do_not_end_up_inside_it(tmp_path, end):
     write(tmp_path, [row(0)])
-    with (tmp_path / "certificates.tsv").open("a") as file:
-        file.write("\n\n")
+    with (tmp_path / "certificates.tsv").open("ab") as file:
+        file.write(end.encode())
     assert results.read_results(tmp_path).rows == (row(0),)
     write(tmp_path, [row(20)])
     assert results.read_results(tmp_path).rows == (row(0), row(20))

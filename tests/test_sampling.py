@@ -203,6 +203,13 @@ def test_black_images_are_sampled_without_noise(linear):
     [
         ({"chunk": 1}, "chunk >= 2"),
         ({"n": 0}, "n >= 1"),
+        ({"n": 10.5}, "n to be an integer, got 10.5"),
+        ({"chunk": -5}, "chunk >= 2, got -5"),
+        ({"chunk": 8.0}, "chunk to be an integer"),
+        ({"chunk": 2**31}, r"chunk \* devices < 2\*\*30"),
+        ({"first": 0.5}, "first to be an integer"),
+        ({"indices": INDICES + 0.5}, "indices to be integers, got float64"),
+        ({"indices": INDICES > 3}, "indices to be integers, got bool"),
         ({"indices": INDICES[:2]}, "one index an image"),
         ({"n": 2**29}, r"images \* n < 2\*\*31"),
         ({"indices": -INDICES}, "indices and sample numbers"),
@@ -213,6 +220,69 @@ def test_black_images_are_sampled_without_noise(linear):
 def test_bad_arguments_are_refused(linear, pictures, changed, message):
     with pytest.raises(ValueError, match=message):
         count(linear, pictures, **changed)
+
+
+def wrong_logits(shape):
+    """Functions whose logits have other shapes or types than [B, 3], by what they give."""
+    return {
+        "too many": lambda p, x: jnp.zeros((len(x), 20)),
+        "too few": lambda p, x: jnp.zeros((len(x), 2)),
+        "one image's": lambda p, x: jnp.zeros((1, 3)),
+        "another axis": lambda p, x: jnp.zeros((len(x), 1, 3)),
+        "transposed": lambda p, x: jnp.zeros((3, len(x))),
+        "one logit": lambda p, x: jnp.zeros((len(x), 1)),
+        "flat": lambda p, x: jnp.zeros(len(x)),
+        "class numbers": lambda p, x: jnp.zeros(len(x), jnp.int32),
+        "votes": lambda p, x: jnp.zeros((len(x), 3), jnp.int32),
+        "pair": lambda p, x: (jnp.zeros((len(x), 3)), p),
+    }[shape]
+
+
+WRONG = (
+    "too many", "too few", "one image's", "another axis", "transposed", "one logit", "flat", "class numbers", "votes",
+    "pair",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", WRONG)
+def test_logits_of_another_shape_are_refused(linear, pictures, shape):
+    wrong = Classifier(wrong_logits(shape), linear.params, 3, (4, 4, 1))
+    with pytest.raises(ValueError, match=r"float logits \[\d+, 3\] for \d+ images of 3 classes, got "):
+        count(wrong, pictures)
+    with pytest.raises(ValueError, match="float logits"):
+        wrong.check()
+    hint = shape in ("one logit", "flat", "class numbers")
+    with pytest.raises(ValueError, match=r"two logits \[0, z\]" if hint else r"got [^.]+\.(\n|$)"):
+        count(wrong, pictures, chunk=8)
+
+
+def test_as_many_images_as_classes_do_not_hide_a_wrong_axis():
+    transposed = Classifier(lambda p, x: jnp.zeros((8, len(x))), (), 8, (4, 4, 1))
+    with pytest.raises(ValueError, match=r"logits \[9, 8\]"):
+        transposed.check()
+    with pytest.raises(ValueError, match=r"logits \[9, 8\]"):
+        count(transposed, np.zeros((1, 4, 4, 1), np.float32), indices=np.arange(1), n=8, chunk=8, mesh=devices.mesh(1))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"classes": 1}, r"at least 2 classes in a classifier, got 1: .* \[0, z\]"),
+        ({"classes": 0}, "at least 2 classes"),
+        ({"classes": 3.0}, "classes to be an integer"),
+        ({"image_shape": (4, 4)}, r"image_shape \(H, W, C\)"),
+        ({"image_shape": (4, 4, 0)}, "image_shape >= 1, got 0"),
+        ({"image_shape": (4, 4.0, 1)}, "image_shape to be an integer"),
+    ],
+)
+def test_impossible_classifiers_are_refused(changed, message):
+    with pytest.raises(ValueError, match=message):
+        Classifier(**({"apply_fn": abs, "params": (), "classes": 3, "image_shape": (4, 4, 1)} | changed))
+
+
+def test_a_shape_may_be_a_list(linear, pictures):
+    listed = Classifier(linear.apply_fn, linear.params, 3, [4, 4, 1])
+    np.testing.assert_array_equal(count(listed, pictures), count(linear, pictures))
 
 
 @pytest.mark.parametrize("value", [1.5, -0.1, np.nan])

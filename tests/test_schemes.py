@@ -133,6 +133,12 @@ def test_recorded_level_is_a_float32():
 
 
 @pytest.mark.filterwarnings("error")
+def test_levels_that_a_device_takes_for_zero_are_zero():
+    low, high = schemes.drawn_level(schemes.L1(sigma=2e-38), np.array([0.1, 0.9]))
+    assert (low, high) == (0, np.float32(1.8e-38))
+    assert schemes.drawn_level(schemes.L1(sigma=3e38, ref=0.1), np.array([0.9])) == 0
+
+
 def test_black_images_get_level_zero():
     black = np.zeros((1, 4, 4, 3))
     for name in ("l1", "uniform", "inverse_sqrt_norm"):
@@ -157,7 +163,13 @@ def test_schemes_are_hashable_values():
         ("stepped", {"sigma": 1.0, "edges": (float("nan"),), "levels": (1.0, 1.0)}, "noise.edges to ascend"),
         ("stepped", {"sigma": 1.0, "edges": (1.0,), "levels": (1.0,)}, "2 noise.levels for 1 noise.edges"),
         ("stepped", {"sigma": 1.0, "edges": (1.0,), "levels": (1.0, 0.0)}, "noise.levels > 0"),
+        ("stepped", {"sigma": 1.0, "edges": ("x",), "levels": (1.0, 1.0)}, "noise.edges to ascend"),
+        ("stepped", {"sigma": 1.0, "edges": (1.0,), "levels": (1.0, "x")}, "noise.levels > 0, got x"),
+        ("stepped", {"sigma": 1.0, "edges": (1.0,), "levels": (1.0, 1e39)}, "noise.levels from 1.2e-38"),
         ("stepped", {"sigma": 1.0, "by": "l3"}, "noise.by to be one of"),
+        ("gaussian", {"sigma": 1e-50}, "sigma from 1.2e-38 to 3.4e38, the range of float32, got 1e-50"),
+        ("l1", {"sigma": 1e39}, "sigma from 1.2e-38"),
+        ("l2", {"sigma": "loud"}, "sigma > 0, got loud"),
     ],
 )
 def test_bad_parameters_are_refused(name, arguments, message):

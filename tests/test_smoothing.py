@@ -80,6 +80,6 @@ def test_how_to_run_is_chosen_once_unless_calls_get_longer(monkeypatch):
 
 def test_bad_settings_are_refused_at_once(smoothed):
     base = smoothed._classifier
-    for wrong in ({"alpha": 2.0}, {"n": 1}, {"n_predict": 0}):
+    for wrong in ({"alpha": 2.0}, {"n": 1}, {"n_predict": 0}, {"n_predict": 5}, {"chunk": -5}, {"n": 500.5}):
         with pytest.raises(ValueError, match="Expected"):
             idrc.SmoothedClassifier(base, idrc.schemes.make("gaussian", sigma=0.5), **wrong)

@@ -1,11 +1,13 @@
 """The bits must be JAX's own, whatever is drawn from them."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from idrc_jax import noise, prng, threefry
+from idrc_jax import noise, prng, schemes, threefry, training, training_loop
 
 KEY = prng.sample(prng.stage(prng.root(7), prng.ESTIMATION), jnp.uint32(4_000_000_000), jnp.uint32(99_999))
 
@@ -49,8 +51,79 @@ def test_children_of_a_key_are_jaxs():
         np.testing.assert_array_equal(jax.random.key_data(make(ours)), jax.random.key_data(make(KEY)))
 
 
-def test_other_keys_stay_what_they_are():
-    other = jax.random.key(3, impl="rbg")
-    assert threefry.one_pass(other) is other
-    with jax.threefry_partitionable(False):
-        assert threefry.one_pass(KEY) is KEY
+SETTINGS = {
+    "jax_default_prng_impl": "rbg",
+    "jax_threefry_partitionable": False,
+    "jax_random_seed_offset": 5,
+    "jax_enable_x64": True,
+}
+
+
+@contextlib.contextmanager
+def configured(name, value):
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+@pytest.mark.parametrize("law", sorted(noise.LAWS))
+@pytest.mark.parametrize("shape", [(4, 4, 1), (32, 32, 3)])
+def test_no_setting_of_jax_changes_a_draw(law, shape):
+    def drawn():
+        key = prng.sample(prng.stage(prng.root(7), prng.ESTIMATION), jnp.uint32(3), jnp.uint32(9))
+        return np.asarray(jax.jit(lambda key: noise.draw(law, key, jnp.float32(1), shape))(key))
+
+    expected = drawn()
+    given = jax.random.fold_in(jax.random.key(7, impl="threefry2x32"), prng.ESTIMATION)
+    by_jax = noise.draw(law, prng.sample(given, jnp.uint32(3), jnp.uint32(9)), jnp.float32(1), shape)
+    np.testing.assert_allclose(by_jax, expected, rtol=1e-5)
+    for setting in SETTINGS.items():
+        with configured(*setting):
+            np.testing.assert_array_equal(drawn(), expected)
+
+
+def test_no_setting_of_jax_changes_a_batch_of_training_or_its_order():
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
+    recipe = training.Recipe(batch=8, sigma_low=0.1)
+
+    def drawn():
+        batch_of = training.make_batch(recipe, schemes.Gaussian(sigma=0.5), 3)
+        order = training_loop.epoch_order(3, 1, 20)
+        noisy, labels = jax.jit(batch_of)(jnp.int32(1), order, jnp.asarray(images), jnp.arange(20, dtype=jnp.int32))
+        return [np.asarray(value) for value in (order, labels, noisy)]
+
+    expected = drawn()
+    for setting in SETTINGS.items():
+        with configured(*setting):
+            for value, wanted in zip(drawn(), expected, strict=True):
+                np.testing.assert_allclose(value, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (jax.random.key(3, impl="rbg"), "Expected a key of threefry2x32, .*, got one of rbg"),
+        (jax.random.PRNGKey(3), "Expected a typed key"),
+        (3, "Expected a typed key"),
+    ],
+)
+def test_other_generators_are_refused(key, message):
+    with pytest.raises(ValueError, match=message):
+        noise.draw("normal", key, jnp.float32(1), (4, 4, 1))
+    with pytest.raises(ValueError, match=message):
+        prng.stage(key, prng.ESTIMATION)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63, True, 1.0, "7"])
+def test_seeds_that_the_keys_cannot_tell_apart_are_refused(seed):
+    with pytest.raises(ValueError, match=r"Expected a seed in|Expected seed to be an integer"):
+        prng.root(seed)
+
+
+def test_the_first_and_the_last_seed_are_jaxs():
+    for seed in (0, 7, np.int64(2**32 - 1)):
+        expected = jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
+        np.testing.assert_array_equal(jax.random.key_data(prng.root(seed)), expected)

@@ -222,6 +222,7 @@ REFUSED = [
     (lambda: Function(lambda x: x).eval(), r"logits \[3, K\], got \(3, 3, 32, 32\)"),
     (lambda: Function(lambda x: x.mean((1, 2, 3))).eval(), r"logits \[3, K\], got \(3,\)"),
     (lambda: Function(lambda x: (x.flatten(1), 1)).eval(), r"logits \[3, K\], got tuple"),
+    (lambda: Function(lambda x: x.mean((2, 3))[:, :1]).eval(), r"at least 2 classes in a classifier, got 1.*\[0, z\]"),
     (lambda: Function(lambda x: x.flatten(1) + len(x) % 2).eval(), "any batch size|differ|agree|also"),
     (lambda: Function(lambda x: x.flatten(1) if x.sum() > 0 else -x.flatten(1)).eval(), "any batch size"),
     (lambda: nn.Sequential(nn.ConvTranspose2d(3, 2, 3), nn.Flatten()).eval(), "transposed"),
@@ -235,6 +236,63 @@ def test_what_cannot_be_done_is_refused_by_name(make, message):
     with pytest.raises(ValueError, match=message) as raised:
         from_torch(make())
     assert "\n" not in str(raised.value)
+
+
+class Counted(nn.Module):
+    """A network that counts the images of its batch in a way that the tracer cannot follow."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.network, self.count = small(), count
+
+    def forward(self, x):
+        return self.network(x).reshape(self.count(x), 3)
+
+
+COUNTS = [lambda x: len(x), lambda x: int(x.shape[0]), lambda x: [one.sum() for one in x] and -1]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_the_line_that_fixes_the_batch_is_named(count):
+    line = count.__code__.co_firstlineno
+    with pytest.raises(ValueError, match=rf"fixes it at .*test_torch_modules\.py, line {line}: .*: write x.shape\[0\]"):
+        from_torch(Counted(count).eval())
+
+
+def test_the_line_that_the_tracer_stumbles_over_is_named():
+    with pytest.raises(ValueError, match=r"any batch size, got: .* At .*test_torch_modules\.py, line \d+: .*\.numpy"):
+        from_torch(Function(lambda x: torch.tensor(x.flatten(1).numpy())).eval())
+
+
+LOST = {
+    "relu": nn.ReLU(), "elu": nn.ELU(), "relu6": nn.ReLU6(), "hardswish": nn.Hardswish(), "gelu": nn.GELU(),
+    "clamp": Function(lambda x: x.clamp(min=0)), "maximum": Function(lambda x: torch.maximum(x, x.flip(2))),
+    "minimum": Function(lambda x: torch.minimum(x, x.flip(3))), "amax": Function(lambda x: x.amax((2, 3), True)),
+    "one_pool": nn.MaxPool2d(64), "pool": nn.MaxPool2d(3), "overlapping_pool": nn.MaxPool2d(3, 2, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_is_no_number_reaches_the_logits(name):
+    """As in PyTorch, in images so large that XLA hands sums over pixels to a library."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part, self.head = LOST[name], nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.head(self.part(x).mean((2, 3)))
+
+    module = Network().eval()
+    classifier = torch_modules.from_torch(module, image_shape=(64, 64, 16), mean=0.0, std=1.0)
+    batch = np.random.default_rng(0).normal(size=(4, 64, 64, 16)).astype(np.float32)
+    batch[1] = np.nan
+    batch[2, 30, 30] = np.nan
+    expected = np.isnan(logits(module, batch))
+    assert expected.any(axis=1).tolist() == [False, True, True, False]
+    for one in classifier.implementations:
+        np.testing.assert_array_equal(np.isnan(jax.jit(one.apply_fn)(one.params, batch)), expected, one.kernel)
 
 
 def test_training_the_module_further_changes_nothing():
@@ -251,6 +309,9 @@ def test_training_the_module_further_changes_nothing():
 def test_wrong_moments_are_refused():
     with pytest.raises(ValueError, match="each of 3 channels"):
         from_torch(small(), mean=(0.5, 0.5))
+    for moments in ({"mean": (125.3, 123.0, 113.9)}, {"std": (63.0, 62.1, 66.7)}, {"std": 0.0}, {"mean": float("nan")}):
+        with pytest.raises(ValueError, match=r"Expected a mean within \[0, 1\] and a std within \(0, 1\]"):
+            from_torch(small(), **moments)
 
 
 def test_a_translation_that_disagrees_is_refused(monkeypatch):
@@ -341,3 +402,47 @@ def test_kernels_that_fail_or_disagree_are_left_out_with_a_warning(monkeypatch, 
     assert "\n" not in message
     whole, batch = nn.Sequential(Normalise([0.4, 0.5, 0.6], [0.2, 0.25, 0.3]), module), images(4, 32, 32)
     np.testing.assert_allclose(classifier(batch), logits(whole, batch), atol=1e-9)
+
+
+class Residuals(nn.Module):
+    """Attention after many residual layers, with a mask that is made of features, or of the batch's size."""
+
+    def __init__(self, mask_of):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(9, 9) for _ in range(40)])
+        self.mask_of = mask_of
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + 0.1 * layer(x)
+        made = functional.scaled_dot_product_attention(x, x, x, self.mask_of(x))
+        return made.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "mask_of",
+    [
+        lambda x: x[..., :1] < 1e9,
+        lambda x: (torch.arange(x.shape[0]) < 50)[:, None, None, None].expand(-1, 3, x.shape[2], x.shape[2]),
+    ],
+    ids=["features", "batch"],
+)
+def test_a_mask_that_images_have_a_part_in_is_kept(mask_of):
+    """Also where a thousand values lead to it, by 2 ** 40 ways; and where the first images are allowed everything."""
+    module = randomise(Residuals(mask_of))
+    classifier = from_torch(module, 11, 9, 0.0, 1.0)
+    batch = images(60, 11, 9)
+    expected = logits(module, batch)
+    made = np.asarray(jax.jit(classifier.apply_fn)(classifier.params, batch))
+    np.testing.assert_allclose(made, expected, atol=1e-4, equal_nan=True)
+
+
+def test_dropout_in_inference_is_refused_by_its_name():
+    module = Function(lambda x: functional.scaled_dot_product_attention(x, x, x, dropout_p=0.3).mean((2, 3))).eval()
+    with pytest.raises(ValueError, match=r"dropout"):
+        from_torch(module, 11, 9, 0.0, 1.0)
+
+
+def test_a_translation_prints_nothing(capfd):
+    from_torch(small())
+    assert capfd.readouterr() == ("", "")

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -246,6 +247,109 @@ def test_a_run_in_two_slices_ends_at_the_weights_of_one(synthetic, finished, tmp
     assert len(rows) == 3  # an epoch cut in two is one row all the same
 
 
+@pytest.fixture(scope="module")
+def sliced(synthetic, tmp_path_factory):
+    """The folder of the same run that was killed in the middle of its second epoch: checkpoints after 5 and 6 steps."""
+
+    def killed(self, step, state, save=checkpoints.TrainingCheckpoints.save):
+        save(self, step, state)
+        if step == 6:
+            raise ZeroDivisionError
+
+    workdir = tmp_path_factory.mktemp("sliced")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoints.TrainingCheckpoints, "save", killed)
+        patched.setattr(training_loop, "_IN_FLIGHT", 0)
+        with pytest.raises(ZeroDivisionError):
+            train(synthetic, workdir, SHORT, scheme=schemes.L1(sigma=0.5), checkpoint_minutes=0)
+    return workdir
+
+
+def steps(workdir):
+    return sorted(path.name for path in (workdir / "checkpoints").iterdir())
+
+
+def cut(folder):
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:100])
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def without_data(folder):
+    for file in folder.rglob("d/*"):
+        file.unlink()
+
+
+def without_metadata(folder):
+    (file,) = folder.rglob("_METADATA")
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, empty, without_data, without_metadata])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(synthetic, finished, sliced, tmp_path, damage):
+    workdir = tmp_path / "run"
+    shutil.copytree(sliced, workdir)
+    damage(workdir / "checkpoints" / "6")
+    said = rf"Expected a whole checkpoint in {workdir}/checkpoints/6, got: .* Training goes on from step 5\."
+    with pytest.warns(UserWarning, match=said):
+        assert train(synthetic, workdir, SHORT, scheme=schemes.L1(sigma=0.5))
+    assert steps(workdir) == ["5", "6.damaged", "8"]
+    whole, resumed = (load((folder / "weights.safetensors").read_bytes()) for folder in (finished, workdir))
+    assert whole == resumed
+
+
+def test_damaged_checkpoints_alone_are_refused_and_stay(synthetic, sliced, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(sliced, workdir)
+    for step in ("5", "6"):
+        cut(workdir / "checkpoints" / step)
+    with pytest.raises(
+        ValueError, match=r"checkpoints/6, got: .*checkpoints/5, got: .* No other is left: restore one, or"
+    ):
+        train(synthetic, workdir, SHORT, scheme=schemes.L1(sigma=0.5))
+    assert steps(workdir) == ["5", "6"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        (lambda content: content[:-7], 0),
+        (lambda content: content + b"2,8,0.0", 1),
+        (lambda content: content + b"2\x00,,\xff\r\n", 1),
+        (lambda content: b"", 0),
+    ],
+)
+def test_lines_of_the_metrics_that_are_not_whole_are_left_out(sliced, tmp_path, damage, kept):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(damage((sliced / "metrics.csv").read_bytes()))
+    rate = SHORT.learning_rate(4)
+    with pytest.warns(UserWarning, match=r"Lines of .*metrics\.csv that are not whole"):
+        log = training_loop._MetricsLog(tmp_path, training.Metrics._fields, 5, 4, rate, None)
+    log.flush()
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert lines == (sliced / "metrics.csv").read_bytes().splitlines(keepends=True)[: 1 + kept]
+
+
+def test_a_disk_that_is_full_leaves_the_metrics_as_they_were(sliced, tmp_path, monkeypatch):
+    path = tmp_path / "metrics.csv"
+    before = (sliced / "metrics.csv").read_bytes()
+    path.write_bytes(before)
+    log = training_loop._MetricsLog(tmp_path, training.Metrics._fields, 5, 4, SHORT.learning_rate(4), None)
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(training_loop._files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        log.flush()
+    assert path.read_bytes() == before
+
+
 def test_a_call_without_time_for_a_step_fails_rather_than_be_repeated_for_ever(synthetic, tmp_path):
     with pytest.raises(ValueError, match="room for any work"):
         train(synthetic, tmp_path, max_minutes=1e-6)
@@ -257,11 +361,17 @@ def test_another_recipe_in_the_same_folder_is_refused(synthetic, tmp_path):
         train(synthetic, tmp_path)
 
 
-@pytest.mark.parametrize(("checkpoint_minutes", "message"), [(5.0, "finite loss"), (0.0, "finite weights")])
+OVERFLOWS = {"lr": 0.9, "weight_decay": 5.0, "step_epochs": 1, "step_factor": 3e38}  # while the loss still is a number
+
+
+@pytest.mark.parametrize(
+    ("checkpoint_minutes", "rate", "message"),
+    [(5.0, {"lr": 1e30}, "finite loss"), (0.0, {"lr": 1e30}, "finite loss"), (0.0, OVERFLOWS, "finite weights")],
+)
 def test_values_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpoint(
-    synthetic, tmp_path, checkpoint_minutes, message
+    synthetic, tmp_path, checkpoint_minutes, rate, message
 ):
-    recipe = Recipe(epochs=6, batch=128, lr=1e30)
+    recipe = Recipe(epochs=6, batch=128, **rate)
     with pytest.raises(FloatingPointError, match=f"Expected .*{message}.* The checkpoint of step . is kept"):
         train(synthetic, tmp_path, recipe, checkpoint_minutes=checkpoint_minutes)
     store = checkpoints.TrainingCheckpoints(tmp_path / "checkpoints")
@@ -274,6 +384,27 @@ def test_values_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpoi
         assert kept is None
     store.close()
     assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_images_without_labels_train_no_classifier(synthetic, tmp_path):
+    unknown = data.from_arrays(synthetic.images, name="mine")
+    with pytest.raises(ValueError, match=r"Expected labels to train a classifier, got none .* in mine"):
+        train(unknown, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"seed": 2**32}, "seed in"),
+        ({"steps_per_dispatch": 0}, "steps_per_dispatch >= 1"),
+        ({"checkpoint_minutes": -1.0}, "checkpoint_minutes >= 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_anything_is_written(synthetic, tmp_path, more, message):
+    with pytest.raises(ValueError, match=message):
+        train(synthetic, tmp_path / "run", **more)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

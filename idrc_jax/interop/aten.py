@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from idrc_jax.models.activations import relu
+
 Shape = Sequence[int]
 _STORED = (0, 2, 3, 1)  # PyTorch's axes in the order in which they are stored
 _PLACES = (0, 3, 1, 2)  # where each of PyTorch's axes is stored
@@ -159,6 +161,19 @@ def _div(x: Any, y: Any, rounding_mode: str | None = None) -> jax.Array:
     return jnp.trunc(jnp.divide(x, y)) if rounding_mode == "trunc" else jnp.divide(x, y)
 
 
+def _keeping_nan(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """An elementwise function whose result is no number where an argument is none; XLA's maximum alone may lose it."""
+
+    def run(*arguments: Any, **options: Any) -> jax.Array:
+        made = function(*arguments, **options)
+        for one in arguments:
+            if isinstance(one, jax.Array):
+                made = jnp.where(one != one, one, made)
+        return made
+
+    return run
+
+
 def _clamp(x: jax.Array, low: Any = None, high: Any = None) -> jax.Array:
     return jnp.clip(x, low, high)
 
@@ -172,7 +187,7 @@ def _leaky_relu(x: jax.Array, slope: float = 0.01) -> jax.Array:
 
 
 def _elu(x: jax.Array, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> jax.Array:
-    return scale * jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0) * input_scale))
+    return scale * jnp.where(x > 0, x, alpha * jnp.expm1(jnp.where(x > 0, 0, x) * input_scale))
 
 
 def _gelu(x: jax.Array, approximate: str = "none") -> jax.Array:
@@ -191,6 +206,18 @@ def _reduction(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return function(x if dtype is None else x.astype(dtype), axis=_axes(dim), keepdims=keepdim)
 
     return reduce
+
+
+def _extreme(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A maximum or minimum that is no number where one of the numbers is none."""
+
+    def extreme(x: jax.Array, axis: Any, keepdims: bool) -> jax.Array:
+        made = function(x, axis=axis, keepdims=keepdims)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return made
+        return jnp.where(jnp.any(x != x, axis=axis, keepdims=keepdims), jnp.nan, made)
+
+    return _reduction(extreme)
 
 
 def _variance(
@@ -232,6 +259,8 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> jax.Array:
+    if dropout:
+        raise ValueError(f"Expected attention without dropout in inference, got dropout_p = {dropout}.")
     if enable_gqa:
         keys, values = (jnp.repeat(one, queries.shape[-3] // one.shape[-3], axis=-3) for one in (keys, values))
     scores = attention_scale(queries, scale) * (queries @ jnp.swapaxes(keys, -1, -2))
@@ -368,7 +397,12 @@ def _largest(
 ) -> jax.Array:
     ends = [(0, 0), *paddings, (0, 0)]
     sizes, steps, spread = ((1, *one, 1) for one in (window, stride, dilation))
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, sizes, steps, ends, window_dilation=spread)
+    made = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, sizes, steps, ends, window_dilation=spread)
+    if any(step < size for step, size in zip(stride, window, strict=True)):
+        return made
+    # Windows that do not overlap are a reduction to XLA, as in `_extreme`.
+    lost = jax.lax.reduce_window(x != x, False, jax.lax.bitwise_or, sizes, steps, ends, window_dilation=spread)
+    return jnp.where(lost, jnp.nan, made)
 
 
 def max_pool(
@@ -450,7 +484,7 @@ def _nothing(*arguments: Any, **options: Any) -> None:
 _UNARY = {
     "abs": jnp.abs, "neg": jnp.negative, "exp": jnp.exp, "expm1": jnp.expm1, "log": jnp.log, "log1p": jnp.log1p,
     "sqrt": jnp.sqrt, "rsqrt": jax.lax.rsqrt, "reciprocal": jnp.reciprocal, "sin": jnp.sin, "cos": jnp.cos,
-    "tanh": jnp.tanh, "erf": jax.lax.erf, "sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu, "silu": jax.nn.silu,
+    "tanh": jnp.tanh, "erf": jax.lax.erf, "sigmoid": jax.nn.sigmoid, "relu": relu, "silu": jax.nn.silu,
     "hardswish": jax.nn.hard_swish, "hardsigmoid": jax.nn.hard_sigmoid, "floor": jnp.floor, "ceil": jnp.ceil,
     "round": jnp.round, "sign": jnp.sign, "logical_not": jnp.logical_not, "bitwise_not": jnp.bitwise_not,
     "clone": _same, "alias": _same, "detach": _same, "lift_fresh_copy": _same,
@@ -464,11 +498,13 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     **{f"{name}.default": function for name, function in _UNARY.items()},
     **{f"{name}.{kind}": function for name, function in _BINARY.items() for kind in ("Tensor", "Scalar")},
     "div.Tensor_mode": _div, "pow.Tensor_Scalar": jnp.power, "pow.Tensor_Tensor": jnp.power,
-    "maximum.default": jnp.maximum, "minimum.default": jnp.minimum, "logical_and.default": jnp.logical_and,
-    "logical_or.default": jnp.logical_or, "where.self": jnp.where, "clamp.default": _clamp, "clamp.Tensor": _clamp,
+    "maximum.default": _keeping_nan(jnp.maximum), "minimum.default": _keeping_nan(jnp.minimum),
+    "logical_and.default": jnp.logical_and,
+    "logical_or.default": jnp.logical_or, "where.self": jnp.where, "clamp.default": _keeping_nan(_clamp),
+    "clamp.Tensor": _keeping_nan(_clamp),
     "hardtanh.default": _hardtanh, "leaky_relu.default": _leaky_relu, "elu.default": _elu, "gelu.default": _gelu,
     "sum.default": _reduction(jnp.sum), "sum.dim_IntList": _reduction(jnp.sum), "mean.default": _reduction(jnp.mean),
-    "mean.dim": _reduction(jnp.mean), "amax.default": _reduction(jnp.max), "amin.default": _reduction(jnp.min),
+    "mean.dim": _reduction(jnp.mean), "amax.default": _extreme(jnp.max), "amin.default": _extreme(jnp.min),
     "any.dim": _reduction(jnp.any), "any.dims": _reduction(jnp.any), "var.correction": _variance,
     "linalg_vector_norm.default": _vector_norm, "_softmax.default": _softmax, "_log_softmax.default": _log_softmax,
     "scaled_dot_product_attention.default": _attention,

@@ -1,25 +1,14 @@
 """What importers ask of files: a network's tensors and no others, a normalisation that is never guessed."""
 
 import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from idrc_jax import _validate
 from idrc_jax.interop import layouts, torch_files
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, or ValueError."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"Expected a readable {path}, got: {error}.") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"Expected a JSON object in {path}, got {type(content).__name__}.")
-    return content
 
 
 def origin(path: Path) -> dict[str, str]:
@@ -36,11 +25,11 @@ def shape_of(stored: dict[str, np.ndarray], name: str, ndim: int, path: Path) ->
 
 
 def head(stored: dict[str, np.ndarray], name: str, classes: int, path: Path) -> int:
-    """The number of classes by the head's bias, which must be `classes` unless that is 0."""
+    """The number of classes by the head's bias, at least 2, which must be `classes` unless that is 0."""
     found = shape_of(stored, name, 1, path)[0]
     if classes and classes != found:
         raise ValueError(f"Expected a head of {classes} classes in {path}, got {found}.")
-    return found
+    return _validate.classes(path, found)
 
 
 def normalisation(
@@ -65,6 +54,7 @@ def normalisation(
         if len(values) != channels or not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
             raise ValueError(f"Expected a {name} for each of {channels} channels (std > 0), got {list(values)}.")
         made[name] = list(values)
+    _validate.normalisation(made["mean"], made["std"])
     source = "given by the user" if given else "from the file"
     return {**made, "normalisation": f"mean {made['mean']}, std {made['std']}, {source}"}
 
@@ -80,19 +70,20 @@ def tensors(
       shapes: ours.
 
     Raises:
-      ValueError: tensors that are missing, unexpected, of another shape, not floats or not finite.
+      ValueError: tensors that are missing, unexpected, of another shape, not floats, not finite or variances below 0.
     """
     wanted = set(names.values())
     counters = {name.replace("running_mean", "num_batches_tracked") for name in wanted}
     missing, unexpected = sorted(wanted - stored.keys()), sorted(stored.keys() - wanted - counters)
     if missing or unexpected:
         raise ValueError(
-            f"Expected the network's tensors in {path}, missing: {_few(missing)}; unexpected: {_few(unexpected)}."
+            f"Expected the network's tensors in {path}, missing: {few(missing)}; unexpected: {few(unexpected)}."
         )
     return {name: _tensor(stored, names[name], shape, path) for name, shape in shapes.items()}
 
 
-def _few(names: list[str]) -> str:
+def few(names: list[str]) -> str:
+    """At most five of them, and how many more there are."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return (", ".join(names[:5]) or "none") + more
 
@@ -104,6 +95,5 @@ def _tensor(stored: dict[str, np.ndarray], name: str, shape: tuple[int, ...], pa
         raise ValueError(f"Expected {name} of shape {wanted} in {path}, got {value.shape}.")
     if value.dtype != np.float32:
         raise ValueError(f"Expected floats in {name} of {path}, got {value.dtype}.")
-    if not np.isfinite(value).all():
-        raise ValueError(f"Expected finite weights in {path}, got a non-finite value in {name}.")
+    _validate.weights(name, value, path)
     return layouts.from_torch(value)

@@ -140,6 +140,12 @@ class _Graph:
                 self.users[number].append(at)
         self.users[program.result.number].append(-1)
         self.shapes, self._types = _shapes(program, tensors, image_shape)
+        self._constants: dict[int, Any] = {}
+        self._of_images = {0}  # values that depend on the images, or on how many there are
+        for number, one in enumerate(program.instructions, self.first):
+            size = one.name == "aten.sym_size.int" and one.arguments[1] != 0
+            if not size and numbers_in((one.arguments, one.options)) & self._of_images:
+                self._of_images.add(number)
 
     def number_of(self, name: str) -> int:
         """A new name gets a number that no other value has."""
@@ -161,19 +167,22 @@ class _Graph:
         return None
 
     def constant(self, value: Any) -> Any:
-        """The value for a batch of 2, where images have no part in it but by their shapes; None where they have."""
+        """The value, where images have no part in it but by their height, width and channels; None where they have."""
         if not isinstance(value, Value):
             return value
-        if value.number in self._names:
-            return aten.as_torch(jnp.asarray(self.tensors[self._names[value.number]]))
-        if value.number < self.first:
+        if value.number in self._of_images:
             return None
-        name, run, arguments, options = self.instructions[value.number - self.first]
+        if value.number not in self._constants:
+            self._constants[value.number] = self._computed(value.number)
+        return self._constants[value.number]
+
+    def _computed(self, number: int) -> Any:
+        if number in self._names:
+            return jnp.asarray(self.tensors[self._names[number]])
+        name, run, arguments, options = self.instructions[number - self.first]
         if name == "aten.sym_size.int":
             return self.shapes[arguments[0].number][arguments[1]]
         used = {number: self.constant(Value(number)) for number in numbers_in((arguments, options))}
-        if any(one is None for one in used.values()):
-            return None
         return aten.call(name.removeprefix("aten."), run, filled(arguments, used), filled(options, used))
 
     def repeated_matrix(self, value: Any) -> np.ndarray | None:

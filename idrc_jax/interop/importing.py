@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from idrc_jax import _command, _files, checkpoints
+from idrc_jax import _command, _files, _validate, checkpoints, devices
 from idrc_jax.interop import checks, diffusers, layouts, torch_files, transformers_vit
 
 _SIZES = {"resnet": 32, "resnet50": 224}
@@ -33,10 +33,11 @@ def import_network(
       mean, std: of each channel (one value serves all), for a file that does not store them.
 
     Raises:
-      ValueError: the file cannot be read, no or two architectures or normalisations, or tensors that are missing,
-        unexpected, of another shape, not floats or not finite.
+      ValueError: the file cannot be read, no or two architectures or normalisations, one on another scale than [0, 1],
+        or tensors that are missing, unexpected, of another shape, not floats, not finite or variances below 0.
     """
     path = Path(path)
+    _validate.at_least("--size", size, 0)
     if path.is_dir():
         return _import_folder(path, arch=arch, classes=classes, size=size, mean=tuple(mean), std=tuple(std))
     read = torch_files.read(path)
@@ -72,7 +73,7 @@ def _import_folder(folder: Path, **asked: Any) -> tuple[dict[str, np.ndarray], d
     """A folder of transformers or of diffusers, by the class that its config.json names."""
     file = folder / "config.json"
     within = (folder / "unet" / "config.json").is_file()
-    said = {} if within else checks.read_json(file)
+    said = {} if within else _files.read_json(file)
     of_diffusers, named = within or "_class_name" in said, said.get("architectures")
     takes = ("size",) if of_diffusers else ("classes", "size", "mean", "std")
     given = [f"--{name}" for name, value in asked.items() if value and name not in takes]
@@ -96,13 +97,14 @@ def _check_depth(tensors: dict[str, np.ndarray], blocks: tuple[int, ...], path: 
             found[int(stage)] = max(found.get(int(stage), 0), int(rest.split(".")[0]) + 1)
     counts = tuple(found[stage] for stage in sorted(found))
     if counts != blocks:
-        asked, got = (" + ".join(map(str, values)) or "none" for values in (blocks, counts))
+        asked, got = (" + ".join(map(str, values)) for values in (blocks, counts))
+        got = got or f"none: its tensors are {checks.few(sorted(tensors))}"
         raise ValueError(f"Expected {asked} blocks in layer1, layer2 ... of {path}, as --arch has them, got {got}.")
 
 
 def main() -> None:
     """Import a PyTorch checkpoint, to be certified by --config.model.weights=DIR/weights.safetensors."""
-    with _command.one_line_errors():
+    with _command.one_line_errors(), devices.known_platforms():
         parser = _command.Parser("idrc-import", main.__doc__)
         parser.add_argument(
             "checkpoint", type=_command.path, help="a file, or the folder of a ViT or of a diffusers U-Net"

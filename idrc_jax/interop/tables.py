@@ -37,7 +37,10 @@ def write_parquet(read: Results, path: Path) -> None:
 def write_log(read: Results, path: Path) -> None:
     """The field's six columns in full precision, abstain = -1, time in seconds; `read_results` gives the same back.
 
-    `radius` is the valid one, `nan` where there is none, which comparisons count as not certified.
+    `radius` is the valid one, `nan` where there is none, which comparisons count as not certified. ValueError for
+    images without labels: the column `correct` would tell an accuracy of 0.
     """
+    if not read.labelled:
+        raise ValueError(f"Expected labels in {read.path} for a log whose rows say what is correct, got none.")
     lines = ["\t".join(repr(getattr(row, name)) for name in results.SIX) for row in read.rows]
     _files.write_text(path, "\n".join(["\t".join(results.SIX), *lines, ""]))

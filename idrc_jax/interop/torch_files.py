@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_TRANSPARENT = re.compile(r"\b_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 _NORMALISATION = re.compile(r"(?:0|normalize_layer|normalize)\.(means?|sds|std)")
 
 
@@ -19,7 +21,7 @@ class Checkpoint:
     """What a file says of a network.
 
     Attributes:
-      tensors: under PyTorch's names, without the prefixes of wrappers; floats as float32.
+      tensors: under PyTorch's names, without those of wrappers; floats as float32.
       arch: the architecture's name, or empty.
       mean, std: of each channel, or None where the file does not say.
     """
@@ -33,11 +35,13 @@ class Checkpoint:
 def read(path: Path) -> Checkpoint:
     """Read a state dict: in a .safetensors file, plain in a file of `torch.save`, or there under "state_dict".
 
-    The prefixes of `DataParallel` ("module.") and of a `Sequential` of normalisation and network ("0.", "1.") are
-    taken off; means and sds of the normalisation are read where they are stored.
+    What all names begin with is taken off: "module." (`DataParallel`), "model.", "net.", "backbone." and the like, and
+    of a `Sequential` of normalisation and network "0." and "1."; "_orig_mod." (`torch.compile`) anywhere. Means and sds
+    of the normalisation are read where they are stored.
 
     Raises:
-      ValueError: no such file, a damaged one, one that is more than tensors and plain values, or no state dict.
+      ValueError: no such file, a damaged one, one that is more than tensors and plain values, no state dict, or a
+        tensor that is not plain: complex, sparse, quantised, or of floats of 8 bits, whose scales are elsewhere.
     """
     if not path.is_file():
         raise ValueError(f"Expected a checkpoint, got no file {path}.")
@@ -53,11 +57,15 @@ def read(path: Path) -> Checkpoint:
 def _safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as handle:
-            metadata = handle.metadata() or {}
-            tensors = {name: _as_float32(handle.get_tensor(name)) for name in handle.keys()}  # noqa: SIM118
-        return tensors, json.loads(metadata.get("checkpoint", "{}"))
+            said = json.loads((handle.metadata() or {}).get("checkpoint", "{}"))
+            types = {name: handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
+            odd = [name for name, kind in types.items() if kind not in _FLOATS and kind[0] not in "IUB"]
+            tensors = {} if odd else {name: _as_float32(handle.get_tensor(name)) for name in types}
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise ValueError(f"Expected a whole .safetensors file, got {path}: {error}.") from None
+    if odd:
+        raise ValueError(f"Expected floats of 16 bits or more in {path}, got {odd[0]} of {types[odd[0]]}.")
+    return tensors, said
 
 
 def _torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -86,8 +94,11 @@ def _torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise ValueError(f"Expected a state dict in {path}, plain or under 'state_dict', got {got or 'nothing'}.")
     tensors = {}
     for name, value in state.items():
-        if value.layout != torch.strided or value.is_quantized or value.is_complex():
-            raise ValueError(f"Expected plain tensors in {path}, got {name} of {value.dtype}, {value.layout}.")
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        if not plain or value.is_complex() or (value.is_floating_point() and value.itemsize < 2):
+            what = f"{value.dtype}, {value.layout}, on {value.device}"
+            raise ValueError(f"Expected plain tensors of 16 bits or more in {path}, got {name} of {what}.")
+        value = value.detach()
         tensors[name] = (value.float() if value.is_floating_point() else value).numpy()
     return tensors, content if state is not content else {}
 
@@ -98,21 +109,21 @@ def _as_float32(value: np.ndarray) -> np.ndarray:
 
 def _unwrap(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The network's tensors and the normalisation's mean and std, without prefixes."""
-    tensors = _strip(tensors, "module.")
     moments, network = {}, {}
-    for name, value in tensors.items():
+    for name, value in _bare({_TRANSPARENT.sub("", name): value for name, value in tensors.items()}).items():
         match = _NORMALISATION.fullmatch(name)
         if match:
             moments["mean" if match[1].startswith("mean") else "std"] = value
         else:
             network[name] = value
-    return _strip(_strip(network, "1."), "module."), moments
+    return _bare(network), moments
 
 
-def _strip(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    if not all(name.startswith(prefix) for name in tensors):
-        return tensors
-    return {name.removeprefix(prefix): value for name, value in tensors.items()}
+def _bare(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without what all names begin with: no network here is one module alone."""
+    while len({name.partition(".")[0] for name in tensors}) == 1 and all("." in name for name in tensors):
+        tensors = {name.partition(".")[2]: value for name, value in tensors.items()}
+    return tensors
 
 
 def _numbers(values: Any) -> tuple[float, ...]:

@@ -1,17 +1,23 @@
 """Any PyTorch module as a classifier: `torch.export` gives its graph of core ATen operations, JAX runs it."""
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import operator
+import re
+import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from idrc_jax import _validate
 from idrc_jax.checkpoints import Classifier
 from idrc_jax.interop import aten, fusing
 from idrc_jax.interop.graphs import Instruction, Program, Value
@@ -52,7 +58,10 @@ def from_torch(
                 f"Expected float32 on the CPU, got {name} of {tensor.dtype} on {tensor.device}: call .cpu().float()."
             )
     height, width, channels = image_shape
-    whole = _normalised(torch, module, *(_moments(torch, value, channels) for value in (mean, std)))
+    moments = [_moments(value, channels) for value in (mean, std)]
+    _validate.normalisation(*moments)
+    tensors = (torch.tensor(one, dtype=torch.float32).reshape(1, channels, 1, 1) for one in moments)
+    whole = _normalised(torch, module, *tensors)
     images = np.random.default_rng(0).uniform(size=(3, height, width, channels)).astype(np.float32)
     batch = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     with torch.no_grad():
@@ -148,11 +157,11 @@ def _torch() -> Any:
     return torch
 
 
-def _moments(torch: Any, values: float | Iterable[float], channels: int) -> Any:
+def _moments(values: float | Iterable[float], channels: int) -> list[float]:
     values = [values] * channels if isinstance(values, int | float) else list(values)
     if len(values) != channels:
         raise ValueError(f"Expected mean and std of each of {channels} channels, got {values}.")
-    return torch.tensor(values, dtype=torch.float32).reshape(1, channels, 1, 1)
+    return [float(value) for value in values]
 
 
 def _normalised(torch: Any, module: Any, mean: Any, std: Any) -> Any:
@@ -174,16 +183,57 @@ def _normalised(torch: Any, module: Any, mean: Any, std: Any) -> Any:
 
 def _export(torch: Any, module: Any, example: Any) -> Any:
     """The graph for every batch size, in core ATen operations."""
+    wanted = "Expected a module that torch.export can trace for any batch size"
+    fixed = _Fixed(torch)
     try:
         shapes = ({0: torch.export.Dim.DYNAMIC},)
-        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"), fixed.watched():
             kept_whole = torch.ops.aten.scaled_dot_product_attention.default
             core = torch.export.default_decompositions()
             core.pop(kept_whole, None)
             return torch.export.export(module, (example,), dynamic_shapes=shapes).run_decompositions(core)
     except Exception as error:  # torch raises many kinds
-        why = _first_line(error)
-        raise ValueError(f"Expected a module that torch.export can trace for any batch size, got: {why}") from error
+        place = _place(torch, traceback.extract_tb(error.__traceback__))
+        if fixed.place and not place:
+            raise ValueError(
+                f"{wanted}, got one that fixes it at {fixed.place}: write x.shape[0] for len(x) or int(x.shape[0])."
+            ) from error
+        raise ValueError(f"{wanted}, got: {_first_line(error)}{place and f' At {place}.'}") from error
+
+
+class _Fixed(logging.Handler):
+    """Notes where in the module the tracer first makes a number of what should stay a symbol.
+
+    The tracer's error does not say it, but it logs the moment, while the module's call is on the stack.
+    """
+
+    def __init__(self, torch: Any) -> None:
+        super().__init__()
+        self.place, self._torch = "", torch
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+        level, propagate, handlers = logger.level, logger.propagate, logger.handlers
+        logger.setLevel(logging.INFO)
+        logger.propagate, logger.handlers = False, [self]  # PyTorch's own would print
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            logger.propagate, logger.handlers = propagate, handlers
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.place and re.search(r"set_replacement \w+ = \d+ ", record.getMessage()):
+            self.place = _place(self._torch, traceback.extract_stack()[:-1])
+
+
+def _place(torch: Any, stack: traceback.StackSummary | list[traceback.FrameSummary]) -> str:
+    """The module's innermost line in a stack that goes through `Whole.forward`; empty where it is all PyTorch's."""
+    last = max((at for at, frame in enumerate(stack) if frame.filename == __file__), default=len(stack))
+    others = (str(Path(torch.__file__).parent), *(str(one.__file__) for one in (logging, contextlib, functools)))
+    own = [frame for frame in stack[last:] if frame.filename != __file__ and not frame.filename.startswith(others)]
+    return f"{own[-1].filename}, line {own[-1].lineno}: {own[-1].line}" if own else ""
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from idrc_jax import checkpoints
+from idrc_jax import _files, checkpoints
 from idrc_jax.interop import checks, layouts, torch_files
 
 ARCHITECTURE = "ViTForImageClassification"
@@ -57,7 +57,7 @@ def import_folder(
       ValueError: files that are missing or damaged, settings that the network here does not have, no or two
         normalisations, or tensors that are missing, unexpected, of another shape, not floats or not finite.
     """
-    config = checks.read_json(folder / "config.json")
+    config = _files.read_json(folder / "config.json")
     _require(config, _NETWORK, folder / "config.json")
     settings = {ours: _count(config, theirs, folder) for ours, theirs in _SIZES.items()}
     channels = _count(config, "num_channels", folder)
@@ -95,7 +95,7 @@ def _preprocessing(read: torch_files.Checkpoint, path: Path) -> tuple[torch_file
     """The checkpoint with the mean and std that the file gives, if it exists, and how to resize."""
     if not path.is_file():
         return read, "bilinear"
-    said = checks.read_json(path)
+    said = _files.read_json(path)
     _require(said, _PREPROCESSING, path)
     resize = _RESIZE.get(said.get("resample", 2))
     if resize is None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from idrc_jax.kernels import build
+from idrc_jax.models.activations import relu
 
 Activation = Literal["", "relu", "gelu"]
 _PANEL = 16  # columns of weights that lie together
@@ -163,4 +164,4 @@ def plain(
     )  # fmt: skip
     made = made if bias is None else made + bias
     made = made if shortcut is None else made + shortcut
-    return {"": lambda y: y, "relu": jax.nn.relu, "gelu": lambda y: jax.nn.gelu(y, approximate=False)}[activation](made)
+    return {"": lambda y: y, "relu": relu, "gelu": lambda y: jax.nn.gelu(y, approximate=False)}[activation](made)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from idrc_jax.kernels import network_cpu
+from idrc_jax.models import activations
 from idrc_jax.models.resnet50 import max_pool
 
 Weights = dict[str, Any]
@@ -29,6 +30,9 @@ def fold(tensors: dict[str, np.ndarray], *, mean: tuple[float, ...], std: tuple[
 
     Returns:
       `stem.kernel`, `stem.bias`, `blocks.0.conv1.kernel`, ..., `head.kernel`, `head.bias`, `mean` and `std`.
+
+    Raises:
+      ValueError: a value that is not finite.
     """
     folded = {"mean": np.asarray(mean, np.float32), "std": np.asarray(std, np.float32)}
     for name in ("head.kernel", "head.bias"):
@@ -41,9 +45,13 @@ def fold(tensors: dict[str, np.ndarray], *, mean: tuple[float, ...], std: tuple[
         scale, bias, running, variance = (
             tensors[f"{norm}.{part}"].astype(np.float64) for part in ("scale", "bias", "mean", "var")
         )
-        factor = scale / np.sqrt(variance + _EPSILON)
-        folded[name] = (tensors[name].astype(np.float64) * factor).astype(np.float32)
-        folded[f"{conv}.bias"] = (bias - running * factor).astype(np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):
+            factor = scale / np.sqrt(variance + _EPSILON)
+            folded[name] = (tensors[name].astype(np.float64) * factor).astype(np.float32)
+            folded[f"{conv}.bias"] = (bias - running * factor).astype(np.float32)
+    for name, value in folded.items():
+        if not np.isfinite(value).all():
+            raise ValueError(f"Expected finite weights with BatchNorm folded in, got a non-finite value in {name}.")
     return folded
 
 
@@ -166,4 +174,4 @@ def _convolve(
     y = y.astype(jnp.float32) + weights[f"{name}.bias"]
     if shortcut is not None:
         y = y + shortcut.astype(jnp.float32)
-    return (jax.nn.relu(y) if relu else y).astype(x.dtype)
+    return (activations.relu(y) if relu else y).astype(x.dtype)

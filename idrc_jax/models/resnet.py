@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from idrc_jax import _validate
+from idrc_jax.models.activations import relu
 
 Shortcut = Literal["projection", "zero_pad"]
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
@@ -67,9 +68,9 @@ class BasicBlock(nnx.Module):
             self.projection_norm = nnx.data(None)
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = nnx.relu(self.norm1(self.conv1(x), use_running_average=not train))
+        y = relu(self.norm1(self.conv1(x), use_running_average=not train))
         y = self.norm2(self.conv2(y), use_running_average=not train)
-        return nnx.relu(y + self._shortcut(x, train))
+        return relu(y + self._shortcut(x, train))
 
     def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
         if not self.changes_shape:
@@ -131,7 +132,7 @@ class ResNet(nnx.Module):
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         x = (images - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
         x = x.astype(self.dtype)
-        x = nnx.relu(self.stem_norm(self.stem(x), use_running_average=not train))
+        x = relu(self.stem_norm(self.stem(x), use_running_average=not train))
         for block in self.blocks:
             x = block(x, train)
         x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from idrc_jax.models.activations import relu
 from idrc_jax.models.resnet import Layers, batch_norm, conv
 
 STAGES = (3, 4, 6, 3)
@@ -40,12 +41,12 @@ class Bottleneck(nnx.Module):
             self.projection_norm = nnx.data(None)
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = nnx.relu(self.norm1(self.conv1(x), use_running_average=not train))
-        y = nnx.relu(self.norm2(self.conv2(y), use_running_average=not train))
+        y = relu(self.norm1(self.conv1(x), use_running_average=not train))
+        y = relu(self.norm2(self.conv2(y), use_running_average=not train))
         y = self.norm3(self.conv3(y), use_running_average=not train)
         if self.projection is not None and self.projection_norm is not None:
             x = self.projection_norm(self.projection(x), use_running_average=not train)
-        return nnx.relu(y + x)
+        return relu(y + x)
 
 
 class ResNet50(nnx.Module):
@@ -90,7 +91,7 @@ class ResNet50(nnx.Module):
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         x = (images - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
         x = x.astype(self.dtype)
-        x = nnx.relu(self.stem_norm(self.stem(x), use_running_average=not train))
+        x = relu(self.stem_norm(self.stem(x), use_running_average=not train))
         x = max_pool(x)
         for block in self.blocks:
             x = block(x, train)

@@ -314,8 +314,12 @@ def _check(
     epsilon: float,
 ) -> None:
     """ValueError for settings that make no network."""
-    _validate.at_least("blocks", blocks, 1)
-    _validate.at_least("groups", groups, 1)
+    _validate.count("blocks", blocks, 1)
+    _validate.count("groups", groups, 1)
+    for width in widths:
+        _validate.count("widths", width, 1)
+    if not all(isinstance(flag, bool) for flag in attention):
+        raise ValueError(f"Expected attention to be True or False for each width, got {attention}.")
     _validate.at_least("head_channels", head_channels, 0)
     _validate.positive("epsilon", epsilon)
     if not widths or len(widths) != len(attention):
