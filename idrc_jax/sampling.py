@@ -162,6 +162,8 @@ def dispatch_votes(
     `first` and `n` are those of each image, or of all.
     """
     _validate.count("chunk", chunk, 2)
+    if chunk == classifier.classes:
+        classifier.check()  # `slot_votes` could not tell an axis of images from one of classes
     first, n = (np.broadcast_to(np.asarray(value, np.int64), (len(images),)) for value in (first, n))
     if np.min(indices) < 0 or np.max(indices) >= 2**32 or np.min(first) < 0 or np.max(first + n) > 2**32:
         raise ValueError(f"Expected indices and sample numbers in 0 .. 2**32 - 1, got {indices}, {first} + {n}.")
@@ -236,7 +238,6 @@ def count_votes(
     Guarantee: votes are independent draws of f(x + noise) given the image, as far as the pseudo-random
     generator and float32 normals are (see docs/caveats.md).
     """
-    classifier.check()
     mesh = mesh or devices.mesh()
     images = check_images(images, classifier)
     indices = check_indices(indices, images)

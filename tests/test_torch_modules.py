@@ -435,6 +435,31 @@ def test_a_mask_that_images_have_a_part_in_is_kept(mask_of):
     expected = logits(module, batch)
     made = np.asarray(jax.jit(classifier.apply_fn)(classifier.params, batch))
     np.testing.assert_allclose(made, expected, atol=1e-4, equal_nan=True)
+    assert not attends_by_kernel(classifier)
+
+
+def attends_by_kernel(classifier):
+    images = jax.ShapeDtypeStruct((2, *classifier.image_shape), np.float32)
+    return "idrc_attention" in jax.jit(classifier.apply_fn).lower(classifier.params, images).as_text()
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("mask_of", "by_kernel"),
+    [
+        (lambda x: None, True),
+        (lambda x: (torch.arange(x.shape[2]) >= 0)[None, None, :, None].expand(x.shape[0], -1, -1, x.shape[2]), True),
+        (lambda x: (torch.arange(x.shape[2]) > 0)[None, None, None].expand(x.shape[0], -1, x.shape[2], -1), False),
+    ],
+    ids=["none", "copies of what allows all", "copies of what does not"],
+)
+def test_attention_to_all_tokens_is_the_kernels(mask_of, by_kernel):
+    """Also under the mask that transformers gives to a ViT."""
+    module = randomise(Residuals(mask_of))
+    classifier = from_torch(module, 11, 9, 0.0, 1.0)
+    assert attends_by_kernel(classifier) == by_kernel
+    batch = images(5, 11, 9)
+    np.testing.assert_allclose(classifier(batch), logits(module, batch), atol=1e-4)
 
 
 def test_dropout_in_inference_is_refused_by_its_name():

@@ -95,7 +95,7 @@ def _attention_serves(
     is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
 ) -> bool:  # fmt: skip
     """Whether the kernel computes this: every token attends to all."""
-    allowed = np.asarray(True if mask is None else graph.constant(mask))
+    allowed = np.asarray(True if mask is None else graph.constant(graph.copied(mask)))
     to_all = allowed.dtype == bool and allowed.all() and not is_causal
     plain = to_all and dropout == 0 and not enable_gqa and (scale is None or scale > 0)
     if not (plain and all(graph.is_float(one) for one in (queries, keys, values))):
@@ -141,10 +141,9 @@ class _Graph:
         self.users[program.result.number].append(-1)
         self.shapes, self._types = _shapes(program, tensors, image_shape)
         self._constants: dict[int, Any] = {}
-        self._of_images = {0}  # values that depend on the images, or on how many there are
+        self._of_images = {0}  # values that depend on the images, or on how many there are: other sizes are numbers
         for number, one in enumerate(program.instructions, self.first):
-            size = one.name == "aten.sym_size.int" and one.arguments[1] != 0
-            if not size and numbers_in((one.arguments, one.options)) & self._of_images:
+            if numbers_in((one.arguments, one.options)) & self._of_images:
                 self._of_images.add(number)
 
     def number_of(self, name: str) -> int:
@@ -166,8 +165,14 @@ class _Graph:
             return None if inner is None else np.transpose(inner, made.arguments[1])
         return None
 
+    def copied(self, value: Value) -> Value:
+        """What all numbers of the value are copies of."""
+        while value.number >= self.first and (made := self.instructions[value.number - self.first]).name in _COPIES:
+            value = made.arguments[0]
+        return value
+
     def constant(self, value: Any) -> Any:
-        """The value, where images have no part in it but by their height, width and channels; None where they have."""
+        """The value, where images have no part in it, nor how many there are; None where they have."""
         if not isinstance(value, Value):
             return value
         if value.number in self._of_images:
@@ -180,8 +185,6 @@ class _Graph:
         if number in self._names:
             return jnp.asarray(self.tensors[self._names[number]])
         name, run, arguments, options = self.instructions[number - self.first]
-        if name == "aten.sym_size.int":
-            return self.shapes[arguments[0].number][arguments[1]]
         used = {number: self.constant(Value(number)) for number in numbers_in((arguments, options))}
         return aten.call(name.removeprefix("aten."), run, filled(arguments, used), filled(options, used))
 
