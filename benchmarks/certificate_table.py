@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import special
 
-from idrc_jax import certificates, schemes
+from idrc_jax import certificates
+from idrc_jax.certificates import schemes
 
 DIM = 3072
 SIGMAS = (0.12, 0.25, 0.5, 1.0)

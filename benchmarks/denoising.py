@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from idrc_jax import checkpoints, data
-from idrc_jax.diffusion import Denoiser
+from idrc_jax import data, models
+from idrc_jax.models.diffusion import Denoiser
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "checkpoints" / "cifar10_denoiser_small.safetensors"
@@ -60,7 +60,7 @@ def main() -> None:
     flags.add_argument("--images", type=int, default=500)
     flags.add_argument("--figure", type=Path, default=FIGURE)
     values = flags.parse_args()
-    denoiser = checkpoints.load_denoiser(values.denoiser)
+    denoiser = models.load_denoiser(values.denoiser)
     test_set = data.load("cifar10", "test", directory=values.data)
     clean = data.to_unit(test_set.images[:: len(test_set) // values.images])
     shown = [("clean", clean[:10])]

@@ -17,21 +17,12 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
 from benchmarks import measure, networks, workers
-from idrc_jax import (
-    certification,
-    checkpoints,
-    choice,
-    data,
-    denoised_smoothing,
-    devices,
-    diffusion,
-    prng,
-    sampling,
-    schemes,
-    training,
-    training_loop,
-)
+from idrc_jax import certification, data, models, sampling, training
+from idrc_jax.certificates import schemes
 from idrc_jax.interop import diffusers, layouts, torch_modules
+from idrc_jax.models import denoised, diffusion
+from idrc_jax.sampling import choice, devices, random_keys
+from idrc_jax.training import implementation, loop
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 SCHEME = schemes.Gaussian(sigma=measure.SIGMA)
@@ -73,13 +64,13 @@ class Host:
         BatchNorm's statistics and scales are away from 0 and 1; each block adds a little to its input, so that logits
         stay of moderate size at every depth.
         """
-        _, params, stats = checkpoints.abstract(description, dtype="float32")
+        _, params, stats = models.abstract(description, dtype="float32")
         generator = np.random.default_rng(seed)
         tensors = {
             name: _random(name, leaf.shape, generator).astype(np.float32)
             for name, leaf in sorted((params | stats).items())
         }
-        checkpoints.save_weights(Path(path), tensors, description)
+        models.save_weights(Path(path), tensors, description)
 
     def write_denoised(self, path: str, description: networks.Description) -> networks.Description:
         """A file of a committed denoiser's tensors as diffusers names them, for the PyTorch side.
@@ -87,7 +78,7 @@ class Host:
         Returns:
           The description with what that side needs: the file, the network's settings, the fixed noise level's time.
         """
-        denoiser = checkpoints.load_denoiser(CHECKPOINTS / description["denoiser"], kernel="xla")
+        denoiser = models.load_denoiser(CHECKPOINTS / description["denoiser"], kernel="xla")
         tensors = {diffusers.their_name(name): layouts.to_torch(np.array(one)) for name, one in denoiser.params.items()}
         save_file(tensors, path)
         unet = denoiser.description["unet"]
@@ -104,8 +95,8 @@ class Host:
 
     def agreement(self, weights: str, folder: str, count: int = 10_000) -> dict[str, Any]:
         """How often bfloat16 and float32 name the same class on noisy images, one copy each."""
-        full = checkpoints.load_classifier(weights, dtype="float32")
-        half = checkpoints.load_classifier(weights, dtype="bfloat16")
+        full = models.load_classifier(weights, dtype="float32")
+        half = models.load_classifier(weights, dtype="bfloat16")
         images, labels, what = _test_images(folder, count, full.image_shape[0])
         noise = np.random.default_rng(0)
         forwards = [jax.jit(one.apply_fn) for one in (full, half)]
@@ -142,7 +133,7 @@ def _test_images(folder: str, count: int, size: int) -> tuple[np.ndarray, np.nda
     return data.to_unit(test_set.images[:count]), test_set.labels[:count], "CIFAR-10 test images"
 
 
-def load(weights: str, description: networks.Description, *, dtype: str, kernel: str) -> checkpoints.Classifier:
+def load(weights: str, description: networks.Description, *, dtype: str, kernel: str) -> models.Classifier:
     """Any network that `contest.Files` knows."""
     if description["architecture"] == "torch":
         from benchmarks import modules  # needs PyTorch
@@ -153,14 +144,14 @@ def load(weights: str, description: networks.Description, *, dtype: str, kernel:
         about = {name: description[name] for name in ("mean", "std")}
         classifier = torch_modules.from_torch(modules.build(description), image_shape=shape, **about)
         return classifier.implementations[-1] if kernel == "xla" else classifier
-    classifier = checkpoints.load_classifier(weights, dtype=dtype, kernel=kernel)
+    classifier = models.load_classifier(weights, dtype=dtype, kernel=kernel)
     if description["architecture"] != "denoised":
         return classifier
-    denoiser = checkpoints.load_denoiser(CHECKPOINTS / description["denoiser"], dtype=dtype, kernel=kernel)
-    return denoised_smoothing.denoised(classifier, denoiser, sigma=SCHEME.sigma)
+    denoiser = models.load_denoiser(CHECKPOINTS / description["denoiser"], dtype=dtype, kernel=kernel)
+    return denoised.denoised(classifier, denoiser, sigma=SCHEME.sigma)
 
 
-def choose(classifier: checkpoints.Classifier, mesh: Mesh, chunk: int, kernel: str) -> choice.Choice:
+def choose(classifier: models.Classifier, mesh: Mesh, chunk: int, kernel: str) -> choice.Choice:
     """What the commands would take for a kernel that is asked for; a `chunk` that is asked for stays.
 
     Nothing is remembered from another run.
@@ -174,7 +165,7 @@ def choose(classifier: checkpoints.Classifier, mesh: Mesh, chunk: int, kernel: s
 
 @dataclass(frozen=True)
 class _Certifier:
-    classifier: checkpoints.Classifier
+    classifier: models.Classifier
     image: np.ndarray
     chunk: int
     mesh: Mesh
@@ -223,7 +214,7 @@ class Sampling:
         start = time.perf_counter()
         votes = sampling.dispatch_votes(
             one.classifier, SCHEME, np.repeat(one.image, _SLOTS, axis=0), np.full(_SLOTS, SCHEME.sigma),
-            indices=np.zeros(_SLOTS), first=0, n=np.array([samples] + [0] * (_SLOTS - 1)), key=prng.root(0),
+            indices=np.zeros(_SLOTS), first=0, n=np.array([samples] + [0] * (_SLOTS - 1)), key=random_keys.root(0),
             chunk=one.chunk, mesh=one.mesh,
         )  # fmt: skip
         counts = np.asarray(votes).sum(axis=(0, 1))
@@ -237,7 +228,7 @@ class Sampling:
         one = self._variants[name]
         start = time.perf_counter()
         certification.certify(
-            one.classifier, SCHEME, one.image, indices=np.array([0]), n0=measure.N0, n=n, key=prng.root(0),
+            one.classifier, SCHEME, one.image, indices=np.array([0]), n0=measure.N0, n=n, key=random_keys.root(0),
             chunk=one.chunk, mesh=one.mesh,
         )  # fmt: skip
         return time.perf_counter() - start
@@ -249,7 +240,7 @@ class Sampling:
 @dataclass
 class _Trainer:
     run: Any
-    state: training_loop.State
+    state: loop.State
     images: jax.Array
     labels: jax.Array
     order: jax.Array
@@ -273,7 +264,7 @@ class Training:
         if not self._variants:
             self._set_up(description, batch)
         network = training.network_on(self._mesh, description)
-        _, params, stats = checkpoints.abstract(description, dtype=dtype)
+        _, params, stats = models.abstract(description, dtype=dtype)
         tensors = load_file(weights)
         params, stats = ({key: jnp.asarray(tensors[key]) for key in group} for group in (params, stats))
         with jax.default_matmul_precision(_PRECISE):
@@ -281,11 +272,11 @@ class Training:
         recipe = training.Recipe(batch=batch, lr=measure.LEARNING_RATE)
         optimiser = recipe.optimiser(measure.TRAINING_IMAGES // batch)
         whole = devices.replicated(self._mesh)
-        state = training_loop.State(params, stats, optimiser.init(params), jnp.zeros((), jnp.int32))
+        state = loop.State(params, stats, optimiser.init(params), jnp.zeros((), jnp.int32))
         step = training.make_step(network, recipe, SCHEME, optimiser, 0, self._mesh)
         images, labels = measure.training_set(description["image_shape"][0])
         self._variants[name] = _Trainer(
-            training_loop.dispatches(step, on_cpu=self._on_cpu),
+            loop.dispatches(step, on_cpu=self._on_cpu),
             jax.device_put(state, whole),
             jax.device_put(images, whole),
             jax.device_put(labels, whole),
@@ -295,18 +286,18 @@ class Training:
         )
         stride = batch * self._steps
         rate = measure.calibrate(lambda samples: self.turn(name, samples), stride)
-        kernel = training_loop.kernel_on(self._mesh, description)
+        kernel = implementation.kernel_on(self._mesh, description)
         facts = {"batch": batch, "devices": self._mesh.size, "kernel": kernel}
         return {"rate": rate, "stride": stride, "logits": np.asarray(logits).tolist(), "facts": facts}
 
     def _set_up(self, description: networks.Description, batch: int) -> None:
-        fastest = training_loop.cpu_devices(description["architecture"], description["dtype"], batch)
+        fastest = implementation.cpu_devices(description["architecture"], description["dtype"], batch)
         self._mesh = set_up(self._count or fastest)
         self._on_cpu = devices.is_cpu()
         # Steps in one dispatch, and dispatches ahead of what the host reads.
         self._steps, self._ahead = (1, 8) if self._on_cpu else (50, 1)
         replicated = devices.replicated(self._mesh)
-        self._shuffle = jax.jit(training_loop.epoch_order, static_argnums=(0, 2), out_shardings=replicated)
+        self._shuffle = jax.jit(loop.epoch_order, static_argnums=(0, 2), out_shardings=replicated)
 
     def turn(self, name: str, samples: int) -> float:
         """Seconds for the steps that take so many images."""

@@ -14,7 +14,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from idrc_jax import checkpoints, devices, prng, sampling, schemes
+from idrc_jax import models, sampling
+from idrc_jax.certificates import schemes
+from idrc_jax.sampling import devices, random_keys
 
 CHUNKS = 20
 ROUNDS = 15
@@ -24,14 +26,14 @@ DESCRIPTION = {
 }  # fmt: skip
 
 
-def classifier() -> checkpoints.Classifier:
+def classifier() -> models.Classifier:
     """A ResNet-20 with random weights: speed does not depend on them."""
-    graph, params, stats = checkpoints.split(checkpoints.build(DESCRIPTION, dtype="float32", rngs=nnx.Rngs(0)))
+    graph, params, stats = models.split(models.build(DESCRIPTION, dtype="float32", rngs=nnx.Rngs(0)))
 
     def apply_fn(weights, images):
-        return checkpoints.merge(graph, weights["params"], weights["stats"])(images)
+        return models.merge(graph, weights["params"], weights["stats"])(images)
 
-    return checkpoints.Classifier(apply_fn, {"params": params, "stats": stats}, 10, (32, 32, 3))
+    return models.Classifier(apply_fn, {"params": params, "stats": stats}, 10, (32, 32, 3))
 
 
 def seconds(job) -> float:
@@ -40,7 +42,7 @@ def seconds(job) -> float:
     return time.perf_counter() - start
 
 
-def compare(network: checkpoints.Classifier, mesh: jax.sharding.Mesh, chunk: int) -> None:
+def compare(network: models.Classifier, mesh: jax.sharding.Mesh, chunk: int) -> None:
     batch = jax.device_put(jnp.full((chunk * mesh.size, 32, 32, 3), 0.5), devices.split_first_axis(mesh))
     params = jax.device_put(network.params, devices.replicated(mesh))
     forward = jax.jit(
@@ -56,7 +58,7 @@ def compare(network: checkpoints.Classifier, mesh: jax.sharding.Mesh, chunk: int
     def core(scheme):
         return sampling.dispatch_votes(
             network, scheme, image, np.array([0.25]), indices=np.array([0]), first=0, n=CHUNKS * chunk * mesh.size,
-            key=prng.root(0), chunk=chunk, mesh=mesh,
+            key=random_keys.root(0), chunk=chunk, mesh=mesh,
         )  # fmt: skip
 
     jobs = {"bare": bare} | {

@@ -14,18 +14,19 @@ from matplotlib.figure import Figure
 from scipy import special
 
 import idrc_jax as idrc
-from idrc_jax import certificates, plans, schemes, statistics
+from idrc_jax import certificates
+from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
 
 SIGMA, ALPHA = 0.25, 0.001
 SCHEME = schemes.Gaussian(sigma=SIGMA)
-RADII = plans.ToRadius.radii
+RADII = sampling_plans.ToRadius.radii
 PLANS = {
-    "fixed": plans.Fixed(),
-    "selection_free": plans.SelectionFree(),
-    "to_radius": plans.ToRadius(),
-    "to_radius, union bound": plans.ToRadius(sequence="union"),
-    "to_precision, .05": plans.ToPrecision(),
-    "to_precision, .05, union bound": plans.ToPrecision(sequence="union"),
+    "fixed": sampling_plans.Fixed(),
+    "selection_free": sampling_plans.SelectionFree(),
+    "to_radius": sampling_plans.ToRadius(),
+    "to_radius, union bound": sampling_plans.ToRadius(sequence="union"),
+    "to_precision, .05": sampling_plans.ToPrecision(),
+    "to_precision, .05, union bound": sampling_plans.ToPrecision(sequence="union"),
 }
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "plans.png"
 
@@ -37,7 +38,7 @@ def radius_of(p: np.ndarray) -> np.ndarray:
 class Replay:
     """Votes of a plan for images whose class has a known probability; decisions are kept, as they repeat."""
 
-    def __init__(self, plan: plans.Plan) -> None:
+    def __init__(self, plan: sampling_plans.Plan) -> None:
         self._plan, self._stop = plan, plan.stopping(radius_of, ALPHA)
         self._stops: dict[tuple[int, int], bool] = {}
 
@@ -84,7 +85,7 @@ def replay_table(log: Path, repetitions: int = 10) -> str:
     """Markdown: a row a plan."""
     rows = idrc.read_results(log).rows
     k = np.arange(50_000, 100_001)
-    bounds = statistics.clopper_pearson_lower(k, 100_000, ALPHA)
+    bounds = confidence_bounds.clopper_pearson_lower(k, 100_000, ALPHA)
     p = np.array([k[np.argmin(np.abs(bounds - special.ndtr(row.radius / SIGMA)))] / 1e5 for row in rows])
     right = np.array([row.correct == 1 and row.predict >= 0 for row in rows])
     header = " | ".join(f"{radius:g}" for radius in RADII)

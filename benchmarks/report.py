@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import contest, instructions
-from idrc_jax import _files
+from idrc_jax.core import files
 
 RESULTS = Path(__file__).parent / "results"
 _COLOURS = {contest.OURS: "#0072B2", contest.TORCH: "#D55E00", contest.ART: "#009E73"}
@@ -39,7 +39,7 @@ class Report:
     """
 
     def __init__(self, folder: Path, name: str, head: Result) -> None:
-        _files.make_folder(folder)
+        files.make_folder(folder)
         self._stem = folder / name
         self.result: Result = {"format": 1, "name": name, **head, "finished": False, "tables": []}
 
@@ -50,8 +50,8 @@ class Report:
 
     def save(self) -> None:
         """Write JSON and Markdown."""
-        _files.write_json(self._stem.with_name(f"{self._stem.name}.json"), self.result)
-        _files.write_text(self._stem.with_name(f"{self._stem.name}.md"), markdown(self.result))
+        files.write_json(self._stem.with_name(f"{self._stem.name}.json"), self.result)
+        files.write_text(self._stem.with_name(f"{self._stem.name}.md"), markdown(self.result))
 
     def finish(self, *, whole: bool = True) -> None:
         """Write all of it, the figure too; `whole` unless the run was cut off."""
@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     path = parser.parse_args().file
     result = json.loads(path.read_text())
-    _files.write_text(path.with_suffix(".md"), markdown(result))
+    files.write_text(path.with_suffix(".md"), markdown(result))
     draw(result, path.with_suffix(".png"))
 
 

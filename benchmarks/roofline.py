@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from benchmarks import networks, ours
-from idrc_jax import checkpoints, devices, prng, sampling
+from idrc_jax import models, sampling
+from idrc_jax.sampling import devices, random_keys
 
 
 class Lab(ours.Host):
@@ -38,7 +39,7 @@ class Lab(ours.Host):
 
     def count(self, weights: str, dtype: str, chunk: int) -> dict[str, float]:
         """XLA's cost analysis of the plain network's compiled forward pass, per sample."""
-        classifier = checkpoints.load_classifier(weights, dtype=dtype, kernel="xla")
+        classifier = models.load_classifier(weights, dtype=dtype, kernel="xla")
         images = jax.ShapeDtypeStruct((chunk, *classifier.image_shape), jnp.float32)
         said = jax.jit(classifier.apply_fn).lower(classifier.params, images).compile().cost_analysis() or {}
         return {"flops": said.get("flops", 0.0) / chunk, "bytes": said.get("bytes accessed", 0.0) / chunk}
@@ -70,7 +71,7 @@ def _mesh(on: Sequence[Any]) -> Mesh:
 
 def _votes(weights: str, dtype: str, samples: int, chunk: int, mesh: Mesh) -> np.ndarray:
     """The class of every sample, int [8 * samples]: a slot takes one sample, so that each can be compared."""
-    classifier = checkpoints.load_classifier(weights, dtype=dtype)
+    classifier = models.load_classifier(weights, dtype=dtype)
     classes = []
     for index, image in enumerate(networks.images(8, classifier.image_shape[0])):
         votes = sampling.dispatch_votes(
@@ -81,7 +82,7 @@ def _votes(weights: str, dtype: str, samples: int, chunk: int, mesh: Mesh) -> np
             indices=np.full(samples, index),
             first=np.arange(samples),
             n=1,
-            key=prng.root(0),
+            key=random_keys.root(0),
             chunk=chunk,
             mesh=mesh,
         )

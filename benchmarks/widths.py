@@ -34,21 +34,24 @@ def classify(folder: str, count: int, out: Path) -> None:
     import jax
     import jax.numpy as jnp
 
-    from idrc_jax import checkpoints, data, devices, noise, prng
+    from idrc_jax import data, models
     from idrc_jax.models import folding
+    from idrc_jax.sampling import devices, noise_laws, random_keys
 
     devices.configure_cpu(os.cpu_count() or 1)
     exact = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
-    network = checkpoints.load_classifier(WEIGHTS, kernel=os.environ.get("KERNEL", "auto"))
+    network = models.load_classifier(WEIGHTS, kernel=os.environ.get("KERNEL", "auto"))
     assert network.kernel == ("xla" if "KERNEL" in os.environ else "resnet_cpu"), network.kernel
     test_set = data.load("cifar10", "test", directory=folder)
     images = data.to_unit(test_set.images)
-    key = prng.stage(prng.root(0), prng.ESTIMATION)
+    key = random_keys.stage(random_keys.root(0), random_keys.ESTIMATION)
 
     @jax.jit
     def noisy(image: jax.Array, index: jax.Array, number: jax.Array) -> jax.Array:
         def one(image: jax.Array, index: jax.Array, number: jax.Array) -> jax.Array:
-            return image + noise.draw("normal", prng.sample(key, index, number), jnp.float32(SIGMA), image.shape)
+            return image + noise_laws.draw(
+                "normal", random_keys.sample(key, index, number), jnp.float32(SIGMA), image.shape
+            )
 
         return jax.vmap(one)(image, index, number)
 

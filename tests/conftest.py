@@ -18,9 +18,9 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from idrc_jax import choice  # noqa: E402
-from idrc_jax.checkpoints import Classifier  # noqa: E402
 from idrc_jax.kernels import convolution_cpu, network_cpu, resnet_cpu, resnet_training_cpu  # noqa: E402
+from idrc_jax.models import Classifier  # noqa: E402
+from idrc_jax.sampling import choice  # noqa: E402
 
 KERNELS = (convolution_cpu, network_cpu, resnet_cpu, resnet_training_cpu)
 

@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 
-from idrc_jax import findings, galleries, results, schemes
+from idrc_jax import results
+from idrc_jax.certificates import schemes
+from idrc_jax.results import audit_rows, gallery_file
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\"'{{ 7 * 7 }} @radius"
 GUARANTEE = {
@@ -37,10 +39,10 @@ def write_run(folder, *, count=60, seed=0, abstain=False, gallery=False, channel
     manifest = {"schema_version": 1, "guarantee": made, "sessions": [session]}
     results.write(rows, manifest, folder)
     if gallery:
-        chosen = np.asarray([row.idx for row in galleries.choose(rows)])
+        chosen = np.asarray([row.idx for row in gallery_file.choose(rows)])
         pixels = generator.integers(0, 256, (len(chosen), 8, 8, channels)).astype(np.uint8)
-        galleries.write(
-            galleries.Gallery(chosen, pixels, 255 - pixels, np.full(len(chosen), level), pixels // 2), folder
+        gallery_file.write(
+            gallery_file.Gallery(chosen, pixels, 255 - pixels, np.full(len(chosen), level), pixels // 2), folder
         )
     return folder
 
@@ -50,17 +52,17 @@ def write_audit(folder, *, finished=True, same=False):
     published one."""
     row = (0, 1, 1, "radius", 0.5, 2.0, 0.9, "pgd", 1, "1:3,2:7", 0.01, 2, 0.1)
     other = (0, 1, 1, "radius_published", *((0.5, 2.0) if same else (1.2, 1.0)), *row[6:])
-    lines = ["\t".join(findings.COLUMNS), *("\t".join(map(str, one)) for one in (row, other))]
-    (folder / findings.NAME).write_text("\n".join([*lines, ""]))
+    lines = ["\t".join(audit_rows.COLUMNS), *("\t".join(map(str, one)) for one in (row, other))]
+    (folder / audit_rows.NAME).write_text("\n".join([*lines, ""]))
     made = json.loads((folder / results.MANIFEST).read_text())["guarantee"]
     manifest = {
-        "schema_version": findings.SCHEMA_VERSION, "certificates": made,
+        "schema_version": audit_rows.SCHEMA_VERSION, "certificates": made,
         "settings": {"level": 0.001, "votes": 100}, "attempts": 40, "threshold": 1e-5, "finished": finished,
     }  # fmt: skip
     if finished:
         manifest["robust_accuracy"] = [{"radius": 0.25, "certified": 0.5, "empirical": 0.75}]
-    (folder / findings.MANIFEST).write_text(json.dumps(manifest))
+    (folder / audit_rows.MANIFEST).write_text(json.dumps(manifest))
     pixels = np.random.default_rng(0).uniform(-0.1, 1.1, (1, 8, 8, 3)).astype(np.float32)
     one = {"idx": [0], "predict": [1], "rival": [2], "distance": [0.9], "image": pixels, "original": 1 - pixels}
-    np.savez(folder / findings.IMAGES, **{name: np.asarray(value) for name, value in one.items()})
+    np.savez(folder / audit_rows.IMAGES, **{name: np.asarray(value) for name, value in one.items()})
     return folder

@@ -15,9 +15,16 @@ import jax
 import numpy as np
 from conftest import linear_logits
 
-from idrc_jax import certification, checkpoints, cli, data, progress, results, schemes, training_loop, workers
-from idrc_jax.checkpoints import Classifier
-from idrc_jax.plans import Fixed
+from idrc_jax import certification, data, results, training
+from idrc_jax.certificates import schemes
+from idrc_jax.certificates.sampling_plans import Fixed
+from idrc_jax.certification import job
+from idrc_jax.commands import certify as certify_main
+from idrc_jax.commands import train as train_main
+from idrc_jax.core import progress
+from idrc_jax.models import Classifier
+from idrc_jax.sampling import batch_systems, processes
+from idrc_jax.training import loop
 
 INDICES = np.arange(60)
 SIGNALS = {"kill": signal.SIGKILL, "interrupt": signal.SIGINT}
@@ -40,11 +47,11 @@ def die_after(count, function, number=signal.SIGKILL):
 
 def certify(workdir, index="-1", count="0", kill_after="0", address=""):
     """Certify 60 images of a linear classifier, some rows at a time, as worker `index` of `count`."""
-    certification._SECONDS_A_PIECE = 1e-9
+    job._SECONDS_A_PIECE = 1e-9
     if int(kill_after):
         results.ResultsFile.append = die_after(int(kill_after), results.ResultsFile.append)
-    with workers.joined(address, int(index), int(count)):
-        worker = workers.this_worker() if address else workers.this_worker(int(index), int(count))
+    with processes.joined(address, int(index), int(count)):
+        worker = batch_systems.this_worker() if address else batch_systems.this_worker(int(index), int(count))
         generator = np.random.default_rng(0)
         images = generator.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8)
         dataset = data.from_arrays(images, generator.integers(0, 3, 60), name="made", classes=3)
@@ -67,22 +74,22 @@ def certify_command(cue, *arguments):
         minutes, and which is printed at the end.
     """
     how, _, count = cue.partition(":")
-    certification._SECONDS_A_PIECE = 1e-9
+    job._SECONDS_A_PIECE = 1e-9
     if how == "slow":
-        minutes, draw = 0, certification._Sampler.__call__
+        minutes, draw = 0, job._Sampler.__call__
 
         def timed(sampler, piece):
             nonlocal minutes
             minutes += int(count)
             return draw(sampler, piece)
 
-        certification._Sampler.__call__ = timed
+        job._Sampler.__call__ = timed
         progress.time = types.SimpleNamespace(monotonic=lambda: 60.0 * minutes)
         atexit.register(lambda: print(f"{minutes} minutes"))
     else:
         results.ResultsFile.append = die_after(int(count), results.ResultsFile.append, SIGNALS[how])
     sys.argv = ["certify.py", *arguments]
-    cli.certify()
+    certify_main.main()
 
 
 def train(cue, *arguments):
@@ -92,9 +99,9 @@ def train(cue, *arguments):
       cue: none, fail (before the first step), or how to end and after which step: kill:K or interrupt:K.
     """
     how, _, when = cue.partition(":")
-    training_loop._IN_FLIGHT = 1
+    loop._IN_FLIGHT = 1
     jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=10)
-    save = checkpoints.TrainingCheckpoints.save
+    save = training.TrainingCheckpoints.save
 
     def watched(self, step, state):
         save(self, step, state)
@@ -108,11 +115,11 @@ def train(cue, *arguments):
     def failing(self):
         raise OSError("No space left on device")
 
-    checkpoints.TrainingCheckpoints.save = watched
+    training.TrainingCheckpoints.save = watched
     if how == "fail":
-        checkpoints.TrainingCheckpoints.latest = failing
+        training.TrainingCheckpoints.latest = failing
     sys.argv = ["train.py", *arguments]
-    cli.train()
+    train_main.main()
 
 
 if __name__ == "__main__":

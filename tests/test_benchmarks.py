@@ -24,7 +24,8 @@ from benchmarks import (
     workers,
 )
 from benchmarks.contest import OURS, TORCH, Variant
-from idrc_jax import checkpoints, data, devices, prng, sampling, training
+from idrc_jax import data, models, sampling, training
+from idrc_jax.sampling import devices, random_keys
 
 WEIGHTS = ROOT / "checkpoints" / "cifar10_resnet20_gaussian_0.25.safetensors"
 
@@ -254,10 +255,10 @@ def test_peak_memory_is_the_processes_own():
 def test_parity_compares_single_samples():
     """Sample by sample it counts the votes that the sampling core counts."""
     votes = roofline._votes(str(WEIGHTS), "float32", 6, 4, devices.mesh(2))
-    network = checkpoints.load_classifier(WEIGHTS)
+    network = models.load_classifier(WEIGHTS)
     for index, image in enumerate(networks.images(8)):
         counts = sampling.count_votes(
-            network, roofline.ours.SCHEME, image[None], indices=np.array([index]), n=6, key=prng.root(0), chunk=4
+            network, roofline.ours.SCHEME, image[None], indices=np.array([index]), n=6, key=random_keys.root(0), chunk=4
         )
         np.testing.assert_array_equal(np.bincount(votes[6 * index : 6 * index + 6], minlength=11), counts[0])
 
@@ -414,7 +415,7 @@ def test_training_is_timed_as_it_is_done(tmp_path, monkeypatch):
             train_set, ours.SCHEME, recipe, description, tmp_path, mesh=devices.mesh(1), start=weights
         )
     assert done
-    tensors, _ = checkpoints.read_weights(tmp_path)
+    tensors, _ = models.read_weights(tmp_path)
     state = timed._variants["x"].state
     assert tensors.keys() == (state.params | state.stats).keys()
     for name, value in (state.params | state.stats).items():
@@ -559,7 +560,7 @@ def test_the_twin_agrees_with_the_network_and_costs_what_is_counted(depth, size)
     with contest.host() as (_, files):
         weights, description = files.of(depth, size)
         model = peers.twin(weights, description).eval()
-        classifier = checkpoints.load_classifier(weights)
+        classifier = models.load_classifier(weights)
     images = measure.probe(size)
     with torch.no_grad():
         logits = model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
@@ -590,9 +591,11 @@ def test_the_plain_loop_votes_as_the_core_does():
     pytest.importorskip("torch")
     from benchmarks import peers
 
-    network = checkpoints.load_classifier(WEIGHTS)
+    network = models.load_classifier(WEIGHTS)
     n, image = 1000, measure.picture(32)
-    core = sampling.count_votes(network, roofline.ours.SCHEME, image, indices=np.array([0]), n=n, key=prng.root(0))
+    core = sampling.count_votes(
+        network, roofline.ours.SCHEME, image, indices=np.array([0]), n=n, key=random_keys.root(0)
+    )
     loop = peers.Loop()
     for layout in ("contiguous", "channels-last"):
         what = {"weights": str(WEIGHTS), "description": network.description, "dtype": "float32", "batch": 400}

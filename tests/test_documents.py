@@ -6,11 +6,11 @@ import shlex
 import subprocess
 import sys
 
-import commands
 import pytest
+import running
 from conftest import ROOT
 
-from idrc_jax import compare, tables
+from idrc_jax.commands import compare, tables
 
 README = (ROOT / "README.md").read_text()
 SECTION = re.split(r"^## ", README, flags=re.M)
@@ -49,7 +49,7 @@ def test_the_tables_of_the_documents_are_those_of_make_figures(tmp_path, monkeyp
     lines = run("make", "-n", "figures", cwd=ROOT).replace("\\\n", "").splitlines()
     made = [shlex.split(line)[1:] for line in lines if "/idrc-tables " in line]
     for arguments in made:
-        commands.run(tables.main, *(pages.get(word, word) for word in arguments))
+        running.run(tables.main, *(pages.get(word, word) for word in arguments))
     for arguments in made:
         name, mark = (arguments[arguments.index(flag) + 1] for flag in ("--out", "--mark"))
         texts = (pages[name].read_text(), (ROOT / name).read_text())
@@ -63,7 +63,7 @@ def test_the_comparison_in_the_documentation(monkeypatch):
     monkeypatch.chdir(ROOT)
     text = (ROOT / "docs/report.md").read_text()
     (line, said) = re.search(r"^\$ idrc-compare (.*)\n((?:.+\n)+?)```", text, re.M).groups()
-    assert commands.run(compare.main, *line.split())[1] == said
+    assert running.run(compare.main, *line.split())[1] == said
 
 
 def test_the_committed_report_is_small():
@@ -87,7 +87,7 @@ def test_the_readmes_import(shared, tmp_path):
     (tmp_path / "resnet20-12fca82f.th").symlink_to(shared / "weights/resnet20-12fca82f.th")
     run(sys.executable, str(shared / "cifar10/unpack.py"), str(tmp_path / "FOLDER"), cwd=tmp_path)
     places = {"idrc-import": "from idrc_jax.interop import importing as m; m.main()"}
-    places["idrc-certify"] = "from idrc_jax import cli as m; m.certify()"
+    places["idrc-certify"] = "from idrc_jax.commands import certify as m; m.main()"
     said = []
     for line in commands.replace("\\\n", " ").splitlines():
         name, *arguments = shlex.split(line, comments=True)

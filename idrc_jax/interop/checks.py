@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from idrc_jax import _validate
+from idrc_jax.core import validate
 from idrc_jax.interop import layouts, torch_files
 
 
@@ -29,7 +29,7 @@ def head(stored: dict[str, np.ndarray], name: str, classes: int, path: Path) -> 
     found = shape_of(stored, name, 1, path)[0]
     if classes and classes != found:
         raise ValueError(f"Expected a head of {classes} classes in {path}, got {found}.")
-    return _validate.classes(path, found)
+    return validate.classes(path, found)
 
 
 def normalisation(
@@ -54,7 +54,7 @@ def normalisation(
         if len(values) != channels or not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
             raise ValueError(f"Expected a {name} for each of {channels} channels (std > 0), got {list(values)}.")
         made[name] = list(values)
-    _validate.normalisation(made["mean"], made["std"])
+    validate.normalisation(made["mean"], made["std"])
     source = "given by the user" if given else "from the file"
     return {**made, "normalisation": f"mean {made['mean']}, std {made['std']}, {source}"}
 
@@ -95,5 +95,5 @@ def _tensor(stored: dict[str, np.ndarray], name: str, shape: tuple[int, ...], pa
         raise ValueError(f"Expected {name} of shape {wanted} in {path}, got {value.shape}.")
     if value.dtype != np.float32:
         raise ValueError(f"Expected floats in {name} of {path}, got {value.dtype}.")
-    _validate.weights(name, value, path)
+    validate.weights(name, value, path)
     return layouts.from_torch(value)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from idrc_jax import _files, checkpoints
+from idrc_jax import models
+from idrc_jax.core import files
 from idrc_jax.interop import checks, torch_files
 
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -84,7 +85,7 @@ def import_unet(folder: str | Path, *, size: int = 0) -> tuple[dict[str, np.ndar
     folder = Path(folder)
     config_file = _one_of(folder, ("config.json", "unet/config.json"))
     weights = _one_of(config_file.parent, _WEIGHTS)
-    settings, shape = _unet(_files.read_json(config_file), size, config_file)
+    settings, shape = _unet(files.read_json(config_file), size, config_file)
     channels, out = settings["channels"], settings["channels_out"]
     if out not in (channels, 2 * channels):
         raise ValueError(
@@ -98,7 +99,7 @@ def import_unet(folder: str | Path, *, size: int = 0) -> tuple[dict[str, np.ndar
         "dtype": "float32",
         "imported": checks.origin(weights),
     }
-    _, params, _ = checkpoints.abstract(description, dtype="float32")
+    _, params, _ = models.abstract(description, dtype="float32")
     shapes = {name: value.shape for name, value in params.items()}
     tensors = torch_files.read(weights).tensors
     old = any(".proj_attn." in name for name in tensors)
@@ -206,7 +207,7 @@ def _diffusion(path: Path) -> dict[str, Any]:
     config = {
         "_class_name": None, "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02,
         "beta_schedule": "linear", "trained_betas": None, "prediction_type": "epsilon", "rescale_betas_zero_snr": False,
-    } | _files.read_json(path)  # fmt: skip
+    } | files.read_json(path)  # fmt: skip
     _choice(config, "_class_name", _SCHEDULERS, path)
     _choice(config, "beta_schedule", tuple(_SCHEDULES), path)
     _choice(config, "prediction_type", tuple(_PREDICTIONS), path)

@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 
-from idrc_jax.checkpoints import Classifier, fingerprint
+from idrc_jax.models import Classifier, fingerprint
 
 
 def load(name: str) -> Classifier:

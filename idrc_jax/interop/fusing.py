@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from idrc_jax.interop import aten
+from idrc_jax.interop import torch_operators
 from idrc_jax.interop.graphs import Instruction, Program, Value, filled, numbers_in, renumbered
 from idrc_jax.kernels import network_cpu
 from idrc_jax.kernels.network_cpu import Layer
@@ -51,7 +51,7 @@ def fuse(
         fused[chain.absorbed[-1]] = Instruction("network_cpu", run, arguments, {})
     for at, one in enumerate(program.instructions):
         if one.name == "aten.max_pool2d_with_indices.default" and graph.is_float(one.arguments[0]):
-            fused[at] = one._replace(run=partial(aten.max_pool, reduce=network_cpu.max_pool))
+            fused[at] = one._replace(run=partial(torch_operators.max_pool, reduce=network_cpu.max_pool))
         elif one.name == _ATTENTION and _attention_serves(graph, *one.arguments, **one.options):
             fused[at] = one._replace(run=_attention, arguments=one.arguments[:3])
     # Numbers of the new graph: images, tensors that are used, instructions that are used.
@@ -76,18 +76,18 @@ def fuse(
 
 def _run_images(layer: Layer, x: Any, weights: Any, bias: Any, shortcut: Any, _: tuple[Any, ...]) -> Any:
     beside = None if shortcut is None else _channels_last(shortcut)
-    return aten.Pixels(network_cpu.run(layer, _channels_last(x), weights, bias, beside))
+    return torch_operators.Pixels(network_cpu.run(layer, _channels_last(x), weights, bias, beside))
 
 
 def _run_rows(
     layer: Layer, moved: bool, beside_moved: bool, x: Any, weights: Any, bias: Any, shortcut: Any, views: tuple
 ) -> Any:
     """Rows, then their views, and `moved` whether the channels go first; `beside_moved` where the shortcut's are."""
-    beside = _channels_last(shortcut) if beside_moved else aten.as_torch(shortcut)
-    made: Any = network_cpu.product(layer, aten.as_torch(x), weights, bias, beside)
+    beside = _channels_last(shortcut) if beside_moved else torch_operators.as_torch(shortcut)
+    made: Any = network_cpu.product(layer, torch_operators.as_torch(x), weights, bias, beside)
     for view in views:
         made = made.reshape(view)
-    return aten.Pixels(made) if moved else made
+    return torch_operators.Pixels(made) if moved else made
 
 
 def _attention_serves(
@@ -105,12 +105,12 @@ def _attention_serves(
 
 
 def _attention(queries: Any, keys: Any, values: Any, *, scale: float | None = None, **_: Any) -> jax.Array:
-    queries, keys, values = (aten.as_torch(one) for one in (queries, keys, values))
-    return network_cpu.attention(queries, keys, values, scale=aten.attention_scale(queries, scale))
+    queries, keys, values = (torch_operators.as_torch(one) for one in (queries, keys, values))
+    return network_cpu.attention(queries, keys, values, scale=torch_operators.attention_scale(queries, scale))
 
 
 def _channels_last(x: Any) -> jax.Array:
-    return x.stored if isinstance(x, aten.Pixels) else jnp.moveaxis(x, 1, -1)
+    return x.stored if isinstance(x, torch_operators.Pixels) else jnp.moveaxis(x, 1, -1)
 
 
 class _Chain:
@@ -186,7 +186,7 @@ class _Graph:
             return jnp.asarray(self.tensors[self._names[number]])
         name, run, arguments, options = self.instructions[number - self.first]
         used = {number: self.constant(Value(number)) for number in numbers_in((arguments, options))}
-        return aten.call(name.removeprefix("aten."), run, filled(arguments, used), filled(options, used))
+        return torch_operators.call(name.removeprefix("aten."), run, filled(arguments, used), filled(options, used))
 
     def repeated_matrix(self, value: Any) -> np.ndarray | None:
         """[K, M], where the value is [N, K, M] made of copies of a tensor."""
@@ -211,9 +211,11 @@ def _shapes(
         values = program.values(params, images)
         shapes.update({number: getattr(value, "shape", None) for number, value in enumerate(values)})
         types.update({number: getattr(value, "dtype", None) for number, value in enumerate(values)})
-        return aten.as_torch(values[program.result.number])
+        return torch_operators.as_torch(values[program.result.number])
 
-    params = {name: jnp.asarray(tensors[name], aten.dtype_of(str(tensors[name].dtype))) for name in program.tensors}
+    params = {
+        name: jnp.asarray(tensors[name], torch_operators.dtype_of(str(tensors[name].dtype))) for name in program.tensors
+    }
     jax.eval_shape(trace, params, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
     return shapes, types
 

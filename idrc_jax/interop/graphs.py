@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from idrc_jax.interop import aten
+from idrc_jax.interop import torch_operators
 
 
 class Value(NamedTuple):
@@ -32,14 +32,14 @@ class Program(NamedTuple):
 
     def __call__(self, params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
         """The result for images [N, H, W, C]."""
-        return aten.as_torch(self.values(params, images)[self.result.number])
+        return torch_operators.as_torch(self.values(params, images)[self.result.number])
 
     def values(self, params: dict[str, jax.Array], images: jax.Array) -> list[Any]:
         """All values for images [N, H, W, C]."""
-        values: list[Any] = [aten.Pixels(images), *[params[name] for name in self.tensors]]
+        values: list[Any] = [torch_operators.Pixels(images), *[params[name] for name in self.tensors]]
         for name, run, arguments, options in self.instructions:
             short = name.removeprefix("aten.")
-            values.append(aten.call(short, run, filled(arguments, values), filled(options, values)))
+            values.append(torch_operators.call(short, run, filled(arguments, values), filled(options, values)))
         return values
 
     def __str__(self) -> str:

@@ -1,13 +1,13 @@
 """Import a PyTorch checkpoint: every tensor is checked, the normalisation is never guessed."""
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from idrc_jax import _command, _files, _validate, checkpoints, devices
+from idrc_jax import models
+from idrc_jax.core import files, validate
 from idrc_jax.interop import checks, diffusers, layouts, torch_files, transformers_vit
 
 _SIZES = {"resnet": 32, "resnet50": 224}
@@ -37,7 +37,7 @@ def import_network(
         or tensors that are missing, unexpected, of another shape, not floats, not finite or variances below 0.
     """
     path = Path(path)
-    _validate.at_least("--size", size, 0)
+    validate.at_least("--size", size, 0)
     if path.is_dir():
         return _import_folder(path, arch=arch, classes=classes, size=size, mean=tuple(mean), std=tuple(std))
     read = torch_files.read(path)
@@ -63,7 +63,7 @@ def import_network(
         "dtype": "float32",
         "imported": checks.origin(path),
     }
-    _, params, stats = checkpoints.abstract(description, dtype="float32")
+    _, params, stats = models.abstract(description, dtype="float32")
     shapes = {name: value.shape for name, value in (params | stats).items()}
     names = layouts.torch_names(shapes, blocks, layout)
     return checks.tensors(read.tensors, names, shapes, path), description
@@ -73,7 +73,7 @@ def _import_folder(folder: Path, **asked: Any) -> tuple[dict[str, np.ndarray], d
     """A folder of transformers or of diffusers, by the class that its config.json names."""
     file = folder / "config.json"
     within = (folder / "unet" / "config.json").is_file()
-    said = {} if within else _files.read_json(file)
+    said = {} if within else files.read_json(file)
     of_diffusers, named = within or "_class_name" in said, said.get("architectures")
     takes = ("size",) if of_diffusers else ("classes", "size", "mean", "std")
     given = [f"--{name}" for name, value in asked.items() if value and name not in takes]
@@ -100,48 +100,3 @@ def _check_depth(tensors: dict[str, np.ndarray], blocks: tuple[int, ...], path: 
         asked, got = (" + ".join(map(str, values)) for values in (blocks, counts))
         got = got or f"none: its tensors are {checks.few(sorted(tensors))}"
         raise ValueError(f"Expected {asked} blocks in layer1, layer2 ... of {path}, as --arch has them, got {got}.")
-
-
-def main() -> None:
-    """Import a PyTorch checkpoint, to be certified by --config.model.weights=DIR/weights.safetensors."""
-    with _command.one_line_errors(), devices.known_platforms():
-        parser = _command.Parser("idrc-import", main.__doc__)
-        parser.add_argument(
-            "checkpoint", type=_command.path, help="a file, or the folder of a ViT or of a diffusers U-Net"
-        )
-        parser.add_argument("--arch", default="", help="cifar_resnetN or resnet50, if the file does not say")
-        parser.add_argument("--classes", type=int, default=0, help="refuse a network of another number of classes")
-        parser.add_argument("--size", type=int, default=0, help="height and width of the images, if not the usual ones")
-        parser.add_argument("--mean", type=float, nargs="+", default=(), help="of each channel, if the file has none")
-        parser.add_argument("--std", type=float, nargs="+", default=(), help="of each channel, if the file has none")
-        parser.add_argument("--out", type=_command.path, required=True, help="folder for weights.safetensors")
-        asked = vars(parser.parse_args())
-        asked.pop("debug")
-        path, out = asked.pop("checkpoint"), asked.pop("out") / checkpoints.WEIGHTS
-        if out.exists():
-            raise ValueError(f"Expected no {out} yet, got one: choose another --out.")
-        tensors, description = import_network(path, **asked)
-        _files.make_folder(out.parent)
-        checkpoints.save_weights(out, tensors, description)
-        print(_summary(tensors, description, out))
-    sys.exit(0)
-
-
-def _summary(tensors: dict[str, np.ndarray], description: dict[str, Any], out: Path) -> str:
-    shape = "x".join(map(str, description["image_shape"]))
-    if description["architecture"] == "unet":
-        size, diffused = sum(value.size for value in tensors.values()), description["diffusion"]
-        schedule = diffused["schedule"]
-        return (
-            f"Imported unet: {size / 1e6:.1f} million parameters, images {shape}, {schedule['steps']} steps of a "
-            f"{schedule['kind']} schedule, predicts {diffused['prediction']}.\nPut it in front of a classifier by "
-            f"--config.denoiser.weights={out}"
-        )
-    return (
-        f"Imported {layouts.arch_of(description)}: {description['classes']} classes, images {shape}, "
-        f"normalised by {description['normalisation']}.\nCertify it by --config.model.weights={out}"
-    )
-
-
-if __name__ == "__main__":
-    main()

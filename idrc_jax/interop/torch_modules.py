@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from idrc_jax import _validate
-from idrc_jax.checkpoints import Classifier
-from idrc_jax.interop import aten, fusing
+from idrc_jax.core import validate
+from idrc_jax.interop import fusing, torch_operators
 from idrc_jax.interop.graphs import Instruction, Program, Value
 from idrc_jax.kernels import network_cpu
+from idrc_jax.models import Classifier
 
 _WITHOUT_MEANING = ("device", "layout", "pin_memory", "memory_format")
 _AGREEMENT = 1e-4  # of the largest logit, or of 1; of the largest less their mean for the kernels
@@ -59,7 +59,7 @@ def from_torch(
             )
     height, width, channels = image_shape
     moments = [_moments(value, channels) for value in (mean, std)]
-    _validate.normalisation(*moments)
+    validate.normalisation(*moments)
     tensors = (torch.tensor(one, dtype=torch.float32).reshape(1, channels, 1, 1) for one in moments)
     whole = _normalised(torch, module, *tensors)
     images = np.random.default_rng(0).uniform(size=(3, height, width, channels)).astype(np.float32)
@@ -105,7 +105,7 @@ def _by_kernel(plain: Classifier, program: Program, tensors: dict[str, np.ndarra
 
 
 def _arrays(tensors: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    return {name: jnp.array(value, aten.dtype_of(str(value.dtype))) for name, value in tensors.items()}
+    return {name: jnp.array(value, torch_operators.dtype_of(str(value.dtype))) for name, value in tensors.items()}
 
 
 def _check(classifier: Classifier, images: np.ndarray, expected: np.ndarray) -> None:
@@ -275,7 +275,7 @@ def _operation(target: Any) -> tuple[str, Callable[..., Any] | None]:
     if getattr(operator, getattr(target, "__name__", ""), None) is target:  # arithmetic of sizes
         return f"operator.{target.__name__}", target
     name = str(target)
-    return name, aten.OPERATIONS.get(name.removeprefix("aten."))
+    return name, torch_operators.OPERATIONS.get(name.removeprefix("aten."))
 
 
 def _numbered(torch: Any, argument: Any, numbers: dict[str, Value]) -> Any:
@@ -283,7 +283,7 @@ def _numbered(torch: Any, argument: Any, numbers: dict[str, Value]) -> Any:
     if isinstance(argument, torch.fx.Node):
         return numbers[argument.name] if argument.name in numbers else Value(-1)  # the latter after an unknown one
     if isinstance(argument, torch.dtype):
-        return aten.dtype_of(str(argument))
+        return torch_operators.dtype_of(str(argument))
     if isinstance(argument, list | tuple):
         return tuple(_numbered(torch, one, numbers) for one in argument)
     return argument

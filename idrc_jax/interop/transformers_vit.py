@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from idrc_jax import _files, checkpoints
+from idrc_jax import models
+from idrc_jax.core import files
 from idrc_jax.interop import checks, layouts, torch_files
 
 ARCHITECTURE = "ViTForImageClassification"
@@ -57,7 +58,7 @@ def import_folder(
       ValueError: files that are missing or damaged, settings that the network here does not have, no or two
         normalisations, or tensors that are missing, unexpected, of another shape, not floats or not finite.
     """
-    config = _files.read_json(folder / "config.json")
+    config = files.read_json(folder / "config.json")
     _require(config, _NETWORK, folder / "config.json")
     settings = {ours: _count(config, theirs, folder) for ours, theirs in _SIZES.items()}
     channels = _count(config, "num_channels", folder)
@@ -75,7 +76,7 @@ def import_folder(
         "dtype": "float32",
         "imported": checks.origin(path),
     }
-    _, params, _ = checkpoints.abstract(description, dtype="float32")
+    _, params, _ = models.abstract(description, dtype="float32")
     shapes = {name: value.shape for name, value in params.items()}
     return checks.tensors(read.tensors, {name: _their_name(name) for name in shapes}, shapes, path), description
 
@@ -95,7 +96,7 @@ def _preprocessing(read: torch_files.Checkpoint, path: Path) -> tuple[torch_file
     """The checkpoint with the mean and std that the file gives, if it exists, and how to resize."""
     if not path.is_file():
         return read, "bilinear"
-    said = _files.read_json(path)
+    said = files.read_json(path)
     _require(said, _PREPROCESSING, path)
     resize = _RESIZE.get(said.get("resample", 2))
     if resize is None:

@@ -1,1 +1,4 @@
-"""Kernels written for one kind of hardware, each with a plain-JAX twin that runs where the kernel cannot."""
+"""C++ for CPUs, compiled on the user's machine, each with a twin in plain JAX of the same results.
+
+Imports core. Without a compiler, or where a library fails its own test, nothing here is available and XLA runs.
+"""

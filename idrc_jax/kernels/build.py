@@ -19,7 +19,7 @@ from pathlib import Path
 
 import jax
 
-from idrc_jax import _files
+from idrc_jax.core import files
 
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared", "-w")
 _NARROWER = {"": (), "128": ("-mno-avx512f", "-mno-avx"), "256": ("-mno-avx512f",), "512": ()}
@@ -60,7 +60,7 @@ def _compiled(source: Path) -> Path:
     texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
     identity = "\n".join([*texts, *command, version, importlib.metadata.version("jaxlib"), processor()])
     name = f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
-    folder = _files.cache_folder()
+    folder = files.cache_folder()
     if not (folder / name).is_file():
         with tempfile.TemporaryDirectory(dir=folder) as partial:
             built = Path(partial) / name

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from idrc_jax.kernels import build
-from idrc_jax.models.activations import relu
+from idrc_jax.kernels.activations import relu
 
 Activation = Literal["", "relu", "gelu"]
 _PANEL = 16  # columns of weights that lie together

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from idrc_jax.kernels import build
-from idrc_jax.models import folding
 
 _LANES = 16
 
@@ -63,10 +62,17 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.pad(value, (0, -len(value) % _LANES)) for value in flat])
 
 
-def classifier(folded: dict[str, np.ndarray], *, half: bool) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
+def classifier(
+    folded: dict[str, np.ndarray], twin: Callable[[Any, jax.Array], jax.Array], plain: Any, *, half: bool
+) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
     """(apply_fn, params) of the folded network.
 
     Gradients with respect to images are the kernel's, too, those with respect to params the plain twin's.
+
+    Args:
+      folded: by `models.folding.fold`.
+      twin, plain: the same network in plain JAX, as (params, images) -> logits, and its params.
+      half: whether it computes in bfloat16.
     """
     classes = len(folded["head.bias"])
     attributes = {
@@ -89,12 +95,11 @@ def classifier(folded: dict[str, np.ndarray], *, half: bool) -> tuple[Callable[[
         result = jax.ShapeDtypeStruct(images.shape, jnp.float32)
         call = jax.ffi.ffi_call("idrc_resnet_gradient", result, vmap_method="sequential")
         to_images = call(images, params["packed"], params["turned"], cotangent, **attributes)
-        _, pullback = jax.vjp(lambda plain: folding.apply(plain, images), params["plain"])
+        _, pullback = jax.vjp(lambda plain: twin(plain, images), params["plain"])
         (plain,) = pullback(cotangent)
         return {"plain": plain} | {name: jnp.zeros_like(params[name]) for name in ("packed", "turned")}, to_images
 
     apply_fn.defvjp(forward, backward)
-    plain = folding.cast(folded, jnp.bfloat16 if half else jnp.float32)
     packed = {"packed": jnp.asarray(pack(folded, half=half)), "turned": jnp.asarray(pack_turned(folded, half=half))}
     return apply_fn, {"plain": plain} | packed
 

@@ -1,1 +1,42 @@
-"""Network architectures, as Flax NNX modules."""
+"""Networks, what rebuilds and loads them, and the two functions that others call: `Classifier` and `Denoiser`.
+
+Imports core and kernels.
+"""
+
+from idrc_jax.models.classifier import Classifier, check_logits, fingerprint
+from idrc_jax.models.denoised import denoised
+from idrc_jax.models.diffusion import Denoiser, Schedule
+from idrc_jax.models.registry import Tensors, abstract, build, flatten, merge, split
+from idrc_jax.models.weights import (
+    WEIGHTS,
+    check_tensors,
+    hash_tensors,
+    load_classifier,
+    load_denoiser,
+    read_weights,
+    save_half,
+    save_weights,
+)
+
+__all__ = [
+    "WEIGHTS",
+    "Classifier",
+    "Denoiser",
+    "Schedule",
+    "Tensors",
+    "abstract",
+    "build",
+    "check_logits",
+    "check_tensors",
+    "denoised",
+    "fingerprint",
+    "flatten",
+    "hash_tensors",
+    "load_classifier",
+    "load_denoiser",
+    "merge",
+    "read_weights",
+    "save_half",
+    "save_weights",
+    "split",
+]

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from idrc_jax.kernels import network_cpu
-from idrc_jax.models import activations
+from idrc_jax.kernels import activations, network_cpu, resnet_cpu
 from idrc_jax.models.resnet50 import max_pool
 
 Weights = dict[str, Any]
@@ -81,6 +80,11 @@ def apply_resnet50(
     for block in range(_blocks(weights)):
         x = _bottleneck(weights, f"blocks.{block}", x, convolve)
     return _head(weights, x)
+
+
+def resnet_by_kernel(folded: Weights, *, half: bool) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
+    """(apply_fn, params) of a folded CIFAR ResNet, run by `kernels.resnet_cpu`; the plain params are its "plain"."""
+    return resnet_cpu.classifier(folded, apply, cast(folded, jnp.bfloat16 if half else jnp.float32), half=half)
 
 
 def resnet50_by_kernel(

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from idrc_jax import _validate
-from idrc_jax.models.activations import relu
+from idrc_jax.core import validate
+from idrc_jax.kernels.activations import relu
 
 Shortcut = Literal["projection", "zero_pad"]
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
@@ -112,7 +112,7 @@ class ResNet(nnx.Module):
     ) -> None:
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"Expected a ResNet depth of 6n + 2 (8, 20, 56, 110 ...), got {depth}.")
-        _validate.one_of("model.shortcut", shortcut, ("projection", "zero_pad"))
+        validate.one_of("model.shortcut", shortcut, ("projection", "zero_pad"))
         if not len(mean) == len(std) == channels:
             raise ValueError(f"Expected a mean and a std for each of {channels} channels, got {mean} and {std}.")
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype

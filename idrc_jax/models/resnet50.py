@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from idrc_jax.models.activations import relu
+from idrc_jax.kernels.activations import relu
 from idrc_jax.models.resnet import Layers, batch_norm, conv
 
 STAGES = (3, 4, 6, 3)

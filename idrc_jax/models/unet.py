@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from idrc_jax import _validate
+from idrc_jax.core import validate
 
 _ddpm = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _zeros = nnx.initializers.zeros_init()
@@ -230,7 +230,7 @@ class UNet(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         _check(widths, blocks, attention, middle_attention, head_channels, groups, epsilon)
-        _validate.one_of("resample", resample, ("conv", "resnet"))
+        validate.one_of("resample", resample, ("conv", "resnet"))
         if downsample_padding not in (0, 1):
             raise ValueError(f"Expected downsample_padding 0 or 1, got {downsample_padding}.")
         half, first, lowest = widths[0] // 2, widths[0], widths[-1]
@@ -314,14 +314,14 @@ def _check(
     epsilon: float,
 ) -> None:
     """ValueError for settings that make no network."""
-    _validate.count("blocks", blocks, 1)
-    _validate.count("groups", groups, 1)
+    validate.count("blocks", blocks, 1)
+    validate.count("groups", groups, 1)
     for width in widths:
-        _validate.count("widths", width, 1)
+        validate.count("widths", width, 1)
     if not all(isinstance(flag, bool) for flag in attention):
         raise ValueError(f"Expected attention to be True or False for each width, got {attention}.")
-    _validate.at_least("head_channels", head_channels, 0)
-    _validate.positive("epsilon", epsilon)
+    validate.at_least("head_channels", head_channels, 0)
+    validate.positive("epsilon", epsilon)
     if not widths or len(widths) != len(attention):
         raise ValueError(f"Expected an attention flag for each width, got widths {widths} and attention {attention}.")
     if any(width < 1 or width % groups for width in widths) or widths[0] % 2:

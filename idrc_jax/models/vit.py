@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from idrc_jax import _validate
+from idrc_jax.core import validate
 
 Resize = Literal["bilinear", "bicubic"]
 
@@ -96,7 +96,7 @@ class ViT(nnx.Module):
             raise ValueError(f"Expected an image size in whole patches, got {size} with patches of {patch}.")
         if width % heads:
             raise ValueError(f"Expected a width that the heads share equally, got {width} with {heads} heads.")
-        _validate.one_of("resize", resize, ("bilinear", "bicubic"))
+        validate.one_of("resize", resize, ("bilinear", "bicubic"))
         if not len(mean) == len(std) == channels:
             raise ValueError(f"Expected a mean and a std for each of {channels} channels, got {mean} and {std}.")
         self.mean, self.std, self.size, self.resize = tuple(mean), tuple(std), size, resize

@@ -1,0 +1,347 @@
+"""The search for an image x' near x at which the smoothed classifier, under the noise of x', decides otherwise.
+
+Attacks move a batch of images, each inside an l2 ball of its own: by gradients through noise samples and through the
+noise level (`Attacker`), along the direction in which the level changes most (`law_moves`) and on from there
+(`move_across`), or anywhere (`random_moves`). What they return is a guess; whether it is a break, votes say that no
+attack has seen (`audit`).
+
+Loops over steps run on the host: XLA runs input gradients inside device loops a dozen times slower on the CPU.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from idrc_jax.certificates.schemes import Scheme, Stepped, host_scale
+from idrc_jax.models import Classifier, check_logits
+from idrc_jax.sampling import ApplyFn, devices, noise_laws, random_keys
+
+_PIXEL_AXES = (-3, -2, -1)
+_TINY = 1e-30
+
+
+class Targets(NamedTuple):
+    """What is attacked.
+
+    Attributes:
+      images: float32 [T, H, W, C], the images x.
+      indices: [T] data-set indices, which name the noise.
+      classes: int [T], the class that is to lose at x'.
+      budgets: float64 [T]: x' stays nearer to x than this (l2, pixel units); it may leave [0, 1].
+    """
+
+    images: np.ndarray
+    indices: np.ndarray
+    classes: np.ndarray
+    budgets: np.ndarray
+
+
+def distances(images: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """l2 distances between images [..., H, W, C], in float64: [...]."""
+    return np.sqrt(np.sum(np.square(np.asarray(moved, np.float64) - images), axis=_PIXEL_AXES))
+
+
+def within(targets: Targets, moved: np.ndarray, *, stretch: bool = False) -> np.ndarray:
+    """The points [T, H, W, C] drawn towards x until they are inside the balls: float32 images x'.
+
+    Args:
+      stretch: bring points that are inside out to the edge, too.
+
+    Guarantee: `distances(images, x') < budgets`, as computed in float64 from the float32 images.
+    """
+    shifts = np.asarray(moved, np.float64) - targets.images
+    lengths = np.maximum(_norms(shifts), _TINY)
+    slack = 1e-5
+    while True:
+        factors = targets.budgets * max(1 - slack, 0.0) / lengths
+        factors = factors if stretch else np.minimum(factors, 1.0)
+        points = (targets.images + _per_image(factors) * shifts).astype(np.float32)
+        if np.all(distances(targets.images, points) < targets.budgets):
+            return points
+        slack *= 2
+
+
+def law_directions(scheme: Scheme, images: np.ndarray) -> np.ndarray:
+    """Unit vectors along which the images' statistics grow fastest: float64 [T, H, W, C].
+
+    sign(x) / sqrt(d) for the mean of |x|, x / ||x|| for the norm; 0 under a scheme whose statistic is constant. Values
+    of 0, at which |x| has no derivative, count as positive.
+    """
+    gradients = np.asarray(_statistic_gradients(jnp.asarray(images + np.float32(1e-6)), scheme=scheme), np.float64)
+    gradients = np.nan_to_num(gradients, posinf=0.0, neginf=0.0)
+    return gradients / _per_image(np.maximum(_norms(gradients), _TINY))
+
+
+@partial(jax.jit, static_argnames="scheme")
+def _statistic_gradients(images: jax.Array, *, scheme: Scheme) -> jax.Array:
+    return jax.grad(lambda x: jnp.sum(scheme.statistic(x)))(images)
+
+
+def law_moves(scheme: Scheme, targets: Targets, directions: np.ndarray) -> np.ndarray:
+    """x' that lower and that raise the statistic as far as the budget goes: float32 [2, T, H, W, C].
+
+    Under `stepped` they go just past the nearest edge instead, if there is one within the budget.
+
+    Args:
+      directions: `law_directions` of the images.
+    """
+    moves = []
+    for way in (-directions, directions):
+        lengths = _to_edge(scheme, targets, way) if isinstance(scheme, Stepped) else targets.budgets
+        moves.append(within(targets, targets.images + _per_image(lengths) * way))
+    return np.stack(moves)
+
+
+def move_across(targets: Targets, moved: np.ndarray, aim: np.ndarray) -> np.ndarray:
+    """Points x' moved on at right angles to x' - x, towards `aim`, as far as the budgets go: float32 [T, H, W, C].
+
+    From just past an edge of `stepped` by mean |x| they stay past it while no value changes its sign. The nearest break
+    can be there though gradients lead back over the edge, which they do not see.
+
+    Args:
+      moved: [T, H, W, C], inside the balls.
+      aim: [T, H, W, C].
+    """
+    shifts, aims = np.asarray(moved, np.float64) - targets.images, np.asarray(aim, np.float64) - targets.images
+    lengths = _norms(shifts)
+    along = shifts / _per_image(np.maximum(lengths, _TINY))
+    across = aims - _per_image(np.sum(aims * along, axis=_PIXEL_AXES)) * along
+    rest = np.sqrt(np.maximum(targets.budgets**2 - lengths**2, 0))
+    return within(targets, moved + _per_image(rest / np.maximum(_norms(across), _TINY)) * across)
+
+
+def _to_edge(scheme: Stepped, targets: Targets, way: np.ndarray) -> np.ndarray:
+    """How far to go for another noise level, or the budget."""
+    here = host_scale(scheme, targets.images)[1]
+    low, high = np.zeros(len(here)), targets.budgets
+    for _ in range(30):
+        middle = (low + high) / 2
+        changed = host_scale(scheme, targets.images + _per_image(middle) * way)[1] != here
+        low, high = np.where(changed, low, middle), np.where(changed, middle, high)
+    return np.minimum(high * (1 + 1e-4), targets.budgets)
+
+
+def random_moves(targets: Targets, key: jax.Array, numbers: np.ndarray) -> np.ndarray:
+    """x' at the edges of the balls in random directions, the control: float32 [T, H, W, C].
+
+    Args:
+      key: a typed key of a stage of its own.
+      numbers: uint32 [T], which direction of each image's.
+    """
+    which = (jnp.asarray(targets.indices, jnp.uint32), jnp.asarray(numbers, jnp.uint32))
+    draws = _normals(key, *which, shape=targets.images.shape[1:])
+    return within(targets, targets.images + np.asarray(draws, np.float64), stretch=True)
+
+
+@partial(jax.jit, static_argnames="shape")
+def _normals(key: jax.Array, indices: jax.Array, numbers: jax.Array, *, shape: noise_laws.Shape) -> jax.Array:
+    def one(index: jax.Array, number: jax.Array) -> jax.Array:
+        return noise_laws.draw("normal", random_keys.sample(key, index, number), jnp.float32(1), shape)
+
+    return jax.vmap(one)(indices, numbers)
+
+
+@dataclass(frozen=True, eq=False)
+class Attacker:
+    """Gradient attacks on a smoothed classifier, of a batch of targets at once on all devices.
+
+    They lower the margin of the class over its strongest rival, in the logarithm of the mean probability over noise
+    samples (Salman et al. 2019): the mean softmax, or the share of votes whose gradient is taken to be the softmax's
+    (`straight_through`). Every step draws fresh samples, so that x' is fitted to the law and not to a few draws.
+
+    Attributes:
+      classifier, scheme: what is attacked.
+      key: a typed key of a stage of its own.
+      steps, samples: gradient steps of an attack; noise samples of a step.
+      mesh: the devices, to which the targets are dealt; their number must be a multiple of the devices'.
+    """
+
+    classifier: Classifier
+    scheme: Scheme
+    key: jax.Array
+    steps: int
+    samples: int
+    mesh: Mesh
+
+    @property
+    def draws(self) -> int:
+        """Noise samples of one attack on one image."""
+        return self.steps * self.samples
+
+    def pgd(
+        self, targets: Targets, start: np.ndarray, *, first: np.ndarray, straight_through: bool = False
+    ) -> np.ndarray:
+        """Projected gradient descent (Madry et al. 2018) inside the ball, with steps of 2.5 * budget / steps.
+
+        Args:
+          start: [T, H, W, C], where it begins.
+          first: uint32 [T], number of the first noise sample of each image; `draws` of them are used.
+
+        Returns:
+          float32 [T, H, W, C], `within` the balls.
+        """
+        images, moved, budgets = self._deal(targets.images, start, targets.budgets)
+        for step in range(self.steps):
+            directions, _ = self._directions(targets, moved, first + step * self.samples, straight_through)
+            moved = _pgd_step(images, moved, directions, budgets, 2.5 / self.steps)
+        return within(targets, np.asarray(moved))
+
+    def minimal_norm(self, targets: Targets, *, first: np.ndarray) -> np.ndarray:
+        """Decoupled direction and norm (after Rony et al. 2019): x' on the decision boundary, near x.
+
+        The distance shrinks while the class loses the votes of a step and grows, up to the budget, while it wins; both
+        by less and less, as do the steps.
+
+        Arguments and result as of `pgd`.
+        """
+        images, moved, budgets = self._deal(targets.images, targets.images, targets.budgets)
+        norms = budgets
+        for step in range(self.steps):
+            rate = (1 + math.cos(math.pi * step / self.steps)) / 2
+            directions, lost = self._directions(targets, moved, first + step * self.samples, False)
+            moved, norms = _norm_step(images, moved, directions, lost, norms, budgets, rate)
+        return within(targets, np.asarray(moved))
+
+    def _deal(self, *arrays: np.ndarray) -> list[jax.Array]:
+        rows = devices.split_first_axis(self.mesh)
+        return [jax.device_put(np.asarray(array, np.float32), rows) for array in arrays]
+
+    def _directions(
+        self, targets: Targets, moved: jax.Array, first: np.ndarray, straight_through: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        return _directions(
+            self.classifier.params,
+            self.key,
+            moved,
+            jnp.asarray(targets.indices, jnp.uint32),
+            jnp.asarray(targets.classes, jnp.int32),
+            jnp.asarray(first, jnp.uint32),
+            apply_fn=self.classifier.apply_fn,
+            number=self.classifier.classes,
+            scheme=self.scheme,
+            samples=self.samples,
+            straight_through=straight_through,
+            mesh=self.mesh,
+        )
+
+
+@partial(jax.jit, static_argnames=("apply_fn", "number", "scheme", "samples", "straight_through", "mesh"))
+def _directions(
+    params: Any,
+    key: jax.Array,
+    moved: jax.Array,
+    indices: jax.Array,
+    classes: jax.Array,
+    first: jax.Array,
+    *,
+    apply_fn: ApplyFn,
+    number: int,
+    scheme: Scheme,
+    samples: int,
+    straight_through: bool,
+    mesh: Mesh,
+) -> tuple[jax.Array, jax.Array]:
+    """Unit vectors in which the margins fall fastest [T, H, W, C], and whether the class loses the votes, bool [T]."""
+
+    def on_one_device(params: Any, key: jax.Array, moved: jax.Array, *rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def total(moved: jax.Array) -> tuple[jax.Array, jax.Array]:
+            indices, classes, first = rows
+            logits = _noisy_logits(apply_fn, number, scheme, params, key, moved, indices, first, samples)
+            margins, lost = _margins(logits, classes, straight_through=straight_through)
+            return jnp.sum(margins), lost
+
+        gradients, lost = jax.grad(total, has_aux=True)(moved)
+        gradients = jnp.where(jnp.isfinite(gradients), gradients, 0)
+        return -_unit(gradients), lost
+
+    rows = P(devices.AXIS)
+    split = jax.shard_map(
+        on_one_device, mesh=mesh, in_specs=(P(), P(), *[rows] * 4), out_specs=(rows, rows), check_vma=False
+    )
+    return split(params, key, moved, indices, classes, first)
+
+
+def _noisy_logits(
+    apply_fn: ApplyFn,
+    number: int,
+    scheme: Scheme,
+    params: Any,
+    key: jax.Array,
+    moved: jax.Array,
+    indices: jax.Array,
+    first: jax.Array,
+    samples: int,
+) -> jax.Array:
+    """Logits [T, samples, classes], classes being `number`, under each moved image's own noise."""
+    shape = moved.shape[1:]
+    scales = scheme.scale(scheme.statistic(moved))
+
+    def noisy(image: jax.Array, index: jax.Array, scale: jax.Array, number: jax.Array) -> jax.Array:
+        return image + noise_laws.draw(scheme.law, random_keys.sample(key, index, number), scale, shape)
+
+    numbers = first[:, None] + jnp.arange(samples, dtype=jnp.uint32)[None]
+    every_sample = jax.vmap(noisy, in_axes=(None, None, None, 0))
+    copies = jax.vmap(every_sample)(moved, indices, scales, numbers)
+    logits = check_logits(apply_fn(params, copies.reshape(-1, *shape)), len(moved) * samples, number)
+    return logits.reshape(len(moved), samples, number)
+
+
+def _margins(logits: jax.Array, classes: jax.Array, *, straight_through: bool) -> tuple[jax.Array, jax.Array]:
+    """log of the class's mean probability less that of its strongest rival, [T]; whether it loses the votes, [T]."""
+    samples = logits.shape[1]
+    own = jax.nn.one_hot(classes, logits.shape[-1], dtype=bool)
+    votes = jnp.mean(jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1]), axis=1)
+    log_p = jax.nn.log_softmax(logits)
+    if straight_through:
+        soft = jnp.mean(jnp.exp(log_p), axis=1)
+        log_mean = jnp.log(votes + soft - jax.lax.stop_gradient(soft) + 1 / samples)
+    else:
+        log_mean = jax.nn.logsumexp(log_p, axis=1) - math.log(samples)
+
+    def lead(of: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(own, of, 0), axis=-1) - jnp.max(jnp.where(own, -jnp.inf, of), axis=-1)
+
+    return lead(log_mean), lead(votes) < 0
+
+
+@jax.jit
+def _pgd_step(images: jax.Array, moved: jax.Array, directions: jax.Array, budgets: jax.Array, rate: float) -> jax.Array:
+    shifts = moved + _per_image(rate * budgets) * directions - images
+    factors = jnp.minimum(budgets / jnp.maximum(_norms(shifts), _TINY), 1)
+    return images + _per_image(factors) * shifts
+
+
+@jax.jit
+def _norm_step(
+    images: jax.Array,
+    moved: jax.Array,
+    directions: jax.Array,
+    lost: jax.Array,
+    norms: jax.Array,
+    budgets: jax.Array,
+    rate: float,
+) -> tuple[jax.Array, jax.Array]:
+    change = 0.02 + 0.28 * rate
+    norms = jnp.where(lost, norms * (1 - change), jnp.minimum(norms * (1 + change), budgets))
+    shifts = moved - images + _per_image((0.05 + 0.95 * rate) * norms) * directions
+    return images + _per_image(norms) * _unit(shifts), norms
+
+
+def _norms(images: Any) -> Any:
+    xp = images.__array_namespace__()
+    return xp.sqrt(xp.sum(images * images, axis=_PIXEL_AXES))
+
+
+def _unit(images: jax.Array) -> jax.Array:
+    return images / _per_image(jnp.maximum(_norms(images), _TINY))
+
+
+def _per_image(values: Any) -> Any:
+    return values[:, None, None, None]

@@ -1,0 +1,179 @@
+"""What votes say about probabilities: exact binomial bounds and tests, in float64 with SciPy.
+
+Votes are integer arrays [K + 1]: one count for each of K classes, then the votes whose logits were not all
+finite, which belong to no class and still count in n.
+"""
+
+from typing import Any
+
+import numpy as np
+from scipy import special, stats
+
+from idrc_jax.core import validate
+
+ABSTAIN = -1
+
+# SciPy's inverse incomplete beta function is good to about 1e-14; bounds move outwards by 2**-40 (9e-13) of
+# themselves, so that they err to the safe side. A test holds them against 50-digit arithmetic.
+_MARGIN = 2.0**-40
+
+
+def clopper_pearson_lower(k: Any, n: Any, alpha: Any) -> Any:
+    """Lower confidence bound on a binomial proportion (Clopper and Pearson 1934).
+
+    Args:
+      k: successes, 0 <= k <= n; scalar or array.
+      n: trials, >= 1; broadcasts with k.
+      alpha: error probability in (0, 1).
+
+    Returns:
+      float64 of the broadcast shape, in [0, 1): Beta^-1(alpha; k, n - k + 1), 0 at k = 0, rounded down.
+
+    Guarantee: for every p, P(lower(K, n, alpha) <= p) >= 1 - alpha for K ~ Binomial(n, p).
+    """
+    k, n = _counts(k, n, alpha)
+    with np.errstate(invalid="ignore"):
+        bound = special.betaincinv(np.maximum(k, 1), n - k + 1, alpha)
+    return np.where(k == 0, 0.0, bound * (1 - _MARGIN))[()]
+
+
+def clopper_pearson_upper(k: Any, n: Any, alpha: Any) -> Any:
+    """Upper confidence bound on a binomial proportion: Beta^-1(1 - alpha; k + 1, n - k), 1 at k = n, rounded up.
+
+    Arguments as for `clopper_pearson_lower`, to which it is the mirror image.
+
+    Guarantee: for every p, P(upper(K, n, alpha) >= p) >= 1 - alpha for K ~ Binomial(n, p).
+    """
+    k, n = _counts(k, n, alpha)
+    bound = special.betainccinv(k + 1, np.maximum(n - k, 1), alpha)
+    return np.where(k == n, 1.0, np.minimum(bound * (1 + _MARGIN), 1.0))[()]
+
+
+def select(votes: np.ndarray) -> int:
+    """The class with the most votes of int [K + 1], the lowest on a tie; `ABSTAIN` when no vote was for a class."""
+    return int(np.argmax(votes[:-1])) if np.any(votes[:-1]) else ABSTAIN
+
+
+def simultaneous_bounds(selected: int, votes: np.ndarray, alpha: float) -> tuple[float, float]:
+    """Bounds (p_lower of a class chosen beforehand, p_upper of every other class) that hold at once.
+
+    Each of the K bounds has error probability alpha / K. `ABSTAIN` has the bounds (0, 1).
+
+    Guarantee: with probability at least 1 - alpha all K hold (Bonferroni).
+    """
+    classes = len(votes) - 1
+    if classes < 2:
+        raise ValueError(f"Expected at least 2 classes for bounds on the others, got {classes}.")
+    if selected == ABSTAIN:
+        return 0.0, 1.0
+    rival = int(np.max(np.delete(votes[:-1], selected)))
+    return (
+        float(clopper_pearson_lower(votes[selected], np.sum(votes), alpha / classes)),
+        float(clopper_pearson_upper(rival, np.sum(votes), alpha / classes)),
+    )
+
+
+def log_wealth(k: Any, n: Any, p: Any) -> Any:
+    """Logarithm of the wealth won by betting on more than a share p of successes, after k in n.
+
+    The mixture of all bets on q > p under Jeffreys' law (after Voracek 2024):
+    B(k + 1/2, n - k + 1/2) / (B(1/2, 1/2) p^k (1 - p)^(n - k)) * P(X > p) / P(Y > p) for X ~ Beta(k + 1/2, n - k + 1/2)
+    and Y ~ Beta(1/2, 1/2).
+
+    Args:
+      k, n: counts, 0 <= k <= n; p: in (0, 1). All broadcast.
+
+    Guarantee: for independent successes of probability at most p the wealth is a supermartingale that starts at 1, so
+    the probability that it ever reaches 1 / alpha is at most alpha (Ville), however often one looks.
+    """
+    k, n, p = np.broadcast_arrays(*(np.asarray(value, np.float64) for value in (k, n, p)))
+    a, b = k + 0.5, n - k + 0.5
+    with np.errstate(divide="ignore"):
+        above = np.log(special.betaincc(a, b, p)) - np.log(special.betaincc(0.5, 0.5, p))
+    return special.betaln(a, b) - np.log(np.pi) - special.xlogy(k, p) - special.xlog1py(n - k, -p) + above
+
+
+def betting_lower(k: Any, n: Any, alpha: float) -> Any:
+    """Lower confidence sequence of a proportion: the smallest p at which `log_wealth` is below log(1 / alpha).
+
+    Arguments as for `clopper_pearson_lower`, with one alpha; rounded down by 1e-9 of itself.
+
+    Guarantee: for every p, P(lower(K_n, n) <= p for all n at once) >= 1 - alpha, K_n the successes among the first n
+    independent trials: votes may be looked at as often as one likes, and sampling stopped at any look.
+    """
+    k, n = _counts(k, n, alpha)
+    low, high = np.zeros(np.broadcast(k, n).shape), np.broadcast_to(k / n, np.broadcast(k, n).shape)
+    for _ in range(60):
+        middle = (low + high) / 2
+        with np.errstate(invalid="ignore"):
+            rejected = log_wealth(k, n, np.maximum(middle, 1e-300)) >= -np.log(alpha) + 1e-9
+        low, high = np.where(rejected, middle, low), np.where(rejected, high, middle)
+    return (low * (1 - 1e-9))[()]
+
+
+def betting_upper(k: Any, n: Any, alpha: float) -> Any:
+    """Upper confidence sequence, the mirror image of `betting_lower`."""
+    k, n = _counts(k, n, alpha)
+    return 1 - betting_lower(n - k, n, alpha)
+
+
+def predict(votes: np.ndarray, alpha: float) -> int:
+    """PREDICT (Cohen et al. 2019): the class with the most votes, or `ABSTAIN`.
+
+    Abstains when the two-sided exact binomial test of top against runner-up has a p-value above alpha, or
+    when no vote was for a class.
+
+    Guarantee: with probability at least 1 - alpha over the votes, the smoothed classifier's class or `ABSTAIN`.
+    """
+    validate.in_open_unit_interval("alpha", alpha)
+    classes = np.asarray(votes)[:-1]
+    order = np.argsort(-classes, kind="stable")
+    top = int(classes[order[0]])
+    runner_up = int(classes[order[1]]) if len(classes) > 1 else 0
+    if top == 0 or stats.binomtest(top, top + runner_up, 0.5).pvalue > alpha:
+        return ABSTAIN
+    return int(order[0])
+
+
+def predict_sequential(votes: np.ndarray, alpha: float) -> int:
+    """PREDICT at any number of samples: the class with the most votes, or `ABSTAIN` as long as that is not clear.
+
+    Bets that the top class has more than half of the votes that fall on it or the runner-up, until the wealth is
+    (K - 1) / alpha.
+
+    Guarantee: with probability at least 1 - alpha it never names another class than the smoothed classifier's, however
+    often the votes are looked at. For it to name class b, b must win the bet against the true class c, too, whose votes
+    are no more than the runner-up's; against c it wins with probability at most alpha / (K - 1), and there are K - 1 b.
+    """
+    validate.in_open_unit_interval("alpha", alpha)
+    classes = np.asarray(votes)[:-1]
+    order = np.argsort(-classes, kind="stable")
+    top = int(classes[order[0]])
+    runner_up = int(classes[order[1]]) if len(classes) > 1 else 0
+    if log_wealth(top, top + runner_up, 0.5) < np.log(max(len(classes) - 1, 1) / alpha):
+        return ABSTAIN
+    return int(order[0])
+
+
+def smallest_n(alpha: float) -> int:
+    """The fewest votes that, all for one class, give a lower bound above 1/2: the fewest that certify anything."""
+    validate.in_open_unit_interval("alpha", alpha)
+    n = max(1, int(np.floor(-np.log2(alpha))))
+    while clopper_pearson_lower(n, n, alpha) <= 0.5:
+        n += 1
+    return n
+
+
+def proportion_interval(k: Any, m: Any, confidence: float = 0.95) -> tuple[Any, Any]:
+    """Two-sided Clopper-Pearson interval of a proportion seen k times in m: (low, high)."""
+    tail = (1 - validate.in_open_unit_interval("confidence", confidence)) / 2
+    return clopper_pearson_lower(k, m, tail), clopper_pearson_upper(k, m, tail)
+
+
+def _counts(k: Any, n: Any, alpha: Any) -> tuple[np.ndarray, np.ndarray]:
+    k, n = np.asarray(k), np.asarray(n)
+    if not (np.all(n >= 1) and np.all(k >= 0) and np.all(k <= n)):
+        raise ValueError(f"Expected counts 0 <= k <= n and n >= 1, got k = {k}, n = {n}.")
+    if not (np.all(np.asarray(alpha) > 0) and np.all(np.asarray(alpha) < 1)):
+        raise ValueError(f"Expected 0 < alpha < 1, got {alpha}.")
+    return k, n

@@ -1,0 +1,276 @@
+"""From a lower bound on the top class's probability to a radius, in float64, rounded down.
+
+`radius` and `two_sided_radius` are valid; `published_radius` is what the paper reports for every scheme, which for
+input-dependent noise is not a certificate. The theorems, their sources and the numerical errors are in
+docs/certificates.md.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from idrc_jax.certificates import confidence_bounds, gaussian_pair, spherical
+from idrc_jax.certificates.sampling_plans import Fixed, Plan
+from idrc_jax.certificates.schemes import L2, Gaussian, Scheme, Stepped, Uniform, drawn_level
+from idrc_jax.core import validate
+
+CERTIFICATES = ("one_sided", "two_sided")
+
+# SciPy's normal quantile is good to about 1e-15 of itself; radii lose 2**-40 (9e-13) of themselves.
+_MARGIN = 2.0**-40
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is certified at one image, and what it rests on.
+
+    Attributes:
+      predict: the class, or -1 (abstain).
+      radius: valid l2 radius in pixel units; 0 when abstaining.
+      radius_published: the paper's radius; 0 when abstaining, nan for a scheme that is not in the paper.
+      selected: the class that the selection votes chose, -1 for none.
+      statistic: the image's statistic under the scheme.
+      sigma_x: the noise level that was used, a float32 value.
+      p_lower: lower confidence bound on the probability of `selected`.
+      n, n0: estimation and selection samples.
+      votes: estimation votes, one count a class, then those whose logits were not finite.
+    """
+
+    predict: int
+    radius: float
+    radius_published: float
+    selected: int
+    statistic: float
+    sigma_x: float
+    p_lower: float
+    n: int
+    n0: int
+    votes: tuple[int, ...]
+
+
+def radius(scheme: Scheme, statistic: Any, p_lower: Any, *, dim: int) -> Any:
+    """The valid l2 radius in pixel units.
+
+    Args:
+      scheme: the noise that the votes were drawn under.
+      statistic: the image's, `scheme.statistic(image)` in float64; scalar or [rows].
+      p_lower: lower bound on the top class's probability, in [0, 1); broadcasts with statistic.
+      dim: number of values of an image, H * W * C.
+
+    Returns:
+      float64 of the broadcast shape, 0 where p_lower <= 1/2 or the noise level is 0.
+      `gaussian`: sigma * Phi^-1(p_lower) (Cohen et al. 2019).
+      `stepped`: the same with the bin's level, cut at the distance to the bin's edge.
+      `l2`: level sets of the likelihood ratio (`radial`).
+      `uniform`: 0; noise spheres around different images meet in a set of measure zero, so nothing carries over.
+      Any other scheme with the law "normal" (`l1`, `inverse_sqrt_norm`, your own): Neyman and Pearson's worst case over
+      all levels that `scale_bounds` allows (`neyman_pearson`).
+
+    Raises:
+      ValueError: p_lower outside [0, 1), dim < 1, a statistic that is not finite, or a scheme without bounds.
+
+    Guarantee: a smoothed classifier whose class probability at the image is at least `p_lower` predicts that class at
+    every image nearer than the result, each under its own noise. Rounding errs below; by how much is stated in
+    `neyman_pearson.radius` and `radial.radius`, and is at most 1e-12 of the radius for the others.
+    """
+    level, p = _prepare(scheme, statistic, p_lower, dim)
+    rows = np.flatnonzero(level > 0)
+    statistics_of = np.broadcast_to(np.asarray(statistic, np.float64), level.shape)
+    found = np.zeros(level.shape)
+    found.flat[rows] = _valid(scheme, statistics_of.flat[rows], level.flat[rows], p.flat[rows], dim)
+    return found[()]
+
+
+def two_sided_radius(scheme: Scheme, statistic: Any, p_lower: Any, p_upper: Any, *, dim: int) -> Any:
+    """sigma / 2 * (Phi^-1(p_lower) - Phi^-1(p_upper)), the paper's formula, where the level near the image is constant.
+
+    Args:
+      p_upper: upper bound on every other class's probability, in (0, 1]; both bounds hold at once.
+      Others: as for `radius`.
+
+    Returns:
+      float64; 0 where p_lower <= p_upper.
+
+    Raises:
+      ValueError: a scheme other than `gaussian` and `stepped`, or arguments as for `radius`.
+
+    Guarantee: as for `radius`, of a class that has at least `p_lower` where no other has more than `p_upper`.
+    """
+    check_certificate("two_sided", scheme)
+    level, lower = _prepare(scheme, statistic, p_lower, dim)
+    level = _constant_level(scheme, statistic, level)
+    upper = np.asarray(p_upper, np.float64)
+    if not (np.all(upper > 0) and np.all(upper <= 1)):
+        raise ValueError(f"Expected 0 < p_upper <= 1, got {p_upper}.")
+    with np.errstate(divide="ignore"):
+        low, high = special.ndtri(lower), special.ndtri(upper)
+        gap = low - high - _MARGIN * (np.abs(low) + np.abs(high))
+    found = np.where(lower > upper, np.maximum(level / 2 * gap, 0.0), 0.0)
+    return _cut(scheme, statistic, found, dim)[()]
+
+
+def published_radius(scheme: Scheme, p_lower: Any) -> Any:
+    """The paper's radius sigma * Phi^-1(p_lower), whatever the scheme; 0 when p_lower <= 1/2.
+
+    nan for `stepped`, which is not in the paper. Not a certificate except for `gaussian`: it ignores that the noise
+    changes with the image.
+    """
+    _check(p_lower)
+    published = _cohen(scheme.sigma, np.asarray(p_lower, np.float64))
+    return np.where(isinstance(scheme, Stepped), np.nan, published)[()]
+
+
+def published_is_valid(made: Mapping[str, Any]) -> bool:
+    """Whether results under these settings (a manifest's guarantee) have, by definition, published radii that are the
+    valid ones."""
+    return made.get("scheme") == Gaussian.name and made.get("certificate") == "one_sided"
+
+
+def explain(scheme: str) -> str:
+    """One sentence: what the radius of a scheme, named as in result files, is worth. Your own are like `l1`."""
+    input_dependent = (
+        "The radius is the Neyman-Pearson worst case over every noise level within reach; the published one ignores "
+        "that the noise changes with the image and is not a certificate."
+    )
+    return {
+        "gaussian": "The radius is Cohen et al.'s (2019), valid for constant Gaussian noise.",
+        "l2": "The radius comes from the level sets of this noise's likelihood ratio; the published one is that of "
+        "Gaussian noise, which this is not, and is not a certificate.",
+        "uniform": "The radius is 0: under this noise the laws at two different images never overlap, so votes "
+        "at one say nothing about the other.",
+        "stepped": "The radius is Cohen et al.'s (2019) with the level of the image's bin, cut at the distance to the "
+        "bin's edge.",
+    }.get(scheme, input_dependent)
+
+
+def check_certificate(certificate: str, scheme: Scheme, plan: Plan | None = None) -> None:
+    """ValueError unless this certificate exists for this scheme and plan."""
+    validate.one_of("certify.certificate", certificate, CERTIFICATES)
+    if certificate == "two_sided" and not isinstance(scheme, Gaussian | Stepped):
+        raise ValueError(
+            f"Expected the scheme gaussian or stepped for a two_sided certificate, got {scheme.name}: its formula "
+            "needs the same Gaussian noise at both images. Use one_sided."
+        )
+    if certificate == "two_sided" and plan is not None and not isinstance(plan, Fixed):
+        raise ValueError(
+            f"Expected the plan fixed for a two_sided certificate, got {plan.name}: its bounds need a class chosen by "
+            "other votes, and one look. Use one_sided."
+        )
+
+
+def from_votes(
+    scheme: Scheme,
+    statistic: Sequence[float] | np.ndarray,
+    selected: Sequence[int] | np.ndarray,
+    votes: np.ndarray,
+    *,
+    plan: Plan,
+    alpha: float,
+    dim: int,
+    certificate: str = "one_sided",
+) -> list[Certificate]:
+    """The certificates of images from their votes.
+
+    Args:
+      statistic: float64 [rows], the images'.
+      selected: int [rows], the classes that selection votes chose (`statistics.select`), or these votes under a plan
+        without selection.
+      votes: int [rows, K + 1], the estimation votes, of other samples than selection (see `statistics`).
+      plan: by which they were drawn.
+      alpha: error probability of each image.
+      dim: number of values of an image.
+      certificate: "one_sided" (p_lower against 1/2), or "two_sided" (against the largest upper bound of the other
+        classes, each of the K bounds at alpha / K; see `check_certificate`).
+
+    A noise level of 0 (a black image) abstains: no noise was drawn, so nothing is known.
+
+    Guarantee: for each image on its own, with probability at least 1 - alpha over the votes, `radius` is valid.
+    """
+    check_certificate(certificate, scheme, plan)
+    statistic, votes = np.asarray(statistic, np.float64), np.asarray(votes)
+    level = drawn_level(scheme, statistic)
+    selected = np.asarray(selected)
+    if certificate == "two_sided":
+        bounds = [confidence_bounds.simultaneous_bounds(*row, alpha) for row in zip(selected, votes, strict=True)]
+        p_lower, rival = np.reshape(bounds, (-1, 2)).T
+    else:
+        own = votes[np.arange(len(votes)), selected]
+        p_lower = np.where(selected == confidence_bounds.ABSTAIN, 0.0, plan.lower(own, np.sum(votes, axis=1), alpha))
+        rival = np.full(len(votes), 0.5)
+    p_lower = np.where(level > 0, p_lower, 0.0)
+    if certificate == "two_sided":
+        radii = two_sided_radius(scheme, statistic, p_lower, rival, dim=dim)
+    else:
+        radii = radius(scheme, statistic, p_lower, dim=dim)
+    published = published_radius(scheme, np.where(p_lower > rival, p_lower, 0.0))
+    return [
+        Certificate(
+            predict=int(selected[i]) if p_lower[i] > rival[i] else confidence_bounds.ABSTAIN,
+            radius=float(radii[i]),
+            radius_published=float(published[i]),
+            selected=int(selected[i]),
+            statistic=float(statistic[i]),
+            sigma_x=float(level[i]),
+            p_lower=float(p_lower[i]),
+            n=int(np.sum(votes[i])),
+            n0=plan.selection,
+            votes=tuple(int(count) for count in votes[i]),
+        )
+        for i in range(len(votes))
+    ]
+
+
+def _prepare(scheme: Scheme, statistic: Any, p_lower: Any, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Drawn level and p_lower, of one shape, checked."""
+    _check(p_lower)
+    validate.at_least("dim", dim, 1)
+    if not np.all(np.isfinite(np.asarray(statistic, np.float64))):
+        raise ValueError(f"Expected finite statistics, got {statistic}.")
+    level, p = np.broadcast_arrays(drawn_level(scheme, statistic), np.asarray(p_lower, np.float64))
+    return level, p
+
+
+def _valid(scheme: Scheme, statistic: np.ndarray, level: np.ndarray, p: np.ndarray, dim: int) -> np.ndarray:
+    """`radius` for [rows] with a level above 0."""
+    if isinstance(scheme, Uniform):
+        return np.zeros(p.shape)
+    if isinstance(scheme, L2):
+        return level * spherical.radius(p, dim)
+    if isinstance(scheme, Gaussian | Stepped):
+        return _cut(scheme, statistic, _cohen(_constant_level(scheme, statistic, level), p), dim)
+    if scheme.law != "normal" or type(scheme).scale_bounds is Scheme.scale_bounds:
+        raise ValueError(
+            f"Expected the scheme {scheme.name} to have the law 'normal' and to give scale_bounds, from which its "
+            "certificate follows."
+        )
+
+    def bounds(rows: np.ndarray, distance: np.ndarray) -> tuple:
+        return scheme.scale_bounds(statistic[rows], distance, dim)
+
+    return gaussian_pair.radius(p, level, bounds, dim)
+
+
+def _constant_level(scheme: Scheme, statistic: Any, level: np.ndarray) -> np.ndarray:
+    """The smaller of the level drawn and the level asked for, before it was rounded to float32."""
+    return np.minimum(level, scheme.scale(np.asarray(statistic, np.float64)))
+
+
+def _cut(scheme: Scheme, statistic: Any, radii: np.ndarray, dim: int) -> np.ndarray:
+    """Radii end where the noise level changes."""
+    if isinstance(scheme, Stepped):
+        return np.minimum(radii, scheme.distance_to_edge(statistic, dim))
+    return radii
+
+
+def _cohen(sigma: Any, p_lower: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.where(p_lower > 0.5, sigma * special.ndtri(p_lower) * (1 - _MARGIN), 0.0)
+
+
+def _check(p_lower: Any) -> None:
+    p_lower = np.asarray(p_lower)
+    if not (np.all(p_lower >= 0) and np.all(p_lower < 1)):
+        raise ValueError(f"Expected 0 <= p_lower < 1, got {p_lower}.")

@@ -1,0 +1,28 @@
+"""Images in, certificates out: the job that writes a result file, and the same in memory.
+
+Imports core, certificates, results, data, models and sampling.
+"""
+
+from idrc_jax.certification.job import (
+    Settings,
+    certify,
+    certify_dataset,
+    check_fits,
+    check_prediction,
+    describe_guarantee,
+    estimate,
+    predict,
+)
+from idrc_jax.certification.smoothed import SmoothedClassifier
+
+__all__ = [
+    "Settings",
+    "SmoothedClassifier",
+    "certify",
+    "certify_dataset",
+    "check_fits",
+    "check_prediction",
+    "describe_guarantee",
+    "estimate",
+    "predict",
+]

@@ -1,0 +1,68 @@
+"""Makes the gallery of a finished run (see `galleries`): its images, and the noise under which they were classified."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from idrc_jax import data
+from idrc_jax.certificates import schemes
+from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.models.diffusion import Denoiser
+from idrc_jax.results import Results, gallery_file
+from idrc_jax.results.gallery_file import Gallery
+from idrc_jax.sampling import noise_laws, random_keys
+
+
+def gallery(read: Results, dataset: data.Dataset, denoiser: Denoiser | None = None) -> Gallery:
+    """The chosen images of a run, each under the first noise whose vote was counted in its estimation.
+
+    Args:
+      read: a finished run, with its manifest.
+      dataset: the images it certified.
+      denoiser: that of a denoised run; without it the gallery has no denoised images.
+
+    Raises:
+      ValueError: other images or another denoiser than the run's, or a run without rows or manifest.
+    """
+    if read.manifest is None or not read.rows:
+        raise ValueError(f"Expected a run with rows and a manifest, got {read.path}.")
+    made = read.manifest["guarantee"]
+    certified = np.sort([row.idx for row in read.rows])
+    if certified[-1] >= len(dataset) or dataset.fingerprint(certified) != made["data_sha256"]:
+        raise ValueError(f"Expected the images of {read.path}, {made['data']}, got others in {dataset.name}.")
+    chosen = np.asarray([row.idx for row in gallery_file.choose(read.rows)], np.int64)
+    images, scheme = data.to_unit(dataset.images[chosen]), schemes.from_description(made)
+    _, sigma_x = schemes.host_scale(scheme, images)
+    noisy = add_first_noise(scheme, images, sigma_x, indices=chosen, seed=made["seed"])
+    denoised = None
+    if denoiser is not None:
+        if denoiser.sha256 != made.get("denoiser_weights_sha256"):
+            raise ValueError(f"Expected the denoiser of {read.path}, got another one.")
+        level, steps = made["denoiser_sigma"], made["denoiser_steps"]
+        run = jax.jit(lambda params, noisy: denoiser.denoise(params, noisy, sigma=level, steps=steps))
+        denoised = to_bytes(np.asarray(run(denoiser.params, noisy)))
+    return Gallery(chosen, to_bytes(images), to_bytes(noisy), sigma_x, denoised)
+
+
+def add_first_noise(
+    scheme: Scheme, images: np.ndarray, sigma_x: np.ndarray, *, indices: np.ndarray, seed: int
+) -> np.ndarray:
+    """Images [N, H, W, C] in [0, 1] with estimation sample 0 of a run's noise: float32, not clipped."""
+    key = random_keys.stage(random_keys.root(seed), random_keys.ESTIMATION)
+    levels = np.asarray(sigma_x, np.float32)
+    return np.asarray(_noisy(key, images, np.asarray(indices, np.uint32), levels, law=scheme.law))
+
+
+@partial(jax.jit, static_argnames="law")
+def _noisy(key: jax.Array, images: jax.Array, indices: jax.Array, levels: jax.Array, *, law: str) -> jax.Array:
+    def one(image: jax.Array, index: jax.Array, level: jax.Array) -> jax.Array:
+        return image + noise_laws.draw(law, random_keys.sample(key, index, jnp.uint32(0)), level, image.shape)
+
+    return jax.vmap(one)(images, indices, levels)
+
+
+def to_bytes(images: np.ndarray) -> np.ndarray:
+    """Floats, clipped to [0, 1], as uint8: to be seen, not to be classified."""
+    return np.rint(255 * np.clip(images, 0, 1)).astype(np.uint8)

@@ -1,0 +1,4 @@
+"""The installed commands, a module each, with a function `main`.
+
+Imports all rooms; nothing imports it.
+"""

@@ -1,0 +1,76 @@
+"""What several commands make of their settings: classifier, denoiser, images, devices, provenance."""
+
+import importlib.metadata
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import config_flags
+
+from idrc_jax import __version__, config, data, models
+from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.interop import factory
+from idrc_jax.models.denoised import denoised
+from idrc_jax.models.diffusion import Denoiser
+from idrc_jax.sampling import devices
+
+
+def classifier_and_images(values: flags.FlagValues, scheme: Scheme) -> tuple:
+    settings = values.config
+    if settings.model.factory and settings.model.weights:
+        raise ValueError("Expected model.factory or model.weights, got both.")
+    if settings.model.factory:
+        classifier = factory.load(settings.model.factory)
+    else:
+        where = settings.model.weights or values.workdir
+        classifier = models.load_classifier(
+            where, dtype=settings.model.dtype, kernel=settings.kernel, expect=_expected(values)
+        )
+    denoiser = denoiser_of(settings)
+    if denoiser is not None:
+        sigma = config.denoiser_sigma(settings, scheme)
+        classifier = denoised(classifier, denoiser, sigma=sigma, steps=settings.denoiser.steps)
+    dataset = data.load(settings.data.name, "test", directory=settings.data.dir, seed=settings.seed)
+    chosen = data.select(len(dataset), skip=settings.data.skip, start=settings.data.start, stop=settings.data.stop)
+    return classifier, dataset, chosen
+
+
+def mesh_of(settings: config.Config) -> Mesh | None:
+    """The devices that the user names; None leaves them to be chosen."""
+    return devices.mesh(settings.devices) if settings.devices else None
+
+
+def denoiser_of(settings: config.Config) -> Denoiser | None:
+    if not settings.denoiser.weights:
+        for name in ("denoiser.sigma", "denoiser.steps"):
+            value = config.get(settings, name)
+            if value != config.FIELDS[name].default:
+                raise ValueError(f"Expected denoiser.weights with {name} = {value}, got none.")
+        return None
+    return models.load_denoiser(settings.denoiser.weights, dtype=settings.model.dtype, kernel=settings.kernel)
+
+
+def _expected(values: flags.FlagValues) -> dict:
+    """What the weights must be: the config's network or, of a file that the user names, what the command line says."""
+    settings = values.config
+    said = config_flags.get_override_values(values["config"]) if settings.model.weights else config.FIELDS
+    names = ("architecture", "depth", "shortcut")
+    return {name: settings.model[name] for name in names if f"model.{name}" in said}
+
+
+def provenance(settings: config.Config) -> dict:
+    packages = ("jax", "jaxlib", "flax", "numpy", "scipy")
+    versions = {name: importlib.metadata.version(name) for name in packages} | {"idrc_jax": __version__}
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "weights": settings.model.weights,
+        **({"denoiser": settings.denoiser.weights} if settings.denoiser.weights else {}),
+    }
+
+
+def go_on(what: str, workdir: Path) -> str:
+    return f"{what} in {workdir} stopped before its time limit; the same command goes on from here."

@@ -1,0 +1,112 @@
+"""idrc-certify: certify images with a trained network."""
+
+import math
+import warnings
+
+import numpy as np
+from absl import flags
+
+from idrc_jax import config, data, models, results
+from idrc_jax.certification import certify_dataset, estimate, gallery_selection
+from idrc_jax.commands._inputs import classifier_and_images, denoiser_of, go_on, mesh_of, provenance
+from idrc_jax.config.flags import run
+from idrc_jax.models import Classifier
+from idrc_jax.report import figures
+from idrc_jax.results import gallery_file, summary_table
+from idrc_jax.sampling import batch_systems
+
+
+def main() -> None:
+    """idrc-certify: certify images with a trained network."""
+    run(main.__doc__, _certify, config_file=True, define=_define_dry_run)
+
+
+def _warn_of_training_images(
+    classifier: Classifier, dataset: data.Dataset, indices: np.ndarray, settings: config.Config
+) -> None:
+    """A warning that counts the images to certify on which the network was trained, where the training set is at hand.
+
+    They are the same by their pixels; copies that were changed are not found.
+    """
+    trained_on = classifier.description.get("training", {}).get("data_sha256")
+    if trained_on in (None, dataset.fingerprint(indices)):  # the latter is told by certification itself
+        return
+    try:
+        train_set = data.load(settings.data.name, "train", directory=settings.data.dir, seed=settings.seed)
+    except (ValueError, OSError):
+        return
+    if train_set.fingerprint() == trained_on:
+        count = data.shared(dataset.images[indices], train_set.images).sum()
+        if count:
+            warnings.warn(
+                f"The network was trained on {count} of the {len(indices)} images of {dataset.source} to certify.",
+                stacklevel=2,
+            )
+
+
+def _certify(values: flags.FlagValues) -> int:
+    settings, workdir = values.config, values.workdir
+    scheme, mesh = config.noise_scheme(settings), mesh_of(settings)
+    certify_settings = config.settings(settings)
+    worker = batch_systems.this_worker(settings.workers.index, settings.workers.count)
+    classifier, dataset, indices = classifier_and_images(values, scheme)
+    if values.dry_run:
+        said = estimate(classifier, scheme, dataset, indices, certify_settings, chunk=settings.chunk, mesh=mesh)
+        memory = "unknown" if said.memory is None else f"{math.ceil(said.memory / 2**20)} MiB a device for a chunk"
+        print(
+            f"Dry run: {said.images} images, at most {said.samples:,} samples at {said.samples_per_second:,.0f}/s: "
+            f"about {_duration(said.seconds)}; memory {memory}."
+        )
+        return 0
+    _warn_of_training_images(classifier, dataset, indices, settings)
+    finished = certify_dataset(
+        classifier,
+        scheme,
+        dataset,
+        indices,
+        certify_settings,
+        workdir,
+        chunk=settings.chunk,
+        mesh=mesh,
+        max_minutes=settings.max_minutes,
+        worker=worker,
+        provenance=provenance(settings) | _training(classifier),
+    )
+    if not finished:
+        print(go_on("Certification", workdir))
+    elif worker.count == 1:
+        results.merge(results.result_files(workdir), workdir)
+        read = results.read_results(workdir)
+        print(summary_table.summary_table(read))
+        gallery_file.write(gallery_selection.gallery(read, dataset, denoiser_of(settings)), workdir)
+        others = len(read.rows) - len(indices)
+        if others:
+            print(
+                f"Table, figure and rows are of {len(read.rows)} images: {len(indices)} of this call's data.start, "
+                f"stop and skip, and {others} that other calls certified in {workdir}."
+            )
+        print(f"Rows: {workdir / 'certificates.tsv'}")
+        if dataset.labelled:
+            figures.plot_certified_accuracy([read], workdir / "certified_accuracy.png")
+            print(f"Figure: {workdir / 'certified_accuracy.png'}")
+    else:
+        print(f"Done. When all workers are: idrc-merge --out {workdir} {workdir}/certificates.*-of-*.tsv")
+    return 0
+
+
+def _training(classifier: models.Classifier) -> dict:
+    """How the network was trained, where its weights say so."""
+    return {name: classifier.description[name] for name in ("training",) if name in classifier.description}
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+
+
+def _define_dry_run(values: flags.FlagValues) -> None:
+    flags.DEFINE_bool("dry_run", False, "Say how many samples, how long, how much memory; do nothing.", values)
+
+
+if __name__ == "__main__":
+    main()

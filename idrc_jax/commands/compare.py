@@ -1,0 +1,34 @@
+"""idrc-compare: two runs on the same images, with exact tests."""
+
+import math
+import sys
+
+from idrc_jax.core import command_line
+from idrc_jax.results import metrics, runs
+from idrc_jax.results.compare import acr_difference, compare, table
+
+
+def main() -> None:
+    """Compare two runs on the same images: the difference in certified accuracy at each radius, with exact tests."""
+    with command_line.one_line_errors():
+        parser = command_line.Parser("idrc-compare", main.__doc__)
+        parser.add_argument("a", metavar="A", help="a run's folder, a result file, or NAME=FILE")
+        parser.add_argument("b", metavar="B", help="another over the same images")
+        parser.add_argument("--at", type=float, nargs="+", default=metrics.RADII, help="radii")
+        parser.add_argument(
+            "--published", action="store_true", help="compare published radii, which are no certificates"
+        )
+        asked = parser.parse_args()
+        a, b = runs.read([asked.a, asked.b])
+        made = compare(a.results, b.results, asked.at, published=asked.published)
+        acr = acr_difference(a.results, b.results, published=asked.published)
+        kind = "Published radii, no certificates but for gaussian" if asked.published else "Valid radii"
+        print(table(a.name, b.name, made, acr, kind))
+        for run in (a, b):
+            if math.isfinite(metrics.last_radius(run.results)):
+                print(f"The plan of {run.name} {metrics.too_low(run.results)}")
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

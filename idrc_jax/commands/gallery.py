@@ -1,0 +1,42 @@
+"""idrc-gallery: the pictures of runs, for figures and reports."""
+
+import os
+import sys
+
+from idrc_jax import data, models, results
+from idrc_jax.certification.gallery_selection import gallery
+from idrc_jax.core import command_line
+from idrc_jax.results import gallery_file, runs
+from idrc_jax.sampling import devices
+
+
+def main() -> None:
+    """Write gallery.npz, the pictures of figures and reports, beside the rows of finished runs."""
+    with command_line.one_line_errors(), devices.known_platforms():
+        parser = command_line.Parser("idrc-gallery", main.__doc__)
+        parser.add_argument("runs", nargs="+", help="folders with certificates.tsv and manifest.json")
+        parser.add_argument(
+            "--data", type=os.path.expanduser, default="", help="folder or file of the data set, as --config.data.dir"
+        )
+        parser.add_argument(
+            "--denoiser",
+            type=os.path.expanduser,
+            default="",
+            help="that of denoised runs, as --config.denoiser.weights",
+        )
+        asked = parser.parse_args()
+        denoiser = models.load_denoiser(asked.denoiser) if asked.denoiser else None
+        for run in runs.with_rows(asked.runs):
+            read = results.read_results(run)
+            if read.manifest is None:
+                raise ValueError(f"Expected {results.MANIFEST} beside {read.path}, with the scheme and seed, got none.")
+            made = read.manifest["guarantee"]
+            name, _, split = made["data"].partition("/")
+            dataset = data.load(name, split, directory=asked.data, seed=made["seed"])
+            gallery_file.write(gallery(read, dataset, denoiser), read.path.parent)
+            print(f"Gallery: {read.path.parent / gallery_file.NAME}")
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

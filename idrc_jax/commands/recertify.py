@@ -1,0 +1,32 @@
+"""idrc-recertify: the radii of stored votes, anew."""
+
+import sys
+
+from idrc_jax import results
+from idrc_jax.core import command_line
+from idrc_jax.results import summary_table
+from idrc_jax.results.recertify import recertify
+
+
+def main() -> None:
+    """Recompute the certificates of stored votes; print the table, and write the file with --out."""
+    with command_line.one_line_errors():
+        parser = command_line.Parser("idrc-recertify", main.__doc__)
+        parser.add_argument("file", type=command_line.path, help="certificates.tsv, or a run's folder")
+        parser.add_argument("--alpha", type=float, help="error probability of each image; the file's by default")
+        parser.add_argument("--certificate", help="one_sided or two_sided; the file's by default")
+        parser.add_argument(
+            "--out", type=command_line.path, help="folder for the new certificates.tsv and manifest.json"
+        )
+        arguments = parser.parse_args()
+        read = results.read_results(arguments.file)
+        made = recertify(read, alpha=arguments.alpha, certificate=arguments.certificate)
+        print(summary_table.summary_table(made))
+        if arguments.out:
+            results.write(made.rows, made.manifest or {}, arguments.out)
+            print(f"Rows: {arguments.out / results.NAME}")
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""idrc-train: train a network under noise."""
+
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from idrc_jax import config, data, models, training
+from idrc_jax.commands._inputs import denoiser_of, go_on
+from idrc_jax.config.flags import run
+from idrc_jax.sampling import devices, processes
+from idrc_jax.training import denoiser, implementation
+
+
+def main() -> None:
+    """idrc-train: train a network under noise."""
+    run(main.__doc__, _train, config_file=True, cpu_devices=_training_devices)
+
+
+def _training_devices(settings: config.Config) -> int:
+    model = settings.model
+    return implementation.cpu_devices(model.architecture, model.dtype, settings.train.batch, settings.kernel)
+
+
+def _train(values: flags.FlagValues) -> int:
+    settings = values.config
+    with processes.joined(settings.train.distributed, settings.workers.index, settings.workers.count):
+        return _train_together(settings, values.workdir)
+
+
+def _train_together(settings: config.Config, workdir: Path) -> int:
+    recipe = config.recipe(settings)
+    train_set = data.load(settings.data.name, "train", directory=settings.data.dir, seed=settings.seed)
+    common = {
+        "seed": settings.seed,
+        "mesh": devices.global_mesh(settings.devices),
+        "max_minutes": settings.max_minutes,
+        "kernel": settings.kernel,
+        **{name: settings.train[name] for name in ("checkpoint_minutes", "steps_per_dispatch", "tensorboard")},
+    }
+    if settings.model.architecture == "unet":
+        ignored = ("train.scheme", "train.sigma", "train.ref", "train.sigma_low")
+        _require_default(settings, *ignored, "denoiser.weights", "denoiser.sigma", "denoiser.steps")
+        target, described = config.denoiser_target(settings), config.denoiser_description(settings, train_set)
+        finished = denoiser.train(train_set, target, recipe, described, workdir, start=settings.train.start, **common)
+    else:
+        scheme, described = config.training_scheme(settings), config.description(settings, train_set)
+        if settings.denoiser.weights and settings.denoiser.sigma not in (0, scheme.sigma):
+            raise ValueError(
+                f"Expected denoiser.sigma 0 or the training noise's {scheme.sigma}, got {settings.denoiser.sigma}."
+            )
+        more = {"denoiser": denoiser_of(settings), "denoiser_steps": settings.denoiser.steps}
+        more["start"] = settings.train.start
+        finished = training.train(train_set, scheme, recipe, described, workdir, **more, **common)
+    if jax.process_index() == 0:
+        print(f"Trained: {workdir / models.WEIGHTS}" if finished else go_on("Training", workdir))
+    return 0
+
+
+def _require_default(settings: config.Config, *names: str) -> None:
+    """ValueError for a setting that training a denoiser would ignore."""
+    for name in names:
+        value = config.get(settings, name)
+        if value != config.FIELDS[name].default:
+            raise ValueError(f"Expected no {name} to train a denoiser, got {value}.")
+
+
+if __name__ == "__main__":
+    main()

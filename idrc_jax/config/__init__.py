@@ -1,0 +1,37 @@
+"""Every setting of the commands: its default and help, the files in `configs/`, and the objects that it stands for.
+
+Imports all rooms above.
+"""
+
+from idrc_jax.config.builders import (
+    audit_settings,
+    denoiser_description,
+    denoiser_sigma,
+    denoiser_target,
+    description,
+    noise_scheme,
+    recipe,
+    settings,
+    training_scheme,
+)
+from idrc_jax.config.fields import FIELDS, PATHS, Config, base, get
+from idrc_jax.config.files import folder, load
+
+__all__ = [
+    "FIELDS",
+    "PATHS",
+    "Config",
+    "audit_settings",
+    "base",
+    "denoiser_description",
+    "denoiser_sigma",
+    "denoiser_target",
+    "description",
+    "folder",
+    "get",
+    "load",
+    "noise_scheme",
+    "recipe",
+    "settings",
+    "training_scheme",
+]

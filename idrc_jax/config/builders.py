@@ -1,0 +1,159 @@
+"""The objects that settings stand for: schemes, plans, recipes, descriptions of networks."""
+
+import math
+import warnings
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from idrc_jax import data, training
+from idrc_jax.audit import search
+from idrc_jax.certificates import sampling_plans, schemes
+from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.certification import Settings
+from idrc_jax.config.fields import Config
+from idrc_jax.core import validate
+from idrc_jax.models import diffusion
+from idrc_jax.training import denoiser
+
+
+def noise_scheme(config: Config) -> Scheme:
+    """The scheme that predictions and certificates use; ValueError for bins fitted to images that it is to certify."""
+    noise = config.noise
+    return _scheme(config, noise.scheme, sigma=noise.sigma, ref=noise.ref, certified=True)
+
+
+def training_scheme(config: Config) -> Scheme:
+    """The scheme that training uses: the noise's unless `config.train` says otherwise."""
+    name = config.train.scheme or config.noise.scheme
+    ref = config.train.ref or (config.noise.ref if name == config.noise.scheme else 1.0)
+    return _scheme(config, name, sigma=config.train.sigma or config.noise.sigma, ref=ref)
+
+
+def _scheme(config: Config, name: str, *, sigma: float, ref: float, certified: bool = False) -> Scheme:
+    noise = config.noise
+    if name != schemes.Stepped.name:
+        if name == noise.scheme and (noise.edges or noise.levels or noise.bins):
+            raise ValueError(f"Expected no noise.edges, levels or bins for the scheme {name}, which has none.")
+        return schemes.make(name, sigma=sigma, ref=ref)
+    if not (noise.bins or noise.edges or noise.levels):
+        raise ValueError(
+            "Expected noise.bins, to fit bins to the training images, or noise.edges and noise.levels for the scheme "
+            "stepped, got none: in one bin it would be gaussian."
+        )
+    if not noise.bins:
+        return schemes.make(name, sigma=sigma, ref=ref, by=noise.by, edges=noise.edges, levels=noise.levels)
+    if noise.edges or noise.levels:
+        raise ValueError("Expected noise.edges and noise.levels, or noise.bins to fit them, got both.")
+    train_set = data.load(config.data.name, "train", directory=config.data.dir, seed=config.seed)
+    images = _not_certified(config, train_set) if certified else train_set.images
+    return schemes.fit_stepped(data.to_unit(images), sigma=sigma, by=noise.by, bins=noise.bins)
+
+
+def _not_certified(config: Config, train_set: data.Dataset) -> np.ndarray:
+    """The images that bins are fitted to: none of those that the test set has, too, be they chosen or not.
+
+    A bin's edge that an image has moved would void that image's certificate. Images are the same by their pixels;
+    copies that were changed are not found.
+    """
+    test_set = data.load(config.data.name, "test", directory=config.data.dir, seed=config.seed)
+    shared = data.shared(train_set.images, test_set.images)
+    if shared.all():
+        raise ValueError(
+            "Expected noise.bins to be fitted to other images than those that are certified, got "
+            f"{train_set.source}, all of whose images are in {test_set.source}: bins that an image has moved void its "
+            "certificate. Set noise.edges and noise.levels, or data.dir to a folder with another train.npz than "
+            "test.npz."
+        )
+    if shared.any():
+        told = f"{shared.sum()} of {train_set.source}'s {len(train_set)} images, which are in {test_set.source}, too"
+        warnings.warn(f"noise.bins are fitted without {told}.", stacklevel=2)
+    return np.asarray(train_set.images)[~shared]
+
+
+def recipe(config: Config) -> training.Recipe:
+    """The training recipe."""
+    return training.Recipe(**{name: config.train[name] for name in training.Recipe.__dataclass_fields__})
+
+
+def settings(config: Config) -> Settings:
+    """The certification settings."""
+    certify = config.certify
+    return Settings(plan(config), certify.alpha, config.seed, certify.certificate)
+
+
+def audit_settings(config: Config) -> search.Settings:
+    """The audit's settings."""
+    return search.Settings(**config.audit)
+
+
+def plan(config: Config) -> sampling_plans.Plan:
+    """The sampling plan: `sampling.plan` with those of the other fields that it has."""
+    chosen = sampling_plans.PLANS[validate.one_of("sampling.plan", config.sampling.plan, sampling_plans.PLANS)]
+    known = {"n0": config.certify.n0, "n": config.certify.n, **config.sampling}
+    return chosen(**{field.name: known[field.name] for field in fields(chosen)})
+
+
+def denoiser_target(config: Config) -> denoiser.Target:
+    """What a denoiser that is trained learns."""
+    asked = config.denoiser
+    schedule = diffusion.Schedule(asked.schedule, asked.times, asked.beta_start, asked.beta_end)
+    return denoiser.Target(schedule, asked.prediction, asked.sigma_low, asked.sigma_high, asked.ema)
+
+
+def denoiser_sigma(config: Config, scheme: Scheme) -> float:
+    """The noise level that the denoiser in front of the classifier is told."""
+    if not config.denoiser.sigma and scheme.name != schemes.Gaussian.name:
+        raise ValueError(
+            f"Expected denoiser.sigma, one level for all images, as {scheme.name} has a level of its own for each: "
+            "told that, the denoised classifier would depend on the clean image, and no certificate would hold."
+        )
+    return config.denoiser.sigma or scheme.sigma
+
+
+def denoiser_description(config: Config, train_set: data.Dataset) -> dict[str, Any]:
+    """What rebuilds the U-Net (see `checkpoints.build`)."""
+    shape = train_set.images.shape[1:]
+    names = ("widths", "blocks", "attention", "middle_attention", "groups", "scale_shift", "resample")
+    settings = {name: config.denoiser[name] for name in names}
+    for name in ("widths", "attention"):
+        settings[name] = list(settings[name])
+    return {
+        "architecture": "unet",
+        "image_shape": list(shape),
+        "unet": {"channels": shape[-1], "channels_out": shape[-1], **settings},
+        "dtype": config.model.dtype,
+    }
+
+
+def description(config: Config, train_set: data.Dataset) -> dict[str, Any]:
+    """What rebuilds the network (see `checkpoints.build`); mean and std of length 1 serve every channel."""
+    model, shape = config.model, train_set.images.shape[1:]
+    if model.architecture == "vit":
+        raise ValueError(
+            "Expected model.architecture resnet or resnet50 to train, got vit: import a trained one (idrc-import), and "
+            "certify it by model.weights."
+        )
+    validate.one_of("model.dtype", model.dtype, ("float32", "bfloat16"))
+
+    def per_channel(name: str, above: float) -> list[float]:
+        values, channels = list(model[name]), shape[-1]
+        if len(values) not in (1, channels) or not all(validate.finite(one) and one > above for one in values):
+            least = f" > {above:g}" if math.isfinite(above) else ""
+            raise ValueError(
+                f"Expected model.{name} to be a number{least} for each of {channels} channels or one for all, got "
+                f"{tuple(values)}."
+            )
+        return values * channels if len(values) == 1 else values
+
+    return {
+        "architecture": model.architecture,
+        "depth": model.depth,
+        "classes": train_set.classes,
+        "image_shape": list(shape),
+        "shortcut": model.shortcut,
+        "mean": per_channel("mean", -math.inf),
+        "std": per_channel("std", 0),
+        "dtype": model.dtype,
+    }

@@ -1,0 +1,191 @@
+"""Every setting of the commands: name, default, one line of help.
+
+A file in `configs/` takes `base()` and changes it; the command line overrides with `--config.a.b=value`.
+"""
+
+import os
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from idrc_jax import certificates, data, training
+from idrc_jax.audit import search
+from idrc_jax.certificates import sampling_plans, schemes
+from idrc_jax.certification import Settings
+from idrc_jax.models import diffusion
+from idrc_jax.training import denoiser
+
+Config = Any  # an ml_collections.ConfigDict: its fields have no static types
+
+
+class Field(NamedTuple):
+    """A setting: its default, whose type is the setting's, and what it is, in one line of `--help`."""
+
+    default: Any
+    help: str
+
+
+def _any_of(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+_RECIPE = training.Recipe()
+_SCHEDULE = diffusion.Schedule()
+_AUDIT = search.Settings()
+
+# Every setting there is, under the name that the command line gives it.
+FIELDS = {
+    "seed": Field(0, "of all random numbers: of training, certification, audit and synthetic data"),
+    "max_minutes": Field(0.0, "stop cleanly before, exit 0, go on at the next call; 0: no limit"),
+    "devices": Field(
+        0, "how many to use; 0: all or, on a CPU, one of all cores if measured faster (training on a CPU: that one)"
+    ),
+    "kernel": Field("auto", "auto (the fastest here: measured before long certifications) or xla (the plain network)"),
+    "chunk": Field(
+        0, "noisy images a device classifies at a time; sets memory and speed, not votes; 0: by memory, or measured"
+    ),
+    "workers.index": Field(-1, "of this process among those that share the images, from 0; -1: of Slurm or Kubernetes"),
+    "workers.count": Field(0, "of those processes; 0: of Slurm, else 1"),
+    "data.name": Field("cifar10", _any_of(data.NAMES)),
+    "data.dir": Field(
+        "",
+        "folder: cifar10's binary version, imagenet's class folders; npz: file or folder; empty: tensorflow-datasets",
+    ),
+    "data.skip": Field(20, "certify the test images start, start + skip, ... below stop"),
+    "data.start": Field(0, "index of the first test image"),
+    "data.stop": Field(-1, "index after the last test image; -1: all"),
+    "noise.scheme": Field("gaussian", f"of certification and prediction: {_any_of(schemes.SCHEMES)}"),
+    "noise.sigma": Field(0.25, "noise level, in pixel units of images in [0, 1]; > 0"),
+    "noise.ref": Field(1.0, "l1, inverse_sqrt_norm: value of the image's statistic at which the level is sigma; > 0"),
+    "noise.by": Field("norm", f"stepped: statistic of the image: {_any_of(schemes.STATISTICS)}"),
+    "noise.edges": Field((), 'stepped: between the bins, ascending, as "(24.0, 33.0)"'),
+    "noise.levels": Field((), "stepped: of each bin, times sigma; one more than edges"),
+    "noise.bins": Field(0, "stepped: fit so many bins, and levels of mean 1, to the training images instead"),
+    "model.architecture": Field(
+        "resnet", "resnet (CIFAR's), resnet50 (ImageNet's), vit (imported only), unet (to train a denoiser)"
+    ),
+    "model.depth": Field(110, "layers of a resnet, 6n + 2: 8, 20, 56, 110"),
+    "model.shortcut": Field("projection", "of a resnet: projection, zero_pad"),
+    "model.dtype": Field("float32", "type of the network's arithmetic: float32, bfloat16"),
+    "model.mean": Field((0.4914, 0.4822, 0.4465), "subtracted from each channel; one value serves all channels"),
+    "model.std": Field((0.2023, 0.1994, 0.2010), "divides each channel then; one value serves all channels"),
+    "model.weights": Field("", "certify with this file or run's folder; empty: the workdir's weights"),
+    "model.factory": Field("", "or with the Classifier that package.module:function returns"),
+    "train.scheme": Field("", "noise scheme of training; empty: noise.scheme"),
+    "train.sigma": Field(0.0, "noise level of training, in pixel units; 0: noise.sigma"),
+    "train.ref": Field(0.0, "ref of training's scheme; 0: noise.ref, if the scheme is noise.scheme, else 1"),
+    "train.epochs": Field(_RECIPE.epochs, "passes over the training images"),
+    "train.batch": Field(_RECIPE.batch, "images a step, on all devices together"),
+    "train.method": Field(_RECIPE.method, "sgd (weight decay joins the gradient) or adam (it does not: AdamW)"),
+    "train.lr": Field(_RECIPE.lr, "learning rate at its highest"),
+    "train.momentum": Field(_RECIPE.momentum, "of sgd; first decay rate of adam; in [0, 1)"),
+    "train.weight_decay": Field(_RECIPE.weight_decay, "on every parameter"),
+    "train.schedule": Field(_RECIPE.schedule, "of the learning rate: step or cosine (warms up, then falls to 0)"),
+    "train.step_epochs": Field(_RECIPE.step_epochs, "step: epochs between two falls"),
+    "train.step_factor": Field(_RECIPE.step_factor, "step: what the rate is multiplied by at each"),
+    "train.warmup_epochs": Field(_RECIPE.warmup_epochs, "cosine: epochs of linear rise from 0"),
+    "train.sigma_low": Field(
+        _RECIPE.sigma_low, "draw each image's noise level from [sigma_low, training's sigma]; 0: always sigma"
+    ),
+    "train.augment": Field(_RECIPE.augment, "random crop (padded by 4) and flip; flip alone for a denoiser"),
+    "train.start": Field("", "weights of the same network to start from, a file or a run's folder; empty: new ones"),
+    "train.checkpoint_minutes": Field(5.0, "minutes between two checkpoints"),
+    "train.steps_per_dispatch": Field(50, "steps between two looks at the clock; accelerators only"),
+    "train.tensorboard": Field(False, "write the metrics for TensorBoard, too, into workdir/tensorboard"),
+    "train.distributed": Field(
+        "", "several processes train one network: auto (the job that JAX finds) or process 0's HOST:PORT; empty: one"
+    ),
+    "denoiser.weights": Field(
+        "", "put this denoiser (file or run's folder) in front of the classifier; empty: no denoiser"
+    ),
+    "denoiser.sigma": Field(0.0, "noise level that it is told, in pixel units; 0: noise.sigma, for gaussian only"),
+    "denoiser.steps": Field(1, "1: one shot; more: steps of DDIM"),
+    "denoiser.schedule": Field(_SCHEDULE.kind, f"to train one, as all below: {_any_of(diffusion.KINDS)}"),
+    "denoiser.times": Field(_SCHEDULE.steps, "times of the schedule"),
+    "denoiser.beta_start": Field(
+        _SCHEDULE.beta_start, "share of the signal's power that the first time takes; not cosine"
+    ),
+    "denoiser.beta_end": Field(_SCHEDULE.beta_end, "share of the signal's power that the last time takes; not cosine"),
+    "denoiser.prediction": Field("epsilon", f"{_any_of(diffusion.PREDICTIONS)} (the image itself)"),
+    "denoiser.sigma_low": Field(0.0, "lowest noise level to train for, in pixel units; 0: the schedule's"),
+    "denoiser.sigma_high": Field(0.0, "highest noise level to train for, in pixel units; 0: the schedule's"),
+    "denoiser.ema": Field(denoiser.Target.ema, "how much of the weights' running mean a step keeps; in [0, 1)"),
+    "denoiser.widths": Field((128, 256, 256, 256), "channels of each resolution"),
+    "denoiser.blocks": Field(2, "residual blocks of each resolution"),
+    "denoiser.attention": Field((False, True, False, False), "whether each resolution has attention"),
+    "denoiser.middle_attention": Field(True, "whether the lowest resolution has attention between its blocks"),
+    "denoiser.groups": Field(32, "groups of each normalisation; divides every width"),
+    "denoiser.scale_shift": Field(False, "the time scales and shifts the normalised, instead of being added"),
+    "denoiser.resample": Field("conv", "between resolutions: conv, resnet"),
+    "sampling.plan": Field(
+        "fixed", f"how many samples an image gets: {_any_of(sampling_plans.PLANS)}; see docs/plans.md"
+    ),
+    "sampling.sequence": Field("betting", "to_radius, to_precision: bound at every look: betting, union"),
+    "sampling.radii": Field(
+        sampling_plans.ToRadius.radii, "to_radius: decide for each of these, in pixel units, and stop"
+    ),
+    "sampling.precision": Field(
+        sampling_plans.ToPrecision.precision, "to_precision: of the radius, as a fraction of it"
+    ),
+    "certify.n0": Field(sampling_plans.Fixed.n0, "samples that select the class; plan fixed only"),
+    "certify.n": Field(sampling_plans.Fixed.n, "samples that bound the class's probability; the most, of other plans"),
+    "certify.alpha": Field(Settings.alpha, "probability with which an image's certificate may be wrong; in (0, 1)"),
+    "certify.certificate": Field(
+        Settings.certificate, f"{_any_of(certificates.CERTIFICATES)} (two_sided: for gaussian and stepped, plan fixed)"
+    ),
+    "audit.images": Field(_AUDIT.images, "rows to attack, evenly spaced; 0: all"),
+    "audit.fractions": Field(_AUDIT.fractions, "of each claimed radius: distances at which to attack"),
+    "audit.radii": Field(_AUDIT.radii, "at which the robust accuracy is measured, in pixel units"),
+    "audit.level": Field(_AUDIT.level, "probability that anything at all is claimed wrongly; in (0, 1)"),
+    "audit.votes": Field(_AUDIT.votes, "fresh votes of each confirmation"),
+    "audit.screening": Field(_AUDIT.screening, "votes by which the search compares images"),
+    "audit.steps": Field(_AUDIT.steps, "gradient steps of an attack"),
+    "audit.samples": Field(_AUDIT.samples, "noisy images of each gradient step"),
+    "audit.restarts": Field(_AUDIT.restarts, "of projected gradient descent at each distance"),
+    "audit.refinements": Field(
+        _AUDIT.refinements, "more distances, which halve the gap between the nearest break and the next one without"
+    ),
+    "audit.saved": Field(_AUDIT.saved, "adversarial images to keep"),
+}
+
+
+PATHS = ("data.dir", "model.weights", "train.start", "denoiser.weights")
+
+
+def base() -> Config:
+    """Every setting with its default: ResNet-110 on CIFAR-10 by Cohen's recipe. No field can be added to it."""
+    config: Config = ml_collections.ConfigDict()
+    for path, field in FIELDS.items():
+        group, _, name = path.rpartition(".")
+        if group and group not in config:
+            config[group] = ml_collections.ConfigDict()
+        (config[group] if group else config)[name] = field.default
+    return config.lock()
+
+
+def get(config: Config, path: str) -> Any:
+    """The value of a field, by its name in `FIELDS`."""
+    for name in path.split("."):
+        config = config[name]
+    return config
+
+
+def expand_home(config: Config) -> None:
+    """Put the home folder for the `~` that a path begins with."""
+    for path in PATHS:
+        group, name = path.split(".")
+        config[group][name] = os.path.expanduser(config[group][name])
+
+
+def unknown_field(name: str) -> str:
+    """What to say of a field that is not there."""
+    leaf = name.split(".")[-1]
+    same = [path for path in FIELDS if path.split(".")[-1] == leaf]
+    if "." not in name and not same:
+        leaves = get_close_matches(leaf, {path.split(".")[-1] for path in FIELDS}, n=1)
+        same = [path for path in FIELDS if path.split(".")[-1] in leaves]
+    near = get_close_matches(name, same or list(FIELDS), n=3, cutoff=0.0 if same else 0.5)
+    hint = f" Near: {', '.join(near)}." if near else ""
+    return f"Expected a known config field, got {name}.{hint}"

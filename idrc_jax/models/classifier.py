@@ -1,0 +1,151 @@
+"""The function that everything here certifies: `Classifier`, pure, of the noisy image alone."""
+
+import functools
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from idrc_jax.core import validate
+from idrc_jax.models.implementations import Interchangeable
+
+_TRACED_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Classifier(Interchangeable):
+    """A base classifier: a pure function of the noisy image alone.
+
+    Attributes:
+      apply_fn: (params, images float32 [N, H, W, C]) -> logits float32 [N, classes]; normalisation inside.
+      params: the pytree that `apply_fn` takes.
+      classes: number of classes, K >= 2. A network of one logit z, whose sigmoid is a probability, is to give the two
+        logits [0, z].
+      image_shape: (H, W, C) it was made for.
+      dtype: compute type, part of what is certified.
+      kernel: what runs the network: "xla", or a kernel of `idrc_jax.kernels`, with the same logits within rounding.
+      sha256: of the tensors; empty for a network that was not loaded from a file, and to be emptied where `params` or
+        `apply_fn` are replaced: results then name it by its `fingerprint`.
+      description: what rebuilds the network, and how it was trained.
+      alternatives: see `Interchangeable`; given by `with_alternatives`.
+
+    Raises ValueError for fewer than 2 classes or an impossible shape, and when it is first used, with the shapes, for
+    an `apply_fn` that gives anything but floats [N, classes].
+    """
+
+    apply_fn: Any
+    params: Any = field(repr=False)
+    classes: int
+    image_shape: tuple[int, int, int]
+    dtype: str = "float32"
+    kernel: str = "xla"
+    sha256: str = ""
+    description: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.image_shape) != 3:
+            raise ValueError(f"Expected image_shape (H, W, C), got {self.image_shape}.")
+        shape = tuple(validate.count("image_shape", side, 1) for side in self.image_shape)
+        object.__setattr__(self, "image_shape", shape)
+        object.__setattr__(self, "classes", validate.classes("a classifier", self.classes))
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return self.apply_fn(self.params, images)
+
+    @property
+    def _batch(self) -> int:
+        """Images of the trace: not as many as classes, so that these cannot stand in the place of those."""
+        return _TRACED_BATCH + (self.classes == _TRACED_BATCH)
+
+    @functools.cached_property
+    def _traced(self) -> Any:
+        images = jax.ShapeDtypeStruct((self._batch, *self.image_shape), jnp.float32)
+        jaxpr, logits = jax.make_jaxpr(self.apply_fn, return_shape=True)(self.params, images)
+        check_logits(logits, self._batch, self.classes)
+        return jaxpr
+
+    def check(self) -> None:
+        """ValueError unless `apply_fn` gives logits of its classes; traces the network once."""
+        _ = self._traced
+
+    @functools.cached_property
+    def structure(self) -> str:
+        """SHA-256 of what is computed, whatever the values of the params; traces the network once."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.params)
+        shapes = [f"{jax.tree_util.keystr(path)} {jnp.shape(leaf)} {jnp.result_type(leaf)}" for path, leaf in leaves]
+        text = "\n".join([_text(self._traced.jaxpr), *shapes, self.dtype])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @functools.cached_property
+    def largest_intermediate(self) -> int:
+        """Bytes a sample of the largest array that the network computes; traces it once."""
+        batch = self._batch
+
+        def made(jaxpr: Any) -> Iterator[Any]:
+            for equation in jaxpr.eqns:
+                yield from (variable.aval for variable in equation.outvars)
+                inner = (getattr(value, "jaxpr", value) for value in equation.params.values())
+                yield from itertools.chain.from_iterable(made(one) for one in inner if hasattr(one, "eqns"))
+
+        results = made(self._traced.jaxpr)
+        sizes = (one.size * one.dtype.itemsize for one in results if getattr(one, "shape", ())[:1] == (batch,))
+        return max(4 * batch * math.prod(self.image_shape), *sizes) // batch
+
+
+def check_logits(logits: Any, images: int, classes: int) -> jax.Array:
+    """The logits of a batch if they are floats [images, classes], else ValueError.
+
+    A wrong shape must not pass: indexing and broadcasting would make votes of it.
+    """
+    shape = getattr(logits, "shape", None)
+    if shape == (images, classes) and jnp.issubdtype(logits.dtype, jnp.floating):
+        return logits
+    got = type(logits).__name__ if shape is None else f"{logits.dtype} {list(shape)}"
+    single = " A single logit z is to be given as the two logits [0, z]." if shape in ((images,), (images, 1)) else ""
+    raise ValueError(
+        f"Expected apply_fn to give float logits [{images}, {classes}] for {images} images of {classes} classes, got "
+        f"{got}.{single}"
+    )
+
+
+def fingerprint(classifier: Classifier) -> str:
+    """SHA-256 of the function itself: its jaxpr with all constants, and its params; of the plainest implementation.
+
+    Another release of JAX may write the same function differently; then it counts as another one.
+    """
+    digest = hashlib.sha256()
+
+    def add(leaf: Any) -> None:
+        value = np.ascontiguousarray(leaf)
+        digest.update(f"{value.shape} {value.dtype}".encode())
+        digest.update(value.tobytes())
+
+    def add_constants(closed: Any) -> None:
+        for constant in closed.consts:
+            add(constant)
+        for equation in closed.jaxpr.eqns:
+            for value in equation.params.values():
+                if hasattr(value, "consts"):
+                    add_constants(value)
+
+    classifier = classifier.reference
+    images = jax.ShapeDtypeStruct((2, *classifier.image_shape), jnp.float32)
+    closed = jax.make_jaxpr(classifier.apply_fn)(classifier.params, images)
+    digest.update(_text(closed.jaxpr).encode())
+    add_constants(closed)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(classifier.params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        add(leaf)
+    return digest.hexdigest()
+
+
+def _text(jaxpr: Any) -> str:
+    """A jaxpr as text, the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(jaxpr))

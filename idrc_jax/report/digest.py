@@ -1,0 +1,181 @@
+"""What a report says about one run, as plain values: curves, classes, confusions, samples, settings, the command."""
+
+import itertools
+import math
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
+from idrc_jax.report import class_names
+from idrc_jax.results import Results, metrics
+
+MOST_CLASSES = 25  # that a page shows one by one
+_POINTS = 400  # of a curve: more than a screen tells apart
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy at or above each radius, with its 95 % interval: lists of equal length, radii ascending."""
+
+    radius: list[float]
+    accuracy: list[float]
+    low: list[float]
+    high: list[float]
+
+
+@dataclass(frozen=True)
+class ClassRadii:
+    """The images of one true class: how many, how predicted, and the radii of those predicted rightly.
+
+    `quantiles` are the 5, 25, 50, 75 and 95 % ones; None where no image is predicted rightly, or no radius is known.
+    """
+
+    name: str
+    images: int
+    right: int
+    wrong: int
+    abstained: int
+    quantiles: tuple[float, ...] | None
+    mean: float | None
+
+
+@dataclass(frozen=True)
+class Spending:
+    """Samples and seconds of a run; None where the file does not say."""
+
+    samples: int | None
+    most: int | None
+    quantiles: tuple[int, ...] | None
+    seconds: float
+    rate: float | None
+
+
+def curve(results: Results, *, published: bool = False) -> Curve:
+    """Accuracy against radius at every radius of an image; evenly spaced ones where those would be too many."""
+    radii = np.sort(metrics.correct_radii(results, published=published))
+    ends = np.unique(radii[radii >= 0])
+    top = float(ends[-1]) if len(ends) else 0.0
+    if len(ends) > _POINTS:
+        ends = np.linspace(0, top, _POINTS)
+    at = np.unique(np.concatenate([[0.0], ends, [top * 1.001 + 1e-3]]))
+    counts = len(radii) - np.searchsorted(radii, at)
+    low, high = confidence_bounds.proportion_interval(counts, len(radii))
+    return Curve(at.tolist(), (counts / len(radii)).tolist(), low.tolist(), high.tolist())
+
+
+def accuracies(
+    results: Results, radii: Sequence[float], *, published: bool = False
+) -> list[tuple[float, float, float]]:
+    """(accuracy, low, high) at each radius, the last two a 95 % interval."""
+    found = metrics.correct_radii(results, published=published)
+    counts = np.asarray([np.sum(found >= radius) for radius in radii])
+    low, high = confidence_bounds.proportion_interval(counts, len(found))
+    return list(zip((counts / len(found)).tolist(), low.tolist(), high.tolist(), strict=True))
+
+
+def per_class(results: Results, names: Sequence[str], *, published: bool = False) -> list[ClassRadii]:
+    """Each true class, by its number; of more than `MOST_CLASSES` those with most images."""
+    radii = metrics.correct_radii(results, published=published)
+    labels = np.asarray([row.label for row in results.rows])
+    right = np.asarray([row.correct == 1 for row in results.rows])
+    abstained = np.asarray([row.predict == confidence_bounds.ABSTAIN for row in results.rows])
+    most = Counter(labels.tolist()).most_common(MOST_CLASSES)
+    made = []
+    for label in sorted(label for label, _ in most):
+        own = labels == label
+        known = radii[own & right & (radii >= 0)]
+        quantiles = tuple(np.quantile(known, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()) if len(known) else None
+        made.append(
+            ClassRadii(
+                class_names.name(names, label), int(own.sum()), int((own & right).sum()),
+                int((own & ~right & ~abstained).sum()), int((own & abstained).sum()), quantiles,
+                float(np.mean(np.maximum(radii[own], 0))),
+            )
+        )  # fmt: skip
+    return made
+
+
+def confusion(results: Results) -> tuple[list[int], list[int], list[list[int]]] | None:
+    """True classes, predictions (-1, abstained, last) and counts [true][predicted]; None beyond `MOST_CLASSES`."""
+    pairs = Counter((row.label, row.predict) for row in results.rows)
+    classes = sorted({number for pair in pairs for number in pair if number != confidence_bounds.ABSTAIN})
+    if len(classes) > MOST_CLASSES:
+        return None
+    columns = [*classes, confidence_bounds.ABSTAIN]
+    present = [label for label in classes if any(pairs[label, number] for number in columns)]
+    return present, columns, [[pairs[label, number] for number in columns] for label in present]
+
+
+def mistakes(results: Results) -> list[tuple[int, int, int]]:
+    """The most frequent (true class, wrong prediction, count), abstentions among them."""
+    wrong = Counter((row.label, row.predict) for row in results.rows if not row.correct)
+    return [(*pair, count) for pair, count in wrong.most_common(MOST_CLASSES)]
+
+
+def spending(results: Results) -> Spending:
+    """Samples drawn, the most that the plan allows, quantiles (5, 50, 95 %) of an image's, and seconds."""
+    seconds = float(sum(row.time for row in results.rows))
+    if not results.manifest:
+        return Spending(None, None, None, seconds, None)
+    drawn = np.asarray([(row.n or 0) + (row.n0 or 0) for row in results.rows])
+    made = results.manifest["guarantee"]
+    most = len(drawn) * (made["n"] + made["n0"])
+    quantiles = tuple(np.quantile(drawn, (0.05, 0.5, 0.95), method="nearest").tolist())
+    return Spending(int(drawn.sum()), most, quantiles, seconds, drawn.sum() / seconds if seconds > 0 else None)
+
+
+def spacing(indices: Sequence[int]) -> tuple[int, int, int] | None:
+    """(start, stop, skip) of indices that are evenly spaced, None of others."""
+    ordered = sorted(indices)
+    steps = {b - a for a, b in itertools.pairwise(ordered)}
+    if len(steps) > 1:
+        return None
+    return ordered[0], ordered[-1] + 1, steps.pop() if steps else 1
+
+
+def command(results: Results) -> str | None:
+    """The command that makes a run's rows anew, on the classifier that its manifest names; None where it cannot: for
+    another project's file or a scheme of the user's own.
+
+    FOLDER stands for the data set's place, WEIGHTS and DENOISER for weights that no call named.
+    """
+    if results.manifest is None or results.manifest["guarantee"]["scheme"] not in schemes.SCHEMES:
+        return None
+    made, sessions = results.manifest["guarantee"], results.manifest["sessions"]
+    plan, name = sampling_plans.from_description(made), made["data"].partition("/")[0]
+    scheme = schemes.describe(schemes.from_description(made))
+    fields = {"data.name": name, "data.dir": "FOLDER"}
+    where = spacing([row.idx for row in results.rows])
+    if where:
+        fields |= dict(zip(("data.start", "data.stop", "data.skip"), where, strict=True))
+    fields |= {f"noise.{name}": value for name, value in scheme.items()}
+    fields |= {"sampling.plan": plan.name, "seed": made["seed"]}
+    fields |= {f"certify.{name}": made[name] for name in ("alpha", "certificate")}
+    for key, value in sampling_plans.describe(plan).items():
+        if key in ("n0", "n"):
+            fields[f"certify.{key}"] = value
+        elif key != "plan":
+            fields[f"sampling.{key}"] = value
+    if "factory" in made:
+        fields["model.factory"] = made["factory"]
+    else:
+        weights = next((one["weights"] for one in reversed(sessions) if one.get("weights")), "WEIGHTS")
+        fields |= {"model.weights": weights, "model.dtype": made["dtype"]}
+    if "denoiser_sigma" in made:
+        weights = next((one["denoiser"] for one in reversed(sessions) if one.get("denoiser")), "DENOISER")
+        fields |= {"denoiser.weights": weights}
+        fields |= {f"denoiser.{name}": made[f"denoiser_{name}"] for name in ("sigma", "steps")}
+    config = "imagenet.py" if name == "imagenet" else "cifar10.py"
+    arguments = [f"--config.{key}={_text(value)}" for key, value in fields.items() if value != ()]
+    return shlex.join(["idrc-certify", f"--config={config}", "--workdir=OUT", *arguments])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"({', '.join(repr(one) for one in value)},)"
+    return repr(value) if isinstance(value, float) and math.isfinite(value) else str(value)

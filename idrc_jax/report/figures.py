@@ -1,0 +1,190 @@
+"""Figures drawn from result files, with matplotlib and without a display: curves, and the noise itself.
+
+`idrc-figures` draws each by one command; the paper's Figures 4 to 8 are `noisy`, `sigmas` and `training`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from idrc_jax.certificates import confidence_bounds
+from idrc_jax.results import Results, gallery_file, metrics, runs
+from idrc_jax.results.gallery_file import Gallery
+from idrc_jax.results.runs import Run
+
+# Okabe and Ito's colours, told apart by colour-blind readers; the markers tell the curves apart in grey.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "osD^vPX"
+_NO_CERTIFICATE = "published (not a certificate)"
+_SUFFIXES = (".png", ".pdf", ".svg")
+# The same drawing makes the same file.
+_NO_DATE = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+
+
+def plot_certified_accuracy(
+    results: Sequence[Results],
+    path: str | Path | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    title: str = "",
+) -> Figure:
+    """Certified accuracy against l2 radius, one colour a file.
+
+    Solid lines with pointwise 95 % bands are valid radii; dashed ones the paper's published radii, drawn where they
+    differ from the valid ones.
+
+    Args:
+      path: where to save; the suffix chooses the format. None draws only.
+      labels: one a file; by default its scheme and sigma, or its file name.
+    """
+    labels = runs.labels(results) if labels is None else labels
+    if len(labels) != len(results):
+        raise ValueError(f"Expected {len(results)} labels, got {len(labels)}.")
+    figure = Figure(layout="constrained")
+    axes = figure.add_subplot()
+    for number, (one, label) in enumerate(zip(results, labels, strict=True)):
+        _draw(axes, one, number, label)
+    _finish(axes, title)
+    figure.legend(loc="outside lower center", frameon=False)
+    figure.set_size_inches(6.4, 4.0 + 0.23 * len(axes.get_lines()))
+    if path is not None:
+        save(figure, Path(path))
+    return figure
+
+
+def plot_panels(several: Sequence[Run], label: Callable[[Run], str], title: str = "") -> Figure:
+    """Certified accuracy against l2 radius, a panel a scheme and a curve a run, drawn as by `plot_certified_accuracy`.
+
+    Args:
+      label: names a run's curve; curves of one name have one colour in all panels.
+    """
+    schemes = list(dict.fromkeys(run.scheme for run in several))
+    names = list(dict.fromkeys(label(run) for run in several))
+    figure = Figure(layout="constrained", figsize=(3.4 * max(len(schemes), 1.6), 4.2 + 0.12 * len(names)))
+    panels = figure.subplots(1, len(schemes), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, scheme in zip(panels, schemes, strict=True):
+        inside = [run for run in several if run.scheme == scheme]
+        if len({label(run) for run in inside}) < len(inside):
+            twice = [label(run) for run in inside]
+            raise ValueError(f"Expected one run a curve, got {', '.join(twice)} for {scheme}: name them, NAME=RUN.")
+        for run in inside:
+            _draw(axes, run.results, names.index(label(run)), label(run))
+        _finish(axes, scheme)
+    for axes in panels[1:]:
+        axes.set_ylabel("")
+    shown = {text: line for axes in panels for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    columns = 1 if len(schemes) == 1 else 2
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", frameon=False, ncols=columns)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_sigmas(several: Sequence[Run]) -> Figure:
+    """The paper's Figures 5 and 7: a panel a scheme, a curve a prediction sigma."""
+    return plot_panels(several, lambda run: run.name if run.sigma is None else f"σ = {run.sigma:g}")
+
+
+def plot_training(several: Sequence[Run]) -> Figure:
+    """The paper's Figures 6 and 8: one prediction sigma, a panel a scheme, a curve a training noise.
+
+    A run whose files do not say how its network was trained goes by its name.
+    """
+    sigmas = sorted({run.sigma for run in several if run.sigma is not None})
+    if len(sigmas) > 1:
+        raise ValueError(f"Expected runs of one prediction sigma, got {', '.join(f'{sigma:g}' for sigma in sigmas)}.")
+
+    def label(run: Run) -> str:
+        trained = runs.trained_under(run.results)
+        return f"trained under {trained}" if trained else run.name
+
+    return plot_panels(several, label, f"prediction noise σ = {sigmas[0]:g}" if sigmas else "")
+
+
+def plot_noisy(shown: Mapping[tuple[str, float], Gallery], image: int | None = None) -> Figure:
+    """The paper's Figure 4: an image under the noise of each scheme (a row) and sigma (a column), clipped to [0, 1].
+
+    Args:
+      shown: the galleries of runs, by scheme and sigma.
+      image: its data-set index; by default the first that all of them have.
+    """
+    common = set.intersection(*(set(gallery.index.tolist()) for gallery in shown.values()))
+    if image is not None and image not in common:
+        raise ValueError(f"Expected an image in every gallery, got {image}; they share {sorted(common)[:10]}.")
+    if not common:
+        raise ValueError("Expected galleries of runs over the same images, got none in all of them.")
+    index = min(common) if image is None else image
+    schemes = list(dict.fromkeys(scheme for scheme, _ in shown))
+    sigmas = sorted({sigma for _, sigma in shown})
+    figure = Figure(layout="constrained", figsize=(1.5 * (len(sigmas) + 1), 1.6 * len(schemes) + 0.2))
+    grid = figure.subplots(len(schemes), len(sigmas) + 1, squeeze=False)
+    for row, scheme in zip(grid, schemes, strict=True):
+        row[0].set_ylabel(scheme)
+        for axes, sigma in zip(row, [None, *sigmas], strict=True):
+            axes.set(xticks=[], yticks=[])
+            gallery = next(one for (name, _), one in shown.items() if name == scheme)
+            if sigma is None:
+                pixels = gallery.images[gallery.index == index][0]
+            elif (scheme, sigma) in shown:
+                gallery = shown[scheme, sigma]
+                pixels = gallery.noisy[gallery.index == index][0]
+                axes.set_xlabel(f"σ(x) = {gallery.sigma_x[gallery.index == index][0]:.3g}", fontsize=8)
+            else:
+                axes.set_axis_off()
+                continue
+            axes.imshow(gallery_file.visible(pixels), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    for axes, sigma in zip(grid[0], [None, *sigmas], strict=True):
+        axes.set_title("clean" if sigma is None else f"σ = {sigma:g}")
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure; the suffix, .png, .pdf or .svg, chooses the format."""
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(f"Expected a figure with suffix {', '.join(_SUFFIXES)}, got {path}.")
+    if not path.parent.is_dir():
+        raise ValueError(f"Expected a folder that exists for the figure, got {path}.")
+    with rc_context({"svg.hashsalt": "idrc_jax"}):
+        figure.savefig(path, dpi=150, metadata=_NO_DATE[path.suffix])
+
+
+def _draw(axes: Axes, one: Results, number: int, label: str) -> None:
+    """The curves of one file, in the colour and with the marker of its number."""
+    valid = metrics.correct_radii(one) if metrics.has_certificates(one) else None
+    if valid is not None:
+        _curve(axes, valid, number, label, linestyle="-")
+        _band(axes, valid, number)
+    if metrics.has_published(one):
+        published = metrics.correct_radii(one, published=True)
+        if valid is None or not np.allclose(valid, published, rtol=1e-6):
+            _curve(axes, published, number, f"{label}, {_NO_CERTIFICATE}", linestyle="--", markerfacecolor="none")
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set(xlabel="l2 radius (pixels in [0, 1])", ylabel="certified accuracy", ylim=(0, 1), title=title)
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+
+
+def _curve(axes: Axes, radii: np.ndarray, number: int, label: str, **style: Any) -> None:
+    at, counts = _steps(radii)
+    colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+    shape: dict[str, Any] = {"marker": marker, "markersize": 4, "markevery": (0.03 * (number + 1), 0.22)}
+    axes.step(at, counts / len(radii), where="pre", color=colour, label=label, **shape, **style)
+
+
+def _band(axes: Axes, radii: np.ndarray, number: int) -> None:
+    at, counts = _steps(radii)
+    low, high = confidence_bounds.proportion_interval(counts, len(radii))
+    axes.fill_between(at, low, high, step="pre", color=_COLOURS[number % len(_COLOURS)], alpha=0.15, linewidth=0)
+
+
+def _steps(radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the number of radii >= r falls (just after each radius), and that number there."""
+    ends = np.unique(radii[radii >= 0])
+    at = np.concatenate([[0.0], ends, [max(ends, default=0.0) + 0.02]])
+    return at, len(radii) - np.searchsorted(np.sort(radii), at)

@@ -1,0 +1,303 @@
+"""One self-contained HTML page about runs: `idrc-report RUNS... --out FOLDER`.
+
+Whatever comes from files is text on the page: Jinja2 escapes it, data for scripts are JSON in which `<` is escaped, and
+a content security policy admits only the page's own scripts, by their hashes, and no network.
+"""
+
+import base64
+import hashlib
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from idrc_jax import __version__, certificates
+from idrc_jax.core import files
+from idrc_jax.report import class_names, digest, interactive_curves
+from idrc_jax.results import Results, Row, audit_rows, gallery_file, guarantee_differences, metrics, runs
+from idrc_jax.results.runs import Run
+
+NAME = "index.html"
+KINDS = interactive_curves.KINDS
+PICTURES = 12  # of each kind in a gallery
+_KIND_NAMES = {"radius": "valid", "radius_published": "published", audit_rows.TABLE: "fixed radii"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """A run's part of the page, as the template takes it."""
+
+    run: Run
+    number: int
+    summary: dict[str, Any]
+    settings: dict[str, Any]
+    classes: dict[str, Any]
+    confusion: Any
+    mistakes: Any
+    gallery: list[tuple[str, list[dict[str, Any]]]]
+    spending: digest.Spending
+    audit: dict[str, Any] | None
+    sessions: list[dict[str, Any]]
+    command: str | None
+    sha256: str
+
+
+def render(
+    several: Sequence[Run], *, names: Sequence[str] = (), pictures: int = PICTURES, notes: Sequence[str] = ()
+) -> str:
+    """The page, as HTML.
+
+    Args:
+      several: the runs, side by side in this order; each with at least one row.
+      names: of the classes; by default those of data sets that the project knows, else numbers.
+      pictures: most images shown of each kind in a gallery.
+      notes: warnings, to be shown at the top.
+    """
+    parts = []
+    for number, run in enumerate(several):
+        try:
+            parts.append(_page(run, number, names, pictures))
+        except KeyError as error:
+            raise ValueError(
+                f"Expected a whole manifest beside {run.results.path}, got one without {error}."
+            ) from error
+    data = {"curves": interactive_curves.curves([(part.run.name, part.summary["curves"]) for part in parts])}
+    data |= {
+        f"classes-{part.number}": interactive_curves.classes(part.classes)
+        for part in parts
+        if _any_quantiles(part.classes)
+    }
+    notes = [*notes, *_mixed(several)]
+    scripts = [Markup(text) for text in [*interactive_curves.library(), _file("report.js")]]
+    return _template().render(
+        parts=parts,
+        kinds=KINDS,
+        radii=metrics.RADII,
+        notes=notes,
+        data=data,
+        scripts=scripts,
+        policy=_policy(scripts),
+        style=Markup(_file("report.css")),
+        version=__version__,
+    )
+
+
+def _mixed(several: Sequence[Run]) -> list[str]:
+    """What to say of runs that are not of the first one's images."""
+    reasons: dict[str, list[str]] = {}
+    for run in several[1:]:
+        if other := runs.other_images(several[0].results, run.results):
+            reasons.setdefault(other, []).append(f"“{run.name}”")
+    if not reasons:
+        return []
+    said = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
+    return [f"Compare with care: not of the same images as “{several[0].name}” are {said}."]
+
+
+def _page(run: Run, number: int, names: Sequence[str], pictures: int) -> Page:
+    read = run.results
+    made: dict[str, Any] = read.manifest["guarantee"] if read.manifest else {}
+    names = names or class_names.known(made.get("data", ""))
+    same = metrics.published_is_valid(read)
+    there = {"valid": metrics.has_certificates(read), "published": metrics.has_published(read)}
+    there = {kind: known and not same for kind, known in there.items()} | {"same": same}
+    by_class = {
+        kind: digest.per_class(read, names, published=kind == "published") if there[kind] else None for kind in KINDS
+    }
+    confusion = digest.confusion(read)
+    if confusion:
+        labels, columns, counts = confusion
+        confusion = {
+            "rows": [class_names.name(names, label) for label in labels],
+            "columns": [class_names.name(names, column) for column in columns],
+            "counts": counts,
+            "right": [[label == column for column in columns] for label in labels],
+        }
+    return Page(
+        run=run,
+        number=number,
+        summary=_summary(run, there),
+        settings={
+            "scheme": made["scheme"],
+            "sigma": made["sigma"],
+            "trained under": runs.trained_under(read) or "unknown",
+        }
+        | {name: value for name, value in made.items() if name not in ("weights_sha256", "data_sha256")}
+        if made
+        else {},
+        classes=by_class,
+        confusion=confusion,
+        mistakes=[
+            (class_names.name(names, label), class_names.name(names, predict), count)
+            for label, predict, count in digest.mistakes(read)
+        ],
+        gallery=_gallery(read, names, pictures),
+        spending=digest.spending(read),
+        audit=_audit(read, names, pictures),
+        sessions=[_flat(session) for session in read.manifest["sessions"]] if read.manifest else [],
+        command=digest.command(read),
+        sha256=hashlib.sha256(read.path.read_bytes()).hexdigest(),
+    )
+
+
+def _summary(run: Run, there: dict[str, bool]) -> dict[str, Any]:
+    """What the overview says of a run: per kind of radius a curve, accuracies with intervals and ACR."""
+    read = run.results
+    curves: dict[str, digest.Curve | None] = {}
+    accuracies: dict[str, list[tuple[float, float, float]] | None] = {}
+    acr: dict[str, float | None] = {}
+    for kind in KINDS:
+        published = kind == "published"
+        curves[kind] = digest.curve(read, published=published) if there[kind] else None
+        accuracies[kind] = digest.accuracies(read, metrics.RADII, published=published) if there[kind] else None
+        acr[kind] = metrics.average_certified_radius(read, published=published) if there[kind] else None
+    if there["same"]:
+        acr["valid"] = acr["published"] = acr["same"]
+    return {
+        "curves": curves,
+        "accuracies": accuracies,
+        "acr": acr,
+        "abstained": metrics.abstention_rate(read),
+        "right": float(np.mean([row.correct for row in read.rows])),
+        "explained": certificates.explain(run.scheme) if read.manifest else "",
+    }
+
+
+def _gallery(read: Results, names: Sequence[str], pictures: int) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The gallery's images by kind; nothing without a gallery."""
+    gallery = gallery_file.read(read.path.parent) if read.manifest else None
+    if gallery is None:
+        return []
+    place = {int(index): position for position, index in enumerate(gallery.index)}
+    shown = gallery_file.by_kind([row for row in read.rows if row.idx in place], pictures)
+
+    def picture(row: Row) -> dict[str, Any]:
+        at = place[row.idx]
+        versions = {"clean": gallery.images[at], "noisy": gallery.noisy[at]}
+        if gallery.denoised is not None:
+            versions["denoised"] = gallery.denoised[at]
+        return {
+            "row": row,
+            "label": class_names.name(names, row.label),
+            "predict": class_names.name(names, row.predict),
+            "versions": {name: data_uri(pixels) for name, pixels in versions.items()},
+        }
+
+    return [(kind, [picture(row) for row in rows]) for kind, rows in shown.items()]
+
+
+def _audit(read: Results, names: Sequence[str], pictures: int) -> dict[str, Any] | None:
+    """What the audit beside a run found; None where there was none."""
+    folder = read.path.parent
+    if not read.manifest or not (folder / audit_rows.NAME).is_file():
+        return None
+    audit = audit_rows.read_audit(folder)
+    changed = guarantee_differences(audit.manifest["certificates"], read.manifest["guarantee"])
+    if changed:
+        raise ValueError(
+            f"Expected an audit of the certificates in {read.path}, got one of others in {audit.path}, of which "
+            f"{changed}: move it away, or audit again."
+        )
+    images = _arrays(folder / audit_rows.IMAGES)
+    labels = {row.idx: row.label for row in read.rows}
+    shown = [
+        {
+            "idx": int(images["idx"][k]),
+            "label": class_names.name(names, labels.get(int(images["idx"][k]), -2)),
+            "predict": class_names.name(names, int(images["predict"][k])),
+            "rival": class_names.name(names, int(images["rival"][k])),
+            "distance": float(images["distance"][k]),
+            "versions": {
+                "original": data_uri(images["original"][k]),
+                "adversarial": data_uri(images["image"][k]),
+            },
+        }
+        for k in range(min(len(images["idx"]), 2 * pictures) if images else 0)
+    ]
+    return {
+        "manifest": audit.manifest,
+        "claims": [
+            claim | {"name": _KIND_NAMES.get(claim["kind"], claim["kind"])}
+            for claim in audit_rows.distinct(audit_rows.claims(audit.rows), read.manifest["guarantee"])
+        ],
+        "images": shown,
+        "sha256": hashlib.sha256(audit.path.read_bytes()).hexdigest(),
+    }
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return {name: file[name] for name in ("idx", "predict", "rival", "distance", "image", "original")}
+    except Exception as error:  # zipfile and zlib raise several kinds for a damaged file
+        raise ValueError(f"Expected the images of an audit in {path}, got {type(error).__name__}: {error}.") from None
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """An image [H, W, C], uint8 or floats in [0, 1] (clipped), as the address of a PNG inside a page (see
+    `galleries.visible`)."""
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(255 * np.clip(np.asarray(pixels, np.float32), 0, 1)).astype(np.uint8)
+    packed = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(gallery_file.visible(pixels))).save(packed, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(packed.getvalue()).decode()}"
+
+
+def _any_quantiles(by_class: dict[str, Any]) -> bool:
+    return any(one.quantiles for rows in by_class.values() for one in rows or ())
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested entries under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """The content security policy: no network, no script but these."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
+    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("idrc_jax.report", "pages"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # Bokeh's references follow the order of its keys
+    environment.filters |= {"places": _places, "down": _down, "duration": _duration}
+    return environment.get_template("report.html")
+
+
+def _places(value: float | None) -> str:
+    """To the nearest thousandth."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _down(radius: float | None) -> str:
+    """A radius, rounded down to a thousandth."""
+    return "–" if radius is None or math.isnan(radius) else f"{math.floor(1000 * radius) / 1000:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+
+
+def _file(name: str) -> str:
+    return files.read_text(Path(__file__).parent / "pages" / name)

@@ -1,0 +1,269 @@
+"""The paper's Tables 1 to 3, and one row a run, from result files: Markdown, LaTeX or CSV, the best of a column marked.
+
+A table shows valid radii or published ones and says which.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from idrc_jax.report import paper_numbers
+from idrc_jax.results import metrics, runs
+from idrc_jax.results.runs import Run
+
+VALID = "Certified accuracy (valid radii)"
+PUBLISHED = "Accuracy at published radii, which are no certificates but for gaussian"
+_PAPER = "Rows of the paper are at its published radii (ResNet-110, n = 100,000)"
+_MIXED = "The runs are not of the same images, so none is marked as the best"
+_TO_RADIUS = (
+    "Under the plan to_radius accuracy above the radii that it was asked for, and the ACR, are too low to compare"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: its name and a value a column, None where there is none.
+
+    `ours` is False for the paper's numbers, which are not among those compared for the best.
+    """
+
+    name: str
+    values: tuple[float | None, ...]
+    ours: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of accuracies, ACR and counts; accuracies to the nearest thousandth, ACR rounded down.
+
+    `ranked` says of which columns the largest value above 0 is marked (see `_comparable`).
+    """
+
+    caption: str
+    columns: tuple[str, ...]
+    ranked: tuple[bool, ...]
+    rows: tuple[Row, ...]
+
+    def cells(self) -> list[list[str]]:
+        """The values as printed: ours to three places, the paper's to its two."""
+        return [[_number(value, 3 if row.ours else 2) for value in row.values] for row in self.rows]
+
+    def best(self) -> list[list[bool]]:
+        """Which cells, as they are printed, are the largest of their column, of more than one: [rows][columns]."""
+        shown = [
+            [
+                float(text) if text and ranked and row.ours else 0.0
+                for text, ranked in zip(cells, self.ranked, strict=True)
+            ]
+            for row, cells in zip(self.rows, self.cells(), strict=True)
+        ]
+        tops = [max(column) for column in zip(*shown, strict=True)]
+        several = sum(row.ours for row in self.rows) > 1
+        return [[several and value == top > 0 for value, top in zip(one, tops, strict=True)] for one in shown]
+
+    def markdown(self) -> str:
+        """A pipe table, the best in bold, the caption above."""
+        lines = [_pipes(["", *map(_pipe_safe, self.columns)]), "|---" * (len(self.columns) + 1) + "|"]
+        for row, cells, best in self._lines():
+            marked = [f"**{cell}**" if top else cell for cell, top in zip(cells, best, strict=True)]
+            lines.append(_pipes([_pipe_safe(row.name), *marked]))
+        return f"{self.caption}.\n\n" + "\n".join(lines) + "\n"
+
+    def latex(self) -> str:
+        """A `tabular` for the package booktabs, the best in bold."""
+        head = " & ".join(["", *map(_latex_safe, self.columns)])
+        lines = [f"% {self.caption}.", rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}", r"\toprule", rf"{head} \\"]
+        lines.append(r"\midrule")
+        for row, cells, best in self._lines():
+            marked = [rf"\textbf{{{cell}}}" if top else cell for cell, top in zip(cells, best, strict=True)]
+            lines.append(rf"{' & '.join([_latex_safe(row.name), *marked])} \\")
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+    def csv(self) -> str:
+        """A header and the rows; in `best` the columns of which a row is the best; the caption in the first column."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow([self.caption, *self.columns, "best"])
+        for row, cells, best in self._lines():
+            names = ";".join(name for name, top in zip(self.columns, best, strict=True) if top)
+            writer.writerow([row.name, *cells, names])
+        return out.getvalue()
+
+    def _lines(self) -> list[tuple[Row, list[str], list[bool]]]:
+        return list(zip(self.rows, self.cells(), self.best(), strict=True))
+
+
+def by_run(
+    several: Sequence[Run], radii: Sequence[float] = metrics.RADII, *, published: bool = False, paper_too: bool = False
+) -> Table:
+    """A row a run: images, accuracy at each radius, average certified radius, share of abstentions."""
+    rows = []
+    for run in several:
+        found = _radii(run, published)
+        acr = None if found is None else math.floor(1000 * np.mean(np.maximum(found, 0))) / 1000
+        abstained = metrics.abstention_rate(run.results)
+        rows.append(Row(run.name, (len(run.results.rows), *_accuracies(found, radii), acr, abstained)))
+        if paper_too and run.sigma in paper_numbers.ACCURACY.get(run.scheme, {}):
+            rows.append(_of_paper(run.scheme, run.sigma, (None, *_paper(run.scheme, run.sigma, radii), None, None)))
+    columns = ("images", *map(_radius, radii), "ACR", "abstained")
+    ranked = (False, *_comparable(several, [*radii, math.inf]), False)
+    return Table(_caption(several, published, paper_too), columns, ranked, tuple(rows))
+
+
+def by_sigma(
+    several: Sequence[Run],
+    radii: Sequence[float] = paper_numbers.RADII,
+    *,
+    published: bool = False,
+    paper_too: bool = False,
+) -> Table:
+    """The paper's Tables 1 and 2: a row a sigma, a column a radius and scheme.
+
+    Raises ValueError for two runs of one scheme and sigma, or one without a manifest.
+    """
+    found: dict[tuple[str, float], tuple[float | None, ...]] = {}
+    for run in several:
+        if run.sigma is None:
+            raise ValueError(f"Expected runs with a manifest, which says scheme and sigma, got {run.results.path}.")
+        if (run.scheme, run.sigma) in found:
+            raise ValueError(f"Expected one run of a scheme and sigma, got another {run.name} in {run.results.path}.")
+        found[run.scheme, run.sigma] = _accuracies(_radii(run, published), radii)
+    schemes = list(dict.fromkeys(scheme for scheme, _ in found))
+    rows = []
+    for sigma in sorted({sigma for _, sigma in found}):
+        nothing = (None,) * len(radii)
+        ours = [found.get((scheme, sigma), nothing) for scheme in schemes]
+        rows.append(Row(f"σ = {sigma:g}", _interleave(ours)))
+        if paper_too and any(sigma in paper_numbers.ACCURACY.get(scheme, {}) for scheme in schemes):
+            theirs = [_paper(scheme, sigma, radii) for scheme in schemes]
+            rows.append(Row(f"paper, σ = {sigma:g}", _interleave(theirs), ours=False))
+    columns = tuple(f"{_radius(radius)} {scheme}" for radius in radii for scheme in schemes)
+    ranked = tuple(one for one in _comparable(several, radii) for _ in schemes)
+    return Table(_caption(several, published, paper_too), columns, ranked, tuple(rows))
+
+
+def by_method(
+    several: Sequence[Run],
+    radii: Sequence[float] = paper_numbers.RADII,
+    *,
+    published: bool = False,
+    paper_too: bool = False,
+) -> Table:
+    """The paper's Table 3: the runs of one name are a method; its best run at each radius, then each of its runs.
+
+    Which run is best was chosen on the images that are counted: with several sigmas the first row is optimistic. Where
+    the runs are not of the same images there is none.
+    """
+    methods: dict[str, list[Run]] = {}
+    mixed = _mixed(several)
+    for run in several:
+        methods.setdefault(run.name, []).append(run)
+    rows, singles = [], []
+    for name, own in methods.items():
+        values = [_accuracies(_radii(run, published), radii) for run in own]
+        if len(own) == 1 or not mixed:
+            rows.append(Row(f"{name}, best σ" if len(own) > 1 else name, _maximum(values)))
+        if len(own) > 1:
+            made = [f"{name}, {'σ unknown' if run.sigma is None else f'σ = {run.sigma:g}'}" for run in own]
+            singles += [Row(each, value) for each, value in zip(made, values, strict=True)]
+    if paper_too:
+        for name, numbers in paper_numbers.METHODS.items():
+            values = [tuple(_at(row, radius) for radius in radii) for row in numbers.values()]
+            rows.append(Row(f"paper, {name}, best σ", _maximum(values), ours=False))
+            made = [f"paper, {name}, σ = {sigma:g}" for sigma in numbers]
+            singles += [Row(each, value, ours=False) for each, value in zip(made, values, strict=True)]
+    columns = tuple(map(_radius, radii))
+    ranked = _comparable(several, radii)
+    return Table(_caption(several, published, paper_too), columns, ranked, (*rows, *singles))
+
+
+def _radii(run: Run, published: bool) -> np.ndarray | None:
+    there = metrics.has_published(run.results) if published else metrics.has_certificates(run.results)
+    return metrics.correct_radii(run.results, published=published) if there else None
+
+
+def _accuracies(found: np.ndarray | None, radii: Sequence[float]) -> tuple[float | None, ...]:
+    return tuple(None if found is None else float(np.mean(found >= radius)) for radius in radii)
+
+
+def _paper(scheme: str, sigma: float, radii: Sequence[float]) -> tuple[float | None, ...]:
+    numbers = paper_numbers.ACCURACY.get(scheme, {}).get(sigma)
+    return tuple(None if numbers is None else _at(numbers, radius) for radius in radii)
+
+
+def _at(numbers: Sequence[float], radius: float) -> float | None:
+    return numbers[paper_numbers.RADII.index(radius)] if radius in paper_numbers.RADII else None
+
+
+def _of_paper(scheme: str, sigma: float, values: tuple[float | None, ...]) -> Row:
+    return Row(f"paper, {scheme}, σ = {sigma:g}", values, ours=False)
+
+
+def _interleave(groups: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ...]:
+    return tuple(value for at_radius in zip(*groups, strict=True) for value in at_radius)
+
+
+def _maximum(rows: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ...]:
+    known = [[value for value in column if value is not None] for column in zip(*rows, strict=True)]
+    return tuple(max(values) if values else None for values in known)
+
+
+def _mixed(several: Sequence[Run]) -> bool:
+    """Whether the runs are not all of the same images."""
+    return any(runs.other_images(several[0].results, run.results) for run in several)
+
+
+def _comparable(several: Sequence[Run], radii: Sequence[float]) -> tuple[bool, ...]:
+    """At which radii one run may be called better than another: at none if they are of other images, and only up to
+    the radii that each plan asked for; the ACR counts as an infinite one."""
+    last = min(metrics.last_radius(run.results) for run in several)
+    same = not _mixed(several)
+    return tuple(same and radius <= last for radius in radii)
+
+
+def _caption(several: Sequence[Run], published: bool, paper_too: bool) -> str:
+    data = {run.results.manifest["guarantee"]["data"] for run in several if run.results.manifest}
+    if paper_too and data - {"cifar10/test"}:
+        raise ValueError(f"Expected runs of CIFAR-10's test images beside the paper's numbers, got {sorted(data)}.")
+    plans = {run.results.manifest["guarantee"].get("plan") for run in several if run.results.manifest}
+    notes = [
+        PUBLISHED if published else VALID,
+        *([_PAPER] if paper_too else []),
+        *([_MIXED] if _mixed(several) else []),
+    ]
+    notes += [_TO_RADIUS] if "to_radius" in plans else []
+    return ". ".join(notes)
+
+
+def _radius(radius: float) -> str:
+    return f"r = {radius:g}".replace(" 0.", " .")
+
+
+def _number(value: float | None, places: int = 3) -> str:
+    """A count as it is; a share to so many places without the zero before the point; nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, int):
+        return str(value)
+    if value == 0:
+        return "0"
+    text = f"{value:.{places}f}"
+    return text[1:] if text.startswith("0") else text
+
+
+def _pipes(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _pipe_safe(text: str) -> str:
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def _latex_safe(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "σ": r"$\sigma$"}
+    special |= {one: rf"\{one}" for one in "&%$#_{}"}
+    return "".join(special.get(one, one) for one in " ".join(text.split()))

@@ -1,0 +1,42 @@
+"""What certification and audits leave on disk, and what it says: rows, manifests, metrics, comparisons.
+
+Imports core and certificates. No JAX, so that results are read anywhere.
+"""
+
+from idrc_jax.results.manifest import MANIFEST, guarantee_differences
+from idrc_jax.results.metrics import (
+    abstention_rate,
+    average_certified_radius,
+    certified_accuracy,
+    certified_accuracy_lower,
+    correct_radii,
+)
+from idrc_jax.results.result_file import ResultsFile, merge, result_files, worker_file, write
+from idrc_jax.results.rows import COLUMNS, NAME, SIX, UNLABELLED, Results, Row, is_correct, read_results
+from idrc_jax.results.summary_table import summary_table
+from idrc_jax.results.tabular import to_pandas
+
+__all__ = [
+    "COLUMNS",
+    "MANIFEST",
+    "NAME",
+    "SIX",
+    "UNLABELLED",
+    "Results",
+    "ResultsFile",
+    "Row",
+    "abstention_rate",
+    "average_certified_radius",
+    "certified_accuracy",
+    "certified_accuracy_lower",
+    "correct_radii",
+    "guarantee_differences",
+    "is_correct",
+    "merge",
+    "read_results",
+    "result_files",
+    "summary_table",
+    "to_pandas",
+    "worker_file",
+    "write",
+]

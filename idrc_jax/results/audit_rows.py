@@ -1,0 +1,265 @@
+"""What an audit found, on disk and as a table.
+
+`audit.tsv` has one row for each image, radius claimed for it and distance tried; `audit.json` the settings (compared
+when an audit goes on), one entry a call and, as far as the audit has come, its tables; `audit.npz` adversarial images.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from idrc_jax import certificates
+from idrc_jax.core import files
+from idrc_jax.core.manifests import as_json, differences
+from idrc_jax.results.rows import votes_text
+
+SCHEMA_VERSION = 1
+NAME = "audit.tsv"
+MANIFEST = "audit.json"
+IMAGES = "audit.npz"
+TABLE = "table"
+CLAIMS = ("radius", "radius_published")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one image at one distance.
+
+    Attributes:
+      idx, label, predict: of the certified row.
+      kind: which radius of the row is tried, "radius" or "radius_published"; or "table", a fixed radius at which the
+        robust accuracy is measured.
+      radius, fraction: x' was searched for nearer than fraction * radius.
+      distance: l2 distance between x and the x' of this row, < fraction * radius.
+      attack: that found x'.
+      broken: 1 if it is claimed that `rival` is likelier than `predict` at x', else 0.
+      votes: fresh votes at x' by class, -1 for those whose logits were not finite; empty if x' was not worth any.
+      p_value: of these votes, 1 without.
+      rival: the class that was expected to win at x', -1 for none.
+      sigma_x: the noise level at x'.
+    """
+
+    idx: int
+    label: int
+    predict: int
+    kind: str
+    radius: float
+    fraction: float
+    distance: float
+    attack: str
+    broken: int
+    votes: dict[int, int]
+    p_value: float
+    rival: int
+    sigma_x: float
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Finding))
+_PARSE: dict[Any, Any] = {int: int, float: float, str: str}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """An audit on disk: its rows in file order, and its manifest."""
+
+    rows: tuple[Finding, ...]
+    manifest: dict[str, Any]
+    path: Path
+
+
+def read_audit(folder: str | Path) -> Audit:
+    """Read the audit in a folder.
+
+    Raises:
+      ValueError: no audit there, another header or a malformed line. A last line without its newline was cut off by a
+        crash and is left out.
+    """
+    path, manifest = Path(folder) / NAME, _read_manifest(Path(folder))
+    if not path.is_file() or manifest is None:
+        raise ValueError(f"Expected an audit ({NAME} and {MANIFEST}) in {folder}, got none: run idrc-audit.")
+    return Audit(_read_rows(path), manifest, path)
+
+
+class FindingsFile:
+    """An audit being written; a context manager. Opening one that exists goes on from it.
+
+    Attributes:
+      rows: those of the images that are done.
+
+    Args:
+      folder: existing.
+      manifest: with all that the findings depend on under `settings`, which must be that of the rows already there.
+      expected: rows of each image, by its index: those of an image that has fewer are dropped.
+
+    Raises:
+      ValueError: rows made under other settings (every difference is shown), or another process writes the file.
+
+    Guarantee: an image's rows are in the file all or not at all once it has been opened again.
+    """
+
+    def __init__(self, folder: Path, *, manifest: dict[str, Any], expected: Mapping[int, int]) -> None:
+        self._folder, self._path, self._expected = folder, folder / NAME, expected
+        self.manifest = as_json(manifest)
+        self.rows: list[Finding] = []
+
+    def __enter__(self) -> Self:
+        stored = _read_manifest(self._folder)
+        if stored is None and self._path.is_file():
+            raise ValueError(f"Expected {MANIFEST} beside {self._path}, got none: use another folder.")
+        if stored is not None:
+            changed = differences(stored["settings"], self.manifest["settings"])
+            if changed:
+                raise ValueError(
+                    f"Expected the settings of the audit in {self._folder}, got {changed}: use another folder."
+                )
+            self.manifest["sessions"] = [*stored["sessions"], *self.manifest["sessions"]]
+        with contextlib.ExitStack() as held:
+            self._file = held.enter_context(self._path.open("a+b", buffering=0))
+            files.lock_or_refuse(self._file.fileno(), self._path)
+            self._repair()
+            self.write_manifest()
+            held.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    @property
+    def done(self) -> set[int]:
+        """Indices of the images that are done."""
+        return {row.idx for row in self.rows}
+
+    def append(self, rows: Sequence[Finding]) -> None:
+        """Write the rows of one image and wait until they are on the disk."""
+        self._file.write("".join(map(_line, rows)).encode())
+        os.fsync(self._file.fileno())
+        self.rows += rows
+
+    def write_manifest(self, **more: Any) -> None:
+        """Write `audit.json` with these entries."""
+        self.manifest |= more
+        files.write_json(self._folder / MANIFEST, self.manifest)
+
+    def _repair(self) -> None:
+        """Drop what a crash left half-written, and write the header of a new file."""
+        before = self._path.read_bytes()
+        found = _read_rows(self._path) if b"\n" in before else ()
+        counts = Counter(row.idx for row in found)
+        self.rows = [row for row in found if counts[row.idx] == self._expected.get(row.idx)]
+        whole = ("\t".join(COLUMNS) + "\n" + "".join(map(_line, self.rows))).encode()
+        if whole != before:
+            self._file.truncate(0)
+            self._file.write(whole)
+
+
+def claims(rows: Sequence[Finding]) -> list[dict[str, Any]]:
+    """How each kind of radius fared: images tried, images with a break inside the radius, the smallest fraction of the
+    radius at which there was one (None: nowhere), and at each fraction tried how many images were broken nearer."""
+    told = []
+    for kind in CLAIMS:
+        own = [row for row in rows if row.kind == kind]
+        broken = [row for row in own if row.broken]
+        told.append(
+            {
+                "kind": kind,
+                "images": len({row.idx for row in own}),
+                "broken": len({row.idx for row in broken if row.distance < row.radius}),
+                "smallest_fraction": min((row.distance / row.radius for row in broken), default=None),
+                "broken_within": {
+                    f"{fraction:g}": sum(row.broken for row in own if row.fraction == fraction)
+                    for fraction in sorted({row.fraction for row in own})
+                },
+            }
+        )
+    return told
+
+
+def distinct(told: Sequence[dict[str, Any]], guarantee: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`claims` to be shown: one where the run's published radii are, by definition and in the file, the valid ones."""
+    valid, *others = ({name: value for name, value in claim.items() if name != "kind"} for claim in told)
+    same = certificates.published_is_valid(guarantee) and all(other == valid for other in others)
+    return [told[0] | {"kind": "valid = published"}] if same else list(told)
+
+
+def robust_accuracy(rows: Sequence[Finding], radius: float, images: int) -> float:
+    """The share of `images` that are predicted rightly and that no break was found for nearer than a table's radius."""
+    return sum(not row.broken for row in rows if row.kind == TABLE and row.radius == radius) / images
+
+
+def attacks(rows: Sequence[Finding]) -> dict[str, int]:
+    """How many images' nearest break each attack found."""
+    return dict(Counter(attack for _, attack in sorted({(row.idx, row.attack) for row in rows if row.broken})))
+
+
+def table(manifest: Mapping[str, Any]) -> str:
+    """A text table of an audit's manifest."""
+    made, asked, seen = manifest["certificates"], manifest["settings"], manifest["images"]
+    lines = [
+        f"{made['scheme']}, sigma {made['sigma']:g}, {seen['seen']} images of {made['data']}: {seen['certified']} "
+        f"certified, {seen['abstained']} abstained" + (f", {seen['right']} right" if "right" in seen else ""),
+        f"{manifest['attempts']:,} attempts at most, {asked['votes']:,} fresh votes each, level {asked['level']:g} for "
+        f"all together: a claim needs p <= {manifest['threshold']:.2g}",
+    ]
+    if not seen["certified"]:
+        return "\n".join([*lines, "Nothing is certified, so there is nothing to break: every image abstained."])
+    fractions = [f"{fraction:g}" for fraction in sorted(asked["fractions"])]
+    heads = " ".join(f"{fraction:>5}" for fraction in fractions)
+    lines.append(f"{'claimed':<17}  {'images':>6}  {'broken':>6}  {'smallest':>8}  broken nearer than fraction {heads}")
+    for one in distinct(manifest["claims"], made):
+        smallest = "-" if one["smallest_fraction"] is None else f"{_down(one['smallest_fraction']):.3f}"
+        counts = " ".join(f"{one['broken_within'].get(fraction, '-'):>5}" for fraction in fractions)
+        lines.append(f"{one['kind']:<17}  {one['images']:>6}  {one['broken']:>6}  {smallest:>8}  {'':<27} {counts}")
+    if manifest.get("robust_accuracy"):
+        lines.append(f"{'radius':>6}  {'certified':>9}  {'at most':>7}")
+    for one in manifest.get("robust_accuracy", ()):
+        lines.append(f"{one['radius']:6.2f}  {one['certified']:9.3f}  {one['empirical']:7.3f}")
+    return "\n".join(lines)
+
+
+def _down(value: float) -> float:
+    return math.floor(1000 * value) / 1000
+
+
+def _line(row: Finding) -> str:
+    values = {name: getattr(row, name) for name in COLUMNS}
+    values["votes"] = votes_text(row.votes)
+    return "\t".join(repr(value) if isinstance(value, float) else str(value) for value in values.values()) + "\n"
+
+
+def _read_rows(path: Path) -> tuple[Finding, ...]:
+    try:
+        header, *body = files.read_text(path).split("\n")[:-1] or [""]
+    except UnicodeDecodeError:
+        raise ValueError(f"Expected a text file of findings, got {path}.") from None
+    if tuple(header.split("\t")) != COLUMNS:
+        raise ValueError(f"Expected a header {' '.join(COLUMNS)} in {path}, got {header[:80]!r}.")
+    rows = []
+    for number, line in enumerate(body, start=2):
+        try:
+            rows.append(_parse(line))
+        except ValueError as error:
+            raise ValueError(f"Expected {len(COLUMNS)} columns in {path}, line {number}: {error}.") from None
+    return tuple(rows)
+
+
+def _parse(line: str) -> Finding:
+    texts = line.split("\t")
+    if len(texts) != len(COLUMNS):
+        raise ValueError(f"got {len(texts)} columns")
+    values: dict[str, Any] = {}
+    for field, text in zip(dataclasses.fields(Finding), texts, strict=True):
+        if field.name == "votes":
+            values["votes"] = {int(c): int(k) for c, k in (pair.split(":") for pair in text.split(",") if pair)}
+        else:
+            values[field.name] = _PARSE[field.type](text)
+    return Finding(**values)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    return files.read_manifest(folder / MANIFEST, SCHEMA_VERSION, "the manifest of an audit")

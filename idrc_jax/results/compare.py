@@ -1,0 +1,152 @@
+"""Two runs on the same images, paired: does one certify more, or is it chance?
+
+At each radius only the images that one run certifies and the other does not tell them apart (McNemar 1947). The test is
+exact: if neither certified more, each of them would fall to either run with probability 1/2.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from idrc_jax.certificates import confidence_bounds
+from idrc_jax.core import validate
+from idrc_jax.results import metrics, runs
+from idrc_jax.results.rows import Results
+
+# The 5 % by which an interval may err: for the share of differing images that fall to the second run, and for how many
+# differ.
+_SPLIT = (0.8, 0.2)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The second run against the first at one radius.
+
+    Attributes:
+      first, second: certified accuracies.
+      only_first, only_second: images that one alone certifies.
+      low, high: confidence interval of second - first.
+      p_value: of the exact two-sided test.
+      p_holm: the same, corrected for all radii compared (Holm 1979).
+    """
+
+    radius: float
+    first: float
+    second: float
+    only_first: int
+    only_second: int
+    low: float
+    high: float
+    p_value: float
+    p_holm: float
+
+
+def compare(
+    first: Results,
+    second: Results,
+    radii: Sequence[float] = metrics.RADII,
+    *,
+    published: bool = False,
+    confidence: float = 0.95,
+) -> list[Difference]:
+    """The difference in certified accuracy at each radius.
+
+    Args:
+      published: compare the paper's radii, which are not certificates but for `gaussian`.
+
+    Guarantee: over images drawn independently of both runs, each interval holds the true difference with probability
+    at least `confidence`, and if nothing differs at any radius, one of the p_holm is <= a with probability at most a.
+
+    Raises ValueError for runs of other images, or without such radii.
+    """
+    validate.in_open_unit_interval("confidence", confidence)
+    a, b = paired_radii(first, second, published=published)
+    p_values, made = [], []
+    for radius in radii:
+        only_first, only_second = int(np.sum((a >= radius) & (b < radius))), int(np.sum((b >= radius) & (a < radius)))
+        p_values.append(_mcnemar(only_first, only_second))
+        interval = difference_interval(only_first, only_second, len(a), confidence)
+        accuracies = float(np.mean(a >= radius)), float(np.mean(b >= radius))
+        made.append((radius, *accuracies, only_first, only_second, *interval, p_values[-1]))
+    return [Difference(*one, p_holm=corrected) for one, corrected in zip(made, holm(p_values), strict=True)]
+
+
+def paired_radii(first: Results, second: Results, *, published: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """`summary.correct_radii` of both, in the order of the index; ValueError unless they are of the same images."""
+    other = runs.other_images(first, second)
+    if other:
+        raise ValueError(f"Expected runs of the same images in {first.path} and {second.path}, got {other}.")
+    found = []
+    for one in (first, second):
+        there = metrics.has_published(one) if published else metrics.has_certificates(one)
+        if one.rows and not there:
+            raise ValueError(f"Expected {'published' if published else 'valid'} radii in {one.path}, got none.")
+        found.append(metrics.correct_radii(one, published=published)[np.argsort([row.idx for row in one.rows])])
+    return found[0], found[1]
+
+
+def difference_interval(
+    only_first: int, only_second: int, images: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Interval of P(only second) - P(only first) = d (2q - 1), d the share of differing images, q that of the second's.
+
+    Guarantee: coverage at least `confidence`: the exact intervals of q given their number (at 4/5 of the error
+    probability) and of d hold together at least so often, and the result spans all their combinations.
+    """
+    for_share, for_number = (1 - (1 - confidence) * part for part in _SPLIT)
+    differing = only_first + only_second
+    number = confidence_bounds.proportion_interval(differing, images, for_number)
+    share = confidence_bounds.proportion_interval(only_second, differing, for_share) if differing else (0.0, 1.0)
+    corners = [d * (2 * q - 1) for d in number for q in share]
+    return float(min(corners)), float(max(corners))
+
+
+def acr_difference(first: Results, second: Results, *, published: bool = False) -> tuple[float, float]:
+    """Difference of the average certified radii, second - first, and half its 95 % interval (normal approximation)."""
+    a, b = (np.maximum(one, 0) for one in paired_radii(first, second, published=published))
+    return float(np.mean(b - a)), float(1.96 * np.std(b - a, ddof=1) / np.sqrt(len(a))) if len(a) > 1 else np.inf
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number by Holm's (1979) step-down procedure, in the given order."""
+    order = np.argsort(p_values, kind="stable")
+    factors = len(p_values) - np.arange(len(p_values))
+    corrected = np.minimum(np.maximum.accumulate(np.asarray(p_values)[order] * factors), 1.0)
+    return corrected[np.argsort(order, kind="stable")].tolist()
+
+
+def table(first: str, second: str, differences: Sequence[Difference], acr: tuple[float, float], kind: str) -> str:
+    """A text table of the differences, and what they say."""
+    lines = [
+        f"A: {first}\nB: {second}\n{kind}, paired by image; B - A with exact 95 % intervals.",
+        f"{'radius':>6}  {'A':>5}  {'B':>5}  {'only A':>6}  {'only B':>6}  {'B - A':>7}  {'95 % interval':>17}  "
+        f"{'p':>7}  {'p (Holm)':>8}",
+    ]
+    for one in differences:
+        interval = f"[{one.low:+.3f}, {one.high:+.3f}]"
+        lines.append(
+            f"{one.radius:6.2f}  {one.first:5.3f}  {one.second:5.3f}  {one.only_first:6d}  {one.only_second:6d}  "
+            f"{one.second - one.first:+7.3f}  {interval:>17}  {one.p_value:7.2g}  {one.p_holm:8.2g}"
+        )
+    lines.append(f"ACR: B - A = {acr[0]:+.4f} ± {acr[1]:.4f} (95 %, normal approximation)")
+    return "\n".join([*lines, verdict(differences)])
+
+
+def verdict(differences: Sequence[Difference]) -> str:
+    """In a sentence, at which radii one run certifies more, at 5 % for all radii together."""
+    said = []
+    for name, sign in (("A", -1), ("B", 1)):
+        radii = [
+            one.radius for one in differences if one.p_holm <= 0.05 and sign * (one.only_second - one.only_first) > 0
+        ]
+        if radii:
+            said.append(f"{name} certifies more at {', '.join(f'{radius:g}' for radius in radii)}")
+    what = "; ".join(said) if said else "the runs are not told apart at any radius"
+    return f"At 5 % for the {len(differences)} radii together (Holm): {what}."
+
+
+def _mcnemar(only_first: int, only_second: int) -> float:
+    differing = only_first + only_second
+    return float(stats.binomtest(only_second, differing, 0.5).pvalue) if differing else 1.0

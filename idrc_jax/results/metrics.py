@@ -1,0 +1,104 @@
+"""What a result file says about a data set: certified accuracy, average certified radius, a table."""
+
+import math
+
+import numpy as np
+from scipy import stats
+
+from idrc_jax import certificates
+from idrc_jax.certificates import confidence_bounds
+from idrc_jax.core import validate
+from idrc_jax.results.rows import Results
+
+RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+
+
+def correct_radii(results: Results, *, published: bool = False) -> np.ndarray:
+    """Each image's radius where its prediction is right and certified, else -inf: float64 [images].
+
+    Args:
+      published: take the paper's radii, which are not valid except for `gaussian`, instead of the valid ones. A radius
+        that is nan (no certificate) counts as not certified.
+
+    Raises ValueError for a file without rows, of images without labels, or without published radii when they are asked
+    for.
+    """
+    require_rows(results)
+    if not results.labelled:
+        raise ValueError(f"Expected labels in {results.path}, got -1: without them no accuracy is known.")
+    radii = []
+    for row in results.rows:
+        radius = row.radius_published if published else row.radius
+        if radius is None:
+            raise ValueError(f"Expected a file with radius_published, got the six columns of {results.path}.")
+        radii.append(radius if row.correct and not math.isnan(radius) else -math.inf)
+    return np.asarray(radii)
+
+
+def has_certificates(results: Results) -> bool:
+    """Whether the file's scheme has valid radii; False when every radius is nan."""
+    return not all(math.isnan(row.radius) for row in results.rows)
+
+
+def has_published(results: Results) -> bool:
+    """Whether the file has the paper's radii: not other projects' logs, nor schemes that are not in the paper."""
+    return any(row.radius_published is not None and not math.isnan(row.radius_published) for row in results.rows)
+
+
+def published_is_valid(results: Results) -> bool:
+    """Whether the published radii are the valid ones, by definition and in the file, so that one says it all."""
+    if not results.manifest or not has_published(results):
+        return False
+    radii = np.asarray([(row.radius, row.radius_published) for row in results.rows], float)
+    same = np.allclose(radii[:, 0], radii[:, 1], rtol=1e-6, atol=0)
+    return same and certificates.published_is_valid(results.manifest["guarantee"])
+
+
+def certified_accuracy(results: Results, radius: float, *, published: bool = False) -> float:
+    """The fraction of images predicted rightly with a radius >= `radius` (pixel units)."""
+    return float(np.mean(correct_radii(results, published=published) >= radius))
+
+
+def certified_accuracy_lower(results: Results, radius: float, confidence: float = 0.95) -> float:
+    """The share of these images that is robust: `certified_accuracy`, less the certificates that may be wrong.
+
+    Cohen et al. (2019), appendix, with the binomial law in place of its tail bound: of m certificates at most the
+    `confidence` quantile of Bin(m, alpha) are wrong.
+
+    Guarantee: with probability at least `confidence` over the sampling at least this share of the images has the right
+    prediction of the smoothed classifier everywhere within `radius`. It needs noise that is independent across images,
+    as a run's is where every image has an index of its own.
+    """
+    validate.in_open_unit_interval("confidence", confidence)
+    if results.manifest is None:
+        raise ValueError(f"Expected a manifest beside {results.path}, with alpha, got none.")
+    radii = correct_radii(results)
+    wrong = stats.binom.ppf(confidence, len(radii), results.manifest["guarantee"]["alpha"])
+    return float(max(np.sum(radii >= radius) - wrong, 0) / len(radii))
+
+
+def average_certified_radius(results: Results, *, published: bool = False) -> float:
+    """ACR (Zhai et al. 2020): the mean over images of the radius, 0 where the prediction is wrong or uncertified."""
+    return float(np.mean(np.maximum(correct_radii(results, published=published), 0.0)))
+
+
+def abstention_rate(results: Results) -> float:
+    """The fraction of images whose prediction is an abstention."""
+    require_rows(results)
+    return float(np.mean([row.predict == confidence_bounds.ABSTAIN for row in results.rows]))
+
+
+def last_radius(results: Results) -> float:
+    """The largest radius that the plan asked for, up to which accuracies compare; infinite but for `to_radius`."""
+    made = results.manifest["guarantee"] if results.manifest else {}
+    return max(made["radii"]) if made.get("plan") == "to_radius" else math.inf
+
+
+def too_low(results: Results) -> str:
+    """What to say of a plan whose `last_radius` is finite."""
+    return f"asked for radii up to {last_radius(results):g}: accuracy above, and the ACR, are too low to compare."
+
+
+def require_rows(results: Results) -> None:
+    if not results.rows:
+        raise ValueError(f"Expected at least one row in {results.path}, got none.")

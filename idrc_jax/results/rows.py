@@ -1,0 +1,224 @@
+"""Certification results on disk: one TSV row an image, and a manifest beside it.
+
+`certificates.tsv` starts with the six columns of the field (`idx label predict radius correct time`, abstain =
+-1), so that other projects' tools read it, and goes on with what recomputes every radius. Numbers are
+written in full precision. `manifest.json` holds the settings that the certificates depend on (`guarantee`,
+compared whenever a run goes on) and one entry a call (`sessions`: versions, devices, date; never compared).
+"""
+
+import dataclasses
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from idrc_jax.certificates import Certificate, confidence_bounds, sampling_plans, schemes
+from idrc_jax.core import files
+from idrc_jax.results.manifest import MANIFEST, read_manifest
+
+NAME = "certificates.tsv"
+UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image. The fields after `time` are None in other projects' six-column logs.
+
+    Attributes:
+      idx, label: of the image in its data set; label -1 where it is unknown.
+      predict: the class, or -1 (abstain).
+      radius: valid l2 radius in pixel units; nan where the scheme has no certificate.
+      correct: 1 where `predict` is the label, else 0, also where the label is unknown (see `is_correct`).
+      time: seconds.
+      radius_published: the paper's radius.
+      selected: class chosen by the n0 selection votes, -1 for none.
+      statistic: the image's statistic under the scheme.
+      sigma_x: the noise level.
+      p_lower: lower bound on the probability of `selected`.
+      n, n0: estimation and selection samples.
+      votes: estimation votes by class, zeros left out; -1 counts the votes with logits that were not finite.
+    """
+
+    idx: int
+    label: int
+    predict: int
+    radius: float
+    correct: int
+    time: float
+    radius_published: float | None = None
+    selected: int | None = None
+    statistic: float | None = None
+    sigma_x: float | None = None
+    p_lower: float | None = None
+    n: int | None = None
+    n0: int | None = None
+    votes: dict[int, int] | None = None
+
+    @classmethod
+    def from_certificate(cls, certificate: Certificate, idx: int, label: int, seconds: float) -> Self:
+        """The row of a certificate."""
+        *classes, non_finite = certificate.votes
+        votes = {number: count for number, count in enumerate(classes) if count}
+        if non_finite:
+            votes[-1] = non_finite
+        return cls(
+            idx=idx,
+            label=label,
+            correct=is_correct(label, certificate.predict),
+            time=round(seconds, 3),
+            **{name: getattr(certificate, name) for name in _SHARED},
+            votes=votes,
+        )
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
+SIX = COLUMNS[:6]
+_SHARED = [field.name for field in dataclasses.fields(Certificate) if field.name in COLUMNS and field.name != "votes"]
+_INTEGERS = {"idx", "label", "predict", "correct", "selected", "n", "n0"}
+_BOOLEANS = {"True": 1, "False": 0}
+
+
+@dataclass(frozen=True)
+class Results:
+    """A result file: its rows in file order, the manifest beside it (None for six-column logs), where it is."""
+
+    rows: tuple[Row, ...]
+    manifest: dict[str, Any] | None
+    path: Path
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images' true classes are known."""
+        return all(row.label != UNLABELLED for row in self.rows)
+
+
+def read_results(path: str | Path) -> Results:
+    """Read a result file of this project, or a six-column log of another.
+
+    Args:
+      path: the file, or a run's folder. In six-column logs `time` is seconds or h:mm:ss, after days if there are any,
+        and `correct` may be True or False.
+
+    Rows whose `correct` contradicts label and predict, as in logs that write a running total there or 1 for an
+    abstention, get the one that follows from these (`is_correct`), and a warning counts them. A last line without its
+    newline, in a file of this project, was cut off by a crash: it is left out with a warning.
+
+    Raises:
+      ValueError: no such file, an unknown header, a malformed line (named), an index that comes twice, or rows of
+        another noise level, another number of samples or another plan than those of the manifest beside them.
+    """
+    path = Path(path) / NAME if Path(path).is_dir() else Path(path)
+    if not path.is_file():
+        raise ValueError(f"Expected a result file at {path}, got no such file.")
+    found, whole = read_as_it_is(path)
+    if not whole:
+        warnings.warn(f"The last line of {path} was cut off by a crash and is left out.", stacklevel=2)
+    rows = tuple(dataclasses.replace(row, correct=is_correct(row.label, row.predict)) for row in found.rows)
+    changed = sum(new.correct != old.correct for new, old in zip(rows, found.rows, strict=True))
+    if changed:
+        warnings.warn(
+            f"In {changed} of the {len(rows)} rows of {path} the column correct contradicts label and predict: it is "
+            "taken from these.",
+            stacklevel=2,
+        )
+    return dataclasses.replace(found, rows=rows)
+
+
+def is_correct(label: int, predict: int) -> int:
+    """1 where the prediction is the label, 0 elsewhere and for every abstention, also of an image without a label."""
+    return int(predict == label != confidence_bounds.ABSTAIN)
+
+
+def line_of(row: Row) -> str:
+    values = [repr(getattr(row, name)) for name in COLUMNS[:-1]]
+    return "\t".join([*values, votes_text(row.votes)]) + "\n"
+
+
+def votes_text(votes: dict[int, int] | None) -> str:
+    """`class:count,...`, as the column has it."""
+    return ",".join(f"{number}:{count}" for number, count in (votes or {}).items())
+
+
+def read_as_it_is(path: Path) -> tuple[Results, bool]:
+    """The file as it is, and whether its last line was whole; ValueError for rows that contradict the manifest."""
+    columns, rows, whole = _read_rows(path)
+    manifest = read_manifest(path.parent) if columns == COLUMNS else None
+    if manifest is not None and rows:
+        _check_rows(rows, manifest, path)
+    return Results(rows, manifest, path), whole
+
+
+def _read_rows(path: Path) -> tuple[tuple[str, ...], tuple[Row, ...], bool]:
+    """Header, rows, and whether the last line was whole."""
+    try:
+        lines = files.read_text(path).split("\n")
+    except UnicodeDecodeError:
+        raise ValueError(f"Expected a text file of results, got {path}.") from None
+    columns = tuple(lines[0].split("\t"))
+    if columns not in (COLUMNS, SIX):
+        raise ValueError(f"Expected a header {' '.join(SIX)} (and ours beyond) in {path}, got {lines[0][:80]!r}.")
+    whole = columns == SIX or lines[-1] == ""
+    body = lines[1:] if whole else lines[1:-1]
+    while body and not body[-1].strip():
+        body.pop()
+    rows: dict[int, Row] = {}
+    for number, line in enumerate(body, start=2):
+        try:
+            row = _parse(columns, line)
+        except ValueError as error:
+            raise ValueError(f"Expected {len(columns)} columns of numbers in {path}, line {number}: {error}.") from None
+        if row.idx in rows:
+            raise ValueError(f"Expected each image once in {path}, got {row.idx} again in line {number}.")
+        rows[row.idx] = row
+    return columns, tuple(rows.values()), whole
+
+
+def _check_rows(rows: tuple[Row, ...], manifest: dict[str, Any], path: Path) -> None:
+    """ValueError unless the noise levels and numbers of samples are those of the manifest's scheme and plan."""
+    try:
+        made = manifest["guarantee"]
+        plan = sampling_plans.from_description(made)
+        # The level of a user's own scheme is known to that scheme alone.
+        scheme = schemes.from_description(made) if made["scheme"] in schemes.SCHEMES else None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"Expected a whole manifest beside {path}, got one without {error}.") from None
+    looks = set(plan.looks())
+    levels = [row.sigma_x for row in rows]
+    if scheme is not None:
+        levels = schemes.drawn_level(scheme, [row.statistic for row in rows]).tolist()
+    for row, level in zip(rows, levels, strict=True):
+        if row.n not in looks or row.n0 != plan.selection or row.sigma_x != level:
+            raise ValueError(
+                f"Expected rows under {MANIFEST} in {path}, with n at most {plan.n}, n0 = {plan.selection} (plan "
+                f"{plan.name}) and sigma_x = {level}, got n = {row.n}, n0 = {row.n0}, sigma_x = {row.sigma_x} for "
+                f"image {row.idx}: it is a file of another run."
+            )
+
+
+def _parse(columns: tuple[str, ...], line: str) -> Row:
+    texts = line.split("\t")
+    if len(texts) != len(columns):
+        raise ValueError(f"got {len(texts)} columns")
+    values: dict[str, Any] = {}
+    for name, text in zip(columns, texts, strict=True):
+        if name == "votes":
+            values[name] = {int(c): int(k) for c, k in (pair.split(":") for pair in text.split(",") if pair)}
+        elif name in _INTEGERS:
+            values[name] = _BOOLEANS[text] if text in _BOOLEANS and name == "correct" else int(text)
+        else:
+            values[name] = _seconds(text) if name == "time" else float(text)
+    for name in ("radius", "radius_published", "time"):
+        value = values.get(name, 0.0)
+        if value < 0 or math.isinf(value) or (name == "time" and math.isnan(value)):
+            raise ValueError(f"got {name} = {value}, which is not finite and >= 0")
+    return Row(**values)
+
+
+def _seconds(text: str) -> float:
+    """Seconds, or h:mm:ss with a fraction and, where there are any, days: `1 day, 2:03:04`."""
+    days, _, clock = text.rpartition(", ")
+    total = 0.0
+    for part in clock.split(":"):
+        total = 60 * total + float(part)
+    return 86_400 * int(days.removesuffix("s").removesuffix(" day") or 0) + total

@@ -1,0 +1,148 @@
+"""Result files shown side by side: their names, and what noise their networks were trained under."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from idrc_jax.core import files
+from idrc_jax.results import result_file, rows
+from idrc_jax.results.rows import Results
+
+
+@dataclass(frozen=True)
+class Run:
+    """A result file with the name that figures, tables and reports give it."""
+
+    name: str
+    results: Results
+
+    @property
+    def scheme(self) -> str:
+        """The noise scheme, or what stands for it where a file does not say."""
+        return self._made("scheme", "no manifest")
+
+    @property
+    def sigma(self) -> float | None:
+        """The noise parameter; None where a file does not say."""
+        return self._made("sigma", None)
+
+    def _made(self, name: str, otherwise: Any) -> Any:
+        return self.results.manifest["guarantee"][name] if self.results.manifest else otherwise
+
+
+def read(arguments: Sequence[str]) -> list[Run]:
+    """The runs that a command line names, each FILE, FOLDER or NAME=FILE; ValueError for one that cannot be read
+    or has no row.
+
+    Without a name it is the scheme and sigma, or the file's name, and as much of the path as tells them apart.
+    """
+    names, found = [], []
+    for argument in arguments:
+        name, path = _split(argument)
+        names.append(name)
+        found.append(rows.read_results(path))
+        if not found[-1].rows:
+            raise ValueError(f"Expected at least one row in {found[-1].path}, got none.")
+    return [Run(name or own, one) for name, own, one in zip(names, labels(found), found, strict=True)]
+
+
+def with_rows(arguments: Sequence[str]) -> list[str]:
+    """The arguments but for folders without results, which a pattern such as `runs/*` brings: a training's, for one.
+
+    A line on standard error names each that is left out. Where no folder has results all stay, for `read` to refuse.
+    """
+    kept, notes = [], []
+    for argument in arguments:
+        folder = Path(argument)
+        if not folder.is_dir() or result_file.has_rows(folder / rows.NAME):
+            kept.append(argument)
+            continue
+        hint = ""
+        if any(map(result_file.has_rows, result_file.result_files(folder))):
+            hint = f" Unite its workers' files: idrc-merge --out {folder} {folder}/certificates.*-of-*.tsv"
+        notes.append(f"note: {folder} has no rows in {rows.NAME} and is left out.{hint}")
+    if not kept:
+        return list(arguments)
+    for note in notes:
+        print(note, file=sys.stderr)
+    return kept
+
+
+def _split(argument: str) -> tuple[str, str]:
+    """Name and path; the name, like the path, may have an equals sign, and `~` is the home folder."""
+    if Path(argument).exists() or "=" not in argument:
+        return "", os.path.expanduser(argument)
+    places = [place for place, sign in enumerate(argument) if sign == "="]
+    paths = {place: os.path.expanduser(argument[place + 1 :]) for place in places}
+    end = next((place for place in places if Path(paths[place]).exists()), places[-1])
+    return argument[:end], paths[end]
+
+
+def labels(several: Sequence[Results]) -> list[str]:
+    """A name for each: scheme and sigma or the file's name; those that coincide get their folders, too."""
+    names = [_label(one) for one in several]
+    made = []
+    for name, one in zip(names, several, strict=True):
+        alike = [other for rival, other in zip(names, several, strict=True) if rival == name and other is not one]
+        parts = _parts(one) if alike else ()
+        rivals = {_parts(other) for other in alike} - {parts}
+        depth = 1 if rivals else 0
+        while any(rival[-depth:] == parts[-depth:] for rival in rivals):
+            depth += 1
+        made.append(f"{name} ({'/'.join(parts[-depth:])})" if depth else name)
+    return made
+
+
+def other_images(a: Results, b: Results) -> str:
+    """How the images of two files differ, as far as the files say; empty when they are the same."""
+    one, other = ({row.idx: row.label for row in read.rows} for read in (a, b))
+    if a.manifest and b.manifest:
+        made = [manifest["guarantee"] for manifest in (a.manifest, b.manifest)]
+        sets = [f"{each['data']} ({each['data_sha256'][:8]})" for each in made]
+        # Of images that are decoded one by one the hash is of those certified, which the indices compare.
+        if sets[0] != sets[1] and not (made[0]["data"] == made[1]["data"] == "imagenet/test"):
+            return f"{sets[0]} against {sets[1]}"
+    if one.keys() != other.keys():
+        shared = len(one.keys() & other.keys())
+        return f"{len(one)} images against {len(other)}, {shared} of them in both"
+    wrong = [idx for idx in one if one[idx] != other[idx]]
+    return f"image {wrong[0]} has label {one[wrong[0]]} against {other[wrong[0]]}" if wrong else ""
+
+
+def trained_under(one: Results) -> str:
+    """The noise of the network's training, e.g. `gaussian, σ = 0.25`; empty where neither manifest nor folder says."""
+    training = _training(one)
+    if not training:
+        return ""
+    scheme, low = training["scheme"], training["recipe"]["sigma_low"]
+    return f"{scheme['name']}, σ {f'from {low:g} to' if low else '='} {scheme['sigma']:g}"
+
+
+def _training(one: Results) -> dict[str, Any] | None:
+    for session in reversed(one.manifest["sessions"] if one.manifest else []):
+        if session.get("training"):
+            return session["training"]
+    beside = one.path.parent / "train_config.json" if one.manifest else None
+    if beside is None or not beside.is_file():
+        return None
+    try:
+        return json.loads(files.read_text(beside))["training"]
+    except (ValueError, KeyError):
+        raise ValueError(f"Expected a training's settings in {beside}, got something else.") from None
+
+
+def _label(one: Results) -> str:
+    if not one.manifest:
+        return one.path.name
+    made = one.manifest["guarantee"]
+    return f"{made['scheme']}, σ = {made['sigma']:g}" + (", denoised" if "denoiser_sigma" in made else "")
+
+
+def _parts(one: Results) -> tuple[str, ...]:
+    """The path's folders of a run of this project, which are its name; of another's log the file, too."""
+    whole = one.path.absolute()
+    return (whole.parent if whole.name == rows.NAME else whole).parts

@@ -1,0 +1,47 @@
+"""Results for other tools: a pandas table, Parquet, and the six columns that other projects' analyses read."""
+
+from pathlib import Path
+from typing import Any
+
+from idrc_jax.core import files
+from idrc_jax.results import rows
+from idrc_jax.results.rows import Results
+
+
+def to_pandas(read: Results) -> Any:
+    """A `pandas.DataFrame` with a row an image and the file's columns; `attrs["manifest"]` is the manifest.
+
+    `votes` is a text as in the file, `class:count,...`. ValueError without pandas.
+    """
+    try:
+        import pandas as pd  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError("Expected pandas, got no such package: pip install 'idrc_jax[tables]'.") from None
+    columns = rows.COLUMNS if read.manifest is not None else rows.SIX
+    table = pd.DataFrame({name: [getattr(row, name) for row in read.rows] for name in columns})
+    if "votes" in table:
+        table["votes"] = [rows.votes_text(row.votes) for row in read.rows]
+    table.attrs["manifest"] = read.manifest
+    return table
+
+
+def write_parquet(read: Results, path: Path) -> None:
+    """`to_pandas` as a Parquet file, whole or not at all; pandas reads the manifest back with it."""
+    table = to_pandas(read)
+    try:
+        with files.replacing(path) as partial:
+            table.to_parquet(partial, index=False)
+    except ImportError:
+        raise ValueError("Expected pyarrow, got no such package: pip install 'idrc_jax[tables]'.") from None
+
+
+def write_log(read: Results, path: Path) -> None:
+    """The field's six columns in full precision, abstain = -1, time in seconds; `read_results` gives the same back.
+
+    `radius` is the valid one, `nan` where there is none, which comparisons count as not certified. ValueError for
+    images without labels: the column `correct` would tell an accuracy of 0.
+    """
+    if not read.labelled:
+        raise ValueError(f"Expected labels in {read.path} for a log whose rows say what is correct, got none.")
+    lines = ["\t".join(repr(getattr(row, name)) for name in rows.SIX) for row in read.rows]
+    files.write_text(path, "\n".join(["\t".join(rows.SIX), *lines, ""]))

@@ -1,0 +1,32 @@
+"""The hot core: draw noise, classify, count; from which keys, on which devices, in which chunks.
+
+Imports core, certificates, kernels and models.
+"""
+
+from idrc_jax.sampling.votes import (
+    SLOTS,
+    ApplyFn,
+    check_images,
+    check_indices,
+    count_votes,
+    default_chunk,
+    dispatch_votes,
+    memory_estimate,
+    place,
+    sample_votes,
+    slot_votes,
+)
+
+__all__ = [
+    "SLOTS",
+    "ApplyFn",
+    "check_images",
+    "check_indices",
+    "count_votes",
+    "default_chunk",
+    "dispatch_votes",
+    "memory_estimate",
+    "place",
+    "sample_votes",
+    "slot_votes",
+]

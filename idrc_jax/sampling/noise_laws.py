@@ -1,0 +1,73 @@
+"""The laws of the noise schemes in JAX.
+
+A law is drawn at scale 1 and multiplied by the noise level, in float32: half-precision normals take only
+some hundred values and would void the certificate. Cast after adding, never before.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.sampling import threefry
+
+Shape = tuple[int, ...]
+
+
+def _normal(key: jax.Array, shape: Shape) -> jax.Array:
+    return jax.random.normal(key, shape, jnp.float32)
+
+
+def _half_normal_length(key: jax.Array, shape: Shape) -> jax.Array:
+    length_key, direction_key = jax.random.split(key)
+    return jax.random.normal(length_key, (), jnp.float32) * _unit(_normal(direction_key, shape))
+
+
+def _laplace_direction(key: jax.Array, shape: Shape) -> jax.Array:
+    return _unit(jax.random.laplace(key, shape, jnp.float32))
+
+
+def _unit(vector: jax.Array) -> jax.Array:
+    return vector / jnp.sqrt(jnp.sum(vector * vector))
+
+
+LAWS: dict[str, Callable[[jax.Array, Shape], jax.Array]] = {
+    "normal": _normal,
+    "half_normal_length": _half_normal_length,
+    "laplace_direction": _laplace_direction,
+}
+
+
+def draw(law: str, key: jax.Array, scale: jax.Array, shape: Shape) -> jax.Array:
+    """One noise array.
+
+    Args:
+      law: a name in `LAWS`; static under jit. A scheme's is `scheme.law`.
+      key: a typed key.
+      scale: float32 [], the noise level in pixel units.
+      shape: (H, W, C) of the image.
+
+    Returns:
+      float32 [H, W, C], `scale` times the law at scale 1.
+    """
+    return scale * LAWS[law](threefry.one_pass(key), shape)
+
+
+def add(scheme: Scheme, images: jax.Array, key: jax.Array, sigma_factor: jax.Array | None = None) -> jax.Array:
+    """Noisy copies of a batch, each image with the level its own pixels ask for (training's use).
+
+    Args:
+      images: float32 [N, H, W, C] in [0, 1].
+      key: a typed key; image i gets `fold_in(key, i)`.
+      sigma_factor: optional float32 [N] that multiplies every level.
+
+    Returns:
+      float32 [N, H, W, C], not clipped.
+    """
+    scale = scheme.scale(scheme.statistic(images))
+    if sigma_factor is not None:
+        scale = scale * sigma_factor
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(images.shape[0]))
+    draws = jax.vmap(lambda k, s: draw(scheme.law, k, s, images.shape[1:]))(keys, scale)
+    return images + draws

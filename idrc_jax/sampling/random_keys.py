@@ -1,0 +1,52 @@
+"""The key tree: every random number is a function of (seed, stage, data-set index, sample index) alone.
+
+All branches are `fold_in`, so that a sample's noise does not depend on the batch, the chunk, the number of
+devices, the order of the images or the point at which a run was resumed. Keys are those of `threefry`, so that it does
+not depend on any setting of JAX either.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from idrc_jax.core import validate
+from idrc_jax.sampling import threefry
+
+SELECTION = 0
+ESTIMATION = 1
+PREDICTION = 2
+INITIALISATION = 3
+TRAINING = 4
+SEARCH = 5
+DIRECTION = 6
+SCREENING = 7
+CONFIRMATION = 8
+
+
+def check_seed(seed: Any) -> int:
+    """The seed if it is one of 0 .. 2**32 - 1, which the key tree tells apart, else ValueError."""
+    if not 0 <= validate.integer("seed", seed) < 2**32:
+        raise ValueError(f"Expected a seed in 0 .. 2**32 - 1, got {seed}.")
+    return int(seed)
+
+
+def root(seed: int) -> jax.Array:
+    """The typed key of a run: that of `jax.random.key(seed, impl="threefry2x32")`, whatever JAX's settings are.
+
+    Raises ValueError for a seed outside 0 .. 2**32 - 1.
+    """
+    return threefry.key(np.asarray([0, check_seed(seed)], np.uint32))
+
+
+def stage(key: jax.Array, number: int) -> jax.Array:
+    """The key of one stage of a run, e.g. `ESTIMATION`; different stages share no randomness.
+
+    Raises ValueError for a key of another generator than threefry2x32.
+    """
+    return jax.random.fold_in(threefry.pinned(key), number)
+
+
+def sample(stage_key: jax.Array, index: jax.Array, sample_index: jax.Array) -> jax.Array:
+    """The key of one noisy sample: stage -> data-set index -> sample index (scalars, below 2**32)."""
+    return jax.random.fold_in(jax.random.fold_in(stage_key, index), sample_index)

@@ -1,0 +1,305 @@
+"""The hot core: draw noise, classify, count, all on the device.
+
+The primitive is a batch of slots (`slot_votes`); `sample_votes` loops it over many samples of some images in
+one program; `count_votes` deals that to the devices and returns the counts to the host. The first two are
+pure functions of arrays and also run under `jax.jit`, `vmap`, `pmap` and inside `jax.shard_map`.
+
+A sample's noise is a function of (key, data-set index, sample index) alone, so votes do not depend on the
+chunk, the number of devices, the order of the images or where a run was cut, up to ties that floating
+point breaks differently when the batch shape changes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from idrc_jax.certificates.schemes import Scheme, host_scale
+from idrc_jax.core import validate
+from idrc_jax.models import Classifier, check_logits
+from idrc_jax.sampling import devices, noise_laws, random_keys
+
+ApplyFn = Callable[[Any, jax.Array], jax.Array]
+_CPU_BYTES = 2**25  # of a chunk's largest intermediate result on a CPU
+SLOTS = 64  # images of a dispatch: always as many in a job, so that it compiles once
+
+
+def slot_votes(
+    apply_fn: ApplyFn,
+    law: str,
+    classes: int,
+    params: Any,
+    key: jax.Array,
+    images: jax.Array,
+    indices: jax.Array,
+    scales: jax.Array,
+    slot: jax.Array,
+    sample: jax.Array,
+    live: jax.Array,
+) -> jax.Array:
+    """Classify one noisy image a slot, and count the votes per image.
+
+    Args:
+      apply_fn: (params, images float32 [B, H, W, C]) -> logits [B, classes].
+      law: a name in `noise.LAWS`.
+      key: the stage's typed key.
+      images: float32 [N, H, W, C] in [0, 1].
+      indices: uint32 [N], data-set indices: with `sample` they name the noise.
+      scales: float32 [N], noise levels.
+      slot: int32 [B], which image.
+      sample: uint32 [B], which sample of it.
+      live: bool [B]; the votes of dead slots are not counted.
+
+    Returns:
+      int32 [N, classes + 1]; the last column counts the votes whose logits were not all finite.
+
+    Raises:
+      ValueError: logits of another shape, or that are no floats.
+    """
+
+    def noisy(position: jax.Array, number: jax.Array) -> jax.Array:
+        sample_key = random_keys.sample(key, indices[position], number)
+        image = images[position]
+        return image + noise_laws.draw(law, sample_key, scales[position], image.shape)
+
+    logits = check_logits(apply_fn(params, jax.vmap(noisy)(slot, sample)), len(slot), classes)
+    finite = jnp.isfinite(logits).all(axis=-1)
+    vote = jnp.where(finite, jnp.argmax(logits, axis=-1), classes)
+    counts = jnp.zeros((images.shape[0], classes + 1), jnp.int32)
+    return counts.at[slot, vote].add(live.astype(jnp.int32))
+
+
+def sample_votes(
+    apply_fn: ApplyFn,
+    law: str,
+    classes: int,
+    chunk: int,
+    params: Any,
+    key: jax.Array,
+    images: jax.Array,
+    indices: jax.Array,
+    scales: jax.Array,
+    first: jax.Array,
+    n: jax.Array,
+    shard: jax.Array,
+    shards: int,
+) -> jax.Array:
+    """Votes of samples first[i] .. first[i] + n[i] - 1 of every image i, by a device loop over chunks.
+
+    All images' samples stand in one row, which is dealt chunk by chunk to `shards` equal workers; this is worker
+    `shard`. So images of different sample numbers share a batch, and only the last chunk is padded with dead slots.
+    `first` (uint32 [N]), `n` (int32 [N], >= 0) and `shard` (int32 []) are traced: no value of them compiles anew.
+    The n together must stay below 2**31.
+
+    Returns:
+      int32 [N, classes + 1], this worker's share.
+    """
+    ends = jnp.cumsum(n)
+    total = ends[-1]
+    stride = chunk * shards
+
+    def body(step: jax.Array, counts: jax.Array) -> jax.Array:
+        position = step * stride + shard * chunk + jnp.arange(chunk, dtype=jnp.int32)
+        live = position < total
+        slot = jnp.searchsorted(ends, position, side="right", method="compare_all")
+        slot = jnp.minimum(slot, images.shape[0] - 1)
+        sample = first[slot] + (position - (ends[slot] - n[slot])).astype(jnp.uint32)
+        votes = slot_votes(apply_fn, law, classes, params, key, images, indices, scales, slot, sample, live)
+        return counts + votes
+
+    # Zeros that vary over the mesh as the votes will: a constant carry is refused inside shard_map.
+    varying = (shard + n + first.astype(jnp.int32) + indices.astype(jnp.int32))[:, None]
+    start = jnp.zeros((images.shape[0], classes + 1), jnp.int32) + 0 * varying
+    return jax.lax.fori_loop(0, (total + stride - 1) // stride, body, start)
+
+
+@partial(jax.jit, static_argnames=("apply_fn", "law", "classes", "chunk", "mesh"))
+def _votes_on_mesh(
+    params: Any,
+    key: jax.Array,
+    images: jax.Array,
+    indices: jax.Array,
+    scales: jax.Array,
+    first: jax.Array,
+    n: jax.Array,
+    *,
+    apply_fn: ApplyFn,
+    law: str,
+    classes: int,
+    chunk: int,
+    mesh: Mesh,
+) -> jax.Array:
+    def on_one_device(shard: jax.Array, *traced: Any) -> jax.Array:
+        kernel: Callable[..., jax.Array] = sample_votes
+        return kernel(apply_fn, law, classes, chunk, *traced, shard[0], mesh.size)[None]
+
+    shards = jnp.arange(mesh.size, dtype=jnp.int32)
+    split = jax.shard_map(on_one_device, mesh=mesh, in_specs=(P(devices.AXIS), *[P()] * 7), out_specs=P(devices.AXIS))
+    return split(shards, params, key, images, indices, scales, first, n)
+
+
+def dispatch_votes(
+    classifier: Classifier,
+    scheme: Scheme,
+    images: np.ndarray,
+    scales: np.ndarray,
+    *,
+    indices: np.ndarray,
+    first: np.ndarray | int,
+    n: np.ndarray | int,
+    key: jax.Array,
+    chunk: int,
+    mesh: Mesh,
+) -> jax.Array:
+    """Start counting and return at once: int32 [devices, N, classes + 1], to be summed over the first axis.
+
+    `first` and `n` are those of each image, or of all.
+    """
+    validate.count("chunk", chunk, 2)
+    if chunk == classifier.classes:
+        classifier.check()  # `slot_votes` could not tell an axis of images from one of classes
+    first, n = (np.broadcast_to(np.asarray(value, np.int64), (len(images),)) for value in (first, n))
+    if np.min(indices) < 0 or np.max(indices) >= 2**32 or np.min(first) < 0 or np.max(first + n) > 2**32:
+        raise ValueError(f"Expected indices and sample numbers in 0 .. 2**32 - 1, got {indices}, {first} + {n}.")
+    if chunk * mesh.size >= 2**30:
+        raise ValueError(f"Expected chunk * devices < 2**30, got {chunk} on {mesh.size}.")
+    if np.sum(n) + chunk * mesh.size >= 2**31:
+        raise ValueError(f"Expected images * n < 2**31 in one dispatch, got {np.sum(n)}.")
+    return _votes_on_mesh(
+        classifier.params,
+        key,
+        jnp.asarray(images, jnp.float32),
+        jnp.asarray(indices, jnp.uint32),
+        jnp.asarray(scales, jnp.float32),
+        jnp.asarray(first, jnp.uint32),
+        jnp.asarray(n, jnp.int32),
+        apply_fn=classifier.apply_fn,
+        law=scheme.law,
+        classes=classifier.classes,
+        chunk=chunk,
+        mesh=mesh,
+    )
+
+
+def place(classifier: Classifier, mesh: Mesh) -> Classifier:
+    """The classifier with its params on every device of the mesh, so that no dispatch copies them."""
+    return replace(classifier, params=jax.device_put(classifier.params, devices.replicated(mesh)))
+
+
+def default_chunk(classifier: Classifier, mesh: Mesh) -> int:
+    """Samples a device takes at a time: few on the CPU, for the sake of its caches, and what fills an accelerator.
+
+    Fewer, but at least 2, where four times the network's largest intermediate result would take more than half of the
+    device's memory.
+    """
+    wanted = 4096
+    if mesh.devices.flat[0].platform == "cpu":
+        held = _CPU_BYTES // classifier.largest_intermediate
+        wanted = min(32 if mesh.size > 1 else 128, max(4, 2 ** int(math.log2(max(held, 1)))))
+    return min(wanted, largest_chunk(classifier, mesh))
+
+
+def largest_chunk(classifier: Classifier, mesh: Mesh) -> int:
+    """Samples, at least 2, whose intermediate results half of a device's memory holds, as far as can be told."""
+    return max(2, devices.memory(mesh) // 2 // (4 * classifier.largest_intermediate))
+
+
+def count_votes(
+    classifier: Classifier,
+    scheme: Scheme,
+    images: np.ndarray,
+    *,
+    indices: np.ndarray,
+    n: int,
+    key: jax.Array,
+    first: int = 0,
+    chunk: int = 0,
+    mesh: Mesh | None = None,
+) -> np.ndarray:
+    """Votes of the base classifier on n noisy copies of each image.
+
+    Args:
+      images: float32 [N, H, W, C] in [0, 1] (a ValueError says so otherwise).
+      indices: [N] data-set indices; images with the same index and key get the same noise.
+      n: samples an image, numbered from `first`.
+      key: a typed key; use another for every stage (`prng.stage`).
+      chunk: samples a device computes at a time (>= 2; 0 chooses); it sets the memory, not the votes.
+      mesh: the devices (all local ones by default).
+
+    Returns:
+      int32 [N, classes + 1]: votes per class, then the votes whose logits were not all finite.
+
+    Guarantee: votes are independent draws of f(x + noise) given the image, as far as the pseudo-random
+    generator and float32 normals are (see docs/caveats.md).
+    """
+    mesh = mesh or devices.mesh()
+    images = check_images(images, classifier)
+    indices = check_indices(indices, images)
+    validate.count("n", n, 1)
+    validate.integer("first", first)
+    _, scales = host_scale(scheme, images)
+    votes = dispatch_votes(
+        classifier,
+        scheme,
+        images,
+        scales,
+        indices=indices,
+        first=first,
+        n=n,
+        key=key,
+        chunk=chunk or default_chunk(classifier, mesh),
+        mesh=mesh,
+    )
+    return np.asarray(votes).sum(axis=0)
+
+
+def check_images(images: np.ndarray, classifier: Classifier) -> np.ndarray:
+    """Float32 images that the classifier can take, or ValueError."""
+    images = np.asarray(images)
+    if images.shape[1:] != classifier.image_shape:
+        raise ValueError(
+            f"Expected images of shape {classifier.image_shape} as the classifier takes, got {images.shape[1:]}."
+        )
+    if images.dtype != np.float32 or not (images.min(initial=0) >= 0 and images.max(initial=0) <= 1):
+        raise ValueError(
+            f"Expected float32 images within [0, 1], got {images.dtype} from {images.min()} to {images.max()}."
+        )
+    return images
+
+
+def check_indices(indices: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """One integer an image, or ValueError."""
+    indices = np.asarray(indices)
+    if not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(f"Expected indices to be integers, got {indices.dtype}.")
+    if indices.shape != (len(images),):
+        raise ValueError(f"Expected one index an image, got {indices.shape} for {len(images)} images.")
+    return indices
+
+
+def memory_estimate(classifier: Classifier, scheme: Scheme, *, chunk: int, mesh: Mesh) -> int | None:
+    """Bytes of temporaries a device needs for one chunk, as XLA's compiler reports them; None if it does not."""
+    shape = (1, *classifier.image_shape)
+    lowered = _votes_on_mesh.lower(
+        classifier.params,
+        random_keys.root(0),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros(1, jnp.uint32),
+        jnp.zeros(1, jnp.float32),
+        jnp.zeros(1, jnp.uint32),
+        jnp.ones(1, jnp.int32),
+        apply_fn=classifier.apply_fn,
+        law=scheme.law,
+        classes=classifier.classes,
+        chunk=chunk,
+        mesh=mesh,
+    )
+    analysis = lowered.compile().memory_analysis()
+    return None if analysis is None else int(analysis.temp_size_in_bytes)

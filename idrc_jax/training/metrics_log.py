@@ -1,0 +1,108 @@
+"""What training measures: `metrics.csv` and TensorBoard."""
+
+import csv
+import io
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+
+from idrc_jax.core import files
+
+METRICS = "metrics.csv"
+
+
+class MetricsLog:
+    """Means per epoch, to a CSV (and TensorBoard); rows after the step resumed from are dropped.
+
+    Without a workdir nothing is written.
+    """
+
+    def __init__(
+        self, workdir: Path | None, names: Sequence[str], step: int, epoch_steps: int, lr: optax.Schedule, board: Any
+    ) -> None:
+        self._names = names
+        self._path = workdir / METRICS if workdir else None
+        self._columns = ("epoch", "step", "lr", *names, "seconds")
+        self._rows = [row for row in self._read() if row["step"] <= step]
+        self._epoch_steps, self._lr, self.step = epoch_steps, lr, step
+        self._values: list[Sequence[float]] = []
+        self._last_loss = math.nan
+        self._started = time.monotonic()
+        self._board = board
+
+    @property
+    def mean_loss(self) -> float:
+        return float(np.mean([values[0] for values in self._values])) if self._values else self._last_loss
+
+    def add(self, values: Sequence[float]) -> None:
+        self.step += 1
+        self._values.append(values)
+        if self.step % self._epoch_steps == 0:
+            self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        epoch = self.step // self._epoch_steps
+        values = {
+            "epoch": epoch,
+            "step": self.step,
+            "lr": float(np.asarray(self._lr(self.step - 1))),
+            **dict(zip(self._names, np.mean(self._values, axis=0).tolist(), strict=True)),
+            "seconds": time.monotonic() - self._started,
+        }
+        self._rows.append(values)
+        self.flush()
+        if self._board:
+            for name in ("lr", *self._names):
+                self._board.add_scalar(name, values[name], epoch)
+        self._last_loss = values["loss"]
+        self._values, self._started = [], time.monotonic()
+
+    def flush(self) -> None:
+        if self._path is None:
+            return
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(self._rows)
+        files.write_text(self._path, text.getvalue())
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The rows of the file; one that is not whole is left out, with one warning."""
+        if self._path is None or not self._path.is_file():
+            return []
+        lines = self._path.read_text(errors="replace").splitlines(keepends=True)
+        rows = [row for line in lines[1:] if (row := _row(self._columns, line))]
+        if 1 + len(rows) != len(lines):
+            warnings.warn(f"Lines of {self._path} that are not whole are left out.", stacklevel=2)
+        return rows
+
+    def close(self) -> None:
+        if self._board:
+            self._board.close()
+
+
+def _row(columns: Sequence[str], line: str) -> dict[str, Any] | None:
+    """A line of the log, None for one that is cut off or not of this log."""
+    try:
+        epoch, step, *others = line.split(",")
+        values = (int(epoch), int(step), *map(float, others))
+    except ValueError:
+        return None
+    whole = line.endswith("\n") and len(values) == len(columns)
+    return dict(zip(columns, values, strict=True)) if whole else None
+
+
+def summary_writer() -> Any:
+    try:
+        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError(
+            "Expected tensorboardX for train.tensorboard, got none: pip install 'idrc_jax[tensorboard]'."
+        ) from None
+    return SummaryWriter

@@ -1,0 +1,68 @@
+"""How long and how fast to train: epochs, batch, optimiser, learning rate."""
+
+from dataclasses import dataclass
+
+import optax
+
+from idrc_jax.core import validate
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; the defaults are Cohen's (2019) recipe for CIFAR-10.
+
+    Attributes:
+      epochs, batch: passes over the training set, and images a step.
+      method: "sgd", whose weight decay joins the gradient, or "adam", whose weight decay does not (AdamW).
+      lr, momentum, weight_decay: of the method; the decay is on every parameter.
+      schedule: "step" multiplies the rate by `step_factor` every `step_epochs`; "cosine" warms up linearly
+        for `warmup_epochs` and falls to 0.
+      sigma_low: if > 0, each image's noise parameter is drawn uniformly from [sigma_low, scheme.sigma].
+      augment: random crop (pad 4) and flip; for denoisers flip alone.
+    """
+
+    epochs: int = 90
+    batch: int = 256
+    method: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: str = "step"
+    step_epochs: int = 30
+    step_factor: float = 0.1
+    warmup_epochs: float = 0.0
+    sigma_low: float = 0.0
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "step_epochs"):
+            validate.count(f"train.{name}", getattr(self, name), 1)
+        for name in ("lr", "step_factor"):
+            validate.positive(f"train.{name}", getattr(self, name))
+        for name in ("momentum", "weight_decay", "warmup_epochs", "sigma_low"):
+            validate.at_least(f"train.{name}", getattr(self, name), 0)
+        if self.momentum >= 1:
+            raise ValueError(f"Expected train.momentum < 1, got {self.momentum}.")
+        validate.one_of("train.method", self.method, ("sgd", "adam"))
+        validate.one_of("train.schedule", self.schedule, ("step", "cosine"))
+        if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
+            raise ValueError(f"Expected train.warmup_epochs < train.epochs = {self.epochs}, got {self.warmup_epochs}.")
+
+    def learning_rate(self, steps_per_epoch: int) -> optax.Schedule:
+        """The rate as a function of the step."""
+        if self.schedule == "cosine":
+            warmup = round(self.warmup_epochs * steps_per_epoch)
+            return optax.warmup_cosine_decay_schedule(
+                0.0 if warmup else self.lr, self.lr, warmup, self.epochs * steps_per_epoch
+            )
+        drops = range(self.step_epochs, self.epochs, self.step_epochs)
+        return optax.piecewise_constant_schedule(
+            self.lr, {epoch * steps_per_epoch: self.step_factor for epoch in drops}
+        )
+
+    def optimiser(self, steps_per_epoch: int) -> optax.GradientTransformation:
+        """SGD as PyTorch has it (decay joins the gradient before the momentum), or AdamW."""
+        rate = self.learning_rate(steps_per_epoch)
+        if self.method == "adam":
+            return optax.adamw(rate, self.momentum, weight_decay=self.weight_decay)
+        return optax.chain(optax.add_decayed_weights(self.weight_decay), optax.sgd(rate, self.momentum))

@@ -1,0 +1,325 @@
+"""Claims against base classifiers whose smoothed decision has a formula, computed here without the package."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from idrc_jax import certificates
+from idrc_jax.audit.search import Searcher, Settings
+from idrc_jax.audit.significance import break_p_value
+from idrc_jax.certificates import schemes
+from idrc_jax.models import Classifier
+from idrc_jax.sampling import devices, random_keys
+
+SHAPE, DIM = (4, 4, 1), 16
+SCHEMES = {
+    "gaussian": schemes.Gaussian(sigma=0.3),
+    "l1": schemes.L1(sigma=0.3, ref=0.5),
+    "inverse_sqrt_norm": schemes.InverseSqrtNorm(sigma=0.3, ref=2.0),
+    "stepped": schemes.Stepped(sigma=0.3, by="mean_abs", edges=(0.45, 0.55), levels=(0.8, 1.0, 1.2)),
+    "l2": schemes.L2(sigma=0.6),
+}
+
+
+class HalfSpace:
+    """Class 0 where normal . z > offset. Under symmetric noise the nearest break is at the plane, whatever the law."""
+
+    normal = np.random.default_rng(1).normal(size=DIM) / 4
+    normal /= np.linalg.norm(normal)
+    grey = 0.5
+    offset = grey * normal.sum()
+
+    def logits(self, params, images):
+        lead = 20 * (jnp.sum(images.reshape(-1, DIM) * params[None], axis=1) - self.offset)
+        return jnp.stack([lead, -lead], axis=1)
+
+    def probability(self, points, level):
+        return stats.norm.cdf((points.reshape(-1, DIM) @ self.normal - self.offset) / level)
+
+    def probability_under(self, scheme, points):
+        """Under `l2` and `uniform` a guess, by which images are chosen."""
+        return self.probability(points, schemes.host_scale(scheme, points.reshape(-1, *SHAPE))[1])
+
+    def nearest(self, scheme, image):
+        return abs(image.ravel() @ self.normal - self.offset)
+
+    params = jnp.asarray(normal, jnp.float32)
+
+
+class Ball:
+    """Class 0 within a distance of a grey image."""
+
+    def __init__(self, grey=0.5, square=2.5):
+        self.grey, self.square, self.centre = grey, square, np.full(DIM, grey)
+        self.params = jnp.asarray(self.centre, jnp.float32)
+
+    def logits(self, params, images):
+        from_centre = images.reshape(-1, DIM) - params[None]
+        lead = 5 * (self.square - jnp.sum(from_centre * from_centre, axis=1))
+        return jnp.stack([lead, -lead], axis=1)
+
+    def probability(self, points, level):
+        return special.chndtr(self.square / level**2, DIM, self._square_distance(points) / level**2)
+
+    def probability_under(self, scheme, points):
+        level = schemes.host_scale(scheme, points.reshape(-1, *SHAPE))[1]
+        if scheme.name != "l2":
+            return self.probability(points, level)
+        # y + t u, y = x' - c, t the noise's length, u a direction: inside where <y / |y|, u> is at most `most`, and
+        # (1 + <y / |y|, u>) / 2 is Beta((d - 1) / 2, (d - 1) / 2). t at the quantiles of 100 equal slices.
+        length = level[:, None] * stats.halfnorm.ppf((np.arange(100) + 0.5) / 100)
+        far = self._square_distance(points)[:, None]
+        most = np.clip((self.square - far - length**2) / (2 * np.sqrt(far) * length), -1, 1)
+        return special.betainc((DIM - 1) / 2, (DIM - 1) / 2, (1 + most) / 2).mean(axis=1)
+
+    def nearest(self, scheme, image):
+        """The first radius around x at which there is a break in the plane through x along x - c and 1 = (1, ..., 1).
+
+        No x' is nearer. Let y = x' - c. The decision depends on |y| and on the level, that on mean |x'| (of positive
+        values: c + <y, 1> / d) or on |x'|^2 = |y|^2 + 2 c <y, 1> + d c^2: it depends on |y| and <y, 1> alone. Keep both
+        and turn what y has across 1 towards what x - c has: <y, x - c> grows, so |x' - x| shrinks, and x' is in the
+        plane.
+        """
+        x = image.ravel()
+        along = np.ones(DIM) / np.sqrt(DIM)
+        across = x - self.centre - along * (along @ (x - self.centre))
+        across /= np.linalg.norm(across)
+        before = self.probability_under(scheme, x)[0] > 0.5
+
+        def breaks(radius, angles):
+            ways = np.cos(angles)[:, None] * along + np.sin(angles)[:, None] * across
+            return (self.probability_under(scheme, x + radius * ways) > 0.5) != before
+
+        angles = np.linspace(0, 2 * np.pi, 360, endpoint=False)
+        high = next(radius for radius in np.arange(1, 200) / 100 if np.any(breaks(radius, angles)))
+        low = high - 0.01
+        for _ in range(2):
+            for _ in range(12):
+                middle = (low + high) / 2
+                low, high = (low, middle) if np.any(breaks(middle, angles)) else (middle, high)
+            angles = angles[np.argmax(breaks(high, angles))] + np.linspace(-1, 1, 361) * (angles[1] - angles[0])
+            low -= 0.01
+        assert high < np.min(x) or scheme.name not in ("l1", "stepped")  # all values are positive
+        return high
+
+    def _square_distance(self, points):
+        return np.sum((points.reshape(-1, DIM) - self.centre) ** 2, axis=1)
+
+
+def classifier(kind):
+    return Classifier(apply_fn=kind.logits, params=kind.params, classes=2, image_shape=SHAPE)
+
+
+def images_and_truth(kind, scheme, low, high, count, seed=0):
+    """Images whose class has a probability in (low, high): images, classes, probabilities, levels."""
+    generator = np.random.default_rng(seed)
+    many = 200 * count
+    brightness, contrast = generator.uniform(-0.15, 0.15, many), generator.uniform(0.02, 0.3, many)
+    pattern = generator.uniform(-1, 1, (*SHAPE, many))
+    images = np.moveaxis(kind.grey + brightness + contrast * pattern, -1, 0).astype(np.float32)
+    p = kind.probability_under(scheme, images.astype(np.float64))
+    classes = (p < 0.5).astype(int)
+    p = np.maximum(p, 1 - p)
+    chosen = np.flatnonzero((p > low) & (p < high))[:count]
+    assert len(chosen) == count
+    return images[chosen], classes[chosen], p[chosen], schemes.host_scale(scheme, images[chosen])[1]
+
+
+def search(kind, scheme, images, classes, budgets, *, threshold, seed=0, **settings):
+    searcher = Searcher(
+        classifier(kind),
+        scheme,
+        Settings(**settings),
+        key=random_keys.root(seed),
+        threshold=threshold,
+        chunk=8192,
+        mesh=devices.mesh(1),
+    )
+    found = {one.position: one for one in searcher.run(images, np.arange(len(images)), classes, budgets)}
+    return [found[i] for i in range(len(images))]
+
+
+NEAREST = [
+    (HalfSpace(), SCHEMES["gaussian"], 0.87, 0.97),
+    (HalfSpace(), SCHEMES["l1"], 0.87, 0.97),
+    (HalfSpace(), SCHEMES["inverse_sqrt_norm"], 0.87, 0.97),
+    (HalfSpace(), SCHEMES["stepped"], 0.87, 0.97),
+    (HalfSpace(), SCHEMES["l2"], 0.7, 0.97),
+    (HalfSpace(), schemes.Uniform(sigma=0.1), 0.8, 0.97),
+    (Ball(0.7, 1.9), SCHEMES["gaussian"], 0.75, 0.9),
+    (Ball(0.7, 1.8), schemes.L1(sigma=0.3, ref=0.7), 0.75, 0.85),
+    (Ball(0.7, 1.8), schemes.InverseSqrtNorm(sigma=0.3, ref=2.8), 0.78, 0.9),
+    (Ball(0.7, 1.8), schemes.Stepped(sigma=0.3, by="mean_abs", edges=(0.66, 0.74), levels=(0.8, 1, 1.2)), 0.8, 0.9),
+    (Ball(0.7, 0.7), SCHEMES["l2"], 0.8, 0.95),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme", "low", "high"), NEAREST, ids=[f"{type(case[0]).__name__}-{case[1].name}" for case in NEAREST]
+)
+def test_the_nearest_break_is_found_within_five_percent(kind, scheme, low, high):
+    """Of an image of each class. With the ball under `stepped`, one has its nearest break where an edge between bins
+    meets the sphere at which the decision changes beyond it, the other at the edge itself."""
+    images, classes, _, level = images_and_truth(kind, scheme, low, high, 30)
+    chosen = [np.flatnonzero(classes == one)[0] for one in (0, 1)]
+    images, classes, level = images[chosen], classes[chosen], level[chosen]
+    found = search(
+        kind, scheme, images, classes, np.outer(level, (0.15, 0.4, 0.8, 1.4, 2.4)).tolist(), threshold=1e-6,
+        votes=300_000, screening=100_000, steps=15, samples=64, restarts=1,
+    )  # fmt: skip
+    for one, image in zip(found, images, strict=True):
+        truth = kind.nearest(scheme, image.astype(np.float64))
+        assert one.nearest is not None
+        assert truth * (1 - 1e-3) < one.nearest.distance < 1.05 * truth
+        assert one.nearest.distance == pytest.approx(np.linalg.norm(one.nearest.image.astype(float) - image), rel=1e-6)
+        assert sum(one.nearest.votes) == 300_000
+        assert set(one.tried) >= {budget for budget in one.budgets if budget < truth}
+
+
+VALID = [
+    (HalfSpace(), "stepped"),
+    (Ball(), "l1"),
+    (Ball(), "inverse_sqrt_norm"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), VALID, ids=[f"{type(kind).__name__}-{name}" for kind, name in VALID])
+def test_no_break_is_claimed_inside_a_valid_radius_and_none_is_there(kind, name):
+    """400 images at 5 distances in each of three cases: 6,000 rows. Radii are the largest that are valid: of
+    the true probability. At every x' that is reported the decision follows from a formula."""
+    scheme = SCHEMES[name]
+    images, classes, p, _ = images_and_truth(kind, scheme, 0.6, 0.9999, 400)
+    statistic = scheme.statistic(images.astype(np.float64))
+    radii = certificates.radius(scheme, statistic, p, dim=DIM)
+    assert np.mean(radii > 0.02) > 0.7
+    budgets = [[float(radius) * f for f in (0.5, 0.9, 1.0, 1.5, 3.0)] for radius in radii]
+    attempts = 400 * Settings(restarts=1, refinements=1).attempts(5)
+    found = search(
+        kind, scheme, images, classes, budgets, threshold=0.001 / attempts,
+        votes=500, screening=100, steps=6, samples=16, restarts=1, refinements=1,
+    )  # fmt: skip
+    broken = 0
+    for one, radius, wins in zip(found, radii, classes, strict=True):
+        if one.nearest is not None:
+            assert one.nearest.distance > radius
+            broken += 1
+        said = [(1, one.nearest)] if one.nearest else []
+        for budget, attempt in [*one.tried.items(), *said]:
+            truth = kind.probability(attempt.image.astype(np.float64), attempt.sigma_x)[0]
+            truth = truth if wins == 0 else 1 - truth
+            if attempt.distance < radius:
+                assert truth > 0.5 - 1e-7
+            if attempt.broken:
+                assert truth < 0.5
+            assert attempt is one.nearest or attempt.distance < budget
+        tried = {budget for budget in one.budgets if one.nearest is None or budget <= one.nearest.distance}
+        assert tried <= set(one.tried)
+        assert one.confirmed <= Settings(restarts=1, refinements=1).attempts(5)
+    assert broken > 80
+
+
+def test_published_radii_are_broken_where_they_are_wrong():
+    """`l1` near a half-space with ref = 1: the paper's radius is about twice the distance of the plane."""
+    scheme, kind = schemes.L1(sigma=0.3), HalfSpace()
+    images, classes, p, _ = images_and_truth(kind, scheme, 0.8, 0.98, 30)
+    published = certificates.published_radius(scheme, p)
+    found = search(
+        kind, scheme, images, classes, [[float(radius)] for radius in published], threshold=1e-6,
+        votes=4000, screening=1000, steps=10, samples=16, restarts=1,
+    )  # fmt: skip
+    assert all(
+        one.nearest is not None and one.nearest.distance < 0.9 * r for one, r in zip(found, published, strict=True)
+    )
+
+
+def parity(params, images):
+    """Stripes much finer than the noise: either class has probability 1/2 at every image, to 10^-30."""
+    wave = 5 * jnp.sin(params * images[:, 0, 0, 0])
+    return jnp.stack([wave, -wave], axis=1)
+
+
+def test_false_claims_keep_their_level_at_the_boundary():
+    """Everywhere p_A = p_B, to exp(-(40 * .3)^2 / 2) = 10^-31, so every claim is false, whatever the search."""
+    even = Classifier(apply_fn=parity, params=jnp.float32(40), classes=2, image_shape=SHAPE)
+    images = np.random.default_rng(0).uniform(size=(600, *SHAPE)).astype(np.float32)
+    settings = Settings(votes=400, screening=50, steps=2, samples=4, restarts=2, refinements=1)
+    searcher = Searcher(even, SCHEMES["gaussian"], settings, key=random_keys.root(1), threshold=0.05, chunk=8192)
+    found = list(searcher.run(images, np.arange(600), np.arange(600) % 2, [[0.5]] * 600))
+    confirmed, claimed = sum(one.confirmed for one in found), sum(one.confirmed - one.failed for one in found)
+    assert confirmed > 600
+    assert claimed / confirmed < 0.05 + 3 * np.sqrt(0.05 * 0.95 / confirmed)
+    assert claimed / confirmed > 0.025
+    level = 0.05 * settings.attempts(1)
+    assert np.mean([one.nearest is not None for one in found]) < level + 3 * np.sqrt(level / 600)
+
+
+def test_the_family_of_claims_keeps_its_level():
+    """4,000 audits of 20 attempts whose rival has exactly half of the votes: the level is that of any claim at all."""
+    generator = np.random.default_rng(0)
+    level, attempts = 0.2, 20
+    either = generator.binomial(300, 0.8, (4000, attempts))
+    own = generator.binomial(either, 0.5)
+    rest = either - own
+    votes = np.stack([own, rest, 300 - own - rest], axis=-1).reshape(-1, 3)
+    p_values = np.array([break_p_value(counts, 1, 0) for counts in votes]).reshape(4000, attempts)
+    claimed = np.mean(np.any(p_values <= level / attempts, axis=1))
+    assert claimed < level + 3 * np.sqrt(level * (1 - level) / 4000)
+    assert claimed > level / 3
+
+
+def test_the_p_value_is_scipys():
+    generator = np.random.default_rng(0)
+    for votes in generator.integers(0, 40, (200, 4)):
+        expected = stats.binomtest(int(votes[2]), max(int(votes[1] + votes[2]), 1), 0.5, alternative="greater").pvalue
+        assert break_p_value(votes, 1, 2) == pytest.approx(expected, rel=1e-12)
+    assert break_p_value(np.array([0, 0, 9]), 0, 1) == 1  # no vote for either
+
+
+def test_an_images_search_does_not_depend_on_the_others():
+    scheme, kind = SCHEMES["l1"], HalfSpace()
+    images, classes, _, level = images_and_truth(kind, scheme, 0.8, 0.95, 6)
+    searcher = Searcher(
+        classifier(kind),
+        scheme,
+        Settings(votes=2000, steps=5, restarts=1),
+        key=random_keys.root(0),
+        threshold=1e-5,
+        chunk=2048,
+    )
+    budgets = [[2.0 * one, 3.0 * one] for one in level]
+
+    def run(chosen):
+        made = searcher.run(images[chosen], chosen, classes[chosen], [budgets[i] for i in chosen])
+        return {one.index: one.nearest for one in made}
+
+    together = run(np.arange(6))
+    for i, alone in (run(np.array([4, 2])) | run(np.array([5]))).items():
+        assert alone.votes == together[i].votes
+        assert alone.distance == pytest.approx(together[i].distance, rel=1e-5)
+
+
+def test_no_votes_are_drawn_where_there_is_no_noise():
+    searcher = Searcher(
+        classifier(HalfSpace()), schemes.L1(sigma=1.0), Settings(), key=random_keys.root(0), threshold=0.01
+    )
+    points = np.stack([np.zeros(SHAPE), np.full(SHAPE, 0.5)]).astype(np.float32)
+    votes = searcher._draw(points, [0, 1], random_keys.SCREENING, first=np.zeros(2, int), n=np.full(2, 10))
+    assert votes.sum(axis=1).tolist() == [0, 10]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"level": 0.0}, r"0 < audit\.level < 1"),
+        ({"votes": 0}, r"audit\.votes >= 1"),
+        ({"images": -1}, r"audit\.images >= 0"),
+        ({"refinements": -1}, r"audit\.refinements >= 0"),
+        ({"fractions": (0.5, 0.0)}, r"audit\.fractions > 0"),
+        ({"radii": (0.5, 0.5)}, r"audit\.radii that differ"),
+        ({"saved": 65}, r"audit\.saved <= 64, got 65"),
+    ],
+)
+def test_bad_settings(changed, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**changed)

@@ -1,0 +1,312 @@
+import re
+from unittest import mock
+
+import ml_collections
+import numpy as np
+import pytest
+import running
+
+from idrc_jax import certification, config, data, models, training
+from idrc_jax.audit import search
+from idrc_jax.certificates import schemes
+from idrc_jax.commands import audit, certify, merge, predict, train
+from idrc_jax.config import flags
+from idrc_jax.models import diffusion
+from idrc_jax.training import denoiser
+
+
+def get(name, *arguments):
+    return config.load(":".join((f"{name}.py", *arguments)))
+
+
+@pytest.mark.parametrize("scheme", schemes.SCHEMES)
+def test_cifar10_takes_the_scheme_and_is_the_papers_experiment(scheme):
+    made = get("cifar10", scheme)
+    made.noise.levels = (1.0,) if scheme == "stepped" else ()
+    assert config.noise_scheme(made) == config.training_scheme(made) == schemes.make(scheme, sigma=0.25)
+    assert (made.model.depth, made.data.skip, made.certify.n0, made.certify.n, made.certify.alpha) == (
+        110, 20, 100, 100_000, 0.001,
+    )  # fmt: skip
+    assert config.recipe(made).epochs == 90
+
+
+def test_training_noise_can_differ_from_the_predictions():
+    made = get("cifar10", "l1")
+    made.noise.ref = 0.47
+    assert config.training_scheme(made) == schemes.L1(sigma=0.25, ref=0.47)
+    made.train.sigma = 0.5
+    assert config.training_scheme(made) == schemes.L1(sigma=0.5, ref=0.47)
+    assert config.noise_scheme(made) == schemes.L1(sigma=0.25, ref=0.47)
+    made.train.scheme = "gaussian"
+    assert config.training_scheme(made) == schemes.Gaussian(sigma=0.5)
+
+
+def test_stepped_by_hand_and_fitted_to_the_training_images():
+    made = get("quickstart")
+    made.noise.scheme = "stepped"
+    made.noise.by = "mean_abs"
+    made.noise.bins = 3
+    images = data.to_unit(data.load("digits", "train").images)
+    fitted = schemes.fit_stepped(images, sigma=made.noise.sigma, by="mean_abs", bins=3)
+    assert config.noise_scheme(made) == fitted
+    made.noise.edges = fitted.edges
+    with pytest.raises(ValueError, match="got both"):
+        config.noise_scheme(made)
+    made.noise.bins = 0
+    made.noise.levels = fitted.levels
+    assert config.noise_scheme(made) == fitted
+    made.train.scheme = "gaussian"
+    assert config.training_scheme(made) == schemes.Gaussian(sigma=made.noise.sigma)
+    made.noise.scheme = "gaussian"
+    with pytest.raises(ValueError, match=r"no noise\.edges, levels or bins"):
+        config.noise_scheme(made)
+
+
+def npz_config(folder, **noise):
+    made = get("quickstart")
+    made.data.name, made.data.dir, made.data.skip = "npz", str(folder), 2
+    made.noise.scheme = "stepped"
+    for name, value in noise.items():
+        made.noise[name] = value
+    return made
+
+
+def test_bins_are_not_fitted_to_the_images_that_are_certified(tmp_path):
+    """By their pixels: one file for both splits, a copy of it, floats of the same bytes; a part of it is left out."""
+    images = np.random.default_rng(0).integers(0, 256, (300, 4, 4, 1)).astype(np.uint8)
+    labels = np.arange(300) % 3
+    np.savez(tmp_path / "one.npz", images=images, labels=labels)
+    np.savez(tmp_path / "train.npz", images=images[:280], labels=labels[:280])
+    made = npz_config(tmp_path / "one.npz", bins=4)
+    with pytest.raises(ValueError, match=r"all of whose images are in .*one\.npz"):
+        config.noise_scheme(made)
+    assert config.training_scheme(made).edges  # training may see them
+    for same in (images, data.to_unit(images)):
+        np.savez(tmp_path / "test.npz", images=same, labels=labels)
+        with pytest.raises(ValueError, match="all of whose images"):
+            config.noise_scheme(npz_config(tmp_path, bins=4))
+    np.savez(tmp_path / "test.npz", images=images[100:290], labels=labels[100:290])
+    with pytest.warns(UserWarning, match=r"fitted without 180 of .*train\.npz's 280 images, which are in .*test\.npz"):
+        fitted = config.noise_scheme(npz_config(tmp_path, bins=4))
+    assert fitted == schemes.fit_stepped(data.to_unit(images[:100]), sigma=made.noise.sigma, bins=4)
+    np.savez(tmp_path / "test.npz", images=images[280:], labels=labels[280:])
+    fitted = config.noise_scheme(npz_config(tmp_path, bins=4))
+    assert fitted == schemes.fit_stepped(data.to_unit(images[:280]), sigma=made.noise.sigma, bins=4)
+    others = np.random.default_rng(1).integers(0, 256, (400, 4, 4, 1)).astype(np.uint8)
+    np.savez(tmp_path / "test.npz", images=np.concatenate([images[:1], others]), labels=np.zeros(401, int))
+    with pytest.warns(UserWarning, match="fitted without 1 of"):
+        fitted = config.noise_scheme(npz_config(tmp_path, bins=4))
+    assert fitted == schemes.fit_stepped(data.to_unit(images[1:280]), sigma=made.noise.sigma, bins=4)
+
+
+def test_stepped_without_bins_is_refused():
+    made = get("quickstart")
+    made.noise.scheme = "stepped"
+    with pytest.raises(ValueError, match=r"Expected noise\.bins, .* or noise\.edges and noise\.levels .* got none"):
+        config.noise_scheme(made)
+    made.noise.levels = (1.0,)
+    assert config.noise_scheme(made).levels == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("mean", ("abc",), r"model\.mean to be a number for each of 1 channels or one for all, got \('abc',\)"),
+        ("mean", (float("nan"),), r"model\.mean"),
+        ("mean", (0.5, 0.5), r"model\.mean"),
+        ("std", (0.0,), r"model\.std to be a number > 0"),
+        ("std", (), r"model\.std"),
+    ],
+)
+def test_a_normalisation_that_is_none_is_refused(field, value, message):
+    made = get("quickstart")
+    made.model[field] = value
+    with pytest.raises(ValueError, match=message):
+        config.description(made, data.load("digits", "train"))
+
+
+@pytest.mark.parametrize("name", ["quickstart", "cifar10", "cifar10_short", "imagenet", "denoiser", "denoised_cifar10"])
+def test_every_config_makes_valid_settings(name):
+    made = get(name)
+    assert isinstance(made, ml_collections.ConfigDict)
+    config.noise_scheme(made)
+    config.recipe(made)
+    assert config.settings(made).plan.n == made.certify.n
+    assert (config.folder() / f"{name}.py").is_file()
+    header = (config.folder() / f"{name}.py").read_text().split('"""')[1]
+    assert "Command:" in header
+    assert "Hardware:" in header
+
+
+@pytest.mark.parametrize("main", [train.main, certify.main, predict.main, audit.main])
+def test_help_explains_every_field_in_a_line(main):
+    status, out, _ = running.run(main, "--config=cifar10.py", "--config.noise.sigma=0.7", "--help")
+    assert status == 0
+    lines = [re.fullmatch(r"  ([\w.]+) = (.+?) +# (\S.{3,})", line) for line in out.splitlines() if " = " in line]
+    explained = {line[1]: (line[2], line[3]) for line in lines}
+    assert len(lines) == len(explained)
+    assert list(explained) == list(config.FIELDS)
+    assert explained["noise.sigma"] == ("0.7", f"{config.FIELDS['noise.sigma'].help} (default: 0.25)")
+    for name, (value, told) in explained.items():
+        if name != "noise.sigma":
+            assert (value, told) == (repr(config.FIELDS[name].default), config.FIELDS[name].help)
+
+
+def test_the_fields_are_those_of_the_settings_that_they_make():
+    made = config.base()
+    assert set(made.train) - set(training.Recipe.__dataclass_fields__) == {
+        "scheme", "sigma", "ref", "start", "checkpoint_minutes", "steps_per_dispatch", "tensorboard", "distributed",
+    }  # fmt: skip
+    assert set(made.audit) == set(search.Settings.__dataclass_fields__)
+    assert config.recipe(made) == training.Recipe()
+    assert config.audit_settings(made) == search.Settings()
+    assert config.settings(made) == certification.Settings()
+    assert config.denoiser_target(made) == denoiser.Target(diffusion.Schedule())
+    for name, field in config.FIELDS.items():
+        assert config.get(made, name) == field.default
+
+
+def test_overrides_keep_the_type():
+    made = config.base()
+    with pytest.raises(TypeError):
+        made.certify.n = "many"
+    with pytest.raises(AttributeError):
+        made.certify.samples = 5
+
+
+def test_one_mean_serves_every_channel():
+    made = get("quickstart")
+    digits = data.load("digits", "train")
+    assert config.description(made, digits)["mean"] == [0.3]
+    made.data.name = "cifar10"
+    three = data.from_arrays(digits.images.repeat(3, axis=-1), digits.labels)
+    assert config.description(made, three)["mean"] == [0.3] * 3
+    made.model.dtype = "float16"
+    with pytest.raises(ValueError, match=r"model\.dtype"):
+        config.description(made, three)
+
+
+def test_denoisers_are_small_for_a_cpu_and_full_for_a_gpu():
+    digits = data.load("digits", "train")
+    three = data.from_arrays(np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4, int))
+    counts = {}
+    for size in ("small", "full"):
+        made = get("denoiser", size)
+        described = config.denoiser_description(made, three)
+        _, params, _ = models.abstract(described, dtype="float32")
+        counts[size] = sum(value.size for value in params.values())
+        assert config.denoiser_target(made).schedule == diffusion.Schedule()
+        assert config.denoiser_description(made, digits)["unet"]["channels"] == 1
+    assert counts["full"] == 35_746_307  # of google/ddpm-cifar10-32
+    assert counts["small"] < 1_000_000
+    with pytest.raises(ValueError, match=r"denoiser\.py:small or :full"):
+        get("denoiser", "huge")
+
+
+def test_one_level_for_all_images_is_asked_for_where_the_noise_has_many():
+    made = get("denoised_cifar10")
+    assert config.denoiser_sigma(made, config.noise_scheme(made)) == made.noise.sigma
+    made.noise.scheme = "l1"
+    with pytest.raises(ValueError, match=r"denoiser\.sigma, one level for all images, as l1 has a level of its own"):
+        config.denoiser_sigma(made, config.noise_scheme(made))
+    made.denoiser.sigma = 0.12
+    assert config.denoiser_sigma(made, config.noise_scheme(made)) == 0.12
+
+
+BASE = "from idrc_jax.config import base\ndef get_config():\n    c = base()\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "argument", "message"),
+    [
+        ("def get_config():\n    raise ValueError('Expected a, got b.')", "", "{file}, line 2: Expected a, got b."),
+        ("def get_config(size):\n    raise ValueError(size)", ":full", "{file}, line 2: full"),
+        (f"{BASE}    c.noise.sgma = 1.0", "", "{file}, line 4: Expected a known config field, got sgma. Near: "),
+        (f"{BASE}    c.noise.sigma = 'loud'", "", "Expected sigma to be of type float, got loud of type str."),
+        ("import nowhere_at_all", "", "{file}, line 1: ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("open('nowhere at all')", "", "{file}, line 1: FileNotFoundError: "),
+        ("def get_config(:", "", "{file}: SyntaxError: invalid syntax"),
+        ("x = 3", "", "{file}: Expected a function get_config, got none."),
+        (BASE, ":l1", "{file}: Expected no argument after FILE:, got one."),
+        ("def get_config(scheme):\n    return scheme", "", "{file}: Expected --config=FILE:ARGUMENT, got no argument."),
+        (BASE, "", "{file}: Expected get_config to return idrc_jax.config.base() with changes, got NoneType without"),
+        (f"{BASE}    return dict(seed=c.seed)", "", "got dict without max_minutes."),
+    ],
+)
+def test_a_config_file_that_does_not_load_is_one_line(tmp_path, content, argument, message):
+    file = tmp_path / "mine.py"
+    file.write_text(content)
+    for given in ([f"--config={file}{argument}"], ["--config", f"{file}{argument}"]):
+        error = running.refused(train.main, *given, f"--workdir={tmp_path / 'run'}")
+        assert message.format(file=file) in error
+        assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        ([], "runs/quickstart"),
+        (["--config=configs/cifar10.py"], "runs/cifar10"),
+        (["--config", "cifar10.py:l1"], "runs/cifar10-l1"),
+        (["--config=configs/denoiser.py:small"], "runs/denoiser-small"),
+        (["--config=cifar10.py", "--config=cifar10.py:l2", "--config.seed=3"], "runs/cifar10-l2"),
+    ],
+)
+def test_each_config_has_a_workdir_of_its_own(given, folder):
+    for main in (train.main, certify.main):
+        _, out, _ = running.run(main, *given, "--help")
+        assert f"Folder of the run, {folder} by default." in out
+    with mock.patch.object(train, "_train", lambda values: print(values.workdir) or 0):
+        assert running.run(train.main, *given)[1].strip() == folder
+        assert running.run(train.main, *given, "--workdir=mine")[1].strip() == "mine"
+
+
+def test_home_stands_for_the_tilde_of_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text((config.folder() / "cifar10.py").read_text())
+    given = [
+        "--config=~/mine.py:l1",
+        "--workdir=~/run",
+        "--out=~/found",
+        *(f"--config.{one}=~/x" for one in config.PATHS),
+    ]
+    with mock.patch("sys.argv", ["x", *given]):
+        values, rest = flags._parse(True, audit._define_audit)
+    assert (values.workdir, values.out, rest) == (tmp_path / "run", tmp_path / "found", [])
+    assert {config.get(values.config, one) for one in config.PATHS} == {str(tmp_path / "x")}
+    assert values.config.noise.scheme == "l1"
+
+
+def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for main, flag in ((train.main, "workdir"), (certify.main, "workdir"), (merge.main, "out")):
+        assert running.refused(main, f"--{flag}=") == f"error: flag --{flag}=: Expected a path, got nothing.\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_audit_of_a_log_says_what_a_log_lacks(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.5\t1\t1\n")
+    error = running.refused(audit.main, log, "--config.devices=1")
+    assert error.startswith(
+        f"error: Expected a run with its manifest to audit, got {log}: a log has neither the network"
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("train.scheme", "l1"),
+        ("train.sigma", "0.5"),
+        ("train.sigma_low", "0.1"),
+        ("denoiser.weights", "runs/x"),
+        ("denoiser.sigma", "0.25"),
+        ("denoiser.steps", "2"),
+    ],
+)
+def test_what_training_a_denoiser_would_ignore_is_refused(tmp_path, field, value):
+    given = ["--config=denoiser.py:small", "--config.data.name=synthetic", f"--workdir={tmp_path / 'run'}"]
+    error = running.refused(train.main, *given, f"--config.{field}={value}")
+    assert error == f"error: Expected no {field} to train a denoiser, got {value}.\n"
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,128 @@
+import dataclasses
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from scipy import stats
+from test_metrics import results
+
+from idrc_jax import config
+from idrc_jax.certificates import sampling_plans, schemes
+from idrc_jax.config import flags
+from idrc_jax.report import class_names, digest
+from idrc_jax.results import metrics, read_results
+
+GENERATOR = np.random.default_rng(0)
+MIXED = results(
+    [0.5, 0.3, 0.0, 0.2, 0.4, float("nan")],
+    correct=[1, 1, 0, 0, 1, 1],
+    predict=[1, 1, -1, 2, 0, 1],
+    published=[0.5, 0.3, 0.0, 0.2, 0.4, 0.1],
+)
+
+
+@pytest.mark.parametrize("count", [1, 30, 10_000])
+@pytest.mark.parametrize("published", [False, True])
+def test_curves_are_the_certified_accuracy_however_many_rows(count, published):
+    radii = [float(radius) for radius in GENERATOR.uniform(0, 1, count)]
+    made = results(radii, published=[2 * radius for radius in radii])
+    curve = digest.curve(made, published=published)
+    assert len(curve.radius) <= 402
+    assert curve.radius == sorted(curve.radius)
+    for radius, accuracy in list(zip(curve.radius, curve.accuracy, strict=True))[:: len(curve.radius) // 10 + 1]:
+        assert accuracy == metrics.certified_accuracy(made, radius, published=published)
+    assert (curve.radius[0], curve.accuracy[0], curve.accuracy[-1]) == (0.0, 1.0, 0.0)
+    k = round(curve.accuracy[-2] * count)
+    low = stats.beta.ppf(0.025, k, count - k + 1)
+    assert curve.low[-2] == pytest.approx(low)
+    ((accuracy, low, high),) = digest.accuracies(made, [curve.radius[-2]], published=published)
+    assert (accuracy, low, high) == (curve.accuracy[-2], curve.low[-2], curve.high[-2])
+
+
+def test_classes_count_what_became_of_their_images():
+    labelled = dataclasses.replace(
+        MIXED, rows=tuple(dataclasses.replace(row, label=k % 2) for k, row in enumerate(MIXED.rows))
+    )
+    zero, one = digest.per_class(labelled, ("no", "yes"))
+    assert (zero.name, zero.images, zero.right, zero.wrong, zero.abstained) == ("no", 3, 2, 0, 1)
+    assert (one.name, one.images, one.right, one.wrong, one.abstained) == ("yes", 3, 2, 1, 0)
+    assert zero.quantiles[2] == pytest.approx(0.45)
+    assert zero.mean == pytest.approx(0.3)
+    assert one.quantiles[2] == 0.3  # nan is no radius
+    assert one.mean == pytest.approx(0.1)
+
+
+def test_of_many_classes_the_most_frequent_are_shown():
+    many = results([0.5] * 200)
+    rows = tuple(dataclasses.replace(row, label=min(k // 2, 40), predict=k % 90) for k, row in enumerate(many.rows))
+    many = dataclasses.replace(many, rows=rows)
+    shown = digest.per_class(many, ())
+    assert len(shown) == digest.MOST_CLASSES
+    assert shown[-1].name == "40"
+    assert digest.confusion(many) is None
+
+
+def test_confusions_and_mistakes_count_pairs():
+    labels, columns, counts = digest.confusion(MIXED)
+    assert (labels, columns) == ([1], [0, 1, 2, -1])
+    assert counts == [[1, 3, 1, 1]]
+    assert sorted(digest.mistakes(MIXED)) == [(1, -1, 1), (1, 2, 1)]
+
+
+def test_samples_and_time():
+    made = read_results(ROOT / "results/plans/to_radius")
+    said = digest.spending(made)
+    drawn = [row.n + row.n0 for row in made.rows]
+    assert (said.samples, said.most) == (sum(drawn), 100 * 100_000)
+    assert said.quantiles[1] in (sorted(drawn)[49], sorted(drawn)[50])
+    assert said.seconds == pytest.approx(sum(row.time for row in made.rows))
+    assert digest.spending(dataclasses.replace(made, manifest=None)).samples is None
+
+
+def test_spacing():
+    assert digest.spacing([0, 20, 40]) == (0, 41, 20)
+    assert digest.spacing([40, 0, 20]) == (0, 41, 20)
+    assert digest.spacing([7]) == (7, 8, 1)
+    assert digest.spacing([0, 1, 3]) is None
+
+
+RUNS = sorted(path.parent for path in (ROOT / "results").rglob("manifest.json"))
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
+def test_the_command_asks_for_the_same_certificates(folder, monkeypatch):
+    """Parsed as the command line is, it gives the scheme, plan and settings of the manifest, and the images."""
+    made = read_results(folder)
+    program, *arguments = shlex.split(digest.command(made))
+    assert program == "idrc-certify"
+    monkeypatch.setattr("sys.argv", [program, *arguments])
+    values, rest = flags._parse(True, None)
+    assert rest == []
+    asked, guarantee = values.config, made.manifest["guarantee"]
+    settings = config.settings(asked)
+    scheme = schemes.describe(config.noise_scheme(asked))
+    described = {**scheme, **sampling_plans.describe(settings.plan), "alpha": settings.alpha, "seed": settings.seed}
+    described |= {"certificate": settings.certificate, "dtype": asked.model.dtype}
+    for name, value in described.items():
+        assert (list(value) if isinstance(value, tuple) else value) == guarantee[name], name
+    assert list(range(asked.data.start, asked.data.stop, asked.data.skip)) == sorted(row.idx for row in made.rows)
+    assert asked.model.weights == made.manifest["sessions"][-1]["weights"]
+
+
+def test_no_command_for_others_files_and_schemes_of_ones_own():
+    assert digest.command(dataclasses.replace(MIXED, manifest=None)) is None
+    assert digest.command(results([0.5], scheme="my own")) is None
+
+
+def test_class_names(tmp_path):
+    assert class_names.known("cifar10/test")[3] == "cat"
+    assert class_names.known("digits/test") == ()
+    assert [class_names.name(("a",), number) for number in (0, 1, -1)] == ["a", "1", "abstained"]
+    (tmp_path / "names").write_text("<b>one</b>\nzwei\n")
+    assert class_names.read(tmp_path / "names") == ("<b>one</b>", "zwei")
+    (tmp_path / "empty").touch()
+    for path in ("empty", "nowhere"):
+        with pytest.raises(ValueError, match=r"Expected a .*class name"):
+            class_names.read(Path(tmp_path / path))

@@ -1,0 +1,112 @@
+import dataclasses
+import itertools
+from fractions import Fraction
+from math import comb
+
+import numpy as np
+import pytest
+import running
+from conftest import ROOT
+from test_metrics import results
+
+from idrc_jax.commands import compare as command
+from idrc_jax.results import compare
+
+RUNS = ROOT / "results/cifar10_resnet20_0.1-0.45"
+
+
+def exact_p(only_first, only_second):
+    """The two-sided binomial test by counting: outcomes at most as likely as the one seen."""
+    n = only_first + only_second
+    weights = [comb(n, k) for k in range(n + 1)]
+    return float(sum(Fraction(w, 2**n) for w in weights if w <= weights[only_second]))
+
+
+def paired(only_first, only_second, both, neither):
+    second = [1.0] * both + [0.0] * only_first + [1.0] * only_second + [0.0] * neither
+    first = [1.0] * both + [1.0] * only_first + [0.0] * only_second + [0.0] * neither
+    return results(first), results(second)
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(0, 0), (5, 0), (3, 8), (18, 8), (34, 1), (10, 10)])
+def test_the_test_is_mcnemars_exact_one(only_first, only_second):
+    (one,) = compare.compare(*paired(only_first, only_second, 20, 30), [0.5])
+    assert (one.only_first, one.only_second) == (only_first, only_second)
+    assert one.p_value == pytest.approx(exact_p(only_first, only_second))
+    assert one.second - one.first == pytest.approx((only_second - only_first) / (50 + only_first + only_second))
+    assert one.low <= one.second - one.first <= one.high
+
+
+def test_rows_are_paired_by_index_not_by_place():
+    a, b = paired(3, 8, 5, 5)
+    shuffled = dataclasses.replace(b, rows=tuple(np.random.default_rng(0).permutation(np.asarray(b.rows, object))))
+    assert compare.compare(a, b) == compare.compare(a, shuffled)
+
+
+def test_intervals_cover():
+    """Over many draws the interval holds the true difference at least as often as it says; also where few differ."""
+    generator = np.random.default_rng(0)
+    for shares in ([0.02, 0.05, 0.93], [0.2, 0.1, 0.7], [0.0, 0.01, 0.99], [0.3, 0.3, 0.4]):
+        draws, counts = np.unique(generator.multinomial(80, shares, size=4000), axis=0, return_counts=True)
+        held = 0
+        for (only_first, only_second, _), count in zip(draws, counts, strict=True):
+            low, high = compare.difference_interval(only_first, only_second, 80, 0.9)
+            held += count * (low <= shares[1] - shares[0] <= high)
+        assert held / 4000 >= 0.9 - 0.015
+
+
+def test_intervals_know_the_sign_where_the_test_does():
+    assert compare.difference_interval(0, 10, 500)[0] > 0
+    assert compare.difference_interval(10, 0, 500)[1] < 0
+    low, high = compare.difference_interval(0, 0, 500)
+    assert low == -high
+    assert 0 < high < 0.02
+
+
+def test_holms_correction():
+    """Against the closed testing procedure it shortens: the largest corrected Bonferroni p of any set that holds i."""
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        p = generator.uniform(0, 0.2, 4).tolist()
+        sets = [s for size in range(1, 5) for s in itertools.combinations(range(4), size)]
+        closed = [max(min(1, len(s) * min(p[i] for i in s)) for s in sets if k in s) for k in range(4)]
+        assert compare.holm(p) == pytest.approx(closed)
+
+
+def test_the_committed_runs_and_the_verdict():
+    status, out, _ = running.run(command.main, RUNS / "gaussian", f"mine={RUNS / 'stepped_2_bins'}")
+    assert status == 0
+    assert "B: mine" in out
+    line = next(line for line in out.splitlines() if line.strip().startswith("0.75"))
+    assert line.split()[1:6] == ["0.172", "0.106", "34", "1", "-0.066"]
+    assert "ACR: B - A = -0.0093 ± 0.0082" in out  # as the README said before there was this command
+    assert out.rstrip().endswith("A certifies more at 0.75.")
+
+
+def test_a_plan_that_stops_at_its_radii_is_said():
+    a, b = (ROOT / "results/plans" / name for name in ("fixed", "to_radius"))
+    _, out, _ = running.run(command.main, f"a={a}", f"b={b}")
+    assert "The plan of b asked for radii up to " in out
+    assert "The plan of a" not in out
+
+
+@pytest.mark.parametrize(
+    ("b", "message"),
+    [
+        ("results/cifar10_resnet20_0.25/l1", "100 of them in both"),
+        ("results/nowhere", "no such file"),
+        ("results/cifar10_resnet20_0.1-0.45/training_metrics.csv", "Expected a header"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(b, message):
+    assert message in running.refused(command.main, RUNS / "gaussian", ROOT / b)
+
+
+def test_radii_that_are_not_there_are_refused():
+    nan = [float("nan")] * 3
+    with pytest.raises(ValueError, match="Expected valid radii"):
+        compare.compare(results(nan, published=[0.1] * 3), results([0.1] * 3))
+    with pytest.raises(ValueError, match="Expected published radii"):
+        compare.compare(results([0.1] * 3), results([0.1] * 3, published=nan), published=True)
+    with pytest.raises(ValueError, match="at least one row"):
+        compare.compare(results([]), results([]))

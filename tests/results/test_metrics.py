@@ -1,0 +1,144 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from idrc_jax.results import Results, Row, metrics, read_results, summary_table
+
+
+def results(radii, *, correct=None, published=None, predict=None, scheme="gaussian"):
+    correct = correct or [1] * len(radii)
+    rows = tuple(
+        Row(
+            idx=i, label=1, predict=(predict or [1] * len(radii))[i], radius=radius, correct=correct[i], time=1.0,
+            radius_published=(published or radii)[i], selected=1, statistic=0.0, sigma_x=0.5, p_lower=0.9, n=9, n0=1,
+            votes={1: 9},
+        )
+        for i, radius in enumerate(radii)
+    )  # fmt: skip
+    guarantee = {"scheme": scheme, "sigma": 0.5, "ref": 1.0, "data": "x/test", "n0": 1, "n": 9, "alpha": 0.001}
+    guarantee |= {"certificate": "one_sided", "plan": "fixed", "data_sha256": "0" * 64}
+    return Results(rows, {"guarantee": guarantee}, None)
+
+
+MIXED = results([0.0, 0.25, 0.6, 0.9], correct=[0, 1, 1, 0], predict=[-1, 1, 1, 2])
+
+
+def test_certified_accuracy_counts_right_predictions_with_at_least_that_radius():
+    assert [metrics.certified_accuracy(MIXED, r) for r in (0.0, 0.25, 0.2501, 0.6, 0.9)] == [0.5, 0.5, 0.25, 0.25, 0]
+    assert metrics.average_certified_radius(MIXED) == pytest.approx(0.85 / 4)
+    assert metrics.abstention_rate(MIXED) == 0.25
+
+
+def test_nan_is_not_certified_at_any_radius():
+    nan = math.nan
+    mixed = results([nan, 0.5], published=[0.7, 0.6])
+    assert metrics.certified_accuracy(mixed, 0.0) == 0.5
+    assert metrics.certified_accuracy(mixed, 0.0, published=True) == 1.0
+    assert metrics.average_certified_radius(mixed) == 0.25
+    assert metrics.average_certified_radius(mixed, published=True) == pytest.approx(0.65)
+
+
+def test_table_shows_no_certified_accuracy_where_there_is_no_certificate():
+    table = summary_table.summary_table(results([math.nan, math.nan], published=[0.7, 0.3], scheme="l1"))
+    rows = [line.split() for line in table.splitlines()[2:10]]
+    assert all(row[1] == "-" for row in rows)
+    assert rows[2][:3] == ["0.50", "-", "0.500"]
+    assert "no valid radii" in table
+    assert "not certificates" in table
+
+
+def test_table_shows_no_published_radii_where_the_paper_has_none():
+    table = summary_table.summary_table(results([0.375, 0.0], published=[math.nan, math.nan], scheme="stepped"))
+    rows = [line.split() for line in table.splitlines()[2:10]]
+    assert all(row[-1] == "-" for row in rows)
+    assert rows[1][:2] == ["0.25", "0.500"]
+
+
+def test_what_is_the_same_by_definition_is_shown_once():
+    radii = [0.375, 0.0, 0.6]
+    (_, head, *rows) = summary_table.summary_table(results(radii)).splitlines()
+    assert head.split() == ["radius", "valid", "=", "published"]
+    assert [len(line.split()) for line in rows[:8]] == [4] * 7 + [2]
+    two_sided = results(radii)
+    two_sided.manifest["guarantee"]["certificate"] = "two_sided"
+    others = results(radii, scheme="l1"), two_sided, results(radii, published=[0.4, 0.0, 0.6])
+    for other in (*others, dataclasses.replace(results(radii), manifest=None, path="x")):
+        assert summary_table.summary_table(other).splitlines()[1].split() == ["radius", "certified", "published"]
+    rounded = results(radii, published=[radius * (1 + 1e-8) for radius in radii])  # sigma as a float32 below it
+    assert "valid = published" in summary_table.summary_table(rounded)
+
+
+def test_table_shows_accuracy_interval_and_acr():
+    table = summary_table.summary_table(results([0.375] * 300 + [0.0] * 200, correct=[1] * 300 + [0] * 200))
+    line = next(line for line in table.splitlines() if line.strip().startswith("0.25"))
+    assert "0.600 [0.556, 0.643]" in line  # the exact interval of 300 in 500, from tables
+    assert "ACR" in table
+    acr = next(line for line in table.splitlines() if "ACR" in line)
+    assert acr.split()[1] == "0.225"
+    assert "Samples: 5,000, 10 an image (plan fixed)." in table
+
+
+def test_acr_is_printed_rounded_down():
+    table = summary_table.summary_table(results([0.3999]))
+    assert "0.399" in table.splitlines()[9]
+
+
+def test_empty_files_and_missing_columns_are_refused():
+    with pytest.raises(ValueError, match="at least one row"):
+        metrics.certified_accuracy(Results((), None, "x"), 0.5)
+    six = dataclasses.replace(MIXED.rows[1], radius_published=None)
+    with pytest.raises(ValueError, match="radius_published"):
+        metrics.certified_accuracy(Results((six,), None, "x"), 0.5, published=True)
+
+
+# Column A of the paper's Table 1: radii .25 .5 .75 1 1.25 1.5, as printed there.
+COLUMN_A = {
+    "0.12": [0.59, 0, 0, 0, 0, 0],
+    "0.25": [0.60, 0.43, 0.27, 0, 0, 0],
+    "0.50": [0.55, 0.41, 0.32, 0.23, 0.15, 0.09],
+    "1.00": [0.39, 0.34, 0.28, 0.22, 0.17, 0.14],
+}
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("sigma", COLUMN_A)
+def test_cohens_published_logs_give_the_papers_column_to_the_digit(shared, sigma):
+    log = read_results(shared / f"published/cohen/cifar10/resnet110/noise_{sigma}/test/sigma_{sigma}")
+    assert [row.idx for row in log.rows] == list(range(0, 10_000, 20))
+    accuracies = [f"{metrics.certified_accuracy(log, r):.2f}" for r in np.arange(0.25, 1.51, 0.25)]
+    assert accuracies == [f"{value:.2f}" for value in COLUMN_A[sigma]]
+
+
+@pytest.mark.shared
+def test_published_acr_of_another_project(shared):
+    folder = shared / "published/jeong_consistency"
+    plain = read_results(folder / "cohen/cifar_resnet20/noise_0.50_7483")
+    consistent = read_results(folder / "consistency/cohen/num_2/lbd_20.0/eta_0.5/cifar_resnet110/noise_0.25")
+    assert metrics.average_certified_radius(plain) == pytest.approx(0.524, abs=6e-4)
+    assert metrics.average_certified_radius(consistent) == pytest.approx(0.552, abs=6e-4)
+    assert 2 < np.median([row.time for row in plain.rows]) < 5  # h:mm:ss, about 3 s an image
+
+
+def test_the_lower_bound_takes_off_what_alpha_may_have_got_wrong():
+    many = results([0.375] * 300 + [0.0] * 200)
+    many.manifest["guarantee"]["alpha"] = 0.01
+    wrong = next(q for q in range(500) if stats.binom.cdf(q, 500, 0.01) >= 0.95)
+    assert metrics.certified_accuracy_lower(many, 0.25) == (300 - wrong) / 500
+    assert metrics.certified_accuracy_lower(many, 0.25, confidence=0.5) > metrics.certified_accuracy_lower(many, 0.25)
+    assert metrics.certified_accuracy_lower(results([0.3]), 0.5) == 0
+    with pytest.raises(ValueError, match="manifest"):
+        metrics.certified_accuracy_lower(dataclasses.replace(many, manifest=None), 0.25)
+
+
+def test_the_lower_bound_holds_by_simulation():
+    """40 images that are not robust at all, each certified wrongly with probability alpha, and 60 that are."""
+    generator, runs, broken = np.random.default_rng(0), 1000, 0
+    for _ in range(runs):
+        wrong = generator.uniform(size=40) < 0.05
+        made = results([1.0] * 60 + np.where(wrong, 1.0, 0.0).tolist())
+        made.manifest["guarantee"]["alpha"] = 0.05
+        broken += metrics.certified_accuracy_lower(made, 0.5, confidence=0.9) > 0.6
+    assert broken / runs <= 0.1

@@ -1,0 +1,127 @@
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from idrc_jax import certification, data, results
+from idrc_jax.certificates import sampling_plans, schemes
+from idrc_jax.certification import Settings
+from idrc_jax.results import recertify
+
+SCHEMES = {
+    name: schemes.Stepped(sigma=0.5, edges=(2.2,), levels=(1.0, 1.5))
+    if name == "stepped"
+    else schemes.make(name, sigma=0.5)
+    for name in schemes.SCHEMES
+}
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    generator = np.random.default_rng(0)
+    return data.from_arrays(
+        generator.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8), generator.integers(0, 3, 60), name="made", classes=3
+    )
+
+
+def certify(linear, dataset, workdir, scheme, **changed):
+    settings = Settings(**{"plan": sampling_plans.Fixed(n0=20, n=300), "alpha": 0.001} | changed)
+    certification.certify_dataset(linear, scheme, dataset, np.arange(0, 60, 4), settings, workdir, chunk=64)
+    return results.read_results(workdir)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_it_agrees_with_certification_to_the_last_digit(linear, dataset, tmp_path, name):
+    """Row by row there, all rows at once here; and at another alpha, with the rows that alpha would have written."""
+    read = certify(linear, dataset, tmp_path / "a", SCHEMES[name])
+    assert repr(recertify.recertify(read).rows) == repr(read.rows)  # nan is not itself
+    other = certify(linear, dataset, tmp_path / "b", SCHEMES[name], alpha=0.05)
+    made = recertify.recertify(read, alpha=0.05)
+    expected = [dataclasses.replace(new, time=old.time) for new, old in zip(other.rows, read.rows, strict=True)]
+    assert repr(list(made.rows)) == repr(expected)
+    assert made.manifest["guarantee"] == other.manifest["guarantee"]
+    assert made.rows != read.rows
+
+
+@pytest.mark.parametrize("name", ["gaussian", "stepped"])
+def test_the_two_sided_certificate_of_stored_votes(linear, dataset, tmp_path, name):
+    read = certify(linear, dataset, tmp_path / "a", SCHEMES[name])
+    other = certify(linear, dataset, tmp_path / "b", SCHEMES[name], certificate="two_sided")
+    made = recertify.recertify(read, certificate="two_sided")
+    assert [row.radius for row in made.rows] == [row.radius for row in other.rows]
+    assert [row.predict for row in made.rows] == [row.predict for row in other.rows]
+
+
+def test_the_command_writes_a_file_that_reads_back_and_loads_no_jax(linear, dataset, tmp_path):
+    certify(linear, dataset, tmp_path / "a", SCHEMES["l1"])
+    code = (
+        "import sys; from idrc_jax.commands import recertify\n"
+        f"sys.argv = ['idrc-recertify', {str(tmp_path / 'a')!r}, '--alpha', '0.05', '--out', {str(tmp_path / 'b')!r}]\n"
+        "try:\n    recertify.main()\nfinally:\n    print('jax' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "alpha 0.05" in answer.stdout
+    assert answer.stdout.splitlines()[-1] == "False"
+    expected = recertify.recertify(results.read_results(tmp_path / "a"), alpha=0.05)
+    assert results.read_results(tmp_path / "b").rows == expected.rows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{run}", "--alpha", "2"], "0 < alpha < 1"),
+        (["{run}", "--certificate", "both"], "one_sided, two_sided"),
+        (["{run}", "--certificate", "two_sided"], "gaussian or stepped"),
+        (["/nowhere"], "no such file"),
+        (["{run}", "--alhpa", "0.1"], "Unrecognized arguments"),
+        ([], "file"),
+    ],
+)
+def test_bad_input_is_one_line(linear, dataset, tmp_path, arguments, message):
+    certify(linear, dataset, tmp_path, SCHEMES["l1"])
+    command = [sys.executable, "-m", "idrc_jax.commands.recertify", *(a.format(run=tmp_path) for a in arguments)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: ")
+    assert answer.stderr.count("\n") == 1
+    assert message in answer.stderr
+
+
+def test_votes_and_levels_that_do_not_fit_the_manifest_are_refused(linear, dataset, tmp_path):
+    read = certify(linear, dataset, tmp_path, SCHEMES["l1"])
+    with pytest.raises(ValueError, match="Expected 300 votes for 3 classes at image 0"):
+        recertify.recertify(dataclasses.replace(read, rows=(dataclasses.replace(read.rows[0], votes={0: 299}),)))
+    with pytest.raises(ValueError, match="Expected 300 votes for 3 classes"):
+        recertify.recertify(dataclasses.replace(read, rows=(dataclasses.replace(read.rows[0], votes={7: 300}),)))
+    with pytest.raises(ValueError, match="Expected sigma_x"):
+        recertify.recertify(dataclasses.replace(read, rows=(dataclasses.replace(read.rows[0], sigma_x=0.3),)))
+    with pytest.raises(ValueError, match=r"Expected manifest\.json"):
+        recertify.recertify(dataclasses.replace(read, manifest=None))
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_ten_thousand_rows_at_once(name, tmp_path):
+    """As many images as CIFAR-10 tests, n = 100,000, all different: seconds, where row by row takes minutes."""
+    generator = np.random.default_rng(0)
+    scheme = SCHEMES[name]
+    made = (
+        schemes.describe(scheme)
+        | sampling_plans.describe(sampling_plans.Fixed())
+        | {"alpha": 0.001, "certificate": "one_sided"}
+    )
+    top = 100_000 - np.floor(10 ** generator.uniform(0, 4.7, 10_000)).astype(int)
+    statistic = generator.uniform(0.1, 0.9, 10_000) if name == "l1" else generator.uniform(5, 50, 10_000)
+    level = schemes.drawn_level(scheme, statistic)
+    rows = tuple(
+        results.Row(
+            i, 0, 0, 0.0, 1, 0.0, 0.0, 0, float(statistic[i]), float(level[i]), 0.9, 100_000, 100,
+            {0: int(top[i]), 1: 100_000 - int(top[i])},
+        )
+        for i in range(10_000)
+    )  # fmt: skip
+    read = results.Results(rows, {"guarantee": made | {"classes": 10, "dim": 3072}}, tmp_path)
+    radii = np.array([row.radius for row in recertify.recertify(read).rows])
+    assert np.mean(radii > 0) > (-1 if name == "uniform" else 0.9)

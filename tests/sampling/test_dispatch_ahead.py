@@ -1,0 +1,140 @@
+"""The scheduler with invented votes: what it draws, in what order, and how full its batches are."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from idrc_jax.certificates import confidence_bounds, sampling_plans
+from idrc_jax.sampling import random_keys
+from idrc_jax.sampling.dispatch_ahead import Scheduler
+
+CLASSES = 3
+
+
+class Device:
+    """Votes of sample s of image i are a fixed function of (stage, i, s); remembers every draw."""
+
+    def __init__(self, share):
+        self.share, self.draws, self.samples = share, [], set()
+
+    def vote(self, stage, position, sample):
+        generator = np.random.default_rng([stage, position, sample])
+        return position % 2 if generator.uniform() < self.share(position) else 2
+
+    def __call__(self, draw):
+        self.draws.append(draw)
+        votes = np.zeros((1, 64, CLASSES + 1), int)
+        for slot, (position, first, n) in enumerate(zip(draw.positions, draw.first, draw.n, strict=True)):
+            for sample in range(first, first + n):
+                assert (draw.stage, position, sample) not in self.samples  # none is drawn twice
+                self.samples.add((draw.stage, position, sample))
+                votes[0, slot, self.vote(draw.stage, position, sample)] += 1
+        return votes
+
+
+def scheduler(device, plan, *, piece=400, stride=40, radius=lambda p: np.maximum(p - 0.5, 0), slots=64):
+    return Scheduler(
+        device, plan, lambda position: plan.stopping(radius, 0.01), slots=slots, piece=piece, stride=stride
+    )
+
+
+def test_fixed_draws_every_sample_once_and_the_class_first():
+    device = Device(lambda position: 0.9)
+    made = list(scheduler(device, sampling_plans.Fixed(n=300, n0=10)).run(range(5, 35)))
+    assert [one.position for one in made] == list(range(5, 35))
+    for one in made:
+        assert (one.selected, one.votes.sum()) == (one.position % 2, 300)
+    expected = {(random_keys.SELECTION, p, s) for p in range(5, 35) for s in range(10)}
+    assert device.samples == expected | {(random_keys.ESTIMATION, p, s) for p in range(5, 35) for s in range(300)}
+    chosen = set()
+    for draw in device.draws:
+        assert len(draw.positions) <= 64
+        assert sum(draw.n) <= 400
+        if draw.stage == random_keys.SELECTION:
+            chosen |= set(draw.positions)
+        assert set(draw.positions) <= chosen
+
+
+def test_adaptive_images_stop_at_their_own_looks_and_make_place():
+    plan = sampling_plans.ToRadius(n=3000, radii=(0.2, 0.4))
+    device = Device(lambda position: (0.3, 0.65, 0.75, 0.95, 1.0)[position % 5])
+    run = scheduler(device, plan)
+    made = {one.position: one for one in run.run(range(60))}
+    assert set(made) == set(range(60))
+    numbers = [int(one.votes.sum()) for one in made.values()]
+    assert set(numbers) <= set(plan.looks())
+    assert len(set(numbers)) > 4
+    for one in made.values():
+        assert one.selected == confidence_bounds.select(one.votes)
+        # Its samples are 0 .. n - 1, no others.
+        drawn = {s for stage, p, s in device.samples if p == one.position}
+        assert drawn == set(range(one.votes.sum()))
+    assert run.drawn == sum(numbers)
+    # The order in which they end is not that in which they begin.
+    assert list(made) != sorted(made)
+
+
+def test_batches_stay_full_until_the_queue_is_empty():
+    plan = sampling_plans.ToRadius(n=3000, radii=(0.2, 0.4))
+    device = Device(lambda position: (0.3, 0.65, 0.75, 0.95, 1.0)[position % 5])
+    run = scheduler(device, plan, stride=100)
+    left = iter(run.run(range(150)))
+    useful = None
+    for one in left:
+        if one.position >= 140:  # the queue is empty about now
+            useful = run.slots_used / run.slots_total
+            break
+    assert useful is not None
+    assert useful >= 0.85
+    list(left)
+    assert run.slots_used / run.slots_total >= 0.8
+
+
+def test_a_bounded_number_of_dispatches_is_ahead():
+    class Lazy(Device):
+        read = 0
+
+        def __call__(self, draw):
+            votes = super().__call__(draw)
+            outer = self
+
+            class Array:
+                def __array__(self, dtype=None, copy=None):
+                    outer.read += 1
+                    return votes
+
+            assert len(outer.draws) - outer.read <= 3
+            return Array()
+
+    assert len(list(scheduler(Lazy(lambda p: 0.9), sampling_plans.Fixed(n=1000, n0=10)).run(range(9)))) == 9
+
+
+def test_no_image_starts_after_the_time_is_up_and_those_begun_are_finished():
+    device = Device(lambda position: 0.9)
+    answers = itertools.chain([True] * 4, itertools.repeat(False))
+    run = scheduler(device, sampling_plans.Fixed(n=1000, n0=10), slots=4)
+    made = list(run.run(range(50), may_start=lambda: next(answers)))
+    begun = {position for draw in device.draws if draw.stage == random_keys.ESTIMATION for position in draw.positions}
+    assert 0 < len(begun) < 10
+    assert {one.position for one in made} == begun
+
+
+def test_it_stops_at_once_when_told_to():
+    device = Device(lambda position: 0.9)
+    made = list(
+        scheduler(device, sampling_plans.Fixed(n=1000, n0=10)).run(range(50), must_stop=lambda: len(device.draws) >= 8)
+    )
+    assert len(device.draws) == 8
+    assert len(made) < 8
+
+
+@pytest.mark.parametrize("stride", [1, 37, 400])
+def test_the_stride_changes_no_votes(stride):
+    plan = sampling_plans.ToPrecision(n=2000, precision=0.1)
+    made = {}
+    for size in (40, stride):
+        device = Device(lambda position: 0.6 + 0.004 * position)
+        run = scheduler(device, plan, piece=400 // size * size or size, stride=size)
+        made[size] = {one.position: one.votes.tolist() for one in run.run(range(30))}
+    assert made[40] == made[stride]
