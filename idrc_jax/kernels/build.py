@@ -23,14 +23,14 @@ from idrc_jax.core import files
 
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared", "-w")
 _NARROWER = {"": (), "128": ("-mno-avx512f", "-mno-avx"), "256": ("-mno-avx512f",), "512": ()}
-_HERE = Path(__file__).parent
+SOURCES = Path(__file__).parent / "cpp"
 _SELF_TEST_SECONDS = 300
 _SELF_TEST = "import ctypes, sys; sys.exit(ctypes.CDLL(sys.argv[1]).IdrcSelfTest())"
 
 
 @functools.cache
 def register(source: str, symbols: tuple[tuple[str, str], ...]) -> bool:
-    """Compile `source`, a file beside this one, and make its handlers known to JAX.
+    """Compile `source`, a file of `cpp/`, and make its handlers known to JAX.
 
     Args:
       symbols: (name of the FFI target, C symbol) pairs.
@@ -40,7 +40,7 @@ def register(source: str, symbols: tuple[tuple[str, str], ...]) -> bool:
       computes wrongly, one warning says why.
     """
     try:
-        library = ctypes.CDLL(str(_compiled(_HERE / source)))
+        library = ctypes.CDLL(str(_compiled(SOURCES / source)))
         handlers = {target: jax.ffi.pycapsule(getattr(library, symbol)) for target, symbol in symbols}
     except (OSError, RuntimeError, AttributeError, subprocess.CalledProcessError) as error:
         output = getattr(error, "stderr", None) or str(error)
@@ -55,9 +55,14 @@ def register(source: str, symbols: tuple[tuple[str, str], ...]) -> bool:
 
 def _compiled(source: Path) -> Path:
     """The shared library of a source file; its name tells everything that it depends on."""
-    command = [*compiler(), *_FLAGS, *width(), f"-I{jax.ffi.include_dir()}"]
+    command = [
+        *compiler(),
+        *_FLAGS,
+        *width(),
+        *(f"-I{folder}" for folder in (SOURCES / "include", SOURCES, jax.ffi.include_dir())),
+    ]
     version = _said_by([*compiler(), "--version"])
-    texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
+    texts = [file.read_text() for file in (source, *sorted(SOURCES.rglob("*.h")))]
     identity = "\n".join([*texts, *command, version, importlib.metadata.version("jaxlib"), processor()])
     name = f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     folder = files.cache_folder()

@@ -444,7 +444,8 @@ def _identity(classifier: Classifier, scheme: Scheme, meshes: list[Mesh], chunk:
 @functools.cache
 def _sources() -> str:
     """SHA-256 of the kernels."""
-    files = sorted(path for path in Path(build.__file__).parent.iterdir() if path.suffix in (".cc", ".h", ".py"))
+    room = Path(build.__file__).parent.rglob("*")
+    files = sorted(path for path in room if path.suffix in (".cc", ".h", ".py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 

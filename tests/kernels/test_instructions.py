@@ -15,9 +15,9 @@ from test_folding import fold, network, noisy
 from idrc_jax.kernels import build, resnet_cpu
 from idrc_jax.models import folding
 
-SOURCE = ROOT / "tests" / "resnet_main.cc"
+SOURCE = ROOT / "tests" / "kernels" / "resnet_main.cc"
 FLAGS = ["-std=c++17", "-fno-math-errno", "-ffp-contract=fast", f"-I{jax.ffi.include_dir()}"]
-FLAGS += [f"-I{ROOT / 'idrc_jax' / 'kernels'}", "-pthread", "-w"]
+FLAGS += [f"-I{folder}" for folder in (build.SOURCES, build.SOURCES / "include")] + ["-pthread", "-w"]
 
 
 @functools.cache

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "four_by_four.h"
 #include "tensor.h"
 
 namespace idrc {
@@ -210,24 +211,6 @@ class Winograd {
     g[2] = c / 6.0f - a / 6.0f + u[5];
   }
 
-  static void Input(const Vector (&d)[kSide], Vector (&v)[kSide]) {
-    const Vector a = d[4] - 4.0f * d[2], b = d[3] - 4.0f * d[1], c = d[4] - d[2], e = 2.0f * (d[3] - d[1]);
-    v[0] = 4.0f * d[0] + (d[4] - 5.0f * d[2]);
-    v[1] = a + b;
-    v[2] = a - b;
-    v[3] = c + e;
-    v[4] = c - e;
-    v[5] = 4.0f * d[1] + (d[5] - 5.0f * d[3]);
-  }
-
-  static void Output(const Vector (&m)[kSide], Vector (&y)[kTile]) {
-    const Vector a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], e = m[3] - m[4];
-    y[0] = m[0] + a + c;
-    y[1] = b + 2.0f * e;
-    y[2] = a + 4.0f * c;
-    y[3] = b + 8.0f * e + m[5];
-  }
-
   static void OutputAdjoint(const Vector (&y)[kTile], Vector (&m)[kSide]) {
     const Vector a = y[0] + y[2], b = y[1] + y[3], c = y[0] + 4.0f * y[2], e = 2.0f * y[1] + 8.0f * y[3];
     m[0] = y[0];
@@ -257,7 +240,7 @@ class Winograd {
     for (int c = 0; c < channels; c += kLanes) {
       float* at = to + Place(c);
       Separable<kSide, kSide>(
-          Input, [&](int y, int x) { return Load(from + y * row + x * channels + c); },
+          FourByFour::Input, [&](int y, int x) { return Load(from + y * row + x * channels + c); },
           [&](int y, int x, Vector value) { Store(at + (y * kSide + x) * step, value); });
     }
   }
@@ -280,7 +263,7 @@ class Winograd {
     for (int c = 0; c < kWidth; c += kLanes) {
       const Vector bias = Bias(layer, channel + c);
       Separable<kSide, kTile>(
-          Output,
+          FourByFour::Output,
           [&](int x, int y) {
             const Vector product = Load(products + (y * kSide + x) * Step(kWidth) + Place(c));
             return x == 1 && y == 1 ? product + bias : product;  // the one that every output contains once

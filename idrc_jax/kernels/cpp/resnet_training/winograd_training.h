@@ -110,7 +110,7 @@ class TrainingWinograd : private Winograd {
   static void Transform(const float* from, int row, float* to) {
     for (int c = 0; c < kChannels; c += kLanes) {
       Separable<kSide, kSide>(
-          Input, [&](int y, int x) { return Load(from + y * row + x * kChannels + c); },
+          FourByFour::Input, [&](int y, int x) { return Load(from + y * row + x * kChannels + c); },
           [&](int y, int x, Vector value) { Store(to + (y * kSide + x) * kStep + c, value); });
     }
   }
@@ -136,7 +136,7 @@ class TrainingWinograd : private Winograd {
         for (int v = 0; v < kWidth; v += kLanes) {
           auto tile = finish.Begin(First(plain, first + t) + c + v, c + v);
           Separable<kSide, kTile>(
-              Output, [&](int x, int y) { return Load(products + (y * kSide + x) * kStep + t * kWidth + v); },
+              FourByFour::Output, [&](int x, int y) { return Load(products + (y * kSide + x) * kStep + t * kWidth + v); },
               [&](int x, int y, Vector value) { tile.Put(y * plain.Row() + x * kChannels, value); });
           tile.End();
         }
