@@ -23,7 +23,8 @@ from idrc_jax.core.budget import Deadline, interruptible
 from idrc_jax.core.progress import Progress, require_progress, write_status
 from idrc_jax.models import Classifier
 from idrc_jax.results import Results, Row, audit_rows, metrics
-from idrc_jax.results.audit_rows import CLAIMS, TABLE, Finding, FindingsFile
+from idrc_jax.results.audit_file import FindingsFile
+from idrc_jax.results.audit_rows import CLAIMS, TABLE, Finding
 from idrc_jax.sampling import choice, devices, random_keys
 
 

@@ -2,13 +2,13 @@
 
 import contextlib
 import dataclasses
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
-from idrc_jax.core import files
+from idrc_jax.core import append_only, files
+from idrc_jax.core.append_only import AppendOnlyTable
 from idrc_jax.core.manifests import as_json
 from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, read_manifest, same_guarantee
 from idrc_jax.results.rows import COLUMNS, NAME, Row, line_of, read_as_it_is, read_results
@@ -40,27 +40,23 @@ class ResultsFile:
     def __init__(self, workdir: Path, *, guarantee: dict[str, Any], session: dict[str, Any], name: str = NAME) -> None:
         self._workdir, self._guarantee, self._session = workdir, as_json(guarantee), as_json(session)
         self._path = workdir / name
+        self._table = AppendOnlyTable(self._path, COLUMNS)
         self._confirmed = False
         self.done: set[int] = set()
 
     def __enter__(self) -> Self:
-        with files.folder_lock(self._workdir):
+        with files.folder_lock(self._workdir), contextlib.ExitStack() as opened:
             manifest = self._manifest()
-            existed = self._path.exists()
-            self._file = self._path.open("a+b", buffering=0)
-            try:
-                files.lock_or_refuse(self._file.fileno(), self._path)
-                self._repair()
-                files.write_json(self._workdir / MANIFEST, manifest)
-            except BaseException:
-                self._file.close()
-                if not existed:
-                    self._path.unlink()
-                raise
+            if not self._path.exists():
+                opened.callback(self._path.unlink, missing_ok=True)  # unless all goes well
+            opened.enter_context(self._table)
+            self.done = self._rows_there()
+            files.write_json(self._workdir / MANIFEST, manifest)
+            opened.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        self._table.__exit__(*error)
 
     def note(self, more: dict[str, Any]) -> None:
         """Add to what the manifest says of this call."""
@@ -79,18 +75,18 @@ class ResultsFile:
         another guarantee could make it its own.
         """
         if self._confirmed:
-            self._write(line_of(row))
+            self._table.append(line_of(row))
         else:
             with files.folder_lock(self._workdir):
                 stored = read_manifest(self._workdir)
                 same_guarantee(stored["guarantee"] if stored else {}, self._guarantee, self._workdir)
-                self._write(line_of(row))
+                self._table.append(line_of(row))
             self._confirmed = True
         self.done.add(row.idx)
 
     def _manifest(self) -> dict[str, Any]:
         stored = read_manifest(self._workdir)
-        if not any(map(has_rows, result_files(self._workdir))) and (
+        if not any(map(append_only.has_rows, result_files(self._workdir))) and (
             stored is None or stored["guarantee"] != self._guarantee
         ):
             stored = {"schema_version": SCHEMA_VERSION, "guarantee": self._guarantee, "sessions": []}
@@ -99,38 +95,15 @@ class ResultsFile:
         same_guarantee(stored["guarantee"], self._guarantee, self._workdir)
         return stored | {"guarantee": self._guarantee, "sessions": [*stored["sessions"], self._session]}
 
-    def _repair(self) -> None:
-        """Cut off what a crash left half-written and blank lines at the end, and write the header of a new file."""
-        self._file.seek(0)
-        content = self._file.read()
-        lines = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]
-        while lines and not lines[-1].strip():
-            lines.pop()
-        whole = sum(len(line) + 1 for line in lines)
-        if whole < len(content):
-            self._file.truncate(whole)
-        if whole == 0:
-            self._write("\t".join(COLUMNS) + "\n")
-        self.done = set()
+    def _rows_there(self) -> set[int]:
+        """The images that have a row in any file of the folder."""
+        there: set[int] = set()
         for path in result_files(self._workdir):
             read, _ = read_as_it_is(path)
             if read.rows and read.manifest is None:
                 raise ValueError(f"Expected all columns of this project in {path}, to go on from it, got only six.")
-            self.done |= {row.idx for row in read.rows}
-
-    def _write(self, line: str) -> None:
-        before = os.fstat(self._file.fileno()).st_size
-        data = line.encode()
-        try:
-            written = self._file.write(data)
-            if written != len(data):
-                raise OSError(f"only {written} of {len(data)} bytes fitted")
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            self._file.truncate(before)
-            raise OSError(
-                f"Expected to write a row to {self._path}, got: {error}. Finished rows are kept: free space, run again."
-            ) from error
+            there |= {row.idx for row in read.rows}
+        return there
 
 
 def result_files(folder: Path) -> list[Path]:
@@ -183,15 +156,10 @@ def merge(paths: Iterable[Path], out: Path) -> None:
 def write(rows: Iterable[Row], manifest: dict[str, Any], out: Path) -> None:
     """Write rows and their manifest into a folder, replacing what is there."""
     files.make_folder(out)
-    files.write_text(out / NAME, "\t".join(COLUMNS) + "\n" + "".join(line_of(row) for row in rows))
+    files.write_text(out / NAME, append_only.line(COLUMNS) + "".join(line_of(row) for row in rows))
     files.write_json(out / MANIFEST, manifest)
 
 
 def _agree(row: Row, other: Row) -> bool:
     same_time = dataclasses.replace(row, time=other.time)
     return line_of(same_time) == line_of(other)
-
-
-def has_rows(path: Path) -> bool:
-    """Whether a results file has more than its header; False where there is none."""
-    return path.is_file() and path.read_bytes().count(b"\n") > 1

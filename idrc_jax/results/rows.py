@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from idrc_jax.certificates import Certificate, confidence_bounds, sampling_plans, schemes
-from idrc_jax.core import files
+from idrc_jax.core import append_only, files
 from idrc_jax.results.manifest import MANIFEST, read_manifest
 
 NAME = "certificates.tsv"
@@ -131,8 +131,9 @@ def is_correct(label: int, predict: int) -> int:
 
 
 def line_of(row: Row) -> str:
+    """A row as it is in the file."""
     values = [repr(getattr(row, name)) for name in COLUMNS[:-1]]
-    return "\t".join([*values, votes_text(row.votes)]) + "\n"
+    return append_only.line([*values, votes_text(row.votes)])
 
 
 def votes_text(votes: dict[int, int] | None) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from idrc_jax.core import files
+from idrc_jax.core import append_only, files
 from idrc_jax.results import result_file, rows
 from idrc_jax.results.rows import Results
 
@@ -58,11 +58,11 @@ def with_rows(arguments: Sequence[str]) -> list[str]:
     kept, notes = [], []
     for argument in arguments:
         folder = Path(argument)
-        if not folder.is_dir() or result_file.has_rows(folder / rows.NAME):
+        if not folder.is_dir() or append_only.has_rows(folder / rows.NAME):
             kept.append(argument)
             continue
         hint = ""
-        if any(map(result_file.has_rows, result_file.result_files(folder))):
+        if any(map(append_only.has_rows, result_file.result_files(folder))):
             hint = f" Unite its workers' files: idrc-merge --out {folder} {folder}/certificates.*-of-*.tsv"
         notes.append(f"note: {folder} has no rows in {rows.NAME} and is left out.{hint}")
     if not kept:
