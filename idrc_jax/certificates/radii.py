@@ -148,7 +148,7 @@ def explain(scheme: str) -> str:
 
 def check_certificate(certificate: str, scheme: Scheme, plan: Plan | None = None) -> None:
     """ValueError unless this certificate exists for this scheme and plan."""
-    validate.one_of("certify.certificate", certificate, CERTIFICATES)
+    validate.one_of("certificate", certificate, CERTIFICATES)
     if certificate == "two_sided" and not isinstance(scheme, Gaussian | Stepped):
         raise ValueError(
             f"Expected the scheme gaussian or stepped for a two_sided certificate, got {scheme.name}: its formula "

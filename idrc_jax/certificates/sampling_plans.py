@@ -22,6 +22,7 @@ from scipy import special
 
 from idrc_jax.certificates import confidence_bounds
 from idrc_jax.core import roots, validate
+from idrc_jax.core.validate import SettingError
 
 MOST = 2**32  # samples of an image: their numbers are 32 bits of its keys
 
@@ -51,7 +52,7 @@ class Plan:
     n: int
 
     def __post_init__(self) -> None:
-        validate.integer("certify.n", self.n)
+        validate.integer("n", self.n)
 
     @property
     def selection(self) -> int:
@@ -85,14 +86,15 @@ class Plan:
         def enough(n: int) -> bool:
             return bool(replace(self, n=n).lower(n, n, alpha) > 0.5)
 
-        validate.at_least("certify.n", self.n, 1)
+        validate.at_least("n", self.n, 1)
         if self.n > MOST:
-            raise ValueError(f"Expected certify.n <= {MOST}, as many samples as an image has keys, got {self.n}.")
+            raise SettingError(f"Expected n <= {MOST}, as many samples as an image has keys, got {self.n}.", "n")
         if not enough(self.n):
             least = next(n for n in itertools.count(self.n) if enough(n))
-            raise ValueError(
-                f"Expected certify.n >= {least}, the fewest samples that can certify anything at alpha = {alpha}, got "
-                f"{self.n}."
+            raise SettingError(
+                f"Expected n >= {least}, the fewest samples that can certify anything at alpha = {alpha}, got "
+                f"{self.n}.",
+                "n",
             )
 
 
@@ -106,7 +108,7 @@ class Fixed(Plan):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate.count("certify.n0", self.n0, 1)
+        validate.count("n0", self.n0, 1)
 
     @property
     def selection(self) -> int:
@@ -141,7 +143,7 @@ class _Adaptive(Plan):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate.one_of("sampling.sequence", self.sequence, _GROWTH)
+        validate.one_of("sequence", self.sequence, _GROWTH)
 
     def looks(self) -> list[int]:
         made, at = [], _FIRST_LOOK
@@ -191,7 +193,7 @@ class ToRadius(_Adaptive):
         super().__post_init__()
         object.__setattr__(self, "radii", tuple(self.radii))
         if not (self.radii and validate.ascend(self.radii, above=0)):
-            raise ValueError(f"Expected sampling.radii to ascend from above 0, got {self.radii}.")
+            raise SettingError(f"Expected radii to ascend from above 0, got {self.radii}.", "radii")
 
     def stopping(self, radius_of: RadiusOf, alpha: float) -> Callable[[np.ndarray], bool]:
         goals = needed_probabilities(radius_of, self.radii, float(self.lower(self.n, self.n, alpha)))
@@ -218,7 +220,7 @@ class ToPrecision(_Adaptive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate.in_open_unit_interval("sampling.precision", self.precision)
+        validate.in_open_unit_interval("precision", self.precision)
 
     def stopping(self, radius_of: RadiusOf, alpha: float) -> Callable[[np.ndarray], bool]:
         def finished(votes: np.ndarray) -> bool:
@@ -239,7 +241,7 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 def from_description(description: dict[str, Any]) -> Plan:
     """The plan that `describe` described; other keys are ignored."""
-    plan = PLANS[validate.one_of("sampling.plan", description["plan"], PLANS)]
+    plan = PLANS[validate.one_of("plan", description["plan"], PLANS)]
     stored = {field.name: description[field.name] for field in fields(plan)}
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()

@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from idrc_jax.core import validate
+from idrc_jax.core.validate import SettingError
 
 _PIXEL_AXES = (-3, -2, -1)
 
@@ -210,17 +211,19 @@ class Stepped(Scheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate.one_of("noise.by", self.by, STATISTICS)
+        validate.one_of("by", self.by, STATISTICS)
         if not validate.ascend(self.edges):
-            raise ValueError(f"Expected noise.edges to ascend, got {self.edges}.")
+            raise SettingError(f"Expected edges to ascend, got {self.edges}.", "edges")
         if len(self.levels) != len(self.edges) + 1:
-            raise ValueError(
-                f"Expected one level a bin, {len(self.edges) + 1} noise.levels for {len(self.edges)} noise.edges, got "
-                f"{len(self.levels)}."
+            raise SettingError(
+                f"Expected one level a bin, {len(self.edges) + 1} levels for {len(self.edges)} edges, got "
+                f"{len(self.levels)}.",
+                "levels",
+                "edges",
             )
         for level in self.levels:
-            validate.positive("noise.levels", level)
-            validate.level("sigma times each of noise.levels", self.sigma * level)
+            validate.positive("levels", level)
+            validate.level("sigma times each of levels", self.sigma * level)
 
     def statistic(self, images: Any) -> Any:
         return STATISTICS[self.by](images)
@@ -262,7 +265,7 @@ def make(
 
     Raises ValueError for an unknown name (naming the near ones) or parameter values that make no scheme.
     """
-    scheme = SCHEMES[validate.one_of("noise.scheme", name, SCHEMES)]
+    scheme = SCHEMES[validate.one_of("scheme", name, SCHEMES)]
     if ref != 1 and not issubclass(scheme, _WithReference):
         raise ValueError(f"Expected ref = 1 for the scheme {name!r}, which has no reference value, got {ref}.")
     if issubclass(scheme, _WithReference):
@@ -293,14 +296,14 @@ def fit_stepped(images: np.ndarray, *, sigma: float, by: str = "norm", bins: int
       by: the statistic.
       bins: how many.
     """
-    validate.one_of("noise.by", by, STATISTICS)
-    validate.at_least("noise.bins", bins, 1)
+    validate.one_of("by", by, STATISTICS)
+    validate.at_least("bins", bins, 1)
     statistic = np.concatenate(
         [STATISTICS[by](images[i : i + 1000].astype(np.float64)) for i in range(0, len(images), 1000)]
     )
     edges = np.quantile(statistic, np.arange(1, bins) / bins)
     if len(np.unique(edges)) < len(edges):
-        raise ValueError(f"Expected fewer noise.bins: {bins} quantiles of {by} over the training images coincide.")
+        raise SettingError(f"Expected fewer bins: {bins} quantiles of {by} over the training images coincide.", "bins")
     which = np.searchsorted(edges, statistic, side="right")
     means = np.asarray([np.mean(statistic[which == k]) for k in range(bins)])
     levels = means / np.mean(statistic)

@@ -1,21 +1,38 @@
 """The objects that settings stand for: schemes, plans, recipes, descriptions of networks."""
 
+import contextlib
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
-from idrc_jax import data, training
-from idrc_jax.audit import search
+from idrc_jax import audit, certificates, data, training
 from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.certification import Settings
-from idrc_jax.config.fields import Config
+from idrc_jax.config.fields import FIELDS, Config
 from idrc_jax.core import validate
+from idrc_jax.core.validate import SettingError
 from idrc_jax.models import diffusion
 from idrc_jax.training import denoiser
+
+
+@contextlib.contextmanager
+def named(*paths: str, **others: str) -> Iterator[None]:
+    """Errors about attributes name the settings that their values come from.
+
+    Args:
+      paths: names in `FIELDS` of attributes that are called as their last parts.
+      others: those of attributes that are called otherwise.
+    """
+    known = {path.rpartition(".")[2]: path for path in paths} | others
+    try:
+        yield
+    except SettingError as error:
+        raise error.renamed(known) from error
 
 
 def noise_scheme(config: Config) -> Scheme:
@@ -33,22 +50,23 @@ def training_scheme(config: Config) -> Scheme:
 
 def _scheme(config: Config, name: str, *, sigma: float, ref: float, certified: bool = False) -> Scheme:
     noise = config.noise
-    if name != schemes.Stepped.name:
-        if name == noise.scheme and (noise.edges or noise.levels or noise.bins):
-            raise ValueError(f"Expected no noise.edges, levels or bins for the scheme {name}, which has none.")
-        return schemes.make(name, sigma=sigma, ref=ref)
-    if not (noise.bins or noise.edges or noise.levels):
-        raise ValueError(
-            "Expected noise.bins, to fit bins to the training images, or noise.edges and noise.levels for the scheme "
-            "stepped, got none: in one bin it would be gaussian."
-        )
-    if not noise.bins:
-        return schemes.make(name, sigma=sigma, ref=ref, by=noise.by, edges=noise.edges, levels=noise.levels)
-    if noise.edges or noise.levels:
-        raise ValueError("Expected noise.edges and noise.levels, or noise.bins to fit them, got both.")
-    train_set = data.load(config.data.name, "train", directory=config.data.dir, seed=config.seed)
-    images = _not_certified(config, train_set) if certified else train_set.images
-    return schemes.fit_stepped(data.to_unit(images), sigma=sigma, by=noise.by, bins=noise.bins)
+    with named("noise.scheme", "noise.by", "noise.edges", "noise.levels", "noise.bins"):
+        if name != schemes.Stepped.name:
+            if name == noise.scheme and (noise.edges or noise.levels or noise.bins):
+                raise ValueError(f"Expected no noise.edges, levels or bins for the scheme {name}, which has none.")
+            return schemes.make(name, sigma=sigma, ref=ref)
+        if not (noise.bins or noise.edges or noise.levels):
+            raise ValueError(
+                "Expected noise.bins, to fit bins to the training images, or noise.edges and noise.levels for the "
+                "scheme stepped, got none: in one bin it would be gaussian."
+            )
+        if not noise.bins:
+            return schemes.make(name, sigma=sigma, ref=ref, by=noise.by, edges=noise.edges, levels=noise.levels)
+        if noise.edges or noise.levels:
+            raise ValueError("Expected noise.edges and noise.levels, or noise.bins to fit them, got both.")
+        train_set = data.load(config.data.name, "train", directory=config.data.dir, seed=config.seed)
+        images = _not_certified(config, train_set) if certified else train_set.images
+        return schemes.fit_stepped(data.to_unit(images), sigma=sigma, by=noise.by, bins=noise.bins)
 
 
 def _not_certified(config: Config, train_set: data.Dataset) -> np.ndarray:
@@ -80,26 +98,34 @@ def recipe(config: Config) -> training.Recipe:
 def settings(config: Config) -> Settings:
     """The certification settings."""
     certify = config.certify
-    return Settings(plan(config), certify.alpha, config.seed, certify.certificate)
+    with named("certify.alpha", "certify.certificate", "certify.n"):
+        validate.one_of("certificate", certify.certificate, certificates.CERTIFICATES)
+        return Settings(plan(config), certify.alpha, config.seed, certify.certificate)
 
 
-def audit_settings(config: Config) -> search.Settings:
+def audit_settings(config: Config) -> audit.Settings:
     """The audit's settings."""
-    return search.Settings(**config.audit)
+    with named(*AUDIT):
+        return audit.Settings(**config.audit)
+
+
+AUDIT = tuple(path for path in FIELDS if path.startswith("audit."))
 
 
 def plan(config: Config) -> sampling_plans.Plan:
     """The sampling plan: `sampling.plan` with those of the other fields that it has."""
-    chosen = sampling_plans.PLANS[validate.one_of("sampling.plan", config.sampling.plan, sampling_plans.PLANS)]
     known = {"n0": config.certify.n0, "n": config.certify.n, **config.sampling}
-    return chosen(**{field.name: known[field.name] for field in fields(chosen)})
+    with named("certify.n", "certify.n0", *(f"sampling.{name}" for name in config.sampling)):
+        chosen = sampling_plans.PLANS[validate.one_of("plan", config.sampling.plan, sampling_plans.PLANS)]
+        return chosen(**{field.name: known[field.name] for field in fields(chosen)})
 
 
 def denoiser_target(config: Config) -> denoiser.Target:
     """What a denoiser that is trained learns."""
     asked = config.denoiser
-    schedule = diffusion.Schedule(asked.schedule, asked.times, asked.beta_start, asked.beta_end)
-    return denoiser.Target(schedule, asked.prediction, asked.sigma_low, asked.sigma_high, asked.ema)
+    with named("denoiser.prediction", "denoiser.beta_start", kind="denoiser.schedule", steps="denoiser.times"):
+        schedule = diffusion.Schedule(asked.schedule, asked.times, asked.beta_start, asked.beta_end)
+        return denoiser.Target(schedule, asked.prediction, asked.sigma_low, asked.sigma_high, asked.ema)
 
 
 def denoiser_sigma(config: Config, scheme: Scheme) -> float:

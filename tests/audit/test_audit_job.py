@@ -223,7 +223,7 @@ def test_what_cannot_be_audited_is_refused(linear, dataset, certified, tmp_path)
     strange = (dataclasses.replace(certified.rows[0], idx=60),)
     with pytest.raises(ValueError, match="Expected images and labels of made/test"):
         run(linear, dataset, dataclasses.replace(certified, rows=strange), tmp_path / "a")
-    with pytest.raises(ValueError, match=r"Expected audit\.votes >= \d\d, the fewest that can claim a break"):
+    with pytest.raises(ValueError, match=r"Expected votes >= \d\d, the fewest that can claim a break"):
         run(linear, dataset, certified, tmp_path / "a", dataclasses.replace(SETTINGS, votes=10))
     assert not (tmp_path / "a").exists()
 
