@@ -205,7 +205,7 @@ def _audit(read: Results, names: Sequence[str], pictures: int) -> dict[str, Any]
             f"Expected an audit of the certificates in {read.path}, got one of others in {audit.path}, of which "
             f"{changed}: move it away, or audit again."
         )
-    images = _arrays(folder / audit_rows.IMAGES)
+    images = audit_rows.read_images(folder)
     labels = {row.idx: row.label for row in read.rows}
     shown = [
         {
@@ -230,16 +230,6 @@ def _audit(read: Results, names: Sequence[str], pictures: int) -> dict[str, Any]
         "images": shown,
         "sha256": hashlib.sha256(audit.path.read_bytes()).hexdigest(),
     }
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        return {}
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {name: file[name] for name in ("idx", "predict", "rival", "distance", "image", "original")}
-    except Exception as error:  # zipfile and zlib raise several kinds for a damaged file
-        raise ValueError(f"Expected the images of an audit in {path}, got {type(error).__name__}: {error}.") from None
 
 
 def data_uri(pixels: np.ndarray) -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from idrc_jax import certificates
 from idrc_jax.core import append_only, files
 from idrc_jax.results.rows import votes_text
@@ -20,6 +22,7 @@ SCHEMA_VERSION = 1
 NAME = "audit.tsv"
 MANIFEST = "audit.json"
 IMAGES = "audit.npz"
+IMAGE_ARRAYS = ("idx", "predict", "rival", "distance", "image", "original")
 TABLE = "table"
 CLAIMS = ("radius", "radius_published")
 
@@ -103,6 +106,18 @@ def read_rows(path: Path) -> tuple[Finding, ...]:
         except ValueError as error:
             raise ValueError(f"Expected {len(COLUMNS)} columns in {path}, line {number}: {error}.") from None
     return tuple(rows)
+
+
+def read_images(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of `audit.npz`, named as in `IMAGE_ARRAYS`; none without the file, ValueError for a damaged one."""
+    path = folder / IMAGES
+    if not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return {name: file[name] for name in IMAGE_ARRAYS}
+    except Exception as error:  # zipfile and zlib raise several kinds for a damaged file
+        raise ValueError(f"Expected the images of an audit in {path}, got {type(error).__name__}: {error}.") from None
 
 
 def line_of(row: Finding) -> str:
