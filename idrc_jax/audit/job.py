@@ -10,7 +10,6 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -22,6 +21,7 @@ from idrc_jax.audit.settings import Settings
 from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
 from idrc_jax.core import files, manifests
 from idrc_jax.core.budget import Budget
+from idrc_jax.core.manifests import Json
 from idrc_jax.core.progress import Progress, require_progress, write_status
 from idrc_jax.models import Classifier
 from idrc_jax.results import Results, Row, audit_rows, metrics
@@ -42,7 +42,7 @@ def audit_certificates(
     chunk: int = 0,
     mesh: Mesh | None = None,
     max_minutes: float = 0.0,
-    provenance: dict[str, Any] | None = None,
+    provenance: Json | None = None,
     budget: Budget | None = None,
 ) -> bool:
     """Audit a result file into `out`; call again to go on.
@@ -157,9 +157,9 @@ def cells(row: Row, settings: Settings) -> list[tuple[str, float, float]]:
 
 def _tables(
     found: Sequence[Finding], read: Results, seen: Sequence[Row], settings: Settings, *, finished: bool
-) -> dict[str, Any]:
+) -> Json:
     """What the manifest says of the rows so far; the robust accuracy is known when every image is done."""
-    tables: dict[str, Any] = {"claims": audit_rows.claims(found), "attacks": audit_rows.attacks(found)}
+    tables: Json = {"claims": audit_rows.claims(found), "attacks": audit_rows.attacks(found)}
     if finished and read.labelled:
         of_seen = dataclasses.replace(read, rows=tuple(seen))
         tables["robust_accuracy"] = [
@@ -202,9 +202,7 @@ def _evenly(rows: Sequence[Row], count: int) -> list[Row]:
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def _same_certificates(
-    read: Results, classifier: Classifier, dataset: data.Dataset, indices: np.ndarray
-) -> dict[str, Any]:
+def _same_certificates(read: Results, classifier: Classifier, dataset: data.Dataset, indices: np.ndarray) -> Json:
     """The guarantee of a result file that can be audited with this classifier and data, or ValueError."""
     if not read.rows:
         raise ValueError(f"Expected at least one row in {read.path}, got none.")
@@ -250,6 +248,6 @@ class _Images:
         for name, value in zip(audit_rows.IMAGE_ARRAYS, values, strict=True):
             self._held[name].append(value)
         stream = io.BytesIO()
-        arrays: dict[str, Any] = {name: np.asarray(values) for name, values in self._held.items()}
+        arrays: Json = {name: np.asarray(values) for name, values in self._held.items()}
         np.savez_compressed(stream, **arrays)
         files.write_bytes(self._path, stream.getvalue())

@@ -15,13 +15,16 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 from idrc_jax.certificates import confidence_bounds
+from idrc_jax.certificates.confidence_bounds import Numbers
 from idrc_jax.core import roots, validate
+from idrc_jax.core.manifests import Json
 from idrc_jax.core.validate import SettingError
 
 MOST = 2**32  # samples of an image: their numbers are 32 bits of its keys
@@ -68,7 +71,7 @@ class Plan:
         """Sample numbers, ascending, at which votes are read; the last is n."""
         return [self.n]
 
-    def lower(self, k: Any, n: Any, alpha: float) -> Any:
+    def lower(self, k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
         """Lower bound on the probability of the class with k of n votes, n one of the looks; arrays or scalars.
 
         Guarantee: with probability at least 1 - alpha the class that is certified has at least this probability,
@@ -114,7 +117,7 @@ class Fixed(Plan):
     def selection(self) -> int:
         return self.n0
 
-    def lower(self, k: Any, n: Any, alpha: float) -> Any:
+    def lower(self, k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
         return confidence_bounds.clopper_pearson_lower(k, n, alpha)
 
 
@@ -125,7 +128,7 @@ class SelectionFree(Plan):
     name: ClassVar[str] = "selection_free"
     n: int = 100_000
 
-    def lower(self, k: Any, n: Any, alpha: float) -> Any:
+    def lower(self, k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
         return confidence_bounds.clopper_pearson_lower(k, n, alpha / 2)
 
 
@@ -152,12 +155,12 @@ class _Adaptive(Plan):
             at = 10 * math.ceil(at * _GROWTH[self.sequence] / 10)
         return [*made, self.n]
 
-    def lower(self, k: Any, n: Any, alpha: float) -> Any:
+    def lower(self, k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
         if self.sequence == "betting":
             return confidence_bounds.betting_lower(k, n, alpha / 2)
         return confidence_bounds.clopper_pearson_lower(k, n, alpha / 2 * self._share(n))
 
-    def _share(self, n: Any) -> Any:
+    def _share(self, n: ArrayLike) -> Numbers:
         """Of alpha, what the union bound spends at look n."""
         looks = np.asarray(self.looks())
         if not np.all(np.isin(n, looks)):
@@ -234,18 +237,16 @@ class ToPrecision(_Adaptive):
         return finished
 
 
-def describe(plan: Plan) -> dict[str, Any]:
+def describe(plan: Plan) -> Json:
     """A plan as plain values, as manifests hold it: its name as `plan`, `n0`, `n` and what else it has."""
     return {"plan": plan.name, "n0": plan.selection, **asdict(plan)}
 
 
-def from_description(description: dict[str, Any]) -> Plan:
+def from_description(description: Json) -> Plan:
     """The plan that `describe` described; other keys are ignored."""
     plan = PLANS[validate.one_of("plan", description["plan"], PLANS)]
     stored = {field.name: description[field.name] for field in fields(plan)}
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
-    }
+    values: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
     return plan(**values)
 
 

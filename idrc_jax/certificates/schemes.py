@@ -24,24 +24,28 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from idrc_jax.core import validate
+from idrc_jax.core.manifests import Json
 from idrc_jax.core.validate import SettingError
+
+Array = Any  # NumPy's or JAX's
 
 _PIXEL_AXES = (-3, -2, -1)
 
 
-def _norm(images: Any) -> Any:
+def _norm(images: Array) -> Array:
     xp = images.__array_namespace__()
     return xp.sqrt(xp.sum(images * images, axis=_PIXEL_AXES))
 
 
-def _mean_abs(images: Any) -> Any:
+def _mean_abs(images: Array) -> Array:
     xp = images.__array_namespace__()
     return xp.mean(xp.abs(images), axis=_PIXEL_AXES)
 
 
-def _std(images: Any) -> Any:
+def _std(images: Array) -> Array:
     xp = images.__array_namespace__()
     return xp.std(images, axis=_PIXEL_AXES)
 
@@ -66,15 +70,15 @@ class Scheme:
     def __post_init__(self) -> None:
         validate.level("sigma", self.sigma)
 
-    def statistic(self, images: Any) -> Any:
+    def statistic(self, images: Array) -> Array:
         """The number the noise level depends on: images [..., H, W, C] -> [...]."""
         raise NotImplementedError
 
-    def scale(self, statistic: Any) -> Any:
+    def scale(self, statistic: Array) -> Array:
         """The noise level at an image with this statistic, in pixel units; same shape."""
         raise NotImplementedError
 
-    def scale_bounds(self, statistic: Any, distance: Any, dim: int) -> tuple[Any, Any]:
+    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
         """Smallest and largest level within l2 `distance` of an image of `dim` values, elementwise on arrays.
 
         Returns (low, high) with low non-increasing and high non-decreasing in `distance`; low may be
@@ -90,14 +94,14 @@ class Gaussian(Scheme):
 
     name: ClassVar[str] = "gaussian"
 
-    def statistic(self, images: Any) -> Any:
+    def statistic(self, images: Array) -> Array:
         xp = images.__array_namespace__()
         return xp.zeros(images.shape[:-3], dtype=images.dtype)
 
-    def scale(self, statistic: Any) -> Any:
+    def scale(self, statistic: Array) -> Array:
         return self.sigma + 0 * statistic
 
-    def scale_bounds(self, statistic: Any, distance: Any, dim: int) -> tuple[Any, Any]:
+    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
         return self.sigma, self.sigma
 
 
@@ -124,13 +128,13 @@ class L1(_WithReference):
 
     name: ClassVar[str] = "l1"
 
-    def statistic(self, images: Any) -> Any:
+    def statistic(self, images: Array) -> Array:
         return _mean_abs(images)
 
-    def scale(self, statistic: Any) -> Any:
+    def scale(self, statistic: Array) -> Array:
         return self.sigma * (statistic / self.ref)
 
-    def scale_bounds(self, statistic: Any, distance: Any, dim: int) -> tuple[Any, Any]:
+    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
         centre = self.sigma * (statistic / self.ref)
         slack = self.sigma / self.ref * distance / math.sqrt(dim)
         return centre - slack, centre + slack
@@ -142,13 +146,13 @@ class InverseSqrtNorm(_WithReference):
 
     name: ClassVar[str] = "inverse_sqrt_norm"
 
-    def statistic(self, images: Any) -> Any:
+    def statistic(self, images: Array) -> Array:
         return _norm(images)
 
-    def scale(self, statistic: Any) -> Any:
+    def scale(self, statistic: Array) -> Array:
         return self.sigma * (self.ref / statistic) ** 0.5
 
-    def scale_bounds(self, statistic: Any, distance: Any, dim: int) -> tuple[Any, Any]:
+    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
         with np.errstate(divide="ignore"):
             nearest = np.maximum(np.asarray(statistic) - distance, 0.0)
             return self.scale(np.asarray(statistic) + distance), self.scale(nearest)
@@ -164,14 +168,14 @@ class L2(Scheme):
     name: ClassVar[str] = "l2"
     law: ClassVar[str] = "half_normal_length"
 
-    def statistic(self, images: Any) -> Any:
+    def statistic(self, images: Array) -> Array:
         xp = images.__array_namespace__()
         return xp.zeros(images.shape[:-3], dtype=images.dtype)
 
-    def scale(self, statistic: Any) -> Any:
+    def scale(self, statistic: Array) -> Array:
         return self.sigma + 0 * statistic
 
-    def scale_bounds(self, statistic: Any, distance: Any, dim: int) -> tuple[Any, Any]:
+    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
         return self.sigma, self.sigma
 
 
@@ -182,13 +186,13 @@ class Uniform(Scheme):
     name: ClassVar[str] = "uniform"
     law: ClassVar[str] = "laplace_direction"
 
-    def statistic(self, images: Any) -> Any:
+    def statistic(self, images: Array) -> Array:
         return _norm(images)
 
-    def scale(self, statistic: Any) -> Any:
+    def scale(self, statistic: Array) -> Array:
         return self.sigma * statistic
 
-    def scale_bounds(self, statistic: Any, distance: Any, dim: int) -> tuple[Any, Any]:
+    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
         return self.sigma * (statistic - distance), self.sigma * (statistic + distance)
 
 
@@ -225,16 +229,16 @@ class Stepped(Scheme):
             validate.positive("levels", level)
             validate.level("sigma times each of levels", self.sigma * level)
 
-    def statistic(self, images: Any) -> Any:
+    def statistic(self, images: Array) -> Array:
         return STATISTICS[self.by](images)
 
-    def scale(self, statistic: Any) -> Any:
+    def scale(self, statistic: Array) -> Array:
         xp = statistic.__array_namespace__()
         levels = xp.asarray([self.sigma * level for level in self.levels], dtype=statistic.dtype)
         edges = xp.asarray(self.edges, dtype=statistic.dtype)
         return levels[xp.searchsorted(edges, statistic, side="right")]
 
-    def distance_to_edge(self, statistic: Any, dim: int) -> np.ndarray:
+    def distance_to_edge(self, statistic: ArrayLike, dim: int) -> np.ndarray:
         """A lower bound on the l2 distance from an image with this statistic to any image in another bin: [...].
 
         Guarantee: the statistics are Lipschitz, 1 / sqrt(dim) for `mean_abs` and `std` and 1 for `norm`; 2^-40 of the
@@ -275,12 +279,12 @@ def make(
     return scheme(sigma=sigma)
 
 
-def describe(scheme: Scheme) -> dict[str, Any]:
+def describe(scheme: Scheme) -> Json:
     """A scheme as plain values, as manifests hold it: its name as `scheme`, `sigma`, `ref` and what else it has."""
     return {"scheme": scheme.name, "ref": 1.0, **asdict(scheme)}
 
 
-def from_description(description: dict[str, Any]) -> Scheme:
+def from_description(description: Json) -> Scheme:
     """The scheme that `describe` described; other keys are ignored."""
     known = ("sigma", "ref", "by", "edges", "levels")
     return make(description["scheme"], **{name: description[name] for name in known if name in description})
@@ -310,7 +314,7 @@ def fit_stepped(images: np.ndarray, *, sigma: float, by: str = "norm", bins: int
     return Stepped(sigma=sigma, by=by, edges=tuple(edges.tolist()), levels=tuple(levels.tolist()))
 
 
-def drawn_level(scheme: Scheme, statistic: Any) -> np.ndarray:
+def drawn_level(scheme: Scheme, statistic: ArrayLike) -> np.ndarray:
     """The noise level as the device gets it: float64 holding float32 values, 0 where they are infinite or denormal,
     which devices take for 0.
 

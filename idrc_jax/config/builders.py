@@ -5,7 +5,6 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.certification import Settings
 from idrc_jax.config.fields import FIELDS, Config
 from idrc_jax.core import validate
+from idrc_jax.core.manifests import Json
 from idrc_jax.core.validate import SettingError
 from idrc_jax.models import diffusion
 from idrc_jax.training import denoiser
@@ -138,7 +138,7 @@ def denoiser_sigma(config: Config, scheme: Scheme) -> float:
     return config.denoiser.sigma or scheme.sigma
 
 
-def denoiser_description(config: Config, train_set: data.Dataset) -> dict[str, Any]:
+def denoiser_description(config: Config, train_set: data.Dataset) -> Json:
     """What rebuilds the U-Net (see `checkpoints.build`)."""
     shape = train_set.images.shape[1:]
     names = ("widths", "blocks", "attention", "middle_attention", "groups", "scale_shift", "resample")
@@ -153,7 +153,7 @@ def denoiser_description(config: Config, train_set: data.Dataset) -> dict[str, A
     }
 
 
-def description(config: Config, train_set: data.Dataset) -> dict[str, Any]:
+def description(config: Config, train_set: data.Dataset) -> Json:
     """What rebuilds the network (see `checkpoints.build`); mean and std of length 1 serve every channel."""
     model, shape = config.model, train_set.images.shape[1:]
     if model.architecture == "vit":

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class SettingError(ValueError):
         return SettingError(message)
 
 
-def finite(value: Any) -> bool:
+def finite(value: object) -> bool:
     """Whether a value is a finite number; an array is none."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -60,29 +60,30 @@ def at_least(name: str, value: Number, least: float) -> Number:
     return value
 
 
-def integer(name: str, value: Any) -> int:
+def integer(name: str, value: object) -> int:
     """Return `value` as an int if its type is one of integers, else raise ValueError."""
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or not isinstance(value, SupportsIndex):
             raise TypeError
         return operator.index(value)
     except TypeError:
         raise _refusal(name, f"Expected {name} to be an integer, got {value!r}.") from None
 
 
-def count(name: str, value: Any, least: int) -> int:
+def count(name: str, value: object, least: int) -> int:
     """Return `value` as an int if it is an integer >= `least`, else raise ValueError."""
     return at_least(name, integer(name, value), least)
 
 
-def classes(where: object, value: Any) -> int:
+def classes(where: object, value: object) -> int:
     """Return a number of classes as an int if it is at least 2, else raise ValueError, which says what to do with 1."""
-    if integer("classes", value) < 2:
+    number = integer("classes", value)
+    if number < 2:
         raise ValueError(
             f"Expected at least 2 classes in {where}, got {value}: a single logit z, as a sigmoid takes it, is to be "
             "given as the two logits [0, z]."
         )
-    return int(value)
+    return number
 
 
 def in_open_unit_interval(name: str, value: float) -> float:

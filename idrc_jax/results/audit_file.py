@@ -5,11 +5,11 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from idrc_jax.core import append_only, files
 from idrc_jax.core.append_only import AppendOnlyTable
-from idrc_jax.core.manifests import as_json, differences
+from idrc_jax.core.manifests import Json, as_json, differences
 from idrc_jax.results.audit_rows import COLUMNS, MANIFEST, NAME, Finding, line_of, read_manifest, read_rows
 
 
@@ -32,7 +32,7 @@ class FindingsFile:
     Guarantee: an image's rows are in the file all or not at all once it has been opened again.
     """
 
-    def __init__(self, folder: Path, *, manifest: Mapping[str, Any], expected: Mapping[int, int]) -> None:
+    def __init__(self, folder: Path, *, manifest: Json, expected: Mapping[int, int]) -> None:
         self._folder, self._path, self._expected = folder, folder / NAME, expected
         self._table = AppendOnlyTable(self._path, COLUMNS)
         self.manifest = as_json(manifest)
@@ -72,7 +72,7 @@ class FindingsFile:
         self._table.append("".join(map(line_of, rows)))
         self.rows += rows
 
-    def write_manifest(self, **more: Any) -> None:
+    def write_manifest(self, **more: object) -> None:
         """Write `audit.json` with these entries."""
         self.manifest |= more
         files.write_json(self._folder / MANIFEST, self.manifest)

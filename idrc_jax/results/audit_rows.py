@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from idrc_jax import certificates
 from idrc_jax.core import append_only, files
+from idrc_jax.core.manifests import Json
 from idrc_jax.results.rows import votes_text
 
 SCHEMA_VERSION = 1
@@ -61,7 +62,7 @@ class Finding:
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Finding))
-_PARSE: dict[Any, Any] = {int: int, float: float, str: str}
+_PARSE: dict[object, type] = {int: int, float: float, str: str}
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Audit:
     """An audit on disk: its rows in file order, and its manifest."""
 
     rows: tuple[Finding, ...]
-    manifest: dict[str, Any]
+    manifest: Json
     path: Path
 
 
@@ -86,7 +87,7 @@ def read_audit(folder: str | Path) -> Audit:
     return Audit(read_rows(path), manifest, path)
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path) -> Json | None:
     """The manifest of the audit in a folder, None without one; ValueError for another file in its place."""
     return files.read_manifest(folder / MANIFEST, SCHEMA_VERSION, "the manifest of an audit")
 
@@ -139,10 +140,27 @@ def _parse(line: str) -> Finding:
     return Finding(**values)
 
 
-def claims(rows: Sequence[Finding]) -> list[dict[str, Any]]:
-    """How each kind of radius fared: images tried, images with a break inside the radius, the smallest fraction of the
-    radius at which there was one (None: nowhere), and at each fraction tried how many images were broken nearer."""
-    told = []
+class Claim(TypedDict):
+    """How a kind of radius fared.
+
+    Attributes:
+      kind: which radius of a row.
+      images: tried.
+      broken: images with a break inside the radius.
+      smallest_fraction: of the radius at which there was a break; None: nowhere.
+      broken_within: at each fraction tried, images with a break nearer than it.
+    """
+
+    kind: str
+    images: int
+    broken: int
+    smallest_fraction: float | None
+    broken_within: dict[str, int]
+
+
+def claims(rows: Sequence[Finding]) -> list[Claim]:
+    """How each kind of radius fared, valid ones first."""
+    told: list[Claim] = []
     for kind in CLAIMS:
         own = [row for row in rows if row.kind == kind]
         broken = [row for row in own if row.broken]
@@ -161,11 +179,11 @@ def claims(rows: Sequence[Finding]) -> list[dict[str, Any]]:
     return told
 
 
-def distinct(told: Sequence[dict[str, Any]], guarantee: Mapping[str, Any]) -> list[dict[str, Any]]:
+def distinct(told: Sequence[Claim], guarantee: Mapping[str, object]) -> list[Claim]:
     """`claims` to be shown: one where the run's published radii are, by definition and in the file, the valid ones."""
     valid, *others = ({name: value for name, value in claim.items() if name != "kind"} for claim in told)
     same = certificates.published_is_valid(guarantee) and all(other == valid for other in others)
-    return [told[0] | {"kind": "valid = published"}] if same else list(told)
+    return [{**told[0], "kind": "valid = published"}] if same else list(told)
 
 
 def robust_accuracy(rows: Sequence[Finding], radius: float, images: int) -> float:
@@ -178,7 +196,7 @@ def attacks(rows: Sequence[Finding]) -> dict[str, int]:
     return dict(Counter(attack for _, attack in sorted({(row.idx, row.attack) for row in rows if row.broken})))
 
 
-def table(manifest: Mapping[str, Any]) -> str:
+def table(manifest: Json) -> str:
     """A text table of an audit's manifest."""
     made, asked, seen = manifest["certificates"], manifest["settings"], manifest["images"]
     lines = [

@@ -5,12 +5,12 @@ import dataclasses
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from idrc_jax.core import append_only, files
 from idrc_jax.core.append_only import AppendOnlyTable
-from idrc_jax.core.manifests import as_json
-from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, read_manifest, same_guarantee
+from idrc_jax.core.manifests import Json, as_json
+from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, read_manifest, same_guarantee
 from idrc_jax.results.rows import COLUMNS, NAME, Row, line_of, read_as_it_is, read_results
 
 _FILE = re.compile(r"certificates(\.\d+-of-\d+)?\.tsv")
@@ -37,7 +37,7 @@ class ResultsFile:
     Guarantee: a row is in the file whole or not at all, also when the process is killed or the disk is full.
     """
 
-    def __init__(self, workdir: Path, *, guarantee: dict[str, Any], session: dict[str, Any], name: str = NAME) -> None:
+    def __init__(self, workdir: Path, *, guarantee: Json, session: Json, name: str = NAME) -> None:
         self._workdir, self._guarantee, self._session = workdir, as_json(guarantee), as_json(session)
         self._path = workdir / name
         self._table = AppendOnlyTable(self._path, COLUMNS)
@@ -58,7 +58,7 @@ class ResultsFile:
     def __exit__(self, *error: object) -> None:
         self._table.__exit__(*error)
 
-    def note(self, more: dict[str, Any]) -> None:
+    def note(self, more: Json) -> None:
         """Add to what the manifest says of this call."""
         with files.folder_lock(self._workdir):
             manifest = read_manifest(self._workdir)
@@ -84,7 +84,7 @@ class ResultsFile:
             self._confirmed = True
         self.done.add(row.idx)
 
-    def _manifest(self) -> dict[str, Any]:
+    def _manifest(self) -> Manifest:
         stored = read_manifest(self._workdir)
         if not any(map(append_only.has_rows, result_files(self._workdir))) and (
             stored is None or stored["guarantee"] != self._guarantee
@@ -135,7 +135,7 @@ def merge(paths: Iterable[Path], out: Path) -> None:
             files.lock_or_refuse(there.fileno(), out / NAME)
             paths.append(out / NAME)
         rows: dict[int, tuple[Row, Path]] = {}
-        manifest: dict[str, Any] = {}
+        manifest: Manifest | None = None
         for path in paths:
             read = read_results(path)
             if read.manifest is None:
@@ -150,10 +150,12 @@ def merge(paths: Iterable[Path], out: Path) -> None:
                         f"Expected one result for image {row.idx}, got two that differ, in {origin} and {read.path}: "
                         "merge files of one kind of device, or certify the images of one of them again."
                     )
+        if manifest is None:
+            raise ValueError(f"Expected result files to unite into {out}, got none.")
         write([rows[idx][0] for idx in sorted(rows)], manifest, out)
 
 
-def write(rows: Iterable[Row], manifest: dict[str, Any], out: Path) -> None:
+def write(rows: Iterable[Row], manifest: Manifest, out: Path) -> None:
     """Write rows and their manifest into a folder, replacing what is there."""
     files.make_folder(out)
     files.write_text(out / NAME, append_only.line(COLUMNS) + "".join(line_of(row) for row in rows))

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from idrc_jax.certificates import Certificate, confidence_bounds, sampling_plans, schemes
 from idrc_jax.core import append_only, files
-from idrc_jax.results.manifest import MANIFEST, read_manifest
+from idrc_jax.results.manifest import MANIFEST, Manifest, read_manifest
 
 NAME = "certificates.tsv"
 UNLABELLED = -1
@@ -84,7 +84,7 @@ class Results:
     """A result file: its rows in file order, the manifest beside it (None for six-column logs), where it is."""
 
     rows: tuple[Row, ...]
-    manifest: dict[str, Any] | None
+    manifest: Manifest | None
     path: Path
 
     @property
@@ -175,7 +175,7 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], tuple[Row, ...], bool]:
     return columns, tuple(rows.values()), whole
 
 
-def _check_rows(rows: tuple[Row, ...], manifest: dict[str, Any], path: Path) -> None:
+def _check_rows(rows: tuple[Row, ...], manifest: Manifest, path: Path) -> None:
     """ValueError unless the noise levels and numbers of samples are those of the manifest's scheme and plan."""
     try:
         made = manifest["guarantee"]

@@ -141,7 +141,7 @@ def test_a_plan_that_stops_at_its_radii_is_said():
     stopped.results.manifest["guarantee"] |= {"plan": "to_radius", "radii": [0.25, 0.5]}
     assert "Under the plan to_radius accuracy above" in tables.by_run([GAUSSIAN, stopped]).caption
     assert "to_radius" not in tables.by_run([GAUSSIAN, L1]).caption
-    said = [summary_table.summary_table(one.results) for one in (stopped, GAUSSIAN)]
+    said = [summary_table(one.results) for one in (stopped, GAUSSIAN)]
     assert ["The plan asked for radii up to 0.5: accuracy above" in text for text in said] == [True, False]
 
 
