@@ -3,7 +3,7 @@
 Attacks move a batch of images, each inside an l2 ball of its own: by gradients through noise samples and through the
 noise level (`Attacker`), along the direction in which the level changes most (`law_moves`) and on from there
 (`move_across`), or anywhere (`random_moves`). What they return is a guess; whether it is a break, votes say that no
-attack has seen (`audit`).
+attack has seen (`search`).
 
 Loops over steps run on the host: XLA runs input gradients inside device loops a dozen times slower on the CPU.
 """

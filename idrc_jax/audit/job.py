@@ -51,7 +51,7 @@ def audit_certificates(
       classifier, dataset, indices: what was certified; a result file made with others is refused.
       read: the result file, with its manifest, whose scheme is used.
       settings: how to search, and when to claim a break.
-      out: folder for `audit.tsv`, `audit.json` and `audit.npz` (see `findings`).
+      out: folder for `audit.tsv`, `audit.json` and `audit.npz` (see `audit_rows`).
       seed: of the key tree.
       chunk, mesh: as for `certify`.
       max_minutes: of this call, which stops cleanly before; 0 for no limit.

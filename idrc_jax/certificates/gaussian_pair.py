@@ -46,6 +46,9 @@ def tails(
     follows the path of steepest descent to third order.
 
     Args:
+      alpha, beta: weights of the two terms.
+      dim: number of dimensions.
+      c: where the tails begin.
       x: beta^2 + 4 alpha (c + dim alpha), which is 0 where the support of S ends and there has digits that c has not.
 
     Returns:

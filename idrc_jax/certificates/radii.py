@@ -65,17 +65,17 @@ def radius(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, *, dim: int
       float64 of the broadcast shape, 0 where p_lower <= 1/2 or the noise level is 0.
       `gaussian`: sigma * Phi^-1(p_lower) (Cohen et al. 2019).
       `stepped`: the same with the bin's level, cut at the distance to the bin's edge.
-      `l2`: level sets of the likelihood ratio (`radial`).
+      `l2`: level sets of the likelihood ratio (`spherical`).
       `uniform`: 0; noise spheres around different images meet in a set of measure zero, so nothing carries over.
       Any other scheme with the law "normal" (`l1`, `inverse_sqrt_norm`, your own): Neyman and Pearson's worst case over
-      all levels that `scale_bounds` allows (`neyman_pearson`).
+      all levels that `scale_bounds` allows (`gaussian_pair`).
 
     Raises:
       ValueError: p_lower outside [0, 1), dim < 1, a statistic that is not finite, or a scheme without bounds.
 
     Guarantee: a smoothed classifier whose class probability at the image is at least `p_lower` predicts that class at
     every image nearer than the result, each under its own noise. Rounding errs below; by how much is stated in
-    `neyman_pearson.radius` and `radial.radius`, and is at most 1e-12 of the radius for the others.
+    `gaussian_pair.radius` and `spherical.radius`, and is at most 1e-12 of the radius for the others.
     """
     level, p = _prepare(scheme, statistic, p_lower, dim)
     rows = np.flatnonzero(level > 0)
@@ -179,9 +179,9 @@ def from_votes(
 
     Args:
       statistic: float64 [rows], the images'.
-      selected: int [rows], the classes that selection votes chose (`statistics.select`), or these votes under a plan
-        without selection.
-      votes: int [rows, K + 1], the estimation votes, of other samples than selection (see `statistics`).
+      selected: int [rows], the classes that selection votes chose (`confidence_bounds.select`), or these votes under a
+        plan without selection.
+      votes: int [rows, K + 1], the estimation votes, of other samples than selection (see `confidence_bounds`).
       plan: by which they were drawn.
       alpha: error probability of each image.
       dim: number of values of an image.

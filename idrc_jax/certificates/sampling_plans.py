@@ -137,8 +137,8 @@ class _Adaptive(Plan):
     """Votes are read at growing numbers of samples, under a bound that holds at all of them.
 
     Attributes:
-      sequence: "betting" (`statistics.betting_lower`) or "union" (Clopper and Pearson's bound at look j with error
-        alpha / (j (j + 1)), which add up to alpha).
+      sequence: "betting" (`confidence_bounds.betting_lower`) or "union" (Clopper and Pearson's bound at look j with
+        error alpha / (j (j + 1)), which add up to alpha).
     """
 
     n: int = 100_000
@@ -237,6 +237,19 @@ class ToPrecision(_Adaptive):
         return finished
 
 
+@dataclass(frozen=True)
+class ToSignificance(_Adaptive):
+    """For prediction: stop where `confidence_bounds.predict_sequential` names a class."""
+
+    name: ClassVar[str] = "to_significance"
+
+    def stopping(self, radius_of: RadiusOf, alpha: float) -> Callable[[np.ndarray], bool]:
+        return lambda votes: confidence_bounds.predict_sequential(votes, alpha) != confidence_bounds.ABSTAIN
+
+
+PLANS: dict[str, type[Plan]] = {plan.name: plan for plan in (Fixed, SelectionFree, ToRadius, ToPrecision)}
+
+
 def describe(plan: Plan) -> Json:
     """A plan as plain values, as manifests hold it: its name as `plan`, `n0`, `n` and what else it has."""
     return {"plan": plan.name, "n0": plan.selection, **asdict(plan)}
@@ -248,19 +261,6 @@ def from_description(description: Json) -> Plan:
     stored = {field.name: description[field.name] for field in fields(plan)}
     values: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
     return plan(**values)
-
-
-@dataclass(frozen=True)
-class ToSignificance(_Adaptive):
-    """For prediction: stop where `statistics.predict_sequential` names a class."""
-
-    name: ClassVar[str] = "to_significance"
-
-    def stopping(self, radius_of: RadiusOf, alpha: float) -> Callable[[np.ndarray], bool]:
-        return lambda votes: confidence_bounds.predict_sequential(votes, alpha) != confidence_bounds.ABSTAIN
-
-
-PLANS: dict[str, type[Plan]] = {plan.name: plan for plan in (Fixed, SelectionFree, ToRadius, ToPrecision)}
 
 
 def needed_probabilities(radius_of: RadiusOf, radii: Sequence[float], most: float) -> np.ndarray:

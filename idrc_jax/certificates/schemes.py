@@ -2,7 +2,7 @@
 
 A scheme knows its parameters, the statistic of the image that its noise level depends on, the
 level itself (`scale`), and how far that level can move when the image moves (`scale_bounds`).
-The random laws are in `noise.py`, the certificates in `certificates.py`.
+The random laws are in `sampling.noise_laws`, the certificates in `radii`.
 
 Images are float arrays [..., H, W, C] with values in [0, 1]; norms are l2 over the d = H*W*C values of
 one image. `statistic` and `scale` follow the array that they are given (NumPy or JAX, by the array API
@@ -59,7 +59,7 @@ class Scheme:
 
     Attributes:
       name: what configs and result files call it.
-      law: which law of `noise.LAWS` the level multiplies.
+      law: which law of `noise_laws.LAWS` the level multiplies.
       sigma: the noise parameter, in pixel units of images in [0, 1]; > 0.
     """
 
@@ -264,8 +264,13 @@ def make(
     edges: Sequence[float] = (),
     levels: Sequence[float] = (),
 ) -> Scheme:
-    """The scheme called `name`. `by`, `edges` and `levels` are for `stepped`; a `ref` other than 1 is refused where a
-    scheme has none.
+    """Make the scheme called `name`.
+
+    Args:
+      name: one of `SCHEMES`.
+      sigma: the noise parameter, in pixel units.
+      ref: value of the statistic at which the level is sigma; other than 1 it is refused where a scheme has none.
+      by, edges, levels: of `stepped` alone, see `Stepped`.
 
     Raises ValueError for an unknown name (naming the near ones) or parameter values that make no scheme.
     """

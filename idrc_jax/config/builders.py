@@ -139,7 +139,7 @@ def denoiser_sigma(config: Config, scheme: Scheme) -> float:
 
 
 def denoiser_description(config: Config, train_set: data.Dataset) -> Json:
-    """What rebuilds the U-Net (see `checkpoints.build`)."""
+    """What rebuilds the U-Net (see `models.build`)."""
     shape = train_set.images.shape[1:]
     names = ("widths", "blocks", "attention", "middle_attention", "groups", "scale_shift", "resample")
     settings = {name: config.denoiser[name] for name in names}
@@ -154,7 +154,7 @@ def denoiser_description(config: Config, train_set: data.Dataset) -> Json:
 
 
 def description(config: Config, train_set: data.Dataset) -> Json:
-    """What rebuilds the network (see `checkpoints.build`); mean and std of length 1 serve every channel."""
+    """What rebuilds the network (see `models.build`); mean and std of length 1 serve every channel."""
     model, shape = config.model, train_set.images.shape[1:]
     if model.architecture == "vit":
         raise ValueError(

@@ -33,7 +33,14 @@ class Progress:
 
 
 def write_status(path: Path, job: str, *, done: int, total: int, **measured: float) -> None:
-    """The machine-readable status of a job: whether it is finished, how far it got, what its last call measured."""
+    """Write the machine-readable status of a job.
+
+    Args:
+      path: replaced whole.
+      job: what the job is called.
+      done, total: units of work; it is finished where they are the same.
+      measured: what its last call measured.
+    """
     files.write_json(path, {"job": job, "finished": done >= total, "done": done, "total": total, **measured})
 
 

@@ -235,7 +235,7 @@ def _audit(read: Results, names: Sequence[str], pictures: int) -> Json | None:
 
 def data_uri(pixels: np.ndarray) -> str:
     """An image [H, W, C], uint8 or floats in [0, 1] (clipped), as the address of a PNG inside a page (see
-    `galleries.visible`)."""
+    `gallery_file.visible`)."""
     if pixels.dtype != np.uint8:
         pixels = np.rint(255 * np.clip(np.asarray(pixels, np.float32), 0, 1)).astype(np.uint8)
     packed = io.BytesIO()
