@@ -52,7 +52,7 @@ class Plan:
     """
 
     name: ClassVar[str]
-    n: int
+    n: int = 100_000
 
     def __post_init__(self) -> None:
         validate.integer("n", self.n)
@@ -106,7 +106,6 @@ class Fixed(Plan):
     """CERTIFY of Cohen et al. (2019): n0 votes choose the class, n fresh ones bound its probability."""
 
     name: ClassVar[str] = "fixed"
-    n: int = 100_000
     n0: int = 100
 
     def __post_init__(self) -> None:
@@ -126,7 +125,6 @@ class SelectionFree(Plan):
     """The n votes choose the class and bound its probability, at alpha / 2."""
 
     name: ClassVar[str] = "selection_free"
-    n: int = 100_000
 
     def lower(self, k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
         return confidence_bounds.clopper_pearson_lower(k, n, alpha / 2)
@@ -141,7 +139,6 @@ class _Adaptive(Plan):
         error alpha / (j (j + 1)), which add up to alpha).
     """
 
-    n: int = 100_000
     sequence: str = "betting"
 
     def __post_init__(self) -> None:

@@ -92,7 +92,9 @@ def _not_certified(config: Config, train_set: data.Dataset) -> np.ndarray:
 
 def recipe(config: Config) -> training.Recipe:
     """The training recipe."""
-    return training.Recipe(**{name: config.train[name] for name in training.Recipe.__dataclass_fields__})
+    names = training.Recipe.__dataclass_fields__
+    with named(*(f"train.{name}" for name in names)):
+        return training.Recipe(**{name: config.train[name] for name in names})
 
 
 def settings(config: Config) -> Settings:

@@ -183,6 +183,8 @@ def test_the_fields_are_those_of_the_settings_that_they_make():
         (config.denoiser_target, "denoiser.beta_start", 0.5),
         (config.denoiser_target, "denoiser.prediction", "noise"),
         (config.recipe, "train.batch", 0),
+        (config.recipe, "train.momentum", 1.0),
+        (config.recipe, "train.schedule", "linear"),
     ],
 )
 def test_errors_name_the_setting_that_the_command_line_knows(make, field, value):
