@@ -22,7 +22,7 @@ from idrc_jax.training import denoiser
 
 @contextlib.contextmanager
 def named(*paths: str, **others: str) -> Iterator[None]:
-    """Errors about attributes name the settings that their values come from.
+    """Errors about attributes name the settings that their values come from; for a block, or as a decorator.
 
     Args:
       paths: names in `FIELDS` of attributes that are called as their last parts.
@@ -33,6 +33,13 @@ def named(*paths: str, **others: str) -> Iterator[None]:
         yield
     except SettingError as error:
         raise error.renamed(known) from error
+
+
+def _group(name: str) -> list[str]:
+    return [path for path in FIELDS if path.startswith(f"{name}.")]
+
+
+AUDIT = _group("audit")
 
 
 def noise_scheme(config: Config) -> Scheme:
@@ -48,25 +55,25 @@ def training_scheme(config: Config) -> Scheme:
     return _scheme(config, name, sigma=config.train.sigma or config.noise.sigma, ref=ref)
 
 
+@named("noise.scheme", "noise.by", "noise.edges", "noise.levels", "noise.bins")
 def _scheme(config: Config, name: str, *, sigma: float, ref: float, certified: bool = False) -> Scheme:
     noise = config.noise
-    with named("noise.scheme", "noise.by", "noise.edges", "noise.levels", "noise.bins"):
-        if name != schemes.Stepped.name:
-            if name == noise.scheme and (noise.edges or noise.levels or noise.bins):
-                raise ValueError(f"Expected no noise.edges, levels or bins for the scheme {name}, which has none.")
-            return schemes.make(name, sigma=sigma, ref=ref)
-        if not (noise.bins or noise.edges or noise.levels):
-            raise ValueError(
-                "Expected noise.bins, to fit bins to the training images, or noise.edges and noise.levels for the "
-                "scheme stepped, got none: in one bin it would be gaussian."
-            )
-        if not noise.bins:
-            return schemes.make(name, sigma=sigma, ref=ref, by=noise.by, edges=noise.edges, levels=noise.levels)
-        if noise.edges or noise.levels:
-            raise ValueError("Expected noise.edges and noise.levels, or noise.bins to fit them, got both.")
-        train_set = data.load(config.data.name, "train", directory=config.data.dir, seed=config.seed)
-        images = _not_certified(config, train_set) if certified else train_set.images
-        return schemes.fit_stepped(data.to_unit(images), sigma=sigma, by=noise.by, bins=noise.bins)
+    if name != schemes.Stepped.name:
+        if name == noise.scheme and (noise.edges or noise.levels or noise.bins):
+            raise ValueError(f"Expected no noise.edges, levels or bins for the scheme {name}, which has none.")
+        return schemes.make(name, sigma=sigma, ref=ref)
+    if not (noise.bins or noise.edges or noise.levels):
+        raise ValueError(
+            "Expected noise.bins, to fit bins to the training images, or noise.edges and noise.levels for the "
+            "scheme stepped, got none: in one bin it would be gaussian."
+        )
+    if not noise.bins:
+        return schemes.make(name, sigma=sigma, ref=ref, by=noise.by, edges=noise.edges, levels=noise.levels)
+    if noise.edges or noise.levels:
+        raise ValueError("Expected noise.edges and noise.levels, or noise.bins to fit them, got both.")
+    train_set = data.load(config.data.name, "train", directory=config.data.dir, seed=config.seed)
+    images = _not_certified(config, train_set) if certified else train_set.images
+    return schemes.fit_stepped(data.to_unit(images), sigma=sigma, by=noise.by, bins=noise.bins)
 
 
 def _not_certified(config: Config, train_set: data.Dataset) -> np.ndarray:
@@ -90,44 +97,40 @@ def _not_certified(config: Config, train_set: data.Dataset) -> np.ndarray:
     return np.asarray(train_set.images)[~shared]
 
 
+@named(*_group("train"))
 def recipe(config: Config) -> training.Recipe:
     """The training recipe."""
-    names = training.Recipe.__dataclass_fields__
-    with named(*(f"train.{name}" for name in names)):
-        return training.Recipe(**{name: config.train[name] for name in names})
+    return training.Recipe(**{name: config.train[name] for name in training.Recipe.__dataclass_fields__})
 
 
+@named(*_group("certify"))
 def settings(config: Config) -> Settings:
     """The certification settings."""
     certify = config.certify
-    with named("certify.alpha", "certify.certificate", "certify.n"):
-        validate.one_of("certificate", certify.certificate, certificates.CERTIFICATES)
-        return Settings(plan(config), certify.alpha, config.seed, certify.certificate)
+    validate.one_of("certificate", certify.certificate, certificates.CERTIFICATES)
+    return Settings(plan(config), certify.alpha, config.seed, certify.certificate)
 
 
+@named(*AUDIT)
 def audit_settings(config: Config) -> audit.Settings:
     """The audit's settings."""
-    with named(*AUDIT):
-        return audit.Settings(**config.audit)
+    return audit.Settings(**config.audit)
 
 
-AUDIT = tuple(path for path in FIELDS if path.startswith("audit."))
-
-
+@named("certify.n", "certify.n0", *_group("sampling"))
 def plan(config: Config) -> sampling_plans.Plan:
     """The sampling plan: `sampling.plan` with those of the other fields that it has."""
+    chosen = sampling_plans.PLANS[validate.one_of("plan", config.sampling.plan, sampling_plans.PLANS)]
     known = {"n0": config.certify.n0, "n": config.certify.n, **config.sampling}
-    with named("certify.n", "certify.n0", *(f"sampling.{name}" for name in config.sampling)):
-        chosen = sampling_plans.PLANS[validate.one_of("plan", config.sampling.plan, sampling_plans.PLANS)]
-        return chosen(**{field.name: known[field.name] for field in fields(chosen)})
+    return chosen(**{field.name: known[field.name] for field in fields(chosen)})
 
 
+@named("denoiser.prediction", "denoiser.beta_start", kind="denoiser.schedule", steps="denoiser.times")
 def denoiser_target(config: Config) -> denoiser.Target:
     """What a denoiser that is trained learns."""
     asked = config.denoiser
-    with named("denoiser.prediction", "denoiser.beta_start", kind="denoiser.schedule", steps="denoiser.times"):
-        schedule = diffusion.Schedule(asked.schedule, asked.times, asked.beta_start, asked.beta_end)
-        return denoiser.Target(schedule, asked.prediction, asked.sigma_low, asked.sigma_high, asked.ema)
+    schedule = diffusion.Schedule(asked.schedule, asked.times, asked.beta_start, asked.beta_end)
+    return denoiser.Target(schedule, asked.prediction, asked.sigma_low, asked.sigma_high, asked.ema)
 
 
 def denoiser_sigma(config: Config, scheme: Scheme) -> float:
