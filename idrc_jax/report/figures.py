@@ -170,7 +170,7 @@ def _finish(axes: Axes, title: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def _curve(axes: Axes, radii: np.ndarray, number: int, label: str, **style: str) -> None:
+def _curve(axes: Axes, radii: np.ndarray, number: int, label: str, **style: Any) -> None:
     at, counts = _steps(radii)
     colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
     shape: dict[str, Any] = {"marker": marker, "markersize": 4, "markevery": (0.03 * (number + 1), 0.22)}

@@ -117,7 +117,7 @@ def classes(kinds: Mapping[str, Sequence[ClassRadii] | None]) -> Json:
     return dict(json_item(plot))
 
 
-def _steps(one: Curve) -> dict[str, np.ndarray]:
+def _steps(one: Curve) -> Json:
     """A falling staircase as a polyline: from each radius to the next one the next one's values hold."""
     made = {"radius": np.repeat(one.radius, 2)[:-1]}
     for name in ("accuracy", "low", "high"):

@@ -89,11 +89,11 @@ class ResultsFile:
         if not any(map(append_only.has_rows, result_files(self._workdir))) and (
             stored is None or stored["guarantee"] != self._guarantee
         ):
-            stored = {"schema_version": SCHEMA_VERSION, "guarantee": self._guarantee, "sessions": []}
+            stored = Manifest(schema_version=SCHEMA_VERSION, guarantee=self._guarantee, sessions=[])
         if stored is None:
             raise ValueError(f"Expected {MANIFEST} beside the rows in {self._workdir}, got none: use another workdir.")
         same_guarantee(stored["guarantee"], self._guarantee, self._workdir)
-        return stored | {"guarantee": self._guarantee, "sessions": [*stored["sessions"], self._session]}
+        return {**stored, "guarantee": self._guarantee, "sessions": [*stored["sessions"], self._session]}
 
     def _rows_there(self) -> set[int]:
         """The images that have a row in any file of the folder."""
@@ -140,7 +140,7 @@ def merge(paths: Iterable[Path], out: Path) -> None:
             read = read_results(path)
             if read.manifest is None:
                 raise ValueError(f"Expected {MANIFEST} beside {read.path} and all columns in it, got a mere log.")
-            manifest = manifest or read.manifest | {"sessions": []}
+            manifest = manifest or {**read.manifest, "sessions": []}
             same_guarantee(manifest["guarantee"], read.manifest["guarantee"], read.path)
             manifest["sessions"] += [one for one in read.manifest["sessions"] if one not in manifest["sessions"]]
             for row in read.rows:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from idrc_jax.certificates import Certificate, confidence_bounds, sampling_plans, schemes
 from idrc_jax.core import append_only, files
 from idrc_jax.results.manifest import MANIFEST, Manifest, read_manifest
@@ -187,7 +189,7 @@ def _check_rows(rows: tuple[Row, ...], manifest: Manifest, path: Path) -> None:
     looks = set(plan.looks())
     levels = [row.sigma_x for row in rows]
     if scheme is not None:
-        levels = schemes.drawn_level(scheme, [row.statistic for row in rows]).tolist()
+        levels = schemes.drawn_level(scheme, np.asarray([row.statistic for row in rows], np.float64)).tolist()
     for row, level in zip(rows, levels, strict=True):
         if row.n not in looks or row.n0 != plan.selection or row.sigma_x != level:
             raise ValueError(
