@@ -200,7 +200,7 @@ def test_errors_of_bins_and_adaptive_plans_name_their_settings_too():
     made.noise.scheme, made.noise.edges, made.noise.levels = "stepped", (1.0,), (1.0,)
     with pytest.raises(ValueError, match=r"2 noise\.levels for 1 noise\.edges"):
         config.noise_scheme(made)
-    made.noise.levels = (1.0, 1e39)
+    made.noise.levels = (1.0, 1e40)
     with pytest.raises(ValueError, match=r"Expected sigma times each of noise\.levels from"):
         config.noise_scheme(made)
     made.sampling.plan, made.sampling.radii = "to_radius", (0.5, 0.25)
