@@ -21,7 +21,7 @@ from idrc_jax.certificates.sampling_plans import Fixed
 from idrc_jax.certification import job
 from idrc_jax.commands import certify as certify_main
 from idrc_jax.commands import train as train_main
-from idrc_jax.core import progress
+from idrc_jax.core import budget
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import batch_systems, processes
 from idrc_jax.training import loop
@@ -84,7 +84,7 @@ def certify_command(cue, *arguments):
             return draw(sampler, piece)
 
         job._Sampler.__call__ = timed
-        progress.time = types.SimpleNamespace(monotonic=lambda: 60.0 * minutes)
+        budget.time = types.SimpleNamespace(monotonic=lambda: 60.0 * minutes)
         atexit.register(lambda: print(f"{minutes} minutes"))
     else:
         results.ResultsFile.append = die_after(int(count), results.ResultsFile.append, SIGNALS[how])

@@ -4,5 +4,6 @@ Imports what certification does, and certification.
 """
 
 from idrc_jax.audit.job import audit_certificates, cells
+from idrc_jax.audit.settings import Settings
 
-__all__ = ["audit_certificates", "cells"]
+__all__ = ["Settings", "audit_certificates", "cells"]

@@ -3,7 +3,7 @@
 Attacks move a batch of images, each inside an l2 ball of its own: by gradients through noise samples and through the
 noise level (`Attacker`), along the direction in which the level changes most (`law_moves`) and on from there
 (`move_across`), or anywhere (`random_moves`). What they return is a guess; whether it is a break, votes say that no
-attack has seen (`audit`).
+attack has seen (`search`).
 
 Loops over steps run on the host: XLA runs input gradients inside device loops a dozen times slower on the CPU.
 """
@@ -11,7 +11,7 @@ Loops over steps run on the host: XLA runs input gradients inside device loops a
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ from idrc_jax.sampling import ApplyFn, devices, noise_laws, random_keys
 
 _PIXEL_AXES = (-3, -2, -1)
 _TINY = 1e-30
+
+Pixels = TypeVar("Pixels", np.ndarray, jax.Array)
 
 
 class Targets(NamedTuple):
@@ -334,7 +336,7 @@ def _norm_step(
     return images + _per_image(norms) * _unit(shifts), norms
 
 
-def _norms(images: Any) -> Any:
+def _norms(images: Pixels) -> Pixels:
     xp = images.__array_namespace__()
     return xp.sqrt(xp.sum(images * images, axis=_PIXEL_AXES))
 
@@ -343,5 +345,5 @@ def _unit(images: jax.Array) -> jax.Array:
     return images / _per_image(jnp.maximum(_norms(images), _TINY))
 
 
-def _per_image(values: Any) -> Any:
+def _per_image(values: Pixels) -> Pixels:
     return values[:, None, None, None]

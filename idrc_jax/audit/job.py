@@ -1,29 +1,32 @@
 """The audit of a result file: every certified radius is attacked, and what is found is written down.
 
-Claims hold all at once with probability 1 - level (see `refutation`): the number of confirmations is counted before the
-search begins. Work is lost only for images that were not finished.
+Claims hold all at once with probability 1 - level (see `significance`): the number of confirmations is counted before
+the search begins. Work is lost only for images that were not finished.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from idrc_jax import certification, data, results, sampling
-from idrc_jax.audit.search import Search, Searcher, Settings
+from idrc_jax.audit import significance
+from idrc_jax.audit.search import Search, Searcher
+from idrc_jax.audit.settings import Settings
 from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
 from idrc_jax.core import files, manifests
-from idrc_jax.core.budget import Deadline, interruptible
+from idrc_jax.core.budget import Budget
+from idrc_jax.core.manifests import Json
 from idrc_jax.core.progress import Progress, require_progress, write_status
 from idrc_jax.models import Classifier
 from idrc_jax.results import Results, Row, audit_rows, metrics
-from idrc_jax.results.audit_rows import CLAIMS, TABLE, Finding, FindingsFile
+from idrc_jax.results.audit_file import FindingsFile
+from idrc_jax.results.audit_rows import CLAIMS, TABLE, Finding
 from idrc_jax.sampling import choice, devices, random_keys
 
 
@@ -39,16 +42,21 @@ def audit_certificates(
     chunk: int = 0,
     mesh: Mesh | None = None,
     max_minutes: float = 0.0,
-    provenance: dict[str, Any] | None = None,
+    provenance: Json | None = None,
+    budget: Budget | None = None,
 ) -> bool:
     """Audit a result file into `out`; call again to go on.
 
     Args:
       classifier, dataset, indices: what was certified; a result file made with others is refused.
       read: the result file, with its manifest, whose scheme is used.
-      out: folder for `audit.tsv`, `audit.json` and `audit.npz` (see `findings`).
+      settings: how to search, and when to claim a break.
+      out: folder for `audit.tsv`, `audit.json` and `audit.npz` (see `audit_rows`).
+      seed: of the key tree.
+      chunk, mesh: as for `certify`.
       max_minutes: of this call, which stops cleanly before; 0 for no limit.
       provenance: kept in the manifest for each call, never compared.
+      budget: instead of one of max_minutes.
 
     Returns:
       Whether the audit is finished.
@@ -57,23 +65,17 @@ def audit_certificates(
       ValueError: no rows, no manifest or no published radii in `read`, weights or data that are not those of its
         manifest, or an audit in `out` under other settings.
     """
-    deadline = Deadline(max_minutes)
+    budget = budget or Budget(max_minutes)
     random_keys.check_seed(seed)
     guarantee = _same_certificates(read, classifier, dataset, indices)
     choice.check_chunk(classifier, mesh, chunk)
     seen = _evenly(read.rows, settings.images)
     certified = [row for row in seen if row.predict != confidence_bounds.ABSTAIN and cells(row, settings)]
-    budgets = [[radius * fraction for _, radius, fraction in cells(row, settings)] for row in certified]
-    attempts = sum(settings.attempts(len(set(some))) for some in budgets)
-    threshold = settings.level / max(attempts, 1)
-    if 0.5**settings.votes > threshold:
-        raise ValueError(
-            f"Expected audit.votes >= {math.ceil(-math.log2(threshold))}, the fewest that can claim a break at level "
-            f"{settings.level:g} in {attempts:,} attempts, got {settings.votes}."
-        )
-    images = sampling.check_images(
-        data.to_unit(dataset.images[np.asarray([row.idx for row in certified], int)]), classifier
-    )
+    distances = [[radius * fraction for _, radius, fraction in cells(row, settings)] for row in certified]
+    attempts = sum(settings.attempts(len(set(some))) for some in distances)
+    threshold = significance.threshold(settings.level, attempts, settings.votes)
+    pixels = data.to_unit(dataset.images[np.asarray([row.idx for row in certified], int)])
+    images = sampling.check_images(pixels, classifier)
     manifest = {
         "schema_version": audit_rows.SCHEMA_VERSION,
         "settings": {
@@ -97,7 +99,7 @@ def audit_certificates(
     files.make_folder(out)
     expected = {row.idx: len(cells(row, settings)) for row in certified}
     with FindingsFile(out, manifest=manifest, expected=expected) as file:
-        saved = _Images(out / audit_rows.IMAGES, settings.saved, file.done)
+        saved = _Images(out, settings.saved, file.done)
         todo = [i for i, row in enumerate(certified) if row.idx not in file.done]
         done = before = len(certified) - len(todo)
         scheme = schemes.from_description(guarantee)
@@ -122,43 +124,27 @@ def audit_certificates(
             chunk=chosen.chunk,
             mesh=chosen.mesh,
         )
-        progress = Progress("audit", len(certified), done, unit="images")
-        try:
-            with interruptible() as interrupt:
-
-                def must_stop() -> bool:
-                    return interrupt.requested or deadline.over()
-
+        with budget:
+            with contextlib.closing(Progress("audit", len(certified), done, unit="images")) as progress:
                 for search in searcher.run(
                     images[todo],
                     np.asarray([certified[i].idx for i in todo]),
                     np.asarray([certified[i].predict for i in todo]),
-                    [budgets[i] for i in todo],
-                    must_stop=must_stop,
+                    [distances[i] for i in todo],
+                    must_stop=budget.over,
                 ):
                     row = certified[todo[search.position]]
                     saved.add(row, search)
                     file.append([_finding(row, *cell, search) for cell in cells(row, settings)])
                     done += 1
-                    deadline.tick()
+                    budget.tick()
                     progress.update(done)
-        finally:
-            progress.close()
+            finished = done == len(certified)
             write_status(out / "audit_status.json", "audit", done=done, total=len(certified))
-            tables: dict[str, Any] = {"claims": audit_rows.claims(file.rows), "attacks": audit_rows.attacks(file.rows)}
-            if done == len(certified) and read.labelled:
-                tables["robust_accuracy"] = [
-                    {
-                        "radius": radius,
-                        "certified": metrics.certified_accuracy(dataclasses.replace(read, rows=tuple(seen)), radius),
-                        "empirical": audit_rows.robust_accuracy(file.rows, radius, len(seen)),
-                    }
-                    for radius in settings.radii
-                ]
-            file.write_manifest(**tables, finished=done == len(certified))
-    if done < len(certified):
+            file.write_manifest(**_tables(file.rows, read, seen, settings, finished=finished), finished=finished)
+    if not finished:
         require_progress(before, done, max_minutes)
-    return done == len(certified)
+    return finished
 
 
 def cells(row: Row, settings: Settings) -> list[tuple[str, float, float]]:
@@ -167,6 +153,24 @@ def cells(row: Row, settings: Settings) -> list[tuple[str, float, float]]:
     claimed = [(kind, getattr(row, kind)) for kind in CLAIMS]
     tried = [(kind, radius, fraction) for kind, radius in claimed if radius > 0 for fraction in settings.fractions]
     return tried + [(TABLE, radius, 1.0) for radius in settings.radii if row.correct]
+
+
+def _tables(
+    found: Sequence[Finding], read: Results, seen: Sequence[Row], settings: Settings, *, finished: bool
+) -> Json:
+    """What the manifest says of the rows so far; the robust accuracy is known when every image is done."""
+    tables: Json = {"claims": audit_rows.claims(found), "attacks": audit_rows.attacks(found)}
+    if finished and read.labelled:
+        of_seen = dataclasses.replace(read, rows=tuple(seen))
+        tables["robust_accuracy"] = [
+            {
+                "radius": radius,
+                "certified": metrics.certified_accuracy(of_seen, radius),
+                "empirical": audit_rows.robust_accuracy(found, radius, len(seen)),
+            }
+            for radius in settings.radii
+        ]
+    return tables
 
 
 def _finding(row: Row, kind: str, radius: float, fraction: float, search: Search) -> Finding:
@@ -198,9 +202,7 @@ def _evenly(rows: Sequence[Row], count: int) -> list[Row]:
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def _same_certificates(
-    read: Results, classifier: Classifier, dataset: data.Dataset, indices: np.ndarray
-) -> dict[str, Any]:
+def _same_certificates(read: Results, classifier: Classifier, dataset: data.Dataset, indices: np.ndarray) -> Json:
     """The guarantee of a result file that can be audited with this classifier and data, or ValueError."""
     if not read.rows:
         raise ValueError(f"Expected at least one row in {read.path}, got none.")
@@ -228,21 +230,14 @@ def _same_certificates(
 class _Images:
     """The adversarial images of an audit, at most so many, in a file that is written anew with each."""
 
-    def __init__(self, path: Path, most: int, done: set[int]) -> None:
-        self._path, self._most = path, most
-        self._held: dict[str, list] = {
-            name: [] for name in ("idx", "predict", "rival", "distance", "image", "original")
-        }
-        if path.is_file():
-            try:
-                with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                    known = [i for i, idx in enumerate(file["idx"]) if int(idx) in done]
-                    self._held = {name: [file[name][i] for i in known] for name in self._held}
-            except Exception as error:  # zipfile and zlib raise several kinds for a damaged file
-                why = f"{type(error).__name__}: {error}"
-                raise ValueError(
-                    f"Expected the images of an audit in {path}, got {why}. Remove it to go on without them."
-                ) from None
+    def __init__(self, folder: Path, most: int, done: set[int]) -> None:
+        self._path, self._most = folder / audit_rows.IMAGES, most
+        try:
+            stored = audit_rows.read_images(folder)
+        except ValueError as error:
+            raise ValueError(f"{error} Remove it to go on without them.") from None
+        known = [i for i, idx in enumerate(stored.get("idx", ())) if int(idx) in done]
+        self._held = {name: [stored[name][i] for i in known] for name in audit_rows.IMAGE_ARRAYS}
 
     def add(self, row: Row, search: Search) -> None:
         """Keep an image's nearest break, if there is one and room for it."""
@@ -250,9 +245,9 @@ class _Images:
         if found is None or len(self._held["idx"]) >= self._most:
             return
         values = (row.idx, row.predict, found.rival, found.distance, found.image, search.image)
-        for name, value in zip(self._held, values, strict=True):
+        for name, value in zip(audit_rows.IMAGE_ARRAYS, values, strict=True):
             self._held[name].append(value)
         stream = io.BytesIO()
-        arrays: dict[str, Any] = {name: np.asarray(values) for name, values in self._held.items()}
+        arrays: Json = {name: np.asarray(values) for name, values in self._held.items()}
         np.savez_compressed(stream, **arrays)
         files.write_bytes(self._path, stream.getvalue())

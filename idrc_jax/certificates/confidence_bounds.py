@@ -7,18 +7,21 @@ finite, which belong to no class and still count in n.
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from idrc_jax.core import validate
 
 ABSTAIN = -1
 
+Numbers = Any  # float64: a scalar where all arguments are scalars, else an array of their broadcast shape
+
 # SciPy's inverse incomplete beta function is good to about 1e-14; bounds move outwards by 2**-40 (9e-13) of
 # themselves, so that they err to the safe side. A test holds them against 50-digit arithmetic.
 _MARGIN = 2.0**-40
 
 
-def clopper_pearson_lower(k: Any, n: Any, alpha: Any) -> Any:
+def clopper_pearson_lower(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Numbers:
     """Lower confidence bound on a binomial proportion (Clopper and Pearson 1934).
 
     Args:
@@ -37,7 +40,7 @@ def clopper_pearson_lower(k: Any, n: Any, alpha: Any) -> Any:
     return np.where(k == 0, 0.0, bound * (1 - _MARGIN))[()]
 
 
-def clopper_pearson_upper(k: Any, n: Any, alpha: Any) -> Any:
+def clopper_pearson_upper(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Numbers:
     """Upper confidence bound on a binomial proportion: Beta^-1(1 - alpha; k + 1, n - k), 1 at k = n, rounded up.
 
     Arguments as for `clopper_pearson_lower`, to which it is the mirror image.
@@ -73,7 +76,7 @@ def simultaneous_bounds(selected: int, votes: np.ndarray, alpha: float) -> tuple
     )
 
 
-def log_wealth(k: Any, n: Any, p: Any) -> Any:
+def log_wealth(k: ArrayLike, n: ArrayLike, p: ArrayLike) -> Numbers:
     """Logarithm of the wealth won by betting on more than a share p of successes, after k in n.
 
     The mixture of all bets on q > p under Jeffreys' law (after Voracek 2024):
@@ -93,7 +96,7 @@ def log_wealth(k: Any, n: Any, p: Any) -> Any:
     return special.betaln(a, b) - np.log(np.pi) - special.xlogy(k, p) - special.xlog1py(n - k, -p) + above
 
 
-def betting_lower(k: Any, n: Any, alpha: float) -> Any:
+def betting_lower(k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
     """Lower confidence sequence of a proportion: the smallest p at which `log_wealth` is below log(1 / alpha).
 
     Arguments as for `clopper_pearson_lower`, with one alpha; rounded down by 1e-9 of itself.
@@ -111,7 +114,7 @@ def betting_lower(k: Any, n: Any, alpha: float) -> Any:
     return (low * (1 - 1e-9))[()]
 
 
-def betting_upper(k: Any, n: Any, alpha: float) -> Any:
+def betting_upper(k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
     """Upper confidence sequence, the mirror image of `betting_lower`."""
     k, n = _counts(k, n, alpha)
     return 1 - betting_lower(n - k, n, alpha)
@@ -164,13 +167,13 @@ def smallest_n(alpha: float) -> int:
     return n
 
 
-def proportion_interval(k: Any, m: Any, confidence: float = 0.95) -> tuple[Any, Any]:
+def proportion_interval(k: ArrayLike, m: ArrayLike, confidence: float = 0.95) -> tuple[Numbers, Numbers]:
     """Two-sided Clopper-Pearson interval of a proportion seen k times in m: (low, high)."""
     tail = (1 - validate.in_open_unit_interval("confidence", confidence)) / 2
     return clopper_pearson_lower(k, m, tail), clopper_pearson_upper(k, m, tail)
 
 
-def _counts(k: Any, n: Any, alpha: Any) -> tuple[np.ndarray, np.ndarray]:
+def _counts(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     k, n = np.asarray(k), np.asarray(n)
     if not (np.all(n >= 1) and np.all(k >= 0) and np.all(k <= n)):
         raise ValueError(f"Expected counts 0 <= k <= n and n >= 1, got k = {k}, n = {n}.")

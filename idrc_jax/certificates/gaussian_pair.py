@@ -13,9 +13,9 @@ anywhere else.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 from idrc_jax.core import roots
@@ -35,7 +35,9 @@ _RESOLUTION = 1e-9
 _ROUNDING = 2.0**-50
 
 
-def tails(alpha: Any, beta: Any, dim: Any, c: Any, x: Any = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def tails(
+    alpha: ArrayLike, beta: ArrayLike, dim: ArrayLike, c: ArrayLike, x: ArrayLike | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The law of S = alpha * (|w|^2 - dim) + beta * y at c, for w ~ N(0, I) in `dim` dimensions.
 
     All arguments broadcast. The density at c is the integral of exp(K(z) - zc) / (2 pi i) along a line through the
@@ -44,6 +46,9 @@ def tails(alpha: Any, beta: Any, dim: Any, c: Any, x: Any = None) -> tuple[np.nd
     follows the path of steepest descent to third order.
 
     Args:
+      alpha, beta: weights of the two terms.
+      dim: number of dimensions.
+      c: where the tails begin.
       x: beta^2 + 4 alpha (c + dim alpha), which is 0 where the support of S ends and there has digits that c has not.
 
     Returns:
@@ -92,7 +97,9 @@ def tails(alpha: Any, beta: Any, dim: Any, c: Any, x: Any = None) -> tuple[np.nd
     return np.where(is_upper, 1 - small, small), np.where(is_upper, small, 1 - small), density
 
 
-def worst_probability(p_lower: Any, distance: Any, sigma0: Any, sigma1: Any, dim: Any) -> np.ndarray:
+def worst_probability(
+    p_lower: ArrayLike, distance: ArrayLike, sigma0: ArrayLike, sigma1: ArrayLike, dim: ArrayLike
+) -> np.ndarray:
     """The least probability that a class can have under N(x1, sigma1^2 I).
 
     Args:
@@ -216,7 +223,7 @@ def radius(
     return found
 
 
-def _check(p_lower: Any, distance: Any, sigma: Any, dim: Any) -> None:
+def _check(p_lower: ArrayLike, distance: ArrayLike, sigma: ArrayLike, dim: ArrayLike) -> None:
     if not (np.all(np.asarray(p_lower) >= 0) and np.all(np.asarray(p_lower) < 1)):
         raise ValueError(f"Expected 0 <= p_lower < 1, got {p_lower}.")
     if not (np.all(np.asarray(sigma) > 0) and np.all(np.isfinite(sigma))):

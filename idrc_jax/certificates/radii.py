@@ -7,12 +7,13 @@ docs/certificates.md.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 from idrc_jax.certificates import confidence_bounds, gaussian_pair, spherical
+from idrc_jax.certificates.confidence_bounds import Numbers
 from idrc_jax.certificates.sampling_plans import Fixed, Plan
 from idrc_jax.certificates.schemes import L2, Gaussian, Scheme, Stepped, Uniform, drawn_level
 from idrc_jax.core import validate
@@ -51,7 +52,7 @@ class Certificate:
     votes: tuple[int, ...]
 
 
-def radius(scheme: Scheme, statistic: Any, p_lower: Any, *, dim: int) -> Any:
+def radius(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, *, dim: int) -> Numbers:
     """The valid l2 radius in pixel units.
 
     Args:
@@ -64,17 +65,17 @@ def radius(scheme: Scheme, statistic: Any, p_lower: Any, *, dim: int) -> Any:
       float64 of the broadcast shape, 0 where p_lower <= 1/2 or the noise level is 0.
       `gaussian`: sigma * Phi^-1(p_lower) (Cohen et al. 2019).
       `stepped`: the same with the bin's level, cut at the distance to the bin's edge.
-      `l2`: level sets of the likelihood ratio (`radial`).
+      `l2`: level sets of the likelihood ratio (`spherical`).
       `uniform`: 0; noise spheres around different images meet in a set of measure zero, so nothing carries over.
       Any other scheme with the law "normal" (`l1`, `inverse_sqrt_norm`, your own): Neyman and Pearson's worst case over
-      all levels that `scale_bounds` allows (`neyman_pearson`).
+      all levels that `scale_bounds` allows (`gaussian_pair`).
 
     Raises:
       ValueError: p_lower outside [0, 1), dim < 1, a statistic that is not finite, or a scheme without bounds.
 
     Guarantee: a smoothed classifier whose class probability at the image is at least `p_lower` predicts that class at
     every image nearer than the result, each under its own noise. Rounding errs below; by how much is stated in
-    `neyman_pearson.radius` and `radial.radius`, and is at most 1e-12 of the radius for the others.
+    `gaussian_pair.radius` and `spherical.radius`, and is at most 1e-12 of the radius for the others.
     """
     level, p = _prepare(scheme, statistic, p_lower, dim)
     rows = np.flatnonzero(level > 0)
@@ -84,7 +85,9 @@ def radius(scheme: Scheme, statistic: Any, p_lower: Any, *, dim: int) -> Any:
     return found[()]
 
 
-def two_sided_radius(scheme: Scheme, statistic: Any, p_lower: Any, p_upper: Any, *, dim: int) -> Any:
+def two_sided_radius(
+    scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, p_upper: ArrayLike, *, dim: int
+) -> Numbers:
     """sigma / 2 * (Phi^-1(p_lower) - Phi^-1(p_upper)), the paper's formula, where the level near the image is constant.
 
     Args:
@@ -112,7 +115,7 @@ def two_sided_radius(scheme: Scheme, statistic: Any, p_lower: Any, p_upper: Any,
     return _cut(scheme, statistic, found, dim)[()]
 
 
-def published_radius(scheme: Scheme, p_lower: Any) -> Any:
+def published_radius(scheme: Scheme, p_lower: ArrayLike) -> Numbers:
     """The paper's radius sigma * Phi^-1(p_lower), whatever the scheme; 0 when p_lower <= 1/2.
 
     nan for `stepped`, which is not in the paper. Not a certificate except for `gaussian`: it ignores that the noise
@@ -120,10 +123,10 @@ def published_radius(scheme: Scheme, p_lower: Any) -> Any:
     """
     _check(p_lower)
     published = _cohen(scheme.sigma, np.asarray(p_lower, np.float64))
-    return np.where(isinstance(scheme, Stepped), np.nan, published)[()]
+    return (np.full_like(published, np.nan) if isinstance(scheme, Stepped) else published)[()]
 
 
-def published_is_valid(made: Mapping[str, Any]) -> bool:
+def published_is_valid(made: Mapping[str, object]) -> bool:
     """Whether results under these settings (a manifest's guarantee) have, by definition, published radii that are the
     valid ones."""
     return made.get("scheme") == Gaussian.name and made.get("certificate") == "one_sided"
@@ -148,7 +151,7 @@ def explain(scheme: str) -> str:
 
 def check_certificate(certificate: str, scheme: Scheme, plan: Plan | None = None) -> None:
     """ValueError unless this certificate exists for this scheme and plan."""
-    validate.one_of("certify.certificate", certificate, CERTIFICATES)
+    validate.one_of("certificate", certificate, CERTIFICATES)
     if certificate == "two_sided" and not isinstance(scheme, Gaussian | Stepped):
         raise ValueError(
             f"Expected the scheme gaussian or stepped for a two_sided certificate, got {scheme.name}: its formula "
@@ -176,9 +179,9 @@ def from_votes(
 
     Args:
       statistic: float64 [rows], the images'.
-      selected: int [rows], the classes that selection votes chose (`statistics.select`), or these votes under a plan
-        without selection.
-      votes: int [rows, K + 1], the estimation votes, of other samples than selection (see `statistics`).
+      selected: int [rows], the classes that selection votes chose (`confidence_bounds.select`), or these votes under a
+        plan without selection.
+      votes: int [rows, K + 1], the estimation votes, of other samples than selection (see `confidence_bounds`).
       plan: by which they were drawn.
       alpha: error probability of each image.
       dim: number of values of an image.
@@ -223,7 +226,7 @@ def from_votes(
     ]
 
 
-def _prepare(scheme: Scheme, statistic: Any, p_lower: Any, dim: int) -> tuple[np.ndarray, np.ndarray]:
+def _prepare(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Drawn level and p_lower, of one shape, checked."""
     _check(p_lower)
     validate.at_least("dim", dim, 1)
@@ -253,24 +256,24 @@ def _valid(scheme: Scheme, statistic: np.ndarray, level: np.ndarray, p: np.ndarr
     return gaussian_pair.radius(p, level, bounds, dim)
 
 
-def _constant_level(scheme: Scheme, statistic: Any, level: np.ndarray) -> np.ndarray:
+def _constant_level(scheme: Scheme, statistic: ArrayLike, level: np.ndarray) -> np.ndarray:
     """The smaller of the level drawn and the level asked for, before it was rounded to float32."""
     return np.minimum(level, scheme.scale(np.asarray(statistic, np.float64)))
 
 
-def _cut(scheme: Scheme, statistic: Any, radii: np.ndarray, dim: int) -> np.ndarray:
+def _cut(scheme: Scheme, statistic: ArrayLike, radii: np.ndarray, dim: int) -> np.ndarray:
     """Radii end where the noise level changes."""
     if isinstance(scheme, Stepped):
         return np.minimum(radii, scheme.distance_to_edge(statistic, dim))
     return radii
 
 
-def _cohen(sigma: Any, p_lower: np.ndarray) -> np.ndarray:
+def _cohen(sigma: float | np.ndarray, p_lower: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return np.where(p_lower > 0.5, sigma * special.ndtri(p_lower) * (1 - _MARGIN), 0.0)
 
 
-def _check(p_lower: Any) -> None:
+def _check(p_lower: ArrayLike) -> None:
     p_lower = np.asarray(p_lower)
     if not (np.all(p_lower >= 0) and np.all(p_lower < 1)):
         raise ValueError(f"Expected 0 <= p_lower < 1, got {p_lower}.")

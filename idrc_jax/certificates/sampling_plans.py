@@ -15,13 +15,17 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 from idrc_jax.certificates import confidence_bounds
+from idrc_jax.certificates.confidence_bounds import Numbers
 from idrc_jax.core import roots, validate
+from idrc_jax.core.manifests import Json
+from idrc_jax.core.validate import SettingError
 
 MOST = 2**32  # samples of an image: their numbers are 32 bits of its keys
 
@@ -48,10 +52,10 @@ class Plan:
     """
 
     name: ClassVar[str]
-    n: int
+    n: int = 100_000
 
     def __post_init__(self) -> None:
-        validate.integer("certify.n", self.n)
+        validate.integer("n", self.n)
 
     @property
     def selection(self) -> int:
@@ -67,7 +71,7 @@ class Plan:
         """Sample numbers, ascending, at which votes are read; the last is n."""
         return [self.n]
 
-    def lower(self, k: Any, n: Any, alpha: float) -> Any:
+    def lower(self, k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
         """Lower bound on the probability of the class with k of n votes, n one of the looks; arrays or scalars.
 
         Guarantee: with probability at least 1 - alpha the class that is certified has at least this probability,
@@ -85,14 +89,15 @@ class Plan:
         def enough(n: int) -> bool:
             return bool(replace(self, n=n).lower(n, n, alpha) > 0.5)
 
-        validate.at_least("certify.n", self.n, 1)
+        validate.at_least("n", self.n, 1)
         if self.n > MOST:
-            raise ValueError(f"Expected certify.n <= {MOST}, as many samples as an image has keys, got {self.n}.")
+            raise SettingError(f"Expected n <= {MOST}, as many samples as an image has keys, got {self.n}.", "n")
         if not enough(self.n):
             least = next(n for n in itertools.count(self.n) if enough(n))
-            raise ValueError(
-                f"Expected certify.n >= {least}, the fewest samples that can certify anything at alpha = {alpha}, got "
-                f"{self.n}."
+            raise SettingError(
+                f"Expected n >= {least}, the fewest samples that can certify anything at alpha = {alpha}, got "
+                f"{self.n}.",
+                "n",
             )
 
 
@@ -101,18 +106,17 @@ class Fixed(Plan):
     """CERTIFY of Cohen et al. (2019): n0 votes choose the class, n fresh ones bound its probability."""
 
     name: ClassVar[str] = "fixed"
-    n: int = 100_000
     n0: int = 100
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate.count("certify.n0", self.n0, 1)
+        validate.count("n0", self.n0, 1)
 
     @property
     def selection(self) -> int:
         return self.n0
 
-    def lower(self, k: Any, n: Any, alpha: float) -> Any:
+    def lower(self, k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
         return confidence_bounds.clopper_pearson_lower(k, n, alpha)
 
 
@@ -121,9 +125,8 @@ class SelectionFree(Plan):
     """The n votes choose the class and bound its probability, at alpha / 2."""
 
     name: ClassVar[str] = "selection_free"
-    n: int = 100_000
 
-    def lower(self, k: Any, n: Any, alpha: float) -> Any:
+    def lower(self, k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
         return confidence_bounds.clopper_pearson_lower(k, n, alpha / 2)
 
 
@@ -132,16 +135,15 @@ class _Adaptive(Plan):
     """Votes are read at growing numbers of samples, under a bound that holds at all of them.
 
     Attributes:
-      sequence: "betting" (`statistics.betting_lower`) or "union" (Clopper and Pearson's bound at look j with error
-        alpha / (j (j + 1)), which add up to alpha).
+      sequence: "betting" (`confidence_bounds.betting_lower`) or "union" (Clopper and Pearson's bound at look j with
+        error alpha / (j (j + 1)), which add up to alpha).
     """
 
-    n: int = 100_000
     sequence: str = "betting"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate.one_of("sampling.sequence", self.sequence, _GROWTH)
+        validate.one_of("sequence", self.sequence, _GROWTH)
 
     def looks(self) -> list[int]:
         made, at = [], _FIRST_LOOK
@@ -150,12 +152,12 @@ class _Adaptive(Plan):
             at = 10 * math.ceil(at * _GROWTH[self.sequence] / 10)
         return [*made, self.n]
 
-    def lower(self, k: Any, n: Any, alpha: float) -> Any:
+    def lower(self, k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
         if self.sequence == "betting":
             return confidence_bounds.betting_lower(k, n, alpha / 2)
         return confidence_bounds.clopper_pearson_lower(k, n, alpha / 2 * self._share(n))
 
-    def _share(self, n: Any) -> Any:
+    def _share(self, n: ArrayLike) -> Numbers:
         """Of alpha, what the union bound spends at look n."""
         looks = np.asarray(self.looks())
         if not np.all(np.isin(n, looks)):
@@ -191,7 +193,7 @@ class ToRadius(_Adaptive):
         super().__post_init__()
         object.__setattr__(self, "radii", tuple(self.radii))
         if not (self.radii and validate.ascend(self.radii, above=0)):
-            raise ValueError(f"Expected sampling.radii to ascend from above 0, got {self.radii}.")
+            raise SettingError(f"Expected radii to ascend from above 0, got {self.radii}.", "radii")
 
     def stopping(self, radius_of: RadiusOf, alpha: float) -> Callable[[np.ndarray], bool]:
         goals = needed_probabilities(radius_of, self.radii, float(self.lower(self.n, self.n, alpha)))
@@ -218,7 +220,7 @@ class ToPrecision(_Adaptive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate.in_open_unit_interval("sampling.precision", self.precision)
+        validate.in_open_unit_interval("precision", self.precision)
 
     def stopping(self, radius_of: RadiusOf, alpha: float) -> Callable[[np.ndarray], bool]:
         def finished(votes: np.ndarray) -> bool:
@@ -232,24 +234,9 @@ class ToPrecision(_Adaptive):
         return finished
 
 
-def describe(plan: Plan) -> dict[str, Any]:
-    """A plan as plain values, as manifests hold it: its name as `plan`, `n0`, `n` and what else it has."""
-    return {"plan": plan.name, "n0": plan.selection, **asdict(plan)}
-
-
-def from_description(description: dict[str, Any]) -> Plan:
-    """The plan that `describe` described; other keys are ignored."""
-    plan = PLANS[validate.one_of("sampling.plan", description["plan"], PLANS)]
-    stored = {field.name: description[field.name] for field in fields(plan)}
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
-    }
-    return plan(**values)
-
-
 @dataclass(frozen=True)
 class ToSignificance(_Adaptive):
-    """For prediction: stop where `statistics.predict_sequential` names a class."""
+    """For prediction: stop where `confidence_bounds.predict_sequential` names a class."""
 
     name: ClassVar[str] = "to_significance"
 
@@ -258,6 +245,19 @@ class ToSignificance(_Adaptive):
 
 
 PLANS: dict[str, type[Plan]] = {plan.name: plan for plan in (Fixed, SelectionFree, ToRadius, ToPrecision)}
+
+
+def describe(plan: Plan) -> Json:
+    """A plan as plain values, as manifests hold it: its name as `plan`, `n0`, `n` and what else it has."""
+    return {"plan": plan.name, "n0": plan.selection, **asdict(plan)}
+
+
+def from_description(description: Json) -> Plan:
+    """The plan that `describe` described; other keys are ignored."""
+    plan = PLANS[validate.one_of("plan", description["plan"], PLANS)]
+    stored = {field.name: description[field.name] for field in fields(plan)}
+    values: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    return plan(**values)
 
 
 def needed_probabilities(radius_of: RadiusOf, radii: Sequence[float], most: float) -> np.ndarray:

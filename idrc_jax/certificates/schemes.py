@@ -2,7 +2,7 @@
 
 A scheme knows its parameters, the statistic of the image that its noise level depends on, the
 level itself (`scale`), and how far that level can move when the image moves (`scale_bounds`).
-The random laws are in `noise.py`, the certificates in `certificates.py`.
+The random laws are in `sampling.noise_laws`, the certificates in `radii`.
 
 Images are float arrays [..., H, W, C] with values in [0, 1]; norms are l2 over the d = H*W*C values of
 one image. `statistic` and `scale` follow the array that they are given (NumPy or JAX, by the array API
@@ -24,23 +24,28 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from idrc_jax.core import validate
+from idrc_jax.core.manifests import Json
+from idrc_jax.core.validate import SettingError
+
+Array = Any  # NumPy's or JAX's
 
 _PIXEL_AXES = (-3, -2, -1)
 
 
-def _norm(images: Any) -> Any:
+def _norm(images: Array) -> Array:
     xp = images.__array_namespace__()
     return xp.sqrt(xp.sum(images * images, axis=_PIXEL_AXES))
 
 
-def _mean_abs(images: Any) -> Any:
+def _mean_abs(images: Array) -> Array:
     xp = images.__array_namespace__()
     return xp.mean(xp.abs(images), axis=_PIXEL_AXES)
 
 
-def _std(images: Any) -> Any:
+def _std(images: Array) -> Array:
     xp = images.__array_namespace__()
     return xp.std(images, axis=_PIXEL_AXES)
 
@@ -54,7 +59,7 @@ class Scheme:
 
     Attributes:
       name: what configs and result files call it.
-      law: which law of `noise.LAWS` the level multiplies.
+      law: which law of `noise_laws.LAWS` the level multiplies.
       sigma: the noise parameter, in pixel units of images in [0, 1]; > 0.
     """
 
@@ -65,15 +70,15 @@ class Scheme:
     def __post_init__(self) -> None:
         validate.level("sigma", self.sigma)
 
-    def statistic(self, images: Any) -> Any:
+    def statistic(self, images: Array) -> Array:
         """The number the noise level depends on: images [..., H, W, C] -> [...]."""
         raise NotImplementedError
 
-    def scale(self, statistic: Any) -> Any:
+    def scale(self, statistic: Array) -> Array:
         """The noise level at an image with this statistic, in pixel units; same shape."""
         raise NotImplementedError
 
-    def scale_bounds(self, statistic: Any, distance: Any, dim: int) -> tuple[Any, Any]:
+    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
         """Smallest and largest level within l2 `distance` of an image of `dim` values, elementwise on arrays.
 
         Returns (low, high) with low non-increasing and high non-decreasing in `distance`; low may be
@@ -89,14 +94,14 @@ class Gaussian(Scheme):
 
     name: ClassVar[str] = "gaussian"
 
-    def statistic(self, images: Any) -> Any:
+    def statistic(self, images: Array) -> Array:
         xp = images.__array_namespace__()
         return xp.zeros(images.shape[:-3], dtype=images.dtype)
 
-    def scale(self, statistic: Any) -> Any:
+    def scale(self, statistic: Array) -> Array:
         return self.sigma + 0 * statistic
 
-    def scale_bounds(self, statistic: Any, distance: Any, dim: int) -> tuple[Any, Any]:
+    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
         return self.sigma, self.sigma
 
 
@@ -123,13 +128,13 @@ class L1(_WithReference):
 
     name: ClassVar[str] = "l1"
 
-    def statistic(self, images: Any) -> Any:
+    def statistic(self, images: Array) -> Array:
         return _mean_abs(images)
 
-    def scale(self, statistic: Any) -> Any:
+    def scale(self, statistic: Array) -> Array:
         return self.sigma * (statistic / self.ref)
 
-    def scale_bounds(self, statistic: Any, distance: Any, dim: int) -> tuple[Any, Any]:
+    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
         centre = self.sigma * (statistic / self.ref)
         slack = self.sigma / self.ref * distance / math.sqrt(dim)
         return centre - slack, centre + slack
@@ -141,13 +146,13 @@ class InverseSqrtNorm(_WithReference):
 
     name: ClassVar[str] = "inverse_sqrt_norm"
 
-    def statistic(self, images: Any) -> Any:
+    def statistic(self, images: Array) -> Array:
         return _norm(images)
 
-    def scale(self, statistic: Any) -> Any:
+    def scale(self, statistic: Array) -> Array:
         return self.sigma * (self.ref / statistic) ** 0.5
 
-    def scale_bounds(self, statistic: Any, distance: Any, dim: int) -> tuple[Any, Any]:
+    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
         with np.errstate(divide="ignore"):
             nearest = np.maximum(np.asarray(statistic) - distance, 0.0)
             return self.scale(np.asarray(statistic) + distance), self.scale(nearest)
@@ -163,14 +168,14 @@ class L2(Scheme):
     name: ClassVar[str] = "l2"
     law: ClassVar[str] = "half_normal_length"
 
-    def statistic(self, images: Any) -> Any:
+    def statistic(self, images: Array) -> Array:
         xp = images.__array_namespace__()
         return xp.zeros(images.shape[:-3], dtype=images.dtype)
 
-    def scale(self, statistic: Any) -> Any:
+    def scale(self, statistic: Array) -> Array:
         return self.sigma + 0 * statistic
 
-    def scale_bounds(self, statistic: Any, distance: Any, dim: int) -> tuple[Any, Any]:
+    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
         return self.sigma, self.sigma
 
 
@@ -181,13 +186,13 @@ class Uniform(Scheme):
     name: ClassVar[str] = "uniform"
     law: ClassVar[str] = "laplace_direction"
 
-    def statistic(self, images: Any) -> Any:
+    def statistic(self, images: Array) -> Array:
         return _norm(images)
 
-    def scale(self, statistic: Any) -> Any:
+    def scale(self, statistic: Array) -> Array:
         return self.sigma * statistic
 
-    def scale_bounds(self, statistic: Any, distance: Any, dim: int) -> tuple[Any, Any]:
+    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
         return self.sigma * (statistic - distance), self.sigma * (statistic + distance)
 
 
@@ -210,28 +215,30 @@ class Stepped(Scheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate.one_of("noise.by", self.by, STATISTICS)
+        validate.one_of("by", self.by, STATISTICS)
         if not validate.ascend(self.edges):
-            raise ValueError(f"Expected noise.edges to ascend, got {self.edges}.")
+            raise SettingError(f"Expected edges to ascend, got {self.edges}.", "edges")
         if len(self.levels) != len(self.edges) + 1:
-            raise ValueError(
-                f"Expected one level a bin, {len(self.edges) + 1} noise.levels for {len(self.edges)} noise.edges, got "
-                f"{len(self.levels)}."
+            raise SettingError(
+                f"Expected one level a bin, {len(self.edges) + 1} levels for {len(self.edges)} edges, got "
+                f"{len(self.levels)}.",
+                "levels",
+                "edges",
             )
         for level in self.levels:
-            validate.positive("noise.levels", level)
-            validate.level("sigma times each of noise.levels", self.sigma * level)
+            validate.positive("levels", level)
+            validate.level("sigma times each of levels", self.sigma * level)
 
-    def statistic(self, images: Any) -> Any:
+    def statistic(self, images: Array) -> Array:
         return STATISTICS[self.by](images)
 
-    def scale(self, statistic: Any) -> Any:
+    def scale(self, statistic: Array) -> Array:
         xp = statistic.__array_namespace__()
         levels = xp.asarray([self.sigma * level for level in self.levels], dtype=statistic.dtype)
         edges = xp.asarray(self.edges, dtype=statistic.dtype)
         return levels[xp.searchsorted(edges, statistic, side="right")]
 
-    def distance_to_edge(self, statistic: Any, dim: int) -> np.ndarray:
+    def distance_to_edge(self, statistic: ArrayLike, dim: int) -> np.ndarray:
         """A lower bound on the l2 distance from an image with this statistic to any image in another bin: [...].
 
         Guarantee: the statistics are Lipschitz, 1 / sqrt(dim) for `mean_abs` and `std` and 1 for `norm`; 2^-40 of the
@@ -257,12 +264,17 @@ def make(
     edges: Sequence[float] = (),
     levels: Sequence[float] = (),
 ) -> Scheme:
-    """The scheme called `name`. `by`, `edges` and `levels` are for `stepped`; a `ref` other than 1 is refused where a
-    scheme has none.
+    """Make the scheme called `name`.
+
+    Args:
+      name: one of `SCHEMES`.
+      sigma: the noise parameter, in pixel units.
+      ref: value of the statistic at which the level is sigma; other than 1 it is refused where a scheme has none.
+      by, edges, levels: of `stepped` alone, see `Stepped`.
 
     Raises ValueError for an unknown name (naming the near ones) or parameter values that make no scheme.
     """
-    scheme = SCHEMES[validate.one_of("noise.scheme", name, SCHEMES)]
+    scheme = SCHEMES[validate.one_of("scheme", name, SCHEMES)]
     if ref != 1 and not issubclass(scheme, _WithReference):
         raise ValueError(f"Expected ref = 1 for the scheme {name!r}, which has no reference value, got {ref}.")
     if issubclass(scheme, _WithReference):
@@ -272,12 +284,12 @@ def make(
     return scheme(sigma=sigma)
 
 
-def describe(scheme: Scheme) -> dict[str, Any]:
+def describe(scheme: Scheme) -> Json:
     """A scheme as plain values, as manifests hold it: its name as `scheme`, `sigma`, `ref` and what else it has."""
     return {"scheme": scheme.name, "ref": 1.0, **asdict(scheme)}
 
 
-def from_description(description: dict[str, Any]) -> Scheme:
+def from_description(description: Json) -> Scheme:
     """The scheme that `describe` described; other keys are ignored."""
     known = ("sigma", "ref", "by", "edges", "levels")
     return make(description["scheme"], **{name: description[name] for name in known if name in description})
@@ -293,21 +305,21 @@ def fit_stepped(images: np.ndarray, *, sigma: float, by: str = "norm", bins: int
       by: the statistic.
       bins: how many.
     """
-    validate.one_of("noise.by", by, STATISTICS)
-    validate.at_least("noise.bins", bins, 1)
+    validate.one_of("by", by, STATISTICS)
+    validate.at_least("bins", bins, 1)
     statistic = np.concatenate(
         [STATISTICS[by](images[i : i + 1000].astype(np.float64)) for i in range(0, len(images), 1000)]
     )
     edges = np.quantile(statistic, np.arange(1, bins) / bins)
     if len(np.unique(edges)) < len(edges):
-        raise ValueError(f"Expected fewer noise.bins: {bins} quantiles of {by} over the training images coincide.")
+        raise SettingError(f"Expected fewer bins: {bins} quantiles of {by} over the training images coincide.", "bins")
     which = np.searchsorted(edges, statistic, side="right")
     means = np.asarray([np.mean(statistic[which == k]) for k in range(bins)])
     levels = means / np.mean(statistic)
     return Stepped(sigma=sigma, by=by, edges=tuple(edges.tolist()), levels=tuple(levels.tolist()))
 
 
-def drawn_level(scheme: Scheme, statistic: Any) -> np.ndarray:
+def drawn_level(scheme: Scheme, statistic: ArrayLike) -> np.ndarray:
     """The noise level as the device gets it: float64 holding float32 values, 0 where they are infinite or denormal,
     which devices take for 0.
 

@@ -3,7 +3,7 @@
 from absl import flags
 
 from idrc_jax import config, results
-from idrc_jax.audit import audit_certificates as audit_file
+from idrc_jax.audit import audit_certificates
 from idrc_jax.certificates import schemes
 from idrc_jax.commands._inputs import classifier_and_images, go_on, mesh_of, provenance
 from idrc_jax.config.flags import PathFlag, run
@@ -26,19 +26,20 @@ def _audit(values: flags.FlagValues) -> int:
         )
     scheme = schemes.from_description(read.manifest["guarantee"])
     classifier, dataset, indices = classifier_and_images(values, scheme)
-    finished = audit_file(
-        classifier,
-        dataset,
-        indices,
-        read,
-        audit_settings,
-        out,
-        seed=settings.seed,
-        chunk=settings.chunk,
-        mesh=mesh_of(settings),
-        max_minutes=settings.max_minutes,
-        provenance=provenance(settings),
-    )
+    with config.named(*config.AUDIT):
+        finished = audit_certificates(
+            classifier,
+            dataset,
+            indices,
+            read,
+            audit_settings,
+            out,
+            seed=settings.seed,
+            chunk=settings.chunk,
+            mesh=mesh_of(settings),
+            max_minutes=settings.max_minutes,
+            provenance=provenance(settings),
+        )
     print(audit_rows.table(audit_rows.read_audit(out).manifest))
     print(f"Rows: {out / audit_rows.NAME}" if finished else go_on("The audit", out))
     return 0

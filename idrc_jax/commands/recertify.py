@@ -4,7 +4,6 @@ import sys
 
 from idrc_jax import results
 from idrc_jax.core import command_line
-from idrc_jax.results import summary_table
 from idrc_jax.results.recertify import recertify
 
 
@@ -21,9 +20,9 @@ def main() -> None:
         arguments = parser.parse_args()
         read = results.read_results(arguments.file)
         made = recertify(read, alpha=arguments.alpha, certificate=arguments.certificate)
-        print(summary_table.summary_table(made))
-        if arguments.out:
-            results.write(made.rows, made.manifest or {}, arguments.out)
+        print(results.summary_table(made))
+        if arguments.out and made.manifest:
+            results.write(made.rows, made.manifest, arguments.out)
             print(f"Rows: {arguments.out / results.NAME}")
     sys.exit(0)
 

@@ -9,17 +9,6 @@ from idrc_jax.report.tables import by_method, by_run, by_sigma
 from idrc_jax.results import metrics, runs
 
 _ONCE = "Valid = published for these runs"
-
-
-def _between(path: Path, mark: str, text: str) -> str:
-    """A file's content with this text between its two marks."""
-    before, opening, rest = files.read_text(path).partition(f"<!-- {mark} -->\n")
-    _, closing, after = rest.partition(f"<!-- /{mark} -->")
-    if not closing:
-        raise ValueError(f"Expected <!-- {mark} --> and <!-- /{mark} --> in {path}, got no such pair.")
-    return f"{before}{opening}\n{text}\n{closing}{after}"
-
-
 _LAYOUTS = {"runs": by_run, "sigmas": by_sigma, "methods": by_method}
 
 
@@ -60,6 +49,15 @@ def main() -> None:
         else:
             print(text, end="")
     sys.exit(0)
+
+
+def _between(path: Path, mark: str, text: str) -> str:
+    """A file's content with this text between its two marks."""
+    before, opening, rest = files.read_text(path).partition(f"<!-- {mark} -->\n")
+    _, closing, after = rest.partition(f"<!-- /{mark} -->")
+    if not closing:
+        raise ValueError(f"Expected <!-- {mark} --> and <!-- /{mark} --> in {path}, got no such pair.")
+    return f"{before}{opening}\n{text}\n{closing}{after}"
 
 
 if __name__ == "__main__":

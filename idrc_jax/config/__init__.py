@@ -4,11 +4,13 @@ Imports all rooms above.
 """
 
 from idrc_jax.config.builders import (
+    AUDIT,
     audit_settings,
     denoiser_description,
     denoiser_sigma,
     denoiser_target,
     description,
+    named,
     noise_scheme,
     recipe,
     settings,
@@ -18,6 +20,7 @@ from idrc_jax.config.fields import FIELDS, PATHS, Config, base, get
 from idrc_jax.config.files import folder, load
 
 __all__ = [
+    "AUDIT",
     "FIELDS",
     "PATHS",
     "Config",
@@ -30,6 +33,7 @@ __all__ = [
     "folder",
     "get",
     "load",
+    "named",
     "noise_scheme",
     "recipe",
     "settings",

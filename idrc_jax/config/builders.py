@@ -1,21 +1,45 @@
 """The objects that settings stand for: schemes, plans, recipes, descriptions of networks."""
 
+import contextlib
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any
 
 import numpy as np
 
-from idrc_jax import data, training
-from idrc_jax.audit import search
+from idrc_jax import audit, certificates, data, training
 from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.certification import Settings
-from idrc_jax.config.fields import Config
+from idrc_jax.config.fields import FIELDS, Config
 from idrc_jax.core import validate
+from idrc_jax.core.manifests import Json
+from idrc_jax.core.validate import SettingError
 from idrc_jax.models import diffusion
 from idrc_jax.training import denoiser
+
+
+@contextlib.contextmanager
+def named(*paths: str, **others: str) -> Iterator[None]:
+    """Errors about attributes name the settings that their values come from; for a block, or as a decorator.
+
+    Args:
+      paths: names in `FIELDS` of attributes that are called as their last parts.
+      others: those of attributes that are called otherwise.
+    """
+    known = {path.rpartition(".")[2]: path for path in paths} | others
+    try:
+        yield
+    except SettingError as error:
+        raise error.renamed(known) from error
+
+
+def _group(name: str) -> list[str]:
+    return [path for path in FIELDS if path.startswith(f"{name}.")]
+
+
+AUDIT = _group("audit")
 
 
 def noise_scheme(config: Config) -> Scheme:
@@ -31,6 +55,7 @@ def training_scheme(config: Config) -> Scheme:
     return _scheme(config, name, sigma=config.train.sigma or config.noise.sigma, ref=ref)
 
 
+@named("noise.scheme", "noise.by", "noise.edges", "noise.levels", "noise.bins")
 def _scheme(config: Config, name: str, *, sigma: float, ref: float, certified: bool = False) -> Scheme:
     noise = config.noise
     if name != schemes.Stepped.name:
@@ -39,8 +64,8 @@ def _scheme(config: Config, name: str, *, sigma: float, ref: float, certified: b
         return schemes.make(name, sigma=sigma, ref=ref)
     if not (noise.bins or noise.edges or noise.levels):
         raise ValueError(
-            "Expected noise.bins, to fit bins to the training images, or noise.edges and noise.levels for the scheme "
-            "stepped, got none: in one bin it would be gaussian."
+            "Expected noise.bins, to fit bins to the training images, or noise.edges and noise.levels for the "
+            "scheme stepped, got none: in one bin it would be gaussian."
         )
     if not noise.bins:
         return schemes.make(name, sigma=sigma, ref=ref, by=noise.by, edges=noise.edges, levels=noise.levels)
@@ -72,29 +97,35 @@ def _not_certified(config: Config, train_set: data.Dataset) -> np.ndarray:
     return np.asarray(train_set.images)[~shared]
 
 
+@named(*_group("train"))
 def recipe(config: Config) -> training.Recipe:
     """The training recipe."""
     return training.Recipe(**{name: config.train[name] for name in training.Recipe.__dataclass_fields__})
 
 
+@named(*_group("certify"))
 def settings(config: Config) -> Settings:
     """The certification settings."""
     certify = config.certify
+    validate.one_of("certificate", certify.certificate, certificates.CERTIFICATES)
     return Settings(plan(config), certify.alpha, config.seed, certify.certificate)
 
 
-def audit_settings(config: Config) -> search.Settings:
+@named(*AUDIT)
+def audit_settings(config: Config) -> audit.Settings:
     """The audit's settings."""
-    return search.Settings(**config.audit)
+    return audit.Settings(**config.audit)
 
 
+@named("certify.n", "certify.n0", *_group("sampling"))
 def plan(config: Config) -> sampling_plans.Plan:
     """The sampling plan: `sampling.plan` with those of the other fields that it has."""
-    chosen = sampling_plans.PLANS[validate.one_of("sampling.plan", config.sampling.plan, sampling_plans.PLANS)]
+    chosen = sampling_plans.PLANS[validate.one_of("plan", config.sampling.plan, sampling_plans.PLANS)]
     known = {"n0": config.certify.n0, "n": config.certify.n, **config.sampling}
     return chosen(**{field.name: known[field.name] for field in fields(chosen)})
 
 
+@named("denoiser.prediction", "denoiser.beta_start", kind="denoiser.schedule", steps="denoiser.times")
 def denoiser_target(config: Config) -> denoiser.Target:
     """What a denoiser that is trained learns."""
     asked = config.denoiser
@@ -112,8 +143,8 @@ def denoiser_sigma(config: Config, scheme: Scheme) -> float:
     return config.denoiser.sigma or scheme.sigma
 
 
-def denoiser_description(config: Config, train_set: data.Dataset) -> dict[str, Any]:
-    """What rebuilds the U-Net (see `checkpoints.build`)."""
+def denoiser_description(config: Config, train_set: data.Dataset) -> Json:
+    """What rebuilds the U-Net (see `models.build`)."""
     shape = train_set.images.shape[1:]
     names = ("widths", "blocks", "attention", "middle_attention", "groups", "scale_shift", "resample")
     settings = {name: config.denoiser[name] for name in names}
@@ -127,8 +158,8 @@ def denoiser_description(config: Config, train_set: data.Dataset) -> dict[str, A
     }
 
 
-def description(config: Config, train_set: data.Dataset) -> dict[str, Any]:
-    """What rebuilds the network (see `checkpoints.build`); mean and std of length 1 serve every channel."""
+def description(config: Config, train_set: data.Dataset) -> Json:
+    """What rebuilds the network (see `models.build`); mean and std of length 1 serve every channel."""
     model, shape = config.model, train_set.images.shape[1:]
     if model.architecture == "vit":
         raise ValueError(

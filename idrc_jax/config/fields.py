@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from idrc_jax import certificates, data, training
-from idrc_jax.audit import search
+from idrc_jax import audit, certificates, data, training
 from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.certification import Settings
 from idrc_jax.models import diffusion
@@ -33,7 +32,7 @@ def _any_of(names: Iterable[str]) -> str:
 
 _RECIPE = training.Recipe()
 _SCHEDULE = diffusion.Schedule()
-_AUDIT = search.Settings()
+_AUDIT = audit.Settings()
 
 # Every setting there is, under the name that the command line gives it.
 FIELDS = {

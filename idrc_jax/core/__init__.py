@@ -1,4 +1,4 @@
-"""What every room stands on: checks of arguments, files that are whole or not there, progress, time limits.
+"""What every room stands on: checks of arguments, files and tables that are whole or not there, progress, budgets.
 
 Imports no other room, and no JAX.
 """

@@ -1,4 +1,4 @@
-"""When to stop: a time limit, and the signals of a user or a job queue."""
+"""How long a job may go on: its time limit, and the wish of a user or a job queue that it stop."""
 
 import contextlib
 import math
@@ -6,24 +6,31 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from types import FrameType
+from typing import Self
 
 from idrc_jax.core import validate
 
 
-class Deadline:
-    """A time limit (0: none) that leaves room for the work in hand.
+class Budget:
+    """The minutes that one job has, from when the budget is made (0: no limit), and whether it was asked to stop.
 
-    `over` is true once what is left would not hold `margin_ticks` more ticks at the pace so far and a
-    twentieth of the whole (at most a minute) for saving.
+    As a context manager it turns Ctrl-C and SIGTERM into a request to stop: `over` is true from then on, so that a loop
+    that asks ends between two steps. On leaving, a request becomes the KeyboardInterrupt that it was; a second signal
+    is one at once. Outside the main thread signals cannot be caught and nothing changes.
+
+    Attributes:
+      interrupted: whether a signal has asked to stop.
     """
 
-    def __init__(self, minutes: float) -> None:
+    def __init__(self, minutes: float = 0.0) -> None:
+        self.interrupted = False
         self._limit = 60 * validate.at_least("max_minutes", minutes, 0) or math.inf
         self._start = time.monotonic()
         self._first_tick = math.nan
         self._ticks = 0
         self._pace = 0.0
+        self._signals = contextlib.ExitStack()
 
     def expect(self, seconds_a_tick: float) -> None:
         """Set the pace until enough ticks have been seen to measure it."""
@@ -39,40 +46,44 @@ class Deadline:
         self._ticks += count
 
     def over(self, *, margin_ticks: int = 1) -> bool:
-        """Whether to stop now."""
+        """Whether to stop now: because a signal asked to, or because what is left would not hold `margin_ticks` more
+        ticks at the pace so far and a twentieth of the whole (at most a minute) for saving."""
         left = self._limit - (time.monotonic() - self._start)
-        return left <= min(60.0, self._limit / 20) + margin_ticks * self._pace
+        return self.interrupted or left <= min(60.0, self._limit / 20) + margin_ticks * self._pace
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._signals.callback(signal.signal, number, signal.signal(number, self._request))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._signals.close()
+        if self.interrupted and kind is None:
+            raise KeyboardInterrupt
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
 
 
-@dataclass
+Deadline = Budget
+
+
 class Interrupt:
-    """Whether the user or the job queue has asked to stop."""
+    """A budget's request to stop, for loops that ask for it apart from the time."""
 
-    requested: bool = False
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+
+    @property
+    def requested(self) -> bool:
+        return self._budget.interrupted
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Turn Ctrl-C and SIGTERM into a request that a loop looks at, so that it stops between two steps.
-
-    A second Ctrl-C stops at once. On leaving, a request becomes the KeyboardInterrupt that it was. Outside
-    the main thread signals cannot be caught and nothing changes.
-    """
-    interrupt = Interrupt()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupt
-        return
-
-    def request(number: int, frame: object) -> None:
-        if interrupt.requested:
-            raise KeyboardInterrupt
-        interrupt.requested = True
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield interrupt
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if interrupt.requested:
-        raise KeyboardInterrupt
+    """`Budget` without a time limit."""
+    with Budget() as budget:
+        yield Interrupt(budget)

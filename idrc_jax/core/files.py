@@ -7,7 +7,8 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from idrc_jax.core.manifests import Json
 
 
 def cache_folder() -> Path:
@@ -46,12 +47,12 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """`write_text` of a value as JSON."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """The JSON object in a file, or ValueError."""
     try:
         content = json.loads(read_text(path))
@@ -62,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_manifest(path: Path, version: int, what: str) -> dict[str, Any] | None:
+def read_manifest(path: Path, version: int, what: str) -> Json | None:
     """The JSON object in a file, None without the file; ValueError unless its schema_version is this one."""
     if not path.is_file():
         return None

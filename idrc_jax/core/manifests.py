@@ -1,10 +1,13 @@
 """Settings as JSON values, and how two of them differ."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
+Json = dict[str, Any]  # a JSON object
 
-def differences(stored: dict[str, Any], asked: dict[str, Any]) -> str:
+
+def differences(stored: Mapping[str, object], asked: Mapping[str, object]) -> str:
     """`name was x, is y; ...` over the entries that differ; empty when none does."""
     return "; ".join(
         f"{name} was {stored.get(name, 'unset')}, is {asked.get(name, 'unset')}"
@@ -13,6 +16,6 @@ def differences(stored: dict[str, Any], asked: dict[str, Any]) -> str:
     )
 
 
-def as_json(value: dict[str, Any]) -> dict[str, Any]:
+def as_json(value: Mapping[str, object]) -> Json:
     """The values as a JSON file gives them back."""
     return json.loads(json.dumps(value))

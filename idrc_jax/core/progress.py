@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -24,7 +23,7 @@ class Progress:
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
 
-    def update(self, done: int, **shown: Any) -> None:
+    def update(self, done: int, **shown: float) -> None:
         """Set the work done so far and what to show beside it."""
         self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
         self._bar.update(done - self._bar.n)
@@ -34,7 +33,14 @@ class Progress:
 
 
 def write_status(path: Path, job: str, *, done: int, total: int, **measured: float) -> None:
-    """The machine-readable status of a job: whether it is finished, how far it got, what its last call measured."""
+    """Write the machine-readable status of a job.
+
+    Args:
+      path: replaced whole.
+      job: what the job is called.
+      done, total: units of work; it is finished where they are the same.
+      measured: what its last call measured.
+    """
     files.write_json(path, {"job": job, "finished": done >= total, "done": done, "total": total, **measured})
 
 

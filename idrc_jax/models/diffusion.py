@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from idrc_jax.core import validate
+from idrc_jax.core.validate import SettingError
 from idrc_jax.models.implementations import Interchangeable
 
 KINDS = ("linear", "scaled_linear", "cosine")
@@ -40,11 +41,11 @@ class Schedule:
     beta_end: float = 0.02
 
     def __post_init__(self) -> None:
-        validate.one_of("diffusion.kind", self.kind, KINDS)
-        validate.count("diffusion.steps", self.steps, 2)
+        validate.one_of("kind", self.kind, KINDS)
+        validate.count("steps", self.steps, 2)
         if not 0 < self.beta_start <= self.beta_end < 1:
-            raise ValueError(
-                f"Expected 0 < diffusion.beta_start <= beta_end < 1, got {self.beta_start} and {self.beta_end}."
+            raise SettingError(
+                f"Expected 0 < beta_start <= beta_end < 1, got {self.beta_start} and {self.beta_end}.", "beta_start"
             )
 
     @cached_property
@@ -133,7 +134,7 @@ class Denoiser(Interchangeable):
 
     def check(self, sigma: float, steps: int = 1) -> None:
         """ValueError unless it can denoise this level in so many steps."""
-        validate.one_of("diffusion.prediction", self.prediction, PREDICTIONS)
+        validate.one_of("prediction", self.prediction, PREDICTIONS)
         validate.count("denoiser.steps", steps, 1)
         time = self.schedule.time(sigma)
         low, high = self.sigmas

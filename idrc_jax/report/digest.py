@@ -6,7 +6,6 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -175,7 +174,7 @@ def command(results: Results) -> str | None:
     return shlex.join(["idrc-certify", f"--config={config}", "--workdir=OUT", *arguments])
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"({', '.join(repr(one) for one in value)},)"
     return repr(value) if isinstance(value, float) and math.isfinite(value) else str(value)

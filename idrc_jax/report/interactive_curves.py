@@ -6,7 +6,6 @@ The page's script colours the charts, by the theme, and shows or hides their par
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 from bokeh.embed import json_item
@@ -14,12 +13,13 @@ from bokeh.models import ColumnDataSource, FactorRange, HoverTool, Range1d
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
+from idrc_jax.core.manifests import Json
 from idrc_jax.report.digest import ClassRadii, Curve
 
 KINDS = ("valid", "published", "same")  # of radii; a run has the first two or, where they are the same, the last
 COLOURS = 8  # of the page; runs beyond have them again, in thinner lines
 _TOOLS = "pan,box_zoom,reset,save"
-_LOOK: dict[str, Any] = {
+_LOOK: Json = {
     "sizing_mode": "stretch_width",
     "toolbar_location": "above",
     "tools": _TOOLS,
@@ -36,7 +36,7 @@ def library() -> list[str]:
     return Resources(mode="inline", components=["bokeh"]).js_raw
 
 
-def curves(several: Sequence[tuple[str, Mapping[str, Curve | None]]]) -> dict[str, Any]:
+def curves(several: Sequence[tuple[str, Mapping[str, Curve | None]]]) -> Json:
     """Accuracy against radius; solid lines and bands are valid radii, dashed lines published ones.
 
     Args:
@@ -75,7 +75,7 @@ def curves(several: Sequence[tuple[str, Mapping[str, Curve | None]]]) -> dict[st
     return dict(json_item(plot))
 
 
-def classes(kinds: Mapping[str, Sequence[ClassRadii] | None]) -> dict[str, Any]:
+def classes(kinds: Mapping[str, Sequence[ClassRadii] | None]) -> Json:
     """The radii of the rightly predicted images of each class: 5 to 95 % a line, 25 to 75 % a bar, the median a dot."""
     known = [one for kind in KINDS for one in kinds[kind] or () if one.quantiles]
     rows = next(kinds[kind] for kind in KINDS if kinds[kind]) or ()
@@ -94,7 +94,7 @@ def classes(kinds: Mapping[str, Sequence[ClassRadii] | None]) -> dict[str, Any]:
         chosen = [(factor, one) for factor, one in zip(factors, kinds[kind] or (), strict=False) if one.quantiles]
         if not chosen:
             continue
-        columns: dict[str, Any] = {"name": [factor for factor, _ in chosen]}
+        columns: Json = {"name": [factor for factor, _ in chosen]}
         columns |= {key: [asdict(one)[key] for _, one in chosen] for key in ("images", "right", "wrong", "abstained")}
         for position, key in enumerate(("q05", "q25", "q50", "q75", "q95")):
             columns[key] = [one.quantiles[position] for _, one in chosen if one.quantiles]
@@ -117,7 +117,7 @@ def classes(kinds: Mapping[str, Sequence[ClassRadii] | None]) -> dict[str, Any]:
     return dict(json_item(plot))
 
 
-def _steps(one: Curve) -> dict[str, Any]:
+def _steps(one: Curve) -> Json:
     """A falling staircase as a polyline: from each radius to the next one the next one's values hold."""
     made = {"radius": np.repeat(one.radius, 2)[:-1]}
     for name in ("accuracy", "low", "high"):

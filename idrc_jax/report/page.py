@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -20,6 +19,7 @@ from PIL import Image
 
 from idrc_jax import __version__, certificates
 from idrc_jax.core import files
+from idrc_jax.core.manifests import Json
 from idrc_jax.report import class_names, digest, interactive_curves
 from idrc_jax.results import Results, Row, audit_rows, gallery_file, guarantee_differences, metrics, runs
 from idrc_jax.results.runs import Run
@@ -27,6 +27,7 @@ from idrc_jax.results.runs import Run
 NAME = "index.html"
 KINDS = interactive_curves.KINDS
 PICTURES = 12  # of each kind in a gallery
+ByKind = dict[str, list[digest.ClassRadii] | None]  # by kind of radius
 _KIND_NAMES = {"radius": "valid", "radius_published": "published", audit_rows.TABLE: "fixed radii"}
 
 
@@ -36,15 +37,15 @@ class Page:
 
     run: Run
     number: int
-    summary: dict[str, Any]
-    settings: dict[str, Any]
-    classes: dict[str, Any]
-    confusion: Any
-    mistakes: Any
-    gallery: list[tuple[str, list[dict[str, Any]]]]
+    summary: Json
+    settings: Json
+    classes: ByKind
+    confusion: Json | None
+    mistakes: list[tuple[str, str, int]]
+    gallery: list[tuple[str, list[Json]]]
     spending: digest.Spending
-    audit: dict[str, Any] | None
-    sessions: list[dict[str, Any]]
+    audit: Json | None
+    sessions: list[Json]
     command: str | None
     sha256: str
 
@@ -103,7 +104,7 @@ def _mixed(several: Sequence[Run]) -> list[str]:
 
 def _page(run: Run, number: int, names: Sequence[str], pictures: int) -> Page:
     read = run.results
-    made: dict[str, Any] = read.manifest["guarantee"] if read.manifest else {}
+    made: Json = read.manifest["guarantee"] if read.manifest else {}
     names = names or class_names.known(made.get("data", ""))
     same = metrics.published_is_valid(read)
     there = {"valid": metrics.has_certificates(read), "published": metrics.has_published(read)}
@@ -147,7 +148,7 @@ def _page(run: Run, number: int, names: Sequence[str], pictures: int) -> Page:
     )
 
 
-def _summary(run: Run, there: dict[str, bool]) -> dict[str, Any]:
+def _summary(run: Run, there: dict[str, bool]) -> Json:
     """What the overview says of a run: per kind of radius a curve, accuracies with intervals and ACR."""
     read = run.results
     curves: dict[str, digest.Curve | None] = {}
@@ -170,7 +171,7 @@ def _summary(run: Run, there: dict[str, bool]) -> dict[str, Any]:
     }
 
 
-def _gallery(read: Results, names: Sequence[str], pictures: int) -> list[tuple[str, list[dict[str, Any]]]]:
+def _gallery(read: Results, names: Sequence[str], pictures: int) -> list[tuple[str, list[Json]]]:
     """The gallery's images by kind; nothing without a gallery."""
     gallery = gallery_file.read(read.path.parent) if read.manifest else None
     if gallery is None:
@@ -178,7 +179,7 @@ def _gallery(read: Results, names: Sequence[str], pictures: int) -> list[tuple[s
     place = {int(index): position for position, index in enumerate(gallery.index)}
     shown = gallery_file.by_kind([row for row in read.rows if row.idx in place], pictures)
 
-    def picture(row: Row) -> dict[str, Any]:
+    def picture(row: Row) -> Json:
         at = place[row.idx]
         versions = {"clean": gallery.images[at], "noisy": gallery.noisy[at]}
         if gallery.denoised is not None:
@@ -193,7 +194,7 @@ def _gallery(read: Results, names: Sequence[str], pictures: int) -> list[tuple[s
     return [(kind, [picture(row) for row in rows]) for kind, rows in shown.items()]
 
 
-def _audit(read: Results, names: Sequence[str], pictures: int) -> dict[str, Any] | None:
+def _audit(read: Results, names: Sequence[str], pictures: int) -> Json | None:
     """What the audit beside a run found; None where there was none."""
     folder = read.path.parent
     if not read.manifest or not (folder / audit_rows.NAME).is_file():
@@ -205,7 +206,7 @@ def _audit(read: Results, names: Sequence[str], pictures: int) -> dict[str, Any]
             f"Expected an audit of the certificates in {read.path}, got one of others in {audit.path}, of which "
             f"{changed}: move it away, or audit again."
         )
-    images = _arrays(folder / audit_rows.IMAGES)
+    images = audit_rows.read_images(folder)
     labels = {row.idx: row.label for row in read.rows}
     shown = [
         {
@@ -224,7 +225,7 @@ def _audit(read: Results, names: Sequence[str], pictures: int) -> dict[str, Any]
     return {
         "manifest": audit.manifest,
         "claims": [
-            claim | {"name": _KIND_NAMES.get(claim["kind"], claim["kind"])}
+            {**claim, "name": _KIND_NAMES.get(claim["kind"], claim["kind"])}
             for claim in audit_rows.distinct(audit_rows.claims(audit.rows), read.manifest["guarantee"])
         ],
         "images": shown,
@@ -232,19 +233,9 @@ def _audit(read: Results, names: Sequence[str], pictures: int) -> dict[str, Any]
     }
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        return {}
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {name: file[name] for name in ("idx", "predict", "rival", "distance", "image", "original")}
-    except Exception as error:  # zipfile and zlib raise several kinds for a damaged file
-        raise ValueError(f"Expected the images of an audit in {path}, got {type(error).__name__}: {error}.") from None
-
-
 def data_uri(pixels: np.ndarray) -> str:
     """An image [H, W, C], uint8 or floats in [0, 1] (clipped), as the address of a PNG inside a page (see
-    `galleries.visible`)."""
+    `gallery_file.visible`)."""
     if pixels.dtype != np.uint8:
         pixels = np.rint(255 * np.clip(np.asarray(pixels, np.float32), 0, 1)).astype(np.uint8)
     packed = io.BytesIO()
@@ -252,13 +243,13 @@ def data_uri(pixels: np.ndarray) -> str:
     return f"data:image/png;base64,{base64.b64encode(packed.getvalue()).decode()}"
 
 
-def _any_quantiles(by_class: dict[str, Any]) -> bool:
+def _any_quantiles(by_class: ByKind) -> bool:
     return any(one.quantiles for rows in by_class.values() for one in rows or ())
 
 
-def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(node: Json, prefix: str = "") -> Json:
     """Nested entries under dotted names."""
-    flat: dict[str, Any] = {}
+    flat: Json = {}
     for name, value in node.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat

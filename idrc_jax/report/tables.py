@@ -100,7 +100,14 @@ class Table:
 def by_run(
     several: Sequence[Run], radii: Sequence[float] = metrics.RADII, *, published: bool = False, paper_too: bool = False
 ) -> Table:
-    """A row a run: images, accuracy at each radius, average certified radius, share of abstentions."""
+    """A row a run: images, accuracy at each radius, average certified radius, share of abstentions.
+
+    Args:
+      several: the runs.
+      radii: of the columns.
+      published: show the paper's radii instead of the valid ones.
+      paper_too: add the paper's own numbers.
+    """
     rows = []
     for run in several:
         found = _radii(run, published)
@@ -121,7 +128,7 @@ def by_sigma(
     published: bool = False,
     paper_too: bool = False,
 ) -> Table:
-    """The paper's Tables 1 and 2: a row a sigma, a column a radius and scheme.
+    """The paper's Tables 1 and 2: a row a sigma, a column a radius and scheme. Arguments as of `by_run`.
 
     Raises ValueError for two runs of one scheme and sigma, or one without a manifest.
     """
@@ -156,7 +163,7 @@ def by_method(
     """The paper's Table 3: the runs of one name are a method; its best run at each radius, then each of its runs.
 
     Which run is best was chosen on the images that are counted: with several sigmas the first row is optimistic. Where
-    the runs are not of the same images there is none.
+    the runs are not of the same images there is none. Arguments as of `by_run`.
     """
     methods: dict[str, list[Run]] = {}
     mixed = _mixed(several)

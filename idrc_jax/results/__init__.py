@@ -13,8 +13,8 @@ from idrc_jax.results.metrics import (
 )
 from idrc_jax.results.result_file import ResultsFile, merge, result_files, worker_file, write
 from idrc_jax.results.rows import COLUMNS, NAME, SIX, UNLABELLED, Results, Row, is_correct, read_results
-from idrc_jax.results.summary_table import summary_table
 from idrc_jax.results.tabular import to_pandas
+from idrc_jax.results.text_table import summary_table
 
 __all__ = [
     "COLUMNS",

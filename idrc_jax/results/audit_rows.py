@@ -4,25 +4,26 @@
 when an audit goes on), one entry a call and, as far as the audit has come, its tables; `audit.npz` adversarial images.
 """
 
-import contextlib
 import dataclasses
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypedDict
+
+import numpy as np
 
 from idrc_jax import certificates
-from idrc_jax.core import files
-from idrc_jax.core.manifests import as_json, differences
+from idrc_jax.core import append_only, files
+from idrc_jax.core.manifests import Json
 from idrc_jax.results.rows import votes_text
 
 SCHEMA_VERSION = 1
 NAME = "audit.tsv"
 MANIFEST = "audit.json"
 IMAGES = "audit.npz"
+IMAGE_ARRAYS = ("idx", "predict", "rival", "distance", "image", "original")
 TABLE = "table"
 CLAIMS = ("radius", "radius_published")
 
@@ -61,7 +62,7 @@ class Finding:
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Finding))
-_PARSE: dict[Any, Any] = {int: int, float: float, str: str}
+_PARSE: dict[object, type] = {int: int, float: float, str: str}
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Audit:
     """An audit on disk: its rows in file order, and its manifest."""
 
     rows: tuple[Finding, ...]
-    manifest: dict[str, Any]
+    manifest: Json
     path: Path
 
 
@@ -80,88 +81,86 @@ def read_audit(folder: str | Path) -> Audit:
       ValueError: no audit there, another header or a malformed line. A last line without its newline was cut off by a
         crash and is left out.
     """
-    path, manifest = Path(folder) / NAME, _read_manifest(Path(folder))
+    path, manifest = Path(folder) / NAME, read_manifest(Path(folder))
     if not path.is_file() or manifest is None:
         raise ValueError(f"Expected an audit ({NAME} and {MANIFEST}) in {folder}, got none: run idrc-audit.")
-    return Audit(_read_rows(path), manifest, path)
+    return Audit(read_rows(path), manifest, path)
 
 
-class FindingsFile:
-    """An audit being written; a context manager. Opening one that exists goes on from it.
+def read_manifest(folder: Path) -> Json | None:
+    """The manifest of the audit in a folder, None without one; ValueError for another file in its place."""
+    return files.read_manifest(folder / MANIFEST, SCHEMA_VERSION, "the manifest of an audit")
+
+
+def read_rows(path: Path) -> tuple[Finding, ...]:
+    """The whole lines of `audit.tsv` as rows; ValueError for another header or a malformed line."""
+    try:
+        header, *body = files.read_text(path).split("\n")[:-1] or [""]
+    except UnicodeDecodeError:
+        raise ValueError(f"Expected a text file of findings, got {path}.") from None
+    if tuple(header.split("\t")) != COLUMNS:
+        raise ValueError(f"Expected a header {' '.join(COLUMNS)} in {path}, got {header[:80]!r}.")
+    rows = []
+    for number, line in enumerate(body, start=2):
+        try:
+            rows.append(_parse(line))
+        except ValueError as error:
+            raise ValueError(f"Expected {len(COLUMNS)} columns in {path}, line {number}: {error}.") from None
+    return tuple(rows)
+
+
+def read_images(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of `audit.npz`, named as in `IMAGE_ARRAYS`; none without the file, ValueError for a damaged one."""
+    path = folder / IMAGES
+    if not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return {name: file[name] for name in IMAGE_ARRAYS}
+    except Exception as error:  # zipfile and zlib raise several kinds for a damaged file
+        raise ValueError(f"Expected the images of an audit in {path}, got {type(error).__name__}: {error}.") from None
+
+
+def line_of(row: Finding) -> str:
+    """A row as it is in the file."""
+    values = {**vars(row), "votes": votes_text(row.votes)}
+    return append_only.line([repr(value) if isinstance(value, float) else str(value) for value in values.values()])
+
+
+def _parse(line: str) -> Finding:
+    texts = line.split("\t")
+    if len(texts) != len(COLUMNS):
+        raise ValueError(f"got {len(texts)} columns")
+    values: dict[str, Any] = {}
+    for field, text in zip(dataclasses.fields(Finding), texts, strict=True):
+        if field.name == "votes":
+            values["votes"] = {int(c): int(k) for c, k in (pair.split(":") for pair in text.split(",") if pair)}
+        else:
+            values[field.name] = _PARSE[field.type](text)
+    return Finding(**values)
+
+
+class Claim(TypedDict):
+    """How a kind of radius fared.
 
     Attributes:
-      rows: those of the images that are done.
-
-    Args:
-      folder: existing.
-      manifest: with all that the findings depend on under `settings`, which must be that of the rows already there.
-      expected: rows of each image, by its index: those of an image that has fewer are dropped.
-
-    Raises:
-      ValueError: rows made under other settings (every difference is shown), or another process writes the file.
-
-    Guarantee: an image's rows are in the file all or not at all once it has been opened again.
+      kind: which radius of a row.
+      images: tried.
+      broken: images with a break inside the radius.
+      smallest_fraction: of the radius at which there was a break; None: nowhere.
+      broken_within: at each fraction tried, images with a break nearer than it.
     """
 
-    def __init__(self, folder: Path, *, manifest: dict[str, Any], expected: Mapping[int, int]) -> None:
-        self._folder, self._path, self._expected = folder, folder / NAME, expected
-        self.manifest = as_json(manifest)
-        self.rows: list[Finding] = []
-
-    def __enter__(self) -> Self:
-        stored = _read_manifest(self._folder)
-        if stored is None and self._path.is_file():
-            raise ValueError(f"Expected {MANIFEST} beside {self._path}, got none: use another folder.")
-        if stored is not None:
-            changed = differences(stored["settings"], self.manifest["settings"])
-            if changed:
-                raise ValueError(
-                    f"Expected the settings of the audit in {self._folder}, got {changed}: use another folder."
-                )
-            self.manifest["sessions"] = [*stored["sessions"], *self.manifest["sessions"]]
-        with contextlib.ExitStack() as held:
-            self._file = held.enter_context(self._path.open("a+b", buffering=0))
-            files.lock_or_refuse(self._file.fileno(), self._path)
-            self._repair()
-            self.write_manifest()
-            held.pop_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    @property
-    def done(self) -> set[int]:
-        """Indices of the images that are done."""
-        return {row.idx for row in self.rows}
-
-    def append(self, rows: Sequence[Finding]) -> None:
-        """Write the rows of one image and wait until they are on the disk."""
-        self._file.write("".join(map(_line, rows)).encode())
-        os.fsync(self._file.fileno())
-        self.rows += rows
-
-    def write_manifest(self, **more: Any) -> None:
-        """Write `audit.json` with these entries."""
-        self.manifest |= more
-        files.write_json(self._folder / MANIFEST, self.manifest)
-
-    def _repair(self) -> None:
-        """Drop what a crash left half-written, and write the header of a new file."""
-        before = self._path.read_bytes()
-        found = _read_rows(self._path) if b"\n" in before else ()
-        counts = Counter(row.idx for row in found)
-        self.rows = [row for row in found if counts[row.idx] == self._expected.get(row.idx)]
-        whole = ("\t".join(COLUMNS) + "\n" + "".join(map(_line, self.rows))).encode()
-        if whole != before:
-            self._file.truncate(0)
-            self._file.write(whole)
+    kind: str
+    images: int
+    broken: int
+    smallest_fraction: float | None
+    broken_within: dict[str, int]
 
 
-def claims(rows: Sequence[Finding]) -> list[dict[str, Any]]:
-    """How each kind of radius fared: images tried, images with a break inside the radius, the smallest fraction of the
-    radius at which there was one (None: nowhere), and at each fraction tried how many images were broken nearer."""
-    told = []
+def claims(rows: Sequence[Finding]) -> list[Claim]:
+    """How each kind of radius fared, valid ones first."""
+    told: list[Claim] = []
     for kind in CLAIMS:
         own = [row for row in rows if row.kind == kind]
         broken = [row for row in own if row.broken]
@@ -180,11 +179,11 @@ def claims(rows: Sequence[Finding]) -> list[dict[str, Any]]:
     return told
 
 
-def distinct(told: Sequence[dict[str, Any]], guarantee: Mapping[str, Any]) -> list[dict[str, Any]]:
+def distinct(told: Sequence[Claim], guarantee: Mapping[str, object]) -> list[Claim]:
     """`claims` to be shown: one where the run's published radii are, by definition and in the file, the valid ones."""
     valid, *others = ({name: value for name, value in claim.items() if name != "kind"} for claim in told)
     same = certificates.published_is_valid(guarantee) and all(other == valid for other in others)
-    return [told[0] | {"kind": "valid = published"}] if same else list(told)
+    return [{**told[0], "kind": "valid = published"}] if same else list(told)
 
 
 def robust_accuracy(rows: Sequence[Finding], radius: float, images: int) -> float:
@@ -197,7 +196,7 @@ def attacks(rows: Sequence[Finding]) -> dict[str, int]:
     return dict(Counter(attack for _, attack in sorted({(row.idx, row.attack) for row in rows if row.broken})))
 
 
-def table(manifest: Mapping[str, Any]) -> str:
+def table(manifest: Json) -> str:
     """A text table of an audit's manifest."""
     made, asked, seen = manifest["certificates"], manifest["settings"], manifest["images"]
     lines = [
@@ -224,42 +223,3 @@ def table(manifest: Mapping[str, Any]) -> str:
 
 def _down(value: float) -> float:
     return math.floor(1000 * value) / 1000
-
-
-def _line(row: Finding) -> str:
-    values = {name: getattr(row, name) for name in COLUMNS}
-    values["votes"] = votes_text(row.votes)
-    return "\t".join(repr(value) if isinstance(value, float) else str(value) for value in values.values()) + "\n"
-
-
-def _read_rows(path: Path) -> tuple[Finding, ...]:
-    try:
-        header, *body = files.read_text(path).split("\n")[:-1] or [""]
-    except UnicodeDecodeError:
-        raise ValueError(f"Expected a text file of findings, got {path}.") from None
-    if tuple(header.split("\t")) != COLUMNS:
-        raise ValueError(f"Expected a header {' '.join(COLUMNS)} in {path}, got {header[:80]!r}.")
-    rows = []
-    for number, line in enumerate(body, start=2):
-        try:
-            rows.append(_parse(line))
-        except ValueError as error:
-            raise ValueError(f"Expected {len(COLUMNS)} columns in {path}, line {number}: {error}.") from None
-    return tuple(rows)
-
-
-def _parse(line: str) -> Finding:
-    texts = line.split("\t")
-    if len(texts) != len(COLUMNS):
-        raise ValueError(f"got {len(texts)} columns")
-    values: dict[str, Any] = {}
-    for field, text in zip(dataclasses.fields(Finding), texts, strict=True):
-        if field.name == "votes":
-            values["votes"] = {int(c): int(k) for c, k in (pair.split(":") for pair in text.split(",") if pair)}
-        else:
-            values[field.name] = _PARSE[field.type](text)
-    return Finding(**values)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    return files.read_manifest(folder / MANIFEST, SCHEMA_VERSION, "the manifest of an audit")

@@ -54,6 +54,8 @@ def compare(
     """The difference in certified accuracy at each radius.
 
     Args:
+      first, second: of the same images.
+      radii: in pixel units.
       published: compare the paper's radii, which are not certificates but for `gaussian`.
 
     Guarantee: over images drawn independently of both runs, each interval holds the true difference with probability
@@ -74,7 +76,7 @@ def compare(
 
 
 def paired_radii(first: Results, second: Results, *, published: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """`summary.correct_radii` of both, in the order of the index; ValueError unless they are of the same images."""
+    """`metrics.correct_radii` of both, in the order of the index; ValueError unless they are of the same images."""
     other = runs.other_images(first, second)
     if other:
         raise ValueError(f"Expected runs of the same images in {first.path} and {second.path}, got {other}.")
@@ -91,6 +93,11 @@ def difference_interval(
     only_first: int, only_second: int, images: int, confidence: float = 0.95
 ) -> tuple[float, float]:
     """Interval of P(only second) - P(only first) = d (2q - 1), d the share of differing images, q that of the second's.
+
+    Args:
+      only_first, only_second: images that one run alone certifies.
+      images: of all.
+      confidence: probability with which the interval holds the difference.
 
     Guarantee: coverage at least `confidence`: the exact intervals of q given their number (at 4/5 of the error
     probability) and of d hold together at least so often, and the result spans all their combinations.
@@ -118,7 +125,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def table(first: str, second: str, differences: Sequence[Difference], acr: tuple[float, float], kind: str) -> str:
-    """A text table of the differences, and what they say."""
+    """A text table of the differences, and what they say.
+
+    Args:
+      first, second: names of the runs.
+      differences: of the second against the first, a row each.
+      acr: difference of the average certified radii and half its interval (`acr_difference`).
+      kind: which radii these are, for the head.
+    """
     lines = [
         f"A: {first}\nB: {second}\n{kind}, paired by image; B - A with exact 95 % intervals.",
         f"{'radius':>6}  {'A':>5}  {'B':>5}  {'only A':>6}  {'only B':>6}  {'B - A':>7}  {'95 % interval':>17}  "

@@ -1,4 +1,4 @@
-"""What a result file says about a data set: certified accuracy, average certified radius, a table."""
+"""What a result file says about a data set: certified accuracy, average certified radius, abstentions."""
 
 import math
 

@@ -4,13 +4,13 @@ The error probability and the certificate belong to the plan: choose them before
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from idrc_jax import certificates
 from idrc_jax.certificates import sampling_plans, schemes
-from idrc_jax.results import manifest
+from idrc_jax.core.manifests import Json
+from idrc_jax.results.manifest import MANIFEST, Manifest
 from idrc_jax.results.rows import Results, Row
 
 
@@ -30,7 +30,7 @@ def recertify(read: Results, *, alpha: float | None = None, certificate: str | N
     Guarantee: the numbers are those that certification itself would have written, to the last digit.
     """
     if read.manifest is None:
-        raise ValueError(f"Expected {manifest.MANIFEST} beside {read.path}, with the scheme of its votes, got none.")
+        raise ValueError(f"Expected {MANIFEST} beside {read.path}, with the scheme of its votes, got none.")
     made = read.manifest["guarantee"]
     chosen = {"alpha": alpha, "certificate": certificate}
     made = made | {name: value for name, value in chosen.items() if value is not None}
@@ -53,10 +53,11 @@ def recertify(read: Results, *, alpha: float | None = None, certificate: str | N
                 f"manifest's scheme, got {old.sigma_x}."
             )
     rows = [Row.from_certificate(new, old.idx, old.label, old.time) for new, old in zip(found, read.rows, strict=True)]
-    return Results(tuple(rows), read.manifest | {"guarantee": made}, read.path)
+    manifest: Manifest = {**read.manifest, "guarantee": made}
+    return Results(tuple(rows), manifest, read.path)
 
 
-def _votes(row: Row, made: dict[str, Any], looks: set[int], path: Path) -> list[int]:
+def _votes(row: Row, made: Json, looks: set[int], path: Path) -> list[int]:
     votes = row.votes or {}
     counts = [votes.get(number, 0) for number in (*range(made["classes"]), -1)]
     if sum(counts) != row.n or sum(votes.values()) != row.n or row.n not in looks:

@@ -2,15 +2,15 @@
 
 import contextlib
 import dataclasses
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from idrc_jax.core import files
-from idrc_jax.core.manifests import as_json
-from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, read_manifest, same_guarantee
+from idrc_jax.core import append_only, files
+from idrc_jax.core.append_only import AppendOnlyTable
+from idrc_jax.core.manifests import Json, as_json
+from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, read_manifest, same_guarantee
 from idrc_jax.results.rows import COLUMNS, NAME, Row, line_of, read_as_it_is, read_results
 
 _FILE = re.compile(r"certificates(\.\d+-of-\d+)?\.tsv")
@@ -37,32 +37,28 @@ class ResultsFile:
     Guarantee: a row is in the file whole or not at all, also when the process is killed or the disk is full.
     """
 
-    def __init__(self, workdir: Path, *, guarantee: dict[str, Any], session: dict[str, Any], name: str = NAME) -> None:
+    def __init__(self, workdir: Path, *, guarantee: Json, session: Json, name: str = NAME) -> None:
         self._workdir, self._guarantee, self._session = workdir, as_json(guarantee), as_json(session)
         self._path = workdir / name
+        self._table = AppendOnlyTable(self._path, COLUMNS)
         self._confirmed = False
         self.done: set[int] = set()
 
     def __enter__(self) -> Self:
-        with files.folder_lock(self._workdir):
+        with files.folder_lock(self._workdir), contextlib.ExitStack() as opened:
             manifest = self._manifest()
-            existed = self._path.exists()
-            self._file = self._path.open("a+b", buffering=0)
-            try:
-                files.lock_or_refuse(self._file.fileno(), self._path)
-                self._repair()
-                files.write_json(self._workdir / MANIFEST, manifest)
-            except BaseException:
-                self._file.close()
-                if not existed:
-                    self._path.unlink()
-                raise
+            if not self._path.exists():
+                opened.callback(self._path.unlink, missing_ok=True)  # unless all goes well
+            opened.enter_context(self._table)
+            self.done = self._rows_there()
+            files.write_json(self._workdir / MANIFEST, manifest)
+            opened.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        self._table.__exit__(*error)
 
-    def note(self, more: dict[str, Any]) -> None:
+    def note(self, more: Json) -> None:
         """Add to what the manifest says of this call."""
         with files.folder_lock(self._workdir):
             manifest = read_manifest(self._workdir)
@@ -79,58 +75,35 @@ class ResultsFile:
         another guarantee could make it its own.
         """
         if self._confirmed:
-            self._write(line_of(row))
+            self._table.append(line_of(row))
         else:
             with files.folder_lock(self._workdir):
                 stored = read_manifest(self._workdir)
                 same_guarantee(stored["guarantee"] if stored else {}, self._guarantee, self._workdir)
-                self._write(line_of(row))
+                self._table.append(line_of(row))
             self._confirmed = True
         self.done.add(row.idx)
 
-    def _manifest(self) -> dict[str, Any]:
+    def _manifest(self) -> Manifest:
         stored = read_manifest(self._workdir)
-        if not any(map(has_rows, result_files(self._workdir))) and (
+        if not any(map(append_only.has_rows, result_files(self._workdir))) and (
             stored is None or stored["guarantee"] != self._guarantee
         ):
-            stored = {"schema_version": SCHEMA_VERSION, "guarantee": self._guarantee, "sessions": []}
+            stored = Manifest(schema_version=SCHEMA_VERSION, guarantee=self._guarantee, sessions=[])
         if stored is None:
             raise ValueError(f"Expected {MANIFEST} beside the rows in {self._workdir}, got none: use another workdir.")
         same_guarantee(stored["guarantee"], self._guarantee, self._workdir)
-        return stored | {"guarantee": self._guarantee, "sessions": [*stored["sessions"], self._session]}
+        return {**stored, "guarantee": self._guarantee, "sessions": [*stored["sessions"], self._session]}
 
-    def _repair(self) -> None:
-        """Cut off what a crash left half-written and blank lines at the end, and write the header of a new file."""
-        self._file.seek(0)
-        content = self._file.read()
-        lines = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]
-        while lines and not lines[-1].strip():
-            lines.pop()
-        whole = sum(len(line) + 1 for line in lines)
-        if whole < len(content):
-            self._file.truncate(whole)
-        if whole == 0:
-            self._write("\t".join(COLUMNS) + "\n")
-        self.done = set()
+    def _rows_there(self) -> set[int]:
+        """The images that have a row in any file of the folder."""
+        there: set[int] = set()
         for path in result_files(self._workdir):
             read, _ = read_as_it_is(path)
             if read.rows and read.manifest is None:
                 raise ValueError(f"Expected all columns of this project in {path}, to go on from it, got only six.")
-            self.done |= {row.idx for row in read.rows}
-
-    def _write(self, line: str) -> None:
-        before = os.fstat(self._file.fileno()).st_size
-        data = line.encode()
-        try:
-            written = self._file.write(data)
-            if written != len(data):
-                raise OSError(f"only {written} of {len(data)} bytes fitted")
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            self._file.truncate(before)
-            raise OSError(
-                f"Expected to write a row to {self._path}, got: {error}. Finished rows are kept: free space, run again."
-            ) from error
+            there |= {row.idx for row in read.rows}
+        return there
 
 
 def result_files(folder: Path) -> list[Path]:
@@ -162,12 +135,12 @@ def merge(paths: Iterable[Path], out: Path) -> None:
             files.lock_or_refuse(there.fileno(), out / NAME)
             paths.append(out / NAME)
         rows: dict[int, tuple[Row, Path]] = {}
-        manifest: dict[str, Any] = {}
+        manifest: Manifest | None = None
         for path in paths:
             read = read_results(path)
             if read.manifest is None:
                 raise ValueError(f"Expected {MANIFEST} beside {read.path} and all columns in it, got a mere log.")
-            manifest = manifest or read.manifest | {"sessions": []}
+            manifest = manifest or {**read.manifest, "sessions": []}
             same_guarantee(manifest["guarantee"], read.manifest["guarantee"], read.path)
             manifest["sessions"] += [one for one in read.manifest["sessions"] if one not in manifest["sessions"]]
             for row in read.rows:
@@ -177,21 +150,18 @@ def merge(paths: Iterable[Path], out: Path) -> None:
                         f"Expected one result for image {row.idx}, got two that differ, in {origin} and {read.path}: "
                         "merge files of one kind of device, or certify the images of one of them again."
                     )
+        if manifest is None:
+            raise ValueError(f"Expected result files to unite into {out}, got none.")
         write([rows[idx][0] for idx in sorted(rows)], manifest, out)
 
 
-def write(rows: Iterable[Row], manifest: dict[str, Any], out: Path) -> None:
+def write(rows: Iterable[Row], manifest: Manifest, out: Path) -> None:
     """Write rows and their manifest into a folder, replacing what is there."""
     files.make_folder(out)
-    files.write_text(out / NAME, "\t".join(COLUMNS) + "\n" + "".join(line_of(row) for row in rows))
+    files.write_text(out / NAME, append_only.line(COLUMNS) + "".join(line_of(row) for row in rows))
     files.write_json(out / MANIFEST, manifest)
 
 
 def _agree(row: Row, other: Row) -> bool:
     same_time = dataclasses.replace(row, time=other.time)
     return line_of(same_time) == line_of(other)
-
-
-def has_rows(path: Path) -> bool:
-    """Whether a results file has more than its header; False where there is none."""
-    return path.is_file() and path.read_bytes().count(b"\n") > 1

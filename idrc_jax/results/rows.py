@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from idrc_jax.certificates import Certificate, confidence_bounds, sampling_plans, schemes
-from idrc_jax.core import files
-from idrc_jax.results.manifest import MANIFEST, read_manifest
+from idrc_jax.core import append_only, files
+from idrc_jax.results.manifest import MANIFEST, Manifest, read_manifest
 
 NAME = "certificates.tsv"
 UNLABELLED = -1
@@ -84,7 +86,7 @@ class Results:
     """A result file: its rows in file order, the manifest beside it (None for six-column logs), where it is."""
 
     rows: tuple[Row, ...]
-    manifest: dict[str, Any] | None
+    manifest: Manifest | None
     path: Path
 
     @property
@@ -131,8 +133,9 @@ def is_correct(label: int, predict: int) -> int:
 
 
 def line_of(row: Row) -> str:
+    """A row as it is in the file."""
     values = [repr(getattr(row, name)) for name in COLUMNS[:-1]]
-    return "\t".join([*values, votes_text(row.votes)]) + "\n"
+    return append_only.line([*values, votes_text(row.votes)])
 
 
 def votes_text(votes: dict[int, int] | None) -> str:
@@ -174,7 +177,7 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], tuple[Row, ...], bool]:
     return columns, tuple(rows.values()), whole
 
 
-def _check_rows(rows: tuple[Row, ...], manifest: dict[str, Any], path: Path) -> None:
+def _check_rows(rows: tuple[Row, ...], manifest: Manifest, path: Path) -> None:
     """ValueError unless the noise levels and numbers of samples are those of the manifest's scheme and plan."""
     try:
         made = manifest["guarantee"]
@@ -186,7 +189,7 @@ def _check_rows(rows: tuple[Row, ...], manifest: dict[str, Any], path: Path) -> 
     looks = set(plan.looks())
     levels = [row.sigma_x for row in rows]
     if scheme is not None:
-        levels = schemes.drawn_level(scheme, [row.statistic for row in rows]).tolist()
+        levels = schemes.drawn_level(scheme, np.asarray([row.statistic for row in rows], np.float64)).tolist()
     for row, level in zip(rows, levels, strict=True):
         if row.n not in looks or row.n0 != plan.selection or row.sigma_x != level:
             raise ValueError(

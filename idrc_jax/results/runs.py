@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from idrc_jax.core import files
+from idrc_jax.core import append_only, files
+from idrc_jax.core.manifests import Json
 from idrc_jax.results import result_file, rows
 from idrc_jax.results.rows import Results
 
@@ -23,15 +23,12 @@ class Run:
     @property
     def scheme(self) -> str:
         """The noise scheme, or what stands for it where a file does not say."""
-        return self._made("scheme", "no manifest")
+        return self.results.manifest["guarantee"]["scheme"] if self.results.manifest else "no manifest"
 
     @property
     def sigma(self) -> float | None:
         """The noise parameter; None where a file does not say."""
-        return self._made("sigma", None)
-
-    def _made(self, name: str, otherwise: Any) -> Any:
-        return self.results.manifest["guarantee"][name] if self.results.manifest else otherwise
+        return self.results.manifest["guarantee"]["sigma"] if self.results.manifest else None
 
 
 def read(arguments: Sequence[str]) -> list[Run]:
@@ -58,11 +55,11 @@ def with_rows(arguments: Sequence[str]) -> list[str]:
     kept, notes = [], []
     for argument in arguments:
         folder = Path(argument)
-        if not folder.is_dir() or result_file.has_rows(folder / rows.NAME):
+        if not folder.is_dir() or append_only.has_rows(folder / rows.NAME):
             kept.append(argument)
             continue
         hint = ""
-        if any(map(result_file.has_rows, result_file.result_files(folder))):
+        if any(map(append_only.has_rows, result_file.result_files(folder))):
             hint = f" Unite its workers' files: idrc-merge --out {folder} {folder}/certificates.*-of-*.tsv"
         notes.append(f"note: {folder} has no rows in {rows.NAME} and is left out.{hint}")
     if not kept:
@@ -122,7 +119,7 @@ def trained_under(one: Results) -> str:
     return f"{scheme['name']}, σ {f'from {low:g} to' if low else '='} {scheme['sigma']:g}"
 
 
-def _training(one: Results) -> dict[str, Any] | None:
+def _training(one: Results) -> Json | None:
     for session in reversed(one.manifest["sessions"] if one.manifest else []):
         if session.get("training"):
             return session["training"]

@@ -45,7 +45,7 @@ class Target:
     ema: float = 0.999
 
     def __post_init__(self) -> None:
-        validate.one_of("diffusion.prediction", self.prediction, diffusion.PREDICTIONS)
+        validate.one_of("prediction", self.prediction, diffusion.PREDICTIONS)
         if not 0 <= self.ema < 1:
             raise ValueError(f"Expected 0 <= denoiser.ema < 1, got {self.ema}.")
         low, high = self.sigmas

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import optax
 
 from idrc_jax.core import validate
+from idrc_jax.core.validate import SettingError
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,19 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "step_epochs"):
-            validate.count(f"train.{name}", getattr(self, name), 1)
+            validate.count(name, getattr(self, name), 1)
         for name in ("lr", "step_factor"):
-            validate.positive(f"train.{name}", getattr(self, name))
+            validate.positive(name, getattr(self, name))
         for name in ("momentum", "weight_decay", "warmup_epochs", "sigma_low"):
-            validate.at_least(f"train.{name}", getattr(self, name), 0)
+            validate.at_least(name, getattr(self, name), 0)
         if self.momentum >= 1:
-            raise ValueError(f"Expected train.momentum < 1, got {self.momentum}.")
-        validate.one_of("train.method", self.method, ("sgd", "adam"))
-        validate.one_of("train.schedule", self.schedule, ("step", "cosine"))
+            raise SettingError(f"Expected momentum < 1, got {self.momentum}.", "momentum")
+        validate.one_of("method", self.method, ("sgd", "adam"))
+        validate.one_of("schedule", self.schedule, ("step", "cosine"))
         if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
-            raise ValueError(f"Expected train.warmup_epochs < train.epochs = {self.epochs}, got {self.warmup_epochs}.")
+            raise SettingError(
+                f"Expected warmup_epochs < epochs = {self.epochs}, got {self.warmup_epochs}.", "warmup_epochs", "epochs"
+            )
 
     def learning_rate(self, steps_per_epoch: int) -> optax.Schedule:
         """The rate as a function of the step."""

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -11,10 +12,11 @@ from conftest import ROOT
 from scipy import stats
 
 from idrc_jax import audit, certification, data, results
-from idrc_jax.audit import job
-from idrc_jax.audit.search import Settings
+from idrc_jax.audit import Settings
 from idrc_jax.certificates import sampling_plans, schemes
-from idrc_jax.results import audit_rows
+from idrc_jax.core import files
+from idrc_jax.core.budget import Budget
+from idrc_jax.results import audit_file, audit_rows
 from idrc_jax.sampling import devices
 
 SCHEME = schemes.L1(sigma=0.5, ref=0.5)
@@ -174,20 +176,22 @@ def test_an_audit_that_was_cut_off_goes_on_to_the_same_rows(linear, dataset, cer
     assert (tmp_path / audit_rows.NAME).read_bytes() == before
 
 
+class ThreeImages(Budget):
+    """A call's time is over when it has done three images."""
+
+    done = 0
+
+    def tick(self, count=1):
+        self.done += count
+
+    def over(self, *, margin_ticks=1):
+        return super().over() or self.done >= 3
+
+
 def test_a_time_limit_stops_it_and_the_same_call_goes_on(linear, dataset, certified, tmp_path, monkeypatch):
-    class ThreeImages(job.Deadline):
-        done = 0
-
-        def tick(self, count=1):
-            self.done += count
-
-        def over(self, *, margin_ticks=1):
-            return self.done >= 3
-
     with monkeypatch.context() as patched:
-        patched.setattr(job, "Deadline", ThreeImages)
         patched.setattr("idrc_jax.audit.search._ROWS", 1)
-        assert not run(linear, dataset, certified, tmp_path)
+        assert not run(linear, dataset, certified, tmp_path, budget=ThreeImages())
     half = audit_rows.read_audit(tmp_path)
     assert len({row.idx for row in half.rows}) == 3
     assert not half.manifest["finished"]
@@ -195,6 +199,43 @@ def test_a_time_limit_stops_it_and_the_same_call_goes_on(linear, dataset, certif
     assert not json.loads((tmp_path / "audit_status.json").read_text())["finished"]
     assert run(linear, dataset, certified, tmp_path)
     assert audit_rows.read_audit(tmp_path).manifest["finished"]
+
+
+def test_ctrl_c_ends_it_between_two_images_with_its_tables(linear, dataset, certified, tmp_path, monkeypatch):
+    class AfterTwo(Budget):
+        def tick(self, count=1):
+            super().tick(count)
+            if self._ticks == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("idrc_jax.audit.search._ROWS", 1)
+    with pytest.raises(KeyboardInterrupt):
+        run(linear, dataset, certified, tmp_path, budget=AfterTwo())
+    found = audit_rows.read_audit(tmp_path)
+    assert len({row.idx for row in found.rows}) == 2
+    assert found.manifest["claims"] == audit_rows.claims(found.rows)
+    assert json.loads((tmp_path / "audit_status.json").read_text())["done"] == 2
+
+
+def test_an_error_is_told_as_it_is_and_finished_rows_are_kept(linear, dataset, certified, tmp_path, monkeypatch):
+    """After two images the disk is full: no manifest and no status is tried, whose own failures would be told."""
+    monkeypatch.setattr("idrc_jax.audit.search._ROWS", 1)
+    append = audit_file.FindingsFile.append
+
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    def twice(file, rows):
+        append(file, rows)
+        if len(file.done) == 2:
+            monkeypatch.setattr(audit_file.FindingsFile, "append", full)
+            monkeypatch.setattr(files, "write_text", full)
+
+    monkeypatch.setattr(audit_file.FindingsFile, "append", twice)
+    with pytest.raises(OSError, match="No space") as told:
+        run(linear, dataset, certified, tmp_path)
+    assert told.value.__context__ is None
+    assert len({row.idx for row in audit_rows.read_audit(tmp_path).rows}) == 2
 
 
 def test_another_audit_is_refused_and_nothing_is_touched(linear, dataset, certified, audited):
@@ -223,7 +264,7 @@ def test_what_cannot_be_audited_is_refused(linear, dataset, certified, tmp_path)
     strange = (dataclasses.replace(certified.rows[0], idx=60),)
     with pytest.raises(ValueError, match="Expected images and labels of made/test"):
         run(linear, dataset, dataclasses.replace(certified, rows=strange), tmp_path / "a")
-    with pytest.raises(ValueError, match=r"Expected audit\.votes >= \d\d, the fewest that can claim a break"):
+    with pytest.raises(ValueError, match=r"Expected votes >= \d\d, the fewest that can claim a break"):
         run(linear, dataset, certified, tmp_path / "a", dataclasses.replace(SETTINGS, votes=10))
     assert not (tmp_path / "a").exists()
 

@@ -6,7 +6,8 @@ import pytest
 from scipy import special, stats
 
 from idrc_jax import certificates
-from idrc_jax.audit.search import Searcher, Settings
+from idrc_jax.audit import Settings, point_votes, significance
+from idrc_jax.audit.search import Searcher
 from idrc_jax.audit.significance import break_p_value
 from idrc_jax.certificates import schemes
 from idrc_jax.models import Classifier
@@ -300,24 +301,39 @@ def test_an_images_search_does_not_depend_on_the_others():
 
 
 def test_no_votes_are_drawn_where_there_is_no_noise():
-    searcher = Searcher(
-        classifier(HalfSpace()), schemes.L1(sigma=1.0), Settings(), key=random_keys.root(0), threshold=0.01
-    )
     points = np.stack([np.zeros(SHAPE), np.full(SHAPE, 0.5)]).astype(np.float32)
-    votes = searcher._draw(points, [0, 1], random_keys.SCREENING, first=np.zeros(2, int), n=np.full(2, 10))
+    votes = point_votes.count(
+        classifier(HalfSpace()), schemes.L1(sigma=1.0), points, indices=[0, 1], first=np.zeros(2, int),
+        n=np.full(2, 10), key=random_keys.root(0), chunk=64, mesh=devices.mesh(1),
+    )  # fmt: skip
     assert votes.sum(axis=1).tolist() == [0, 10]
+
+
+def test_the_strongest_rival_is_the_others_first_and_its_share_is_of_both():
+    votes = np.array([[5, 3, 9, 7], [0, 0, 4, 1], [2, 6, 6, 0], [0, 0, 0, 8]])
+    rivals, shares = point_votes.strongest_rivals(votes, np.array([2, 2, 0, 1]))
+    assert rivals.tolist() == [0, 0, 1, 0]
+    np.testing.assert_allclose(shares, [5 / 14, 0, 6 / 8, 0])
+
+
+def test_the_threshold_is_bonferronis_and_needs_votes_that_can_reach_it():
+    assert significance.threshold(0.001, 1000, 20) == 1e-6
+    assert significance.threshold(0.001, 0, 10) == 0.001
+    with pytest.raises(ValueError, match=r"Expected votes >= 20, the fewest .* level 0\.001 in 1,000 attempts, got 19"):
+        significance.threshold(0.001, 1000, 19)
+    assert break_p_value(np.array([0, 20, 0]), 0, 1) <= 1e-6 < break_p_value(np.array([0, 19, 0]), 0, 1)
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"level": 0.0}, r"0 < audit\.level < 1"),
-        ({"votes": 0}, r"audit\.votes >= 1"),
-        ({"images": -1}, r"audit\.images >= 0"),
-        ({"refinements": -1}, r"audit\.refinements >= 0"),
-        ({"fractions": (0.5, 0.0)}, r"audit\.fractions > 0"),
-        ({"radii": (0.5, 0.5)}, r"audit\.radii that differ"),
-        ({"saved": 65}, r"audit\.saved <= 64, got 65"),
+        ({"level": 0.0}, "0 < level < 1"),
+        ({"votes": 0}, "Expected votes >= 1"),
+        ({"images": -1}, "Expected images >= 0"),
+        ({"refinements": -1}, "Expected refinements >= 0"),
+        ({"fractions": (0.5, 0.0)}, "Expected fractions > 0"),
+        ({"radii": (0.5, 0.5)}, "Expected radii that differ"),
+        ({"saved": 65}, "Expected saved <= 64, got 65"),
     ],
 )
 def test_bad_settings(changed, message):

@@ -111,7 +111,7 @@ def test_fitted_bins_hold_equally_many_images_and_levels_have_mean_one(by):
     assert [np.sum(levels == 0.3 * level) for level in scheme.levels] == [600] * 4
     assert np.mean(levels) == pytest.approx(0.3)
     assert list(scheme.levels) == sorted(scheme.levels)
-    with pytest.raises(ValueError, match=r"fewer noise\.bins"):
+    with pytest.raises(ValueError, match="fewer bins"):
         schemes.fit_stepped(np.ones((10, 4, 4, 1)), sigma=0.3, by=by, bins=4)
 
 
@@ -158,15 +158,15 @@ def test_schemes_are_hashable_values():
         ("l1", {"sigma": float("nan")}, "sigma > 0, got nan"),
         ("l1", {"sigma": 1.0, "ref": -1.0}, "ref > 0"),
         ("uniform", {"sigma": 1.0, "ref": 2.0}, "ref = 1 for the scheme 'uniform'"),
-        ("stepped", {"sigma": 1.0, "edges": (2.0, 1.0), "levels": (1.0, 1.0, 1.0)}, "noise.edges to ascend"),
-        ("stepped", {"sigma": 1.0, "edges": (1.0, 1.0), "levels": (1.0, 1.0, 1.0)}, "noise.edges to ascend"),
-        ("stepped", {"sigma": 1.0, "edges": (float("nan"),), "levels": (1.0, 1.0)}, "noise.edges to ascend"),
-        ("stepped", {"sigma": 1.0, "edges": (1.0,), "levels": (1.0,)}, "2 noise.levels for 1 noise.edges"),
-        ("stepped", {"sigma": 1.0, "edges": (1.0,), "levels": (1.0, 0.0)}, "noise.levels > 0"),
-        ("stepped", {"sigma": 1.0, "edges": ("x",), "levels": (1.0, 1.0)}, "noise.edges to ascend"),
-        ("stepped", {"sigma": 1.0, "edges": (1.0,), "levels": (1.0, "x")}, "noise.levels > 0, got x"),
-        ("stepped", {"sigma": 1.0, "edges": (1.0,), "levels": (1.0, 1e39)}, "noise.levels from 1.2e-38"),
-        ("stepped", {"sigma": 1.0, "by": "l3"}, "noise.by to be one of"),
+        ("stepped", {"sigma": 1.0, "edges": (2.0, 1.0), "levels": (1.0, 1.0, 1.0)}, "Expected edges to ascend"),
+        ("stepped", {"sigma": 1.0, "edges": (1.0, 1.0), "levels": (1.0, 1.0, 1.0)}, "Expected edges to ascend"),
+        ("stepped", {"sigma": 1.0, "edges": (float("nan"),), "levels": (1.0, 1.0)}, "Expected edges to ascend"),
+        ("stepped", {"sigma": 1.0, "edges": (1.0,), "levels": (1.0,)}, "2 levels for 1 edges"),
+        ("stepped", {"sigma": 1.0, "edges": (1.0,), "levels": (1.0, 0.0)}, "Expected levels > 0"),
+        ("stepped", {"sigma": 1.0, "edges": ("x",), "levels": (1.0, 1.0)}, "Expected edges to ascend"),
+        ("stepped", {"sigma": 1.0, "edges": (1.0,), "levels": (1.0, "x")}, "Expected levels > 0, got x"),
+        ("stepped", {"sigma": 1.0, "edges": (1.0,), "levels": (1.0, 1e39)}, "sigma times each of levels from 1.2e-38"),
+        ("stepped", {"sigma": 1.0, "by": "l3"}, "Expected by to be one of"),
         ("gaussian", {"sigma": 1e-50}, "sigma from 1.2e-38 to 3.4e38, the range of float32, got 1e-50"),
         ("l1", {"sigma": 1e39}, "sigma from 1.2e-38"),
         ("l2", {"sigma": "loud"}, "sigma > 0, got loud"),

@@ -166,6 +166,51 @@ def test_the_fields_are_those_of_the_settings_that_they_make():
         assert config.get(made, name) == field.default
 
 
+@pytest.mark.parametrize(
+    ("make", "field", "value"),
+    [
+        (config.settings, "certify.n", 5),
+        (config.settings, "certify.n0", 0),
+        (config.settings, "certify.alpha", 1.5),
+        (config.settings, "certify.certificate", "three_sided"),
+        (config.settings, "sampling.plan", "to_the_end"),
+        (config.noise_scheme, "noise.scheme", "gausian"),
+        (config.audit_settings, "audit.level", 0.0),
+        (config.audit_settings, "audit.radii", (0.5, 0.5)),
+        (config.audit_settings, "audit.saved", 65),
+        (config.denoiser_target, "denoiser.schedule", "quadratic"),
+        (config.denoiser_target, "denoiser.times", 1),
+        (config.denoiser_target, "denoiser.beta_start", 0.5),
+        (config.denoiser_target, "denoiser.prediction", "noise"),
+        (config.recipe, "train.batch", 0),
+        (config.recipe, "train.momentum", 1.0),
+        (config.recipe, "train.schedule", "linear"),
+    ],
+)
+def test_errors_name_the_setting_that_the_command_line_knows(make, field, value):
+    made = config.base()
+    group, name = field.split(".")
+    made[group][name] = value
+    with pytest.raises(ValueError, match=rf"^Expected (0 < )?{field} "):
+        make(made)
+
+
+def test_errors_of_bins_and_adaptive_plans_name_their_settings_too():
+    made = config.base()
+    made.noise.scheme, made.noise.edges, made.noise.levels = "stepped", (1.0,), (1.0,)
+    with pytest.raises(ValueError, match=r"2 noise\.levels for 1 noise\.edges"):
+        config.noise_scheme(made)
+    made.noise.levels = (1.0, 1e40)
+    with pytest.raises(ValueError, match=r"Expected sigma times each of noise\.levels from"):
+        config.noise_scheme(made)
+    made.sampling.plan, made.sampling.radii = "to_radius", (0.5, 0.25)
+    with pytest.raises(ValueError, match=r"^Expected sampling\.radii to ascend"):
+        config.settings(made)
+    made.sampling.sequence = "bet"
+    with pytest.raises(ValueError, match=r"^Expected sampling\.sequence to be one of"):
+        config.settings(made)
+
+
 def test_overrides_keep_the_type():
     made = config.base()
     with pytest.raises(TypeError):

@@ -114,15 +114,15 @@ def test_a_learned_variance_is_dropped_and_the_result_is_an_image():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Schedule(kind="sigmoid"), "diffusion.kind to be one of"),
-        (lambda: Schedule(beta_start=0.1, beta_end=0.01), "beta_start <= beta_end"),
+        (lambda: Schedule(kind="sigmoid"), "Expected kind to be one of"),
+        (lambda: Schedule(beta_start=0.1, beta_end=0.01), "Expected 0 < beta_start <= beta_end"),
         (
             lambda: LINEAR.time(0.001),
             r"noise level in \[0\.005, 78\.\d+\], which the diffusion schedule spans, got 0.001",
         ),
         (lambda: LINEAR.time(100.0), "got 100.0"),
         (lambda: denoiser(None).check(0.25, 0), "denoiser.steps >= 1"),
-        (lambda: denoiser(None, prediction="noise").check(0.25), "diffusion.prediction to be one of"),
+        (lambda: denoiser(None, prediction="noise").check(0.25), "Expected prediction to be one of"),
         (
             lambda: denoiser(None, sigmas=(0.1, 0.5)).check(1.0),
             r"in \[0\.1, 0\.5\], for which the denoiser was trained",

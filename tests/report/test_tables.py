@@ -109,7 +109,7 @@ def test_no_radii_and_other_images_are_said():
 
 def test_over_other_images_nothing_is_the_best():
     other = run("o", "l2", sigma=0.5, count=20)
-    for layout in tables._LAYOUTS.values():
+    for layout in (tables.by_run, tables.by_sigma, tables.by_method):
         for several, marked in (([GAUSSIAN, L1_WIDE], True), ([GAUSSIAN, L1_WIDE, other], False)):
             made = layout(several, [0.1, 0.2])
             assert any(any(row) for row in made.best()) == marked
@@ -141,7 +141,7 @@ def test_a_plan_that_stops_at_its_radii_is_said():
     stopped.results.manifest["guarantee"] |= {"plan": "to_radius", "radii": [0.25, 0.5]}
     assert "Under the plan to_radius accuracy above" in tables.by_run([GAUSSIAN, stopped]).caption
     assert "to_radius" not in tables.by_run([GAUSSIAN, L1]).caption
-    said = [summary_table.summary_table(one.results) for one in (stopped, GAUSSIAN)]
+    said = [summary_table(one.results) for one in (stopped, GAUSSIAN)]
     assert ["The plan asked for radii up to 0.5: accuracy above" in text for text in said] == [True, False]
 
 

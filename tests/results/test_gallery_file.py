@@ -11,7 +11,6 @@ from idrc_jax import certification, data, results, sampling
 from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.certification import gallery_selection
 from idrc_jax.commands import gallery as command
-from idrc_jax.data import datasets
 from idrc_jax.models import Classifier
 from idrc_jax.results import gallery_file
 from idrc_jax.sampling import random_keys
@@ -142,7 +141,7 @@ def test_the_gallery_of_a_run(certified):
 
 def test_the_command_leaves_out_folders_without_rows(certified, tmp_path, monkeypatch):
     read, dataset = certified
-    monkeypatch.setattr(datasets, "load", lambda *arguments, **more: dataset)
+    monkeypatch.setattr(data, "load", lambda *arguments, **more: dataset)
     runs = [tmp_path / name for name in ("run", "trained")]
     shutil.copytree(read.path.parent, runs[0])
     runs[1].mkdir()

@@ -42,7 +42,7 @@ def test_nan_is_not_certified_at_any_radius():
 
 
 def test_table_shows_no_certified_accuracy_where_there_is_no_certificate():
-    table = summary_table.summary_table(results([math.nan, math.nan], published=[0.7, 0.3], scheme="l1"))
+    table = summary_table(results([math.nan, math.nan], published=[0.7, 0.3], scheme="l1"))
     rows = [line.split() for line in table.splitlines()[2:10]]
     assert all(row[1] == "-" for row in rows)
     assert rows[2][:3] == ["0.50", "-", "0.500"]
@@ -51,7 +51,7 @@ def test_table_shows_no_certified_accuracy_where_there_is_no_certificate():
 
 
 def test_table_shows_no_published_radii_where_the_paper_has_none():
-    table = summary_table.summary_table(results([0.375, 0.0], published=[math.nan, math.nan], scheme="stepped"))
+    table = summary_table(results([0.375, 0.0], published=[math.nan, math.nan], scheme="stepped"))
     rows = [line.split() for line in table.splitlines()[2:10]]
     assert all(row[-1] == "-" for row in rows)
     assert rows[1][:2] == ["0.25", "0.500"]
@@ -59,20 +59,20 @@ def test_table_shows_no_published_radii_where_the_paper_has_none():
 
 def test_what_is_the_same_by_definition_is_shown_once():
     radii = [0.375, 0.0, 0.6]
-    (_, head, *rows) = summary_table.summary_table(results(radii)).splitlines()
+    (_, head, *rows) = summary_table(results(radii)).splitlines()
     assert head.split() == ["radius", "valid", "=", "published"]
     assert [len(line.split()) for line in rows[:8]] == [4] * 7 + [2]
     two_sided = results(radii)
     two_sided.manifest["guarantee"]["certificate"] = "two_sided"
     others = results(radii, scheme="l1"), two_sided, results(radii, published=[0.4, 0.0, 0.6])
     for other in (*others, dataclasses.replace(results(radii), manifest=None, path="x")):
-        assert summary_table.summary_table(other).splitlines()[1].split() == ["radius", "certified", "published"]
+        assert summary_table(other).splitlines()[1].split() == ["radius", "certified", "published"]
     rounded = results(radii, published=[radius * (1 + 1e-8) for radius in radii])  # sigma as a float32 below it
-    assert "valid = published" in summary_table.summary_table(rounded)
+    assert "valid = published" in summary_table(rounded)
 
 
 def test_table_shows_accuracy_interval_and_acr():
-    table = summary_table.summary_table(results([0.375] * 300 + [0.0] * 200, correct=[1] * 300 + [0] * 200))
+    table = summary_table(results([0.375] * 300 + [0.0] * 200, correct=[1] * 300 + [0] * 200))
     line = next(line for line in table.splitlines() if line.strip().startswith("0.25"))
     assert "0.600 [0.556, 0.643]" in line  # the exact interval of 300 in 500, from tables
     assert "ACR" in table
@@ -82,7 +82,7 @@ def test_table_shows_accuracy_interval_and_acr():
 
 
 def test_acr_is_printed_rounded_down():
-    table = summary_table.summary_table(results([0.3999]))
+    table = summary_table(results([0.3999]))
     assert "0.399" in table.splitlines()[9]
 
 

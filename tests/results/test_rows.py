@@ -1,14 +1,13 @@
-import contextlib
 import dataclasses
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import time
 
 import numpy as np
 import pytest
+from disks import no_file_above
 
 from idrc_jax import certificates, results
 from idrc_jax.certificates import sampling_plans, schemes
@@ -99,17 +98,6 @@ def test_a_torn_last_line_is_left_out_by_the_reader_and_cut_off_by_the_writer(tm
         assert [one.idx for one in results.read_results(path).rows] == [0]
     write(tmp_path, [row(20)])
     assert results.read_results(path).rows == (row(0), row(20))
-
-
-@contextlib.contextmanager
-def no_file_above(size):
-    """The operating system refuses to let any file grow beyond `size` bytes, as a full disk would."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("room", [0, 30])

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 import json
 import shutil
@@ -77,7 +78,7 @@ def test_other_images_are_told():
     other = runs.Results(few.results.rows, {"guarantee": made}, few.results.path)
     assert "digits/test" in runs.other_images(few.results, other)
     changed = runs.Results(
-        (runs.results.dataclasses.replace(few.results.rows[0], label=9), *few.results.rows[1:]), None, few.results.path
+        (dataclasses.replace(few.results.rows[0], label=9), *few.results.rows[1:]), None, few.results.path
     )
     assert runs.other_images(few.results, changed) == "image 0 has label 3 against 9"
 
@@ -168,7 +169,7 @@ def test_what_commands_read_is_utf_8_in_every_locale(tmp_path):
         "import contextlib, importlib, sys, warnings\n"
         "warnings.simplefilter('ignore', EncodingWarning)  # of other packages\n"
         f"for name, *arguments in {given!r}:\n"
-        "    module = importlib.import_module(f'idrc_jax.{name}')\n"
+        "    module = importlib.import_module(f'idrc_jax.commands.{name}')\n"
         "    warnings.filterwarnings('error', category=EncodingWarning, module='idrc_jax')\n"
         "    sys.argv = [name, *arguments]\n"
         "    with contextlib.suppress(SystemExit):\n"

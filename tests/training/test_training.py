@@ -417,10 +417,10 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(syntheti
         ({"batch": 1024}, "train.batch <= the 512"),
         ({"batch": 126}, "multiple of 4 devices"),
         ({"batch": 128, "sigma_low": 0.5}, "sigma_low <= train.sigma"),
-        ({"epochs": 0}, "train.epochs >= 1"),
-        ({"lr": 0.0}, "train.lr > 0"),
-        ({"schedule": "cosine", "epochs": 1, "warmup_epochs": 1.0}, "warmup_epochs < train.epochs = 1"),
-        ({"schedule": "linear"}, "train.schedule to be one of cosine, step"),
+        ({"epochs": 0}, "Expected epochs >= 1"),
+        ({"lr": 0.0}, "Expected lr > 0"),
+        ({"schedule": "cosine", "epochs": 1, "warmup_epochs": 1.0}, "Expected warmup_epochs < epochs = 1"),
+        ({"schedule": "linear"}, "Expected schedule to be one of cosine, step"),
     ],
 )
 def test_recipes_that_do_not_fit_are_refused_before_anything_is_written(synthetic, tmp_path, recipe, message):
