@@ -14,7 +14,7 @@ import numpy as np
 
 from idrc_jax.kernels import build
 
-Tensors = dict[str, Any]
+Tensors = dict[str, jax.Array]
 _FEATURES = 64
 
 
@@ -43,7 +43,7 @@ class _Network(NamedTuple):
         return names
 
     @property
-    def attributes(self) -> dict[str, Any]:
+    def attributes(self) -> dict[str, np.int64 | bool]:
         return {"blocks": np.int64(self.blocks), "projection": self.projection}
 
     def image_statistics(self) -> tuple[jax.Array, jax.Array]:
@@ -56,9 +56,13 @@ _IN_BLOCK = (("conv1", "norm1"), ("conv2", "norm2"))
 def network(
     *, depth: int, shortcut: str, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Callable[[Tensors, Tensors, jax.Array], tuple[jax.Array, Tensors]]:
-    """The function (params, stats, images [N, H, W, C]) -> (logits [N, classes], new stats) of the network in training.
+    """Make the function (params, stats, images [N, H, W, C]) -> (logits [N, classes], new stats) of the network.
 
-    Tensors are named as `checkpoints.split` names them. Gradients are those with respect to params and images.
+    Tensors are named as `models.split` names them. Gradients are those with respect to params and images.
+
+    Args:
+      depth, shortcut: of the ResNet.
+      mean, std: of each channel, of the images' normalisation.
     """
     static = _Network((depth - 2) // 6, shortcut == "projection", tuple(mean), tuple(std))
 
