@@ -18,6 +18,7 @@ _Sides = int | Shape  # of height and width, or one of both
 
 
 def addmm(c: jax.Array, a: jax.Array, b: jax.Array, beta: float = 1, alpha: float = 1) -> jax.Array:
+    """Multiply matrices and add: alpha * a @ b + beta * c."""
     product = a @ b
     return (product if alpha == 1 else alpha * product) + (c if beta == 1 else beta * c)
 
@@ -33,6 +34,7 @@ def convolution(
     output_padding: Shape,
     groups: int,
 ) -> Tensor:
+    """Convolve images, or signals of one or three axes, in groups of channels."""
     if transposed:
         raise ValueError("Expected convolutions that are not transposed, got a transposed one.")
     space = "XYZ"[: kernel.ndim - 2]
@@ -62,6 +64,7 @@ def batch_norm(
     momentum: float,
     epsilon: float,
 ) -> tuple[Tensor, None, None]:
+    """Normalise each channel by running statistics, as in inference."""
     scale = jax.lax.rsqrt(variance + epsilon) * (1 if weight is None else weight)
     if isinstance(x, Pixels):
         made = (x.stored - mean) * scale
@@ -79,6 +82,7 @@ def _normalised(x: jax.Array, axes: tuple[int, ...], epsilon: float) -> jax.Arra
 def layer_norm(
     x: jax.Array, shape: Shape, weight: jax.Array | None, bias: jax.Array | None, epsilon: float
 ) -> tuple[jax.Array, None, None]:
+    """Normalise over the last axes."""
     made = _normalised(x, tuple(range(-len(shape), 0)), epsilon)
     made = made if weight is None else made * weight
     return made if bias is None else made + bias, None, None
@@ -94,6 +98,7 @@ def group_norm(
     groups: int,
     epsilon: float,
 ) -> tuple[jax.Array, None, None]:
+    """Normalise over each group of channels."""
     made = _normalised(x.reshape(count, groups, -1), (2,), epsilon).reshape(x.shape)
     made = made if weight is None else made * _along_channels(weight, x)
     return made if bias is None else made + _along_channels(bias, x), None, None
@@ -132,7 +137,7 @@ def _largest(
     made = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, sizes, steps, ends, window_dilation=spread)
     if any(step < size for step, size in zip(stride, window, strict=True)):
         return made
-    # Windows that do not overlap are a reduction to XLA, as in `_extreme`.
+    # Windows that do not overlap are a reduction to XLA, as in `torch_operators`.
     lost = jax.lax.reduce_window(x != x, False, jax.lax.bitwise_or, sizes, steps, ends, window_dilation=spread)
     return jnp.where(lost, jnp.nan, made)
 
@@ -157,6 +162,7 @@ def average_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
+    """Average each window."""
     window, step, _, paddings, beyond = _windows(x, kernel, stride, padding, 1, ceil_mode)
 
     def sums(values: jax.Array, pads: list[tuple[int, int]]) -> jax.Array:
@@ -174,6 +180,8 @@ def average_pool(
 
 
 def adaptive_average_pool(x: Tensor, size: Shape) -> Pixels:
+    """Average windows that divide the image into so many rows and columns."""
+
     def averages(inputs: int, outputs: int) -> np.ndarray:
         matrix = np.zeros((outputs, inputs), np.float32)
         for row in range(outputs):
@@ -186,12 +194,14 @@ def adaptive_average_pool(x: Tensor, size: Shape) -> Pixels:
 
 
 def bilinear(x: jax.Array, size: Shape | None, align_corners: bool, scale_factors: Sequence[float] | None) -> jax.Array:
+    """Change height and width by bilinear interpolation."""
     if align_corners:
         raise ValueError("Expected upsample_bilinear2d without align_corners, got it.")
     return jax.image.resize(x, (*x.shape[:2], *_size(x, size, scale_factors)), "bilinear", antialias=False)
 
 
 def nearest(x: jax.Array, size: Shape | None, scale_factors: Sequence[float] | None) -> jax.Array:
+    """Change height and width by the nearest pixel."""
     height, width = _size(x, size, scale_factors)
     rows, columns = np.arange(height) * x.shape[2] // height, np.arange(width) * x.shape[3] // width
     return x[:, :, rows][..., columns]
@@ -204,15 +214,17 @@ def _size(x: jax.Array, size: Shape | None, factors: Sequence[float] | None) -> 
 
 
 def softmax(x: jax.Array, dim: int, half_to_float: bool) -> jax.Array:
+    """Compute the softmax over one axis."""
     return jax.nn.softmax(x, axis=dim)
 
 
 def log_softmax(x: jax.Array, dim: int, half_to_float: bool) -> jax.Array:
+    """Compute the logarithm of the softmax over one axis."""
     return jax.nn.log_softmax(x, axis=dim)
 
 
 def attention_scale(queries: jax.Array, scale: float | None) -> float:
-    """Of the scores, by default one over the root of a query's numbers."""
+    """Choose the factor of the scores, by default one over the root of a query's numbers."""
     return 1 / math.sqrt(queries.shape[-1]) if scale is None else scale
 
 
@@ -227,6 +239,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> jax.Array:
+    """Compute scaled dot-product attention [..., queries, numbers]; a query whose tokens are all masked gets zeros."""
     if dropout:
         raise ValueError(f"Expected attention without dropout in inference, got dropout_p = {dropout}.")
     if enable_gqa:

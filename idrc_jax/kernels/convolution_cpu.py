@@ -19,7 +19,7 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def available() -> bool:
-    """Whether the kernel can be built here (it is, when this is first asked)."""
+    """Say whether the kernel can be built here (it is, when this is first asked)."""
     targets = (("idrc_convolution", "IdrcConvolution"), ("idrc_weight_gradient", "IdrcWeightGradient"))
     return build.register("convolution_cpu.cc", targets)
 

@@ -25,7 +25,7 @@ _TRANSFORMS = 1.3  # what minimal filtering costs beside its products
 
 
 def available() -> bool:
-    """Whether the kernel can be built here (it is, when this is first asked)."""
+    """Say whether the kernel can be built here (it is, when this is first asked)."""
     layers = ((_PRODUCT, "IdrcProduct"), (_FILTERED, "IdrcFiltered"), (_APART, "IdrcApart"))
     targets = (*layers, ("idrc_largest", "IdrcLargest"), ("idrc_attention", "IdrcAttention"))
     return build.register("network_cpu.cc", targets)

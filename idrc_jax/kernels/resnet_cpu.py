@@ -21,7 +21,7 @@ class Params(TypedDict):
 
 
 def available() -> bool:
-    """Whether the kernel can be built here (it is, when this is first asked)."""
+    """Say whether the kernel can be built here (it is, when this is first asked)."""
     targets = (("idrc_resnet", "IdrcResnet"), ("idrc_resnet_gradient", "IdrcResnetGradient"))
     return build.register("resnet_cpu.cc", targets)
 

@@ -6,11 +6,12 @@ would compute the whole batch.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from idrc_jax.kernels import build
 
@@ -19,7 +20,7 @@ _FEATURES = 64
 
 
 def available() -> bool:
-    """Whether the kernel can be built here (it is, when this is first asked)."""
+    """Say whether the kernel can be built here (it is, when this is first asked)."""
     targets = (("idrc_training_forward", "IdrcTrainingForward"), ("idrc_training_backward", "IdrcTrainingBackward"))
     return build.register("resnet_training_cpu.cc", targets)
 
@@ -75,8 +76,7 @@ def network(
                 stats[f"{norm}.mean"], stats[f"{norm}.var"],
             )
         ]  # fmt: skip
-        made: Any = _features(static, images, arrays)
-        features, statistics = made
+        features, statistics = _features(static, images, arrays)
         names = [f"{norm}.{part}" for _, norm in static.layers for part in ("mean", "var")]
         return features @ params["head.kernel"] + params["head.bias"], dict(zip(names, statistics, strict=True))
 
@@ -104,18 +104,26 @@ def _features(static: _Network, images: jax.Array, arrays: list[jax.Array]) -> t
     return features, statistics
 
 
-def _forward(static: _Network, images: Any, arrays: list[Any]) -> tuple[Any, Any]:
+# Images, arrays, the name of what the kernel keeps, and () where gradients of images are asked for, else None.
+_Residuals = tuple[jax.Array, list[jax.Array], jax.Array, tuple[()] | None]
+
+
+def _forward(
+    static: _Network, images: CustomVJPPrimal, arrays: list[CustomVJPPrimal]
+) -> tuple[tuple[jax.Array, list[jax.Array]], _Residuals]:
     values = [array.value for array in arrays]
     features, name, statistics = _run_forward(static, images.value, values, keep=True)
-    asked = () if images.perturbed else None  # a structure, which is static
+    asked = () if images.perturbed else None  # told by the structure, which is static
     return (features, statistics), (images.value, values, name, asked)
 
 
-def _backward(static: _Network, residuals: Any, cotangents: Any) -> tuple[Any, list[Any]]:
+def _backward(
+    static: _Network, residuals: _Residuals, cotangents: tuple[jax.Array | SymbolicZero, list[jax.Array]]
+) -> tuple[jax.Array, list[jax.Array]]:
     images, arrays, name, asked = residuals
     to_features, _ = cotangents
     to_images = asked is not None
-    if isinstance(to_features, jax.custom_derivatives.SymbolicZero):
+    if isinstance(to_features, SymbolicZero):
         to_features = jnp.zeros((images.shape[0], _FEATURES), jnp.float32)
     results = [jax.ShapeDtypeStruct(array.shape, jnp.float32) for at, array in enumerate(arrays) if at % 5 < 3]
     if to_images:

@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,15 +28,7 @@ from idrc_jax.training.steps import State, Step, epoch_order
 _IN_FLIGHT = 8
 
 
-class _Steps(Protocol):
-    """`count` steps at once: (state, order of the epoch, *data) -> (state, metrics [count])."""
-
-    def __call__(
-        self, state: State, order: jax.Array, *data: object, count: int
-    ) -> tuple[State, tuple[jax.Array, ...]]: ...
-
-
-def dispatches(step: Step, *, on_cpu: bool) -> _Steps:
+def dispatches(step: Step, *, on_cpu: bool) -> Step:
     """Jit the step, donating its state, as (state, order, *data, count) -> (state, metrics [count]).
 
     On the CPU a dispatch is one step whatever `count` says (XLA runs kernel-gradient convolutions inside loops
