@@ -110,8 +110,8 @@ def _attention_serves(
 
 
 def _attention(queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None = None, **_: object) -> jax.Array:
-    queries, keys, values = (as_torch(one) for one in (queries, keys, values))
-    return network_cpu.attention(queries, keys, values, scale=torch_layers.attention_scale(queries, scale))
+    scale = torch_layers.attention_scale(queries, scale)
+    return network_cpu.attention(as_torch(queries), as_torch(keys), as_torch(values), scale=scale)
 
 
 class _Chain:
@@ -120,7 +120,8 @@ class _Chain:
     def __init__(self, at: int, end: int, x: Value, kernel: np.ndarray, bias: np.ndarray | float, rows: bool) -> None:
         self.absorbed, self.end, self.x, self.rows = [at], end, x, rows
         self.kernel, self.factor, self.bias = kernel, np.ones(kernel.shape[-1]), bias
-        self.image, self.stride, self.padding, self.groups = (1, 1), (1, 1), (0, 0), 1
+        self.image: tuple[int, ...] = (1, 1)
+        self.stride, self.padding, self.groups = (1, 1), (0, 0), 1
         self.shortcut: Value | None = None
         self.activation: network_cpu.Activation = ""
         self.views: list[tuple[int, ...]] = []

@@ -223,7 +223,7 @@ def log_softmax(x: jax.Array, dim: int, half_to_float: bool) -> jax.Array:
     return jax.nn.log_softmax(x, axis=dim)
 
 
-def attention_scale(queries: jax.Array, scale: float | None) -> float:
+def attention_scale(queries: Tensor, scale: float | None) -> float:
     """Choose the factor of the scores, by default one over the root of a query's numbers."""
     return 1 / math.sqrt(queries.shape[-1]) if scale is None else scale
 

@@ -240,7 +240,7 @@ class _Fixed(logging.Handler):
 def _place(torch: ModuleType, stack: traceback.StackSummary | list[traceback.FrameSummary]) -> str:
     """The module's innermost line in a stack that goes through `Whole.forward`; empty where it is all PyTorch's."""
     last = max((at for at, frame in enumerate(stack) if frame.filename == __file__), default=len(stack))
-    others = (str(Path(torch.__file__).parent), *(str(one.__file__) for one in (logging, contextlib, functools)))
+    others = (str(Path(str(torch.__file__)).parent), *(str(one.__file__) for one in (logging, contextlib, functools)))
     own = [frame for frame in stack[last:] if frame.filename != __file__ and not frame.filename.startswith(others)]
     return f"{own[-1].filename}, line {own[-1].lineno}: {own[-1].line}" if own else ""
 
@@ -254,7 +254,7 @@ def _program(torch: ModuleType, exported: "ExportedProgram") -> tuple[Program, A
     kinds = torch.export.graph_signature.InputKind
     specs = exported.graph_signature.input_specs
     stored = {**exported.constants, **exported.state_dict}
-    inputs = {spec.arg.name: spec.target for spec in specs if spec.kind != kinds.USER_INPUT}
+    inputs = {spec.arg.name: str(spec.target) for spec in specs if spec.kind != kinds.USER_INPUT}
     (images,) = [spec.arg.name for spec in specs if spec.kind == kinds.USER_INPUT]
     numbers = {name: Value(number) for number, name in enumerate((images, *inputs))}
     instructions, unknown, results = [], set(), ()

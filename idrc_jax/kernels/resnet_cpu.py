@@ -109,8 +109,8 @@ def classifier(
         to_images = call(images, params["packed"], params["turned"], cotangent, **attributes)
         _, pullback = jax.vjp(lambda plain: twin(plain, images), params["plain"])
         (to_plain,) = pullback(cotangent)
-        unasked = {"packed": jnp.zeros_like(params["packed"]), "turned": jnp.zeros_like(params["turned"])}
-        return {"plain": to_plain, **unasked}, to_images
+        packed, turned = (jnp.zeros_like(params[name]) for name in ("packed", "turned"))
+        return {"plain": to_plain, "packed": packed, "turned": turned}, to_images
 
     apply_fn.defvjp(forward, backward)
     packed, turned = jnp.asarray(pack(folded, half=half)), jnp.asarray(pack_turned(folded, half=half))

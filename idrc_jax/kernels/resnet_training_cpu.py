@@ -6,7 +6,7 @@ would compute the whole batch.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,8 @@ def network(
                 stats[f"{norm}.mean"], stats[f"{norm}.var"],
             )
         ]  # fmt: skip
-        features, statistics = _features(static, images, arrays)
+        made: Any = _features(static, images, arrays)
+        features, statistics = made
         names = [f"{norm}.{part}" for _, norm in static.layers for part in ("mean", "var")]
         return features @ params["head.kernel"] + params["head.bias"], dict(zip(names, statistics, strict=True))
 

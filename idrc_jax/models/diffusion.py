@@ -163,8 +163,13 @@ class Denoiser(Interchangeable):
 
     def describe(self) -> dict[str, object]:
         """Say what a guarantee says of it: beside the tensors' hash the settings that the hash does not cover."""
-        told = {"weights_sha256": self.sha256, "dtype": self.dtype, "prediction": self.prediction}
-        return told | {"schedule": asdict(self.schedule), "unet": self.description.get("unet", {})}
+        return {
+            "weights_sha256": self.sha256,
+            "dtype": self.dtype,
+            "prediction": self.prediction,
+            "schedule": asdict(self.schedule),
+            "unet": self.description.get("unet", {}),
+        }
 
     def __call__(self, noisy: jax.Array, *, sigma: float, steps: int = 1) -> jax.Array:
         """Call `denoise` with its own params."""
