@@ -33,6 +33,7 @@ CALLS = [
     ("amax.default", ([1], True), {}, True),
     ("amax.default", ([1],), {}, False),
     ("sum.dim_IntList", ([0, 1],), {}, False),
+    ("mean.dim", ([2],), {}, False),
     ("var.correction", ([2, 3],), {"correction": 0}, False),
     ("permute.default", ([0, 2, 3, 1],), {}, False),
     ("permute.default", ([0, 1, 3, 2],), {}, False),
