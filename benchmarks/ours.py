@@ -22,7 +22,7 @@ from idrc_jax.certificates import schemes
 from idrc_jax.interop import diffusers, layouts, torch_modules
 from idrc_jax.models import denoised, diffusion
 from idrc_jax.sampling import choice, devices, random_keys
-from idrc_jax.training import implementation, loop
+from idrc_jax.training import implementation, loop, steps
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 SCHEME = schemes.Gaussian(sigma=measure.SIGMA)
@@ -240,7 +240,7 @@ class Sampling:
 @dataclass
 class _Trainer:
     run: Any
-    state: loop.State
+    state: steps.State
     images: jax.Array
     labels: jax.Array
     order: jax.Array
@@ -272,7 +272,7 @@ class Training:
         recipe = training.Recipe(batch=batch, lr=measure.LEARNING_RATE)
         optimiser = recipe.optimiser(measure.TRAINING_IMAGES // batch)
         whole = devices.replicated(self._mesh)
-        state = loop.State(params, stats, optimiser.init(params), jnp.zeros((), jnp.int32))
+        state = steps.State(params, stats, optimiser.init(params), jnp.zeros((), jnp.int32))
         step = training.make_step(network, recipe, SCHEME, optimiser, 0, self._mesh)
         images, labels = measure.training_set(description["image_shape"][0])
         self._variants[name] = _Trainer(
@@ -297,7 +297,7 @@ class Training:
         # Steps in one dispatch, and dispatches ahead of what the host reads.
         self._steps, self._ahead = (1, 8) if self._on_cpu else (50, 1)
         replicated = devices.replicated(self._mesh)
-        self._shuffle = jax.jit(loop.epoch_order, static_argnums=(0, 2), out_shardings=replicated)
+        self._shuffle = jax.jit(steps.epoch_order, static_argnums=(0, 2), out_shardings=replicated)
 
     def turn(self, name: str, samples: int) -> float:
         """Seconds for the steps that take so many images."""

@@ -2,9 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from idrc_jax import models
 from idrc_jax.core import command_line, files
@@ -38,7 +35,7 @@ def main() -> None:
     sys.exit(0)
 
 
-def _summary(tensors: dict[str, np.ndarray], description: dict[str, Any], out: Path) -> str:
+def _summary(tensors: models.Arrays, description: models.Description, out: Path) -> str:
     shape = "x".join(map(str, description["image_shape"]))
     if description["architecture"] == "unet":
         size, diffused = sum(value.size for value in tensors.values()), description["diffusion"]

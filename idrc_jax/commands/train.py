@@ -31,18 +31,19 @@ def _train(values: flags.FlagValues) -> int:
 def _train_together(settings: config.Config, workdir: Path) -> int:
     recipe = config.recipe(settings)
     train_set = data.load(settings.data.name, "train", directory=settings.data.dir, seed=settings.seed)
+    limits = {name: settings.train[name] for name in ("checkpoint_minutes", "steps_per_dispatch", "tensorboard")}
     common = {
         "seed": settings.seed,
         "mesh": devices.global_mesh(settings.devices),
-        "max_minutes": settings.max_minutes,
+        "start": settings.train.start,
         "kernel": settings.kernel,
-        **{name: settings.train[name] for name in ("checkpoint_minutes", "steps_per_dispatch", "tensorboard")},
+        "options": training.RunOptions(max_minutes=settings.max_minutes, **limits),
     }
     if settings.model.architecture == "unet":
         ignored = ("train.scheme", "train.sigma", "train.ref", "train.sigma_low")
         _require_default(settings, *ignored, "denoiser.weights", "denoiser.sigma", "denoiser.steps")
         target, described = config.denoiser_target(settings), config.denoiser_description(settings, train_set)
-        finished = denoiser.train(train_set, target, recipe, described, workdir, start=settings.train.start, **common)
+        finished = denoiser.train(train_set, target, recipe, described, workdir, **common)
     else:
         scheme, described = config.training_scheme(settings), config.description(settings, train_set)
         if settings.denoiser.weights and settings.denoiser.sigma not in (0, scheme.sigma):
@@ -50,7 +51,6 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
                 f"Expected denoiser.sigma 0 or the training noise's {scheme.sigma}, got {settings.denoiser.sigma}."
             )
         more = {"denoiser": denoiser_of(settings), "denoiser_steps": settings.denoiser.steps}
-        more["start"] = settings.train.start
         finished = training.train(train_set, scheme, recipe, described, workdir, **more, **common)
     if jax.process_index() == 0:
         print(f"Trained: {workdir / models.WEIGHTS}" if finished else go_on("Training", workdir))

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def augment(images: jax.Array, key: jax.Array, *, split: bool = False) -> jax.Array:
-    """Random crop after padding by 4 with zeros, and random horizontal flip: [N, H, W, C] -> the same.
+    """Crop at random after padding by 4 with zeros, and flip at random: [N, H, W, C] -> the same.
 
     `split` says that several devices share the batch; the result is the same.
     """
@@ -34,6 +34,6 @@ def augment(images: jax.Array, key: jax.Array, *, split: bool = False) -> jax.Ar
 
 
 def flip(images: jax.Array, key: jax.Array) -> jax.Array:
-    """Random horizontal flip: [N, H, W, C] -> the same."""
+    """Flip at random from left to right: [N, H, W, C] -> the same."""
     chosen = jax.random.bernoulli(key, np.float32(0.5), (images.shape[0], 1, 1, 1))
     return jnp.where(chosen, images[:, :, ::-1], images)

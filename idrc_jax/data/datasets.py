@@ -54,9 +54,9 @@ class Dataset:
         return bool(np.all(self.labels != UNLABELLED))
 
     def fingerprint(self, indices: np.ndarray | None = None) -> str:
-        """SHA-256 over the shape, type and bytes of images and labels.
+        """Compute the SHA-256 over the shape, type and bytes of images and labels.
 
-        Of all of them; where images are decoded when asked for, of those at `indices`, and of these.
+        It is that of all of them; where images are decoded when asked for, that of `indices` and of those at them.
         """
         arrays = [self.images, self.labels]
         if isinstance(self.images, imagenet.Images):
@@ -70,10 +70,11 @@ class Dataset:
 
 
 def load(name: str, split: str, *, directory: str = "", seed: int = 0) -> Dataset:
-    """One split ("train" or "test") of a data set.
+    """Load one split of a data set.
 
     Args:
       name: one of `NAMES`.
+      split: "train" or "test".
       directory: for cifar10 the folder with the binary version, for imagenet (test alone) a folder of class folders
         (empty: tensorflow-datasets); for npz the .npz file, or a folder holding train.npz and test.npz.
       seed: of the synthetic set.
@@ -110,11 +111,12 @@ def from_arrays(
     classes: int = 0,
     source: str = "",
 ) -> Dataset:
-    """A checked data set from arrays.
+    """Make a checked data set of arrays.
 
     Args:
       images: uint8, or floats in [0, 1], [N, H, W, C].
       labels: integers [N]; None, or -1 for all, where they are unknown.
+      name, split: of the data set.
       classes: 0 takes the largest label + 1.
       source: see `Dataset`.
     """
@@ -146,7 +148,7 @@ def from_arrays(
 
 
 def select(count: int, *, skip: int = 1, start: int = 0, stop: int = -1) -> np.ndarray:
-    """Indices start, start + skip, ... below stop (-1: the end); every 20th is the field's habit.
+    """List the indices start, start + skip, ... below stop (-1: the end); every 20th is the field's habit.
 
     Raises ValueError when nothing is left.
     """
@@ -160,7 +162,7 @@ def select(count: int, *, skip: int = 1, start: int = 0, stop: int = -1) -> np.n
 
 
 def shared(images: Any, others: Any) -> np.ndarray:
-    """Which of the images are among the others, by their pixels, which `to_unit` makes comparable: bool [N]."""
+    """Find which of the images are among the others, by their pixels, which `to_unit` makes comparable: bool [N]."""
     comparable = (lambda image: image) if images.dtype == others.dtype else to_unit
 
     def digests(some: Any) -> list[bytes]:
@@ -171,7 +173,7 @@ def shared(images: Any, others: Any) -> np.ndarray:
 
 
 def to_unit(images: Any) -> Any:
-    """uint8 images to float32 in [0, 1] (NumPy or JAX); float32 images pass unchanged."""
+    """Turn uint8 images into float32 in [0, 1] (NumPy or JAX); float32 images pass unchanged."""
     return images.astype("float32") / np.float32(255) if images.dtype == np.uint8 else images
 
 

@@ -8,7 +8,6 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -46,7 +45,7 @@ class Images:
 
 
 def load(directory: str) -> tuple[Images, np.ndarray]:
-    """Images and int32 labels of the validation set.
+    """Find images and int32 labels of the validation set.
 
     Args:
       directory: with a folder of images for each of the 1000 classes (or with `val/` that has them), named by the
@@ -61,7 +60,7 @@ def load(directory: str) -> tuple[Images, np.ndarray]:
 
 
 def resize_and_crop(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] -> [224, 224, 3]."""
+    """Resize the shorter side to 256 and cut out the centre: uint8 [H, W, 3] -> [224, 224, 3]."""
     height, width = pixels.shape[:2]
     shorter = min(height, width)
     size = (int(_RESIZED * width / shorter), int(_RESIZED * height / shorter))
@@ -137,5 +136,5 @@ def _tfds() -> tuple[Images, np.ndarray]:
     )
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

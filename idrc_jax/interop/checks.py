@@ -3,29 +3,36 @@
 import hashlib
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from idrc_jax.core import validate
 from idrc_jax.interop import layouts, torch_files
+from idrc_jax.models import Arrays
 
 
 def origin(path: Path) -> dict[str, str]:
-    """What a description says of the file that a network came from."""
+    """Say what a description tells of the file that a network came from."""
     return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def shape_of(stored: dict[str, np.ndarray], name: str, ndim: int, path: Path) -> tuple[int, ...]:
-    """The shape of a tensor that has so many axes, or ValueError."""
+def shape_of(stored: Arrays, name: str, ndim: int, path: Path) -> tuple[int, ...]:
+    """Look up the shape of a tensor, which must have so many axes, or ValueError."""
     if name not in stored or stored[name].ndim != ndim:
         got = "none" if name not in stored else f"shape {stored[name].shape}"
         raise ValueError(f"Expected a tensor {name} with {ndim} axes in {path}, got {got}.")
     return stored[name].shape
 
 
-def head(stored: dict[str, np.ndarray], name: str, classes: int, path: Path) -> int:
-    """The number of classes by the head's bias, at least 2, which must be `classes` unless that is 0."""
+def head(stored: Arrays, name: str, classes: int, path: Path) -> int:
+    """Count the classes by the head's bias: at least 2, and as many as `classes` unless that is 0.
+
+    Args:
+      stored: the file's tensors.
+      name: of the head's bias there.
+      classes: that it must have.
+      path: the file, for messages.
+    """
     found = shape_of(stored, name, 1, path)[0]
     if classes and classes != found:
         raise ValueError(f"Expected a head of {classes} classes in {path}, got {found}.")
@@ -34,8 +41,18 @@ def head(stored: dict[str, np.ndarray], name: str, classes: int, path: Path) -> 
 
 def normalisation(
     read: torch_files.Checkpoint, mean: tuple[float, ...], std: tuple[float, ...], channels: int, path: Path
-) -> dict[str, Any]:
-    """Mean and std of each channel, as the file or else the user gives them, and in words where they came from."""
+) -> dict[str, list[float] | str]:
+    """Find mean and std of each channel, as the file or else the user gives them, and say where they came from.
+
+    Args:
+      read: the file.
+      mean, std: the user's, of each channel or one for all; empty for none.
+      channels: how many there are.
+      path: the file, for messages.
+
+    Raises:
+      ValueError: no normalisation or two, or one that cannot be.
+    """
     given = bool(mean or std)
     if given and read.mean is not None:
         raise ValueError(
@@ -59,15 +76,14 @@ def normalisation(
     return {**made, "normalisation": f"mean {made['mean']}, std {made['std']}, {source}"}
 
 
-def tensors(
-    stored: dict[str, np.ndarray], names: dict[str, str], shapes: dict[str, tuple[int, ...]], path: Path
-) -> dict[str, np.ndarray]:
-    """A file's tensors under our names and in our axes.
+def tensors(stored: Arrays, names: dict[str, str], shapes: dict[str, tuple[int, ...]], path: Path) -> Arrays:
+    """Take a file's tensors under our names and in our axes.
 
     Args:
       stored: the file's; BatchNorm's counters of batches are left out.
       names: ours -> the file's.
       shapes: ours.
+      path: the file, for messages.
 
     Raises:
       ValueError: tensors that are missing, unexpected, of another shape, not floats, not finite or variances below 0.
@@ -83,12 +99,12 @@ def tensors(
 
 
 def few(names: list[str]) -> str:
-    """At most five of them, and how many more there are."""
+    """Name at most five of them, and say how many more there are."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return (", ".join(names[:5]) or "none") + more
 
 
-def _tensor(stored: dict[str, np.ndarray], name: str, shape: tuple[int, ...], path: Path) -> np.ndarray:
+def _tensor(stored: Arrays, name: str, shape: tuple[int, ...], path: Path) -> np.ndarray:
     value = stored[name]
     wanted = layouts.to_torch(np.empty(shape, np.float32)).shape
     if value.shape != wanted:

@@ -8,11 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from idrc_jax import models
 from idrc_jax.core import files
 from idrc_jax.interop import checks, torch_files
+from idrc_jax.models import Arrays, Description
 
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _CLASS = "UNet2DModel"
@@ -67,8 +66,8 @@ _OLD = {"query": "query", "key": "key", "value": "value", "out": "proj_attn"}
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
-def import_unet(folder: str | Path, *, size: int = 0) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """A `UNet2DModel` as the tensors and the description that `checkpoints.save_weights` takes.
+def import_unet(folder: str | Path, *, size: int = 0) -> tuple[Arrays, Description]:
+    """Read a `UNet2DModel` as the tensors and the description that `models.save_weights` takes.
 
     Args:
       folder: with config.json and weights, in it or in unet/, and scheduler_config.json, in it or in scheduler/.
@@ -115,7 +114,7 @@ def _one_of(folder: Path, names: tuple[str, str]) -> Path:
 
 
 def their_name(name: str, *, old: bool = False) -> str:
-    """The name in diffusers' files of one of our tensors; the first files name attention otherwise."""
+    """Name in diffusers' files one of our tensors; the first files name attention otherwise."""
     *place, module, leaf = name.split(".")
     prefix = "".join(f"{part}." for part in place)
     for ours, theirs in _PLACES:
@@ -173,11 +172,11 @@ def _unet(said: dict[str, Any], size: int, path: Path) -> tuple[dict[str, Any], 
     return settings, (sides[0], sides[1])
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _choice(config: dict[str, Any], name: str, choices: tuple[Any, ...], path: Path) -> None:
+def _choice(config: dict[str, Any], name: str, choices: tuple[object, ...], path: Path) -> None:
     if config[name] not in choices:
         asked = " or ".join(json.dumps(one) for one in dict.fromkeys(choices))
         raise ValueError(f"Expected {name} {asked} in {path}, got {json.dumps(config[name])}: no other is supported.")

@@ -1,8 +1,7 @@
-"""Export: weights to PyTorch under the names of its files, results to tables."""
+"""Export weights to PyTorch, under the names of its files."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -10,12 +9,13 @@ from safetensors.numpy import save_file
 from idrc_jax import models
 from idrc_jax.core import files
 from idrc_jax.interop import layouts
+from idrc_jax.models import Arrays
 
 WEIGHTS = (".pth", ".pt", ".safetensors")
 
 
-def state_dict(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """A network's float32 tensors under PyTorch's names and in its axes, with what is not a tensor there.
+def state_dict(path: str | Path) -> tuple[Arrays, dict[str, str | list[float]]]:
+    """Give a network's float32 tensors under PyTorch's names and in its axes, with what is not a tensor there.
 
     Returns:
       (state dict, {"arch", "mean", "std"}): names are torchvision's or, of a CIFAR ResNet with zero-padding shortcuts,
@@ -41,7 +41,7 @@ def export_weights(source: str | Path, target: Path) -> None:
             _torch_save(tensors, about, partial)
 
 
-def _torch_save(tensors: dict[str, np.ndarray], about: dict[str, Any], path: Path) -> None:
+def _torch_save(tensors: Arrays, about: dict[str, str | list[float]], path: Path) -> None:
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:

@@ -9,9 +9,9 @@ from idrc_jax.models import Classifier, fingerprint
 
 
 def load(name: str) -> Classifier:
-    """What the function `package.module:function` returns; the current folder is searched first.
+    """Call the function `package.module:function` for a classifier; the current folder is searched first.
 
-    The description names the factory, and the sha256 is the classifier's `checkpoints.fingerprint`.
+    The description names the factory, and the sha256 is the classifier's `models.fingerprint`.
 
     Raises:
       ValueError: the function cannot be imported, raises, or returns anything but a `Classifier`.

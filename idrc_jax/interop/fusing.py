@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from idrc_jax.interop import torch_operators
-from idrc_jax.interop.graphs import Instruction, Program, Value, filled, numbers_in, renumbered
+from idrc_jax.interop import torch_layers
+from idrc_jax.interop.graphs import Instruction, Program, Value, numbers_in, renumbered
+from idrc_jax.interop.pixels import Pixels, Tensor, as_torch, channels_last
+from idrc_jax.interop.torch_operators import dtype_of
 from idrc_jax.kernels import network_cpu
 from idrc_jax.kernels.network_cpu import Layer
 
@@ -29,7 +31,7 @@ _BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
 def fuse(
     program: Program, tensors: dict[str, np.ndarray], image_shape: tuple[int, int, int]
 ) -> tuple[Program, dict[str, np.ndarray]]:
-    """The same function of images of that shape (H, W, C), and its tensors: those of the layers packed."""
+    """Make the same function of images of that shape (H, W, C), and its tensors: those of the layers packed."""
     graph = _Graph(program, tensors, image_shape)
     absorbed, fused = set(), {}
     made: dict[str, np.ndarray] = {}
@@ -51,7 +53,7 @@ def fuse(
         fused[chain.absorbed[-1]] = Instruction("network_cpu", run, arguments, {})
     for at, one in enumerate(program.instructions):
         if one.name == "aten.max_pool2d_with_indices.default" and graph.is_float(one.arguments[0]):
-            fused[at] = one._replace(run=partial(torch_operators.max_pool, reduce=network_cpu.max_pool))
+            fused[at] = one._replace(run=partial(torch_layers.max_pool, reduce=network_cpu.max_pool))
         elif one.name == _ATTENTION and _attention_serves(graph, *one.arguments, **one.options):
             fused[at] = one._replace(run=_attention, arguments=one.arguments[:3])
     # Numbers of the new graph: images, tensors that are used, instructions that are used.
@@ -74,24 +76,27 @@ def fuse(
     return Program(names, tuple(instructions), result), {name: every[name] for name in names}
 
 
-def _run_images(layer: Layer, x: Any, weights: Any, bias: Any, shortcut: Any, _: tuple[Any, ...]) -> Any:
-    beside = None if shortcut is None else _channels_last(shortcut)
-    return torch_operators.Pixels(network_cpu.run(layer, _channels_last(x), weights, bias, beside))
+def _run_images(
+    layer: Layer, x: Tensor, weights: jax.Array, bias: jax.Array, shortcut: Tensor | None, _: tuple[()]
+) -> Pixels:
+    beside = None if shortcut is None else channels_last(shortcut)
+    return Pixels(network_cpu.run(layer, channels_last(x), weights, bias, beside))
 
 
 def _run_rows(
-    layer: Layer, moved: bool, beside_moved: bool, x: Any, weights: Any, bias: Any, shortcut: Any, views: tuple
-) -> Any:
+    layer: Layer, moved: bool, beside_moved: bool, x: Tensor, weights: jax.Array, bias: jax.Array,
+    shortcut: Tensor | None, views: tuple[tuple[int, ...], ...],
+) -> Tensor:  # fmt: skip
     """Rows, then their views, and `moved` whether the channels go first; `beside_moved` where the shortcut's are."""
-    beside = _channels_last(shortcut) if beside_moved else torch_operators.as_torch(shortcut)
-    made: Any = network_cpu.product(layer, torch_operators.as_torch(x), weights, bias, beside)
+    beside = channels_last(shortcut) if shortcut is not None and beside_moved else as_torch(shortcut)
+    made = network_cpu.product(layer, as_torch(x), weights, bias, beside)
     for view in views:
         made = made.reshape(view)
-    return torch_operators.Pixels(made) if moved else made
+    return Pixels(made) if moved else made
 
 
 def _attention_serves(
-    graph: "_Graph", queries: Any, keys: Any, values: Any, mask: Any = None, dropout: float = 0.0,
+    graph: "_Graph", queries: Value, keys: Value, values: Value, mask: Value | None = None, dropout: float = 0.0,
     is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
 ) -> bool:  # fmt: skip
     """Whether the kernel computes this: every token attends to all."""
@@ -104,13 +109,9 @@ def _attention_serves(
     return all(len(shape) == 4 and shape[:2] == shapes[0][:2] for shape in shapes)
 
 
-def _attention(queries: Any, keys: Any, values: Any, *, scale: float | None = None, **_: Any) -> jax.Array:
-    queries, keys, values = (torch_operators.as_torch(one) for one in (queries, keys, values))
-    return network_cpu.attention(queries, keys, values, scale=torch_operators.attention_scale(queries, scale))
-
-
-def _channels_last(x: Any) -> jax.Array:
-    return x.stored if isinstance(x, torch_operators.Pixels) else jnp.moveaxis(x, 1, -1)
+def _attention(queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None = None, **_: object) -> jax.Array:
+    scale = torch_layers.attention_scale(queries, scale)
+    return network_cpu.attention(as_torch(queries), as_torch(keys), as_torch(values), scale=scale)
 
 
 class _Chain:
@@ -119,10 +120,11 @@ class _Chain:
     def __init__(self, at: int, end: int, x: Value, kernel: np.ndarray, bias: np.ndarray | float, rows: bool) -> None:
         self.absorbed, self.end, self.x, self.rows = [at], end, x, rows
         self.kernel, self.factor, self.bias = kernel, np.ones(kernel.shape[-1]), bias
-        self.image, self.stride, self.padding, self.groups = (1, 1), (1, 1), (0, 0), 1
+        self.image: tuple[int, ...] = (1, 1)
+        self.stride, self.padding, self.groups = (1, 1), (0, 0), 1
         self.shortcut: Value | None = None
         self.activation: network_cpu.Activation = ""
-        self.views: list[Any] = []
+        self.views: list[tuple[int, ...]] = []
         self.moved = self.beside_moved = False  # the channels of rows to the front, before or after the shortcut
 
 
@@ -184,9 +186,9 @@ class _Graph:
     def _computed(self, number: int) -> Any:
         if number in self._names:
             return jnp.asarray(self.tensors[self._names[number]])
-        name, run, arguments, options = self.instructions[number - self.first]
-        used = {number: self.constant(Value(number)) for number in numbers_in((arguments, options))}
-        return torch_operators.call(name.removeprefix("aten."), run, filled(arguments, used), filled(options, used))
+        instruction = self.instructions[number - self.first]
+        used = numbers_in((instruction.arguments, instruction.options))
+        return instruction.result({number: self.constant(Value(number)) for number in used})
 
     def repeated_matrix(self, value: Any) -> np.ndarray | None:
         """[K, M], where the value is [N, K, M] made of copies of a tensor."""
@@ -202,20 +204,18 @@ class _Graph:
 
 def _shapes(
     program: Program, tensors: dict[str, np.ndarray], image_shape: tuple[int, int, int]
-) -> tuple[dict[int, Any], dict[int, Any]]:
+) -> tuple[dict[int, tuple[int, ...]], dict[int, np.dtype | None]]:
     """The shape and the type of every value that is an array, for a batch of 2."""
-    shapes: dict[int, Any] = {}
-    types: dict[int, Any] = {}
+    shapes: dict[int, tuple[int, ...]] = {}
+    types: dict[int, np.dtype | None] = {}
 
-    def trace(params: Any, images: jax.Array) -> jax.Array:
+    def trace(params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
         values = program.values(params, images)
-        shapes.update({number: getattr(value, "shape", None) for number, value in enumerate(values)})
+        shapes.update({number: getattr(value, "shape", ()) for number, value in enumerate(values)})
         types.update({number: getattr(value, "dtype", None) for number, value in enumerate(values)})
-        return torch_operators.as_torch(values[program.result.number])
+        return as_torch(values[program.result.number])
 
-    params = {
-        name: jnp.asarray(tensors[name], torch_operators.dtype_of(str(tensors[name].dtype))) for name in program.tensors
-    }
+    params = {name: jnp.asarray(tensors[name], dtype_of(str(tensors[name].dtype))) for name in program.tensors}
     jax.eval_shape(trace, params, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
     return shapes, types
 
@@ -260,13 +260,13 @@ def _begin(graph: _Graph, at: int) -> _Chain | None:
 def _grow(graph: _Graph, chain: _Chain, absorbed: set[int]) -> None:
     """Takes into the layer what follows it, is used by nothing else and belongs to no other layer."""
     while len(graph.users[chain.end]) == 1 and (at := graph.users[chain.end][0]) not in absorbed | {-1}:
-        instruction = graph.instructions[at]
-        if not _take(graph, chain, at, *instruction):
+        if not _take(graph, chain, at):
             return
 
 
-def _take(graph: _Graph, chain: _Chain, at: int, name: str, run: Any, arguments: tuple, options: dict) -> bool:
+def _take(graph: _Graph, chain: _Chain, at: int) -> bool:
     """Whether this instruction, which alone uses the chain's end, became a part of it."""
+    name, _, arguments, options = graph.instructions[at]
     end, taken = Value(chain.end), [at]
     plain = chain.shortcut is None and not chain.activation
     if name == _BATCH_NORM and plain and not chain.rows and arguments[0] == end:

@@ -1,11 +1,11 @@
 """A graph of PyTorch's core ATen operations, run by JAX."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from idrc_jax.interop import torch_operators
+from idrc_jax.interop.pixels import Operation, Pixels, as_torch
 
 
 class Value(NamedTuple):
@@ -18,9 +18,13 @@ class Instruction(NamedTuple):
     """`values[number] = run(*arguments, **options)`, where arguments may hold `Value`s."""
 
     name: str
-    run: Callable[..., Any]
+    run: Operation
     arguments: tuple[Any, ...]
     options: dict[str, Any]
+
+    def result(self, values: Sequence[Any] | Mapping[int, Any]) -> Any:
+        """Run it on the values that its arguments name."""
+        return self.run(*filled(self.arguments, values), **filled(self.options, values))
 
 
 class Program(NamedTuple):
@@ -31,15 +35,14 @@ class Program(NamedTuple):
     result: Value
 
     def __call__(self, params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-        """The result for images [N, H, W, C]."""
-        return torch_operators.as_torch(self.values(params, images)[self.result.number])
+        """Compute the result for images [N, H, W, C]."""
+        return as_torch(self.values(params, images)[self.result.number])
 
     def values(self, params: dict[str, jax.Array], images: jax.Array) -> list[Any]:
-        """All values for images [N, H, W, C]."""
-        values: list[Any] = [torch_operators.Pixels(images), *[params[name] for name in self.tensors]]
-        for name, run, arguments, options in self.instructions:
-            short = name.removeprefix("aten.")
-            values.append(torch_operators.call(short, run, filled(arguments, values), filled(options, values)))
+        """Compute all values for images [N, H, W, C]."""
+        values: list[Any] = [Pixels(images), *[params[name] for name in self.tensors]]
+        for instruction in self.instructions:
+            values.append(instruction.result(values))
         return values
 
     def __str__(self) -> str:
@@ -48,7 +51,7 @@ class Program(NamedTuple):
 
 
 def filled(argument: Any, values: Sequence[Any] | Mapping[int, Any]) -> Any:
-    """An argument with values in place of `Value`s."""
+    """Put values in place of the `Value`s in an argument."""
     if isinstance(argument, Value):
         return values[argument.number]
     if isinstance(argument, tuple):
@@ -59,7 +62,7 @@ def filled(argument: Any, values: Sequence[Any] | Mapping[int, Any]) -> Any:
 
 
 def numbers_in(argument: Any) -> set[int]:
-    """Those of the `Value`s in an argument."""
+    """Find the numbers of the `Value`s in an argument."""
     if isinstance(argument, Value):
         return {argument.number}
     inner = argument.values() if isinstance(argument, dict) else argument if isinstance(argument, tuple) else ()
@@ -67,7 +70,7 @@ def numbers_in(argument: Any) -> set[int]:
 
 
 def renumbered(argument: Any, numbers: dict[int, int]) -> Any:
-    """An argument whose `Value`s have other numbers."""
+    """Give the `Value`s in an argument other numbers."""
     if isinstance(argument, Value):
         return Value(numbers[argument.number])
     if isinstance(argument, tuple):

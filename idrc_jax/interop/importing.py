@@ -4,11 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from idrc_jax import models
 from idrc_jax.core import files, validate
 from idrc_jax.interop import checks, diffusers, layouts, torch_files, transformers_vit
+from idrc_jax.models import Arrays, Description
 
 _SIZES = {"resnet": 32, "resnet50": 224}
 
@@ -21,8 +20,8 @@ def import_network(
     size: int = 0,
     mean: Iterable[float] = (),
     std: Iterable[float] = (),
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """A PyTorch network as the tensors and the description that `checkpoints.save_weights` takes.
+) -> tuple[Arrays, Description]:
+    """Read a PyTorch network as the tensors and the description that `models.save_weights` takes.
 
     Args:
       path: a file that `torch_files.read` can read, or a folder of a Vision Transformer
@@ -69,7 +68,7 @@ def import_network(
     return checks.tensors(read.tensors, names, shapes, path), description
 
 
-def _import_folder(folder: Path, **asked: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _import_folder(folder: Path, **asked: Any) -> tuple[Arrays, Description]:
     """A folder of transformers or of diffusers, by the class that its config.json names."""
     file = folder / "config.json"
     within = (folder / "unet" / "config.json").is_file()
@@ -89,7 +88,7 @@ def _import_folder(folder: Path, **asked: Any) -> tuple[dict[str, np.ndarray], d
     return transformers_vit.import_folder(folder, **{name: asked[name] for name in takes})
 
 
-def _check_depth(tensors: dict[str, np.ndarray], blocks: tuple[int, ...], path: Path) -> None:
+def _check_depth(tensors: Arrays, blocks: tuple[int, ...], path: Path) -> None:
     found: dict[int, int] = {}
     for name in tensors:
         stage, _, rest = name.removeprefix("layer").partition(".")

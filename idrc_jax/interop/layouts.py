@@ -6,9 +6,11 @@ their own for the head and the shortcuts, and where they have no shortcut tensor
 
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from idrc_jax.models import Description
 
 _STAGES_50 = (3, 4, 6, 3)
 
@@ -29,7 +31,7 @@ LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "runnin
 
 
 def parse(arch: str) -> tuple[str, int]:
-    """(architecture, depth) of a name: cifar_resnetN with N = 6n + 2, or resnet50; ValueError for another."""
+    """Read (architecture, depth) from a name: cifar_resnetN with N = 6n + 2, or resnet50; ValueError for another."""
     if arch == "resnet50":
         return "resnet50", 50
     match = re.fullmatch(r"cifar_resnet(\d+)", arch)
@@ -40,19 +42,19 @@ def parse(arch: str) -> tuple[str, int]:
     return "resnet", int(match[1])
 
 
-def arch_of(description: dict[str, Any]) -> str:
-    """The inverse of `parse`; the architecture's own name where `parse` knows none."""
+def arch_of(description: Description) -> str:
+    """Name a described network as `parse` reads it; the architecture's own name where `parse` knows none."""
     architecture = description["architecture"]
     return f"cifar_resnet{description['depth']}" if architecture == "resnet" else architecture
 
 
 def stages(architecture: str, depth: int) -> tuple[int, ...]:
-    """Blocks in each stage."""
+    """Count the blocks in each stage."""
     return _STAGES_50 if architecture == "resnet50" else ((depth - 2) // 6,) * 3
 
 
 def torch_names(ours: Iterable[str], blocks: tuple[int, ...], layout: Layout) -> dict[str, str]:
-    """Our tensors' names -> PyTorch's; `blocks` are those of each stage."""
+    """Map our tensors' names to PyTorch's; `blocks` are those of each stage."""
     places = [f"layer{stage}.{block}" for stage, count in enumerate(blocks, start=1) for block in range(count)]
     names = {}
     for name in ours:
@@ -63,10 +65,10 @@ def torch_names(ours: Iterable[str], blocks: tuple[int, ...], layout: Layout) ->
 
 
 def to_torch(value: np.ndarray) -> np.ndarray:
-    """Kernels [H, W, in, out] -> [out, in, H, W] and [in, out] -> [out, in]; all else stays."""
+    """Turn kernels [H, W, in, out] -> [out, in, H, W] and [in, out] -> [out, in]; all else stays."""
     return np.ascontiguousarray(value.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim, range(value.ndim))))
 
 
 def from_torch(value: np.ndarray) -> np.ndarray:
-    """The inverse of `to_torch`."""
+    """Undo `to_torch`."""
     return np.ascontiguousarray(value.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(value.ndim, range(value.ndim))))

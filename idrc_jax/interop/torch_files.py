@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
+
+from idrc_jax.models import Arrays
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _TRANSPARENT = re.compile(r"\b_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
@@ -26,7 +29,7 @@ class Checkpoint:
       mean, std: of each channel, or None where the file does not say.
     """
 
-    tensors: dict[str, np.ndarray] = field(repr=False)
+    tensors: Arrays = field(repr=False)
     arch: str = ""
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -54,7 +57,7 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(network, arch if isinstance(arch, str) else "", **{k: _numbers(v) for k, v in moments.items()})
 
 
-def _safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _safetensors(path: Path) -> tuple[Arrays, dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as handle:
             said = json.loads((handle.metadata() or {}).get("checkpoint", "{}"))
@@ -68,7 +71,7 @@ def _safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return tensors, said
 
 
-def _torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _torch(path: Path) -> tuple[Arrays, dict[str, Any]]:
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -107,7 +110,7 @@ def _as_float32(value: np.ndarray) -> np.ndarray:
     return value if value.dtype.kind in "biu" else value.astype(np.float32)
 
 
-def _unwrap(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _unwrap(tensors: Arrays) -> tuple[Arrays, Arrays]:
     """The network's tensors and the normalisation's mean and std, without prefixes."""
     moments, network = {}, {}
     for name, value in _bare({_TRANSPARENT.sub("", name): value for name, value in tensors.items()}).items():
@@ -119,13 +122,13 @@ def _unwrap(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict
     return _bare(network), moments
 
 
-def _bare(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _bare(tensors: Arrays) -> Arrays:
     """Without what all names begin with: no network here is one module alone."""
     while len({name.partition(".")[0] for name in tensors}) == 1 and all("." in name for name in tensors):
         tensors = {name.partition(".")[2]: value for name, value in tensors.items()}
     return tensors
 
 
-def _numbers(values: Any) -> tuple[float, ...]:
+def _numbers(values: ArrayLike) -> tuple[float, ...]:
     """Channel values as the shortest decimals that are the same float32: .485 stays .485."""
     return tuple(float(str(value)) for value in np.asarray(values, np.float32).ravel())

@@ -11,26 +11,35 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from idrc_jax.core import validate
-from idrc_jax.interop import fusing, torch_operators
+from idrc_jax.interop import fusing
 from idrc_jax.interop.graphs import Instruction, Program, Value
+from idrc_jax.interop.pixels import Operation
+from idrc_jax.interop.torch_operators import OPERATIONS, dtype_of
 from idrc_jax.kernels import network_cpu
-from idrc_jax.models import Classifier
+from idrc_jax.kernels.network_cpu import ByKernel
+from idrc_jax.models import Arrays, Classifier, Tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor  # pyright: ignore[reportMissingImports]
+    from torch.export import ExportedProgram  # pyright: ignore[reportMissingImports]
+    from torch.nn import Module  # pyright: ignore[reportMissingImports]
 
 _WITHOUT_MEANING = ("device", "layout", "pin_memory", "memory_format")
 _AGREEMENT = 1e-4  # of the largest logit, or of 1; of the largest less their mean for the kernels
 
 
 def from_torch(
-    module: Any, *, image_shape: tuple[int, int, int], mean: float | Iterable[float], std: float | Iterable[float]
+    module: "Module", *, image_shape: tuple[int, int, int], mean: float | Iterable[float], std: float | Iterable[float]
 ) -> Classifier:
-    """A PyTorch module, in inference mode and float32 on the CPU, as a JAX classifier.
+    """Make a JAX classifier of a PyTorch module in inference mode and float32 on the CPU.
 
     Args:
       module: an `nn.Module` whose forward pass maps images [N, C, H, W] to logits [N, classes], or to an object with
@@ -45,8 +54,8 @@ def from_torch(
 
     Raises:
       ValueError: without PyTorch, a module in training mode or in another type, one that `torch.export` cannot trace
-        for every batch size, an operation that is not in `aten.OPERATIONS` (named), logits that differ from PyTorch's
-        or that depend on the other images of a batch.
+        for every batch size, an operation that is not in `torch_operators.OPERATIONS` (named), logits that differ from
+        PyTorch's or that depend on the other images of a batch.
     """
     torch = _torch()
     training = [name or "the module" for name, part in module.named_modules() if part.training]
@@ -92,11 +101,11 @@ def from_torch(
     return by_kernel
 
 
-def _by_kernel(plain: Classifier, program: Program, tensors: dict[str, np.ndarray]) -> Classifier:
+def _by_kernel(plain: Classifier, program: Program, tensors: Arrays) -> Classifier:
     """The same network by the kernels; its gradients are those of the plain one."""
     fused, packed = fusing.fuse(program, tensors, plain.image_shape)
 
-    def by_kernel(params: Any, images: jax.Array) -> jax.Array:
+    def by_kernel(params: ByKernel, images: jax.Array) -> jax.Array:
         return fused(params["packed"], images).astype(jnp.float32)
 
     apply_fn = network_cpu.with_gradients_of(plain.apply_fn, by_kernel)
@@ -104,8 +113,8 @@ def _by_kernel(plain: Classifier, program: Program, tensors: dict[str, np.ndarra
     return dataclasses.replace(plain, apply_fn=apply_fn, params=params, kernel="network_cpu").with_alternatives(plain)
 
 
-def _arrays(tensors: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    return {name: jnp.array(value, torch_operators.dtype_of(str(value.dtype))) for name, value in tensors.items()}
+def _arrays(tensors: Arrays) -> Tensors:
+    return {name: jnp.array(value, dtype_of(str(value.dtype))) for name, value in tensors.items()}
 
 
 def _check(classifier: Classifier, images: np.ndarray, expected: np.ndarray) -> None:
@@ -149,7 +158,7 @@ def _centred(logits: jax.Array) -> np.ndarray:
     return exact - exact.mean(1, keepdims=True)
 
 
-def _torch() -> Any:
+def _torch() -> ModuleType:
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -164,7 +173,7 @@ def _moments(values: float | Iterable[float], channels: int) -> list[float]:
     return [float(value) for value in values]
 
 
-def _normalised(torch: Any, module: Any, mean: Any, std: Any) -> Any:
+def _normalised(torch: ModuleType, module: "Module", mean: "Tensor", std: "Tensor") -> "Module":
     """Normalisation, module and choice of the logits as one module."""
 
     class Whole(torch.nn.Module):
@@ -174,14 +183,14 @@ def _normalised(torch: Any, module: Any, mean: Any, std: Any) -> Any:
             self.register_buffer("mean", mean)
             self.register_buffer("std", std)
 
-        def forward(self, images: Any) -> Any:
+        def forward(self, images: "Tensor") -> "Tensor":
             made = self.module((images - self.mean) / self.std)
             return getattr(made, "logits", made)
 
     return Whole().eval()
 
 
-def _export(torch: Any, module: Any, example: Any) -> Any:
+def _export(torch: ModuleType, module: "Module", example: "Tensor") -> "ExportedProgram":
     """The graph for every batch size, in core ATen operations."""
     wanted = "Expected a module that torch.export can trace for any batch size"
     fixed = _Fixed(torch)
@@ -207,7 +216,7 @@ class _Fixed(logging.Handler):
     The tracer's error does not say it, but it logs the moment, while the module's call is on the stack.
     """
 
-    def __init__(self, torch: Any) -> None:
+    def __init__(self, torch: ModuleType) -> None:
         super().__init__()
         self.place, self._torch = "", torch
 
@@ -228,10 +237,10 @@ class _Fixed(logging.Handler):
             self.place = _place(self._torch, traceback.extract_stack()[:-1])
 
 
-def _place(torch: Any, stack: traceback.StackSummary | list[traceback.FrameSummary]) -> str:
+def _place(torch: ModuleType, stack: traceback.StackSummary | list[traceback.FrameSummary]) -> str:
     """The module's innermost line in a stack that goes through `Whole.forward`; empty where it is all PyTorch's."""
     last = max((at for at, frame in enumerate(stack) if frame.filename == __file__), default=len(stack))
-    others = (str(Path(torch.__file__).parent), *(str(one.__file__) for one in (logging, contextlib, functools)))
+    others = (str(Path(str(torch.__file__)).parent), *(str(one.__file__) for one in (logging, contextlib, functools)))
     own = [frame for frame in stack[last:] if frame.filename != __file__ and not frame.filename.startswith(others)]
     return f"{own[-1].filename}, line {own[-1].lineno}: {own[-1].line}" if own else ""
 
@@ -240,12 +249,12 @@ def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _program(torch: Any, exported: Any) -> tuple[Program, dict[str, np.ndarray]]:
+def _program(torch: ModuleType, exported: "ExportedProgram") -> tuple[Program, Arrays]:
     """The graph as instructions with their own numbering, and its tensors."""
     kinds = torch.export.graph_signature.InputKind
     specs = exported.graph_signature.input_specs
     stored = {**exported.constants, **exported.state_dict}
-    inputs = {spec.arg.name: spec.target for spec in specs if spec.kind != kinds.USER_INPUT}
+    inputs = {spec.arg.name: str(spec.target) for spec in specs if spec.kind != kinds.USER_INPUT}
     (images,) = [spec.arg.name for spec in specs if spec.kind == kinds.USER_INPUT]
     numbers = {name: Value(number) for number, name in enumerate((images, *inputs))}
     instructions, unknown, results = [], set(), ()
@@ -263,33 +272,34 @@ def _program(torch: Any, exported: Any) -> tuple[Program, dict[str, np.ndarray]]
         elif node.op == "output":
             results = node.args[0]
     if unknown:
-        raise ValueError(f"Expected operations that idrc_jax.interop.aten has, got also {', '.join(sorted(unknown))}.")
+        names = ", ".join(sorted(unknown))
+        raise ValueError(f"Expected operations that idrc_jax.interop.torch_operators has, got also {names}.")
     if len(results) != 1:
         raise ValueError("Expected a module that changes none of its tensors, got one that does.")
     tensors = {target: stored[target].detach().numpy() for target in inputs.values()}
     return Program(tuple(inputs.values()), tuple(instructions), numbers[results[0].name]), tensors
 
 
-def _operation(target: Any) -> tuple[str, Callable[..., Any] | None]:
+def _operation(target: Callable[..., Any]) -> tuple[str, Operation | None]:
     """Name and function of an operation of the graph; None for one that is unknown."""
     if getattr(operator, getattr(target, "__name__", ""), None) is target:  # arithmetic of sizes
         return f"operator.{target.__name__}", target
     name = str(target)
-    return name, torch_operators.OPERATIONS.get(name.removeprefix("aten."))
+    return name, OPERATIONS.get(name.removeprefix("aten."))
 
 
-def _numbered(torch: Any, argument: Any, numbers: dict[str, Value]) -> Any:
+def _numbered(torch: ModuleType, argument: Any, numbers: dict[str, Value]) -> Any:
     """An argument with `Value`s for nodes, JAX types for PyTorch's, and tuples for lists."""
     if isinstance(argument, torch.fx.Node):
         return numbers[argument.name] if argument.name in numbers else Value(-1)  # the latter after an unknown one
     if isinstance(argument, torch.dtype):
-        return torch_operators.dtype_of(str(argument))
+        return dtype_of(str(argument))
     if isinstance(argument, list | tuple):
         return tuple(_numbered(torch, one, numbers) for one in argument)
     return argument
 
 
-def _hash(program: Program, tensors: dict[str, np.ndarray]) -> str:
+def _hash(program: Program, tensors: Arrays) -> str:
     digest = hashlib.sha256(str(program).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].shape} {tensors[name].dtype}".encode())

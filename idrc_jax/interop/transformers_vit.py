@@ -8,11 +8,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from idrc_jax import models
 from idrc_jax.core import files
 from idrc_jax.interop import checks, layouts, torch_files
+from idrc_jax.models import Arrays, Description
 
 ARCHITECTURE = "ViTForImageClassification"
 
@@ -51,8 +50,12 @@ _BLOCK_MODULES = {
 
 def import_folder(
     folder: Path, *, classes: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The tensors and the description of a `ViTForImageClassification`; arguments as in `importing.import_network`.
+) -> tuple[Arrays, Description]:
+    """Read the tensors and the description of a `ViTForImageClassification`.
+
+    Args:
+      folder: as `save_pretrained` writes it.
+      classes, size, mean, std: as for `importing.import_network`.
 
     Raises:
       ValueError: files that are missing or damaged, settings that the network here does not have, no or two

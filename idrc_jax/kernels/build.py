@@ -33,6 +33,7 @@ def register(source: str, symbols: tuple[tuple[str, str], ...]) -> bool:
     """Compile `source`, a file of `cpp/`, and make its handlers known to JAX.
 
     Args:
+      source: the file's name.
       symbols: (name of the FFI target, C symbol) pairs.
 
     Returns:
@@ -83,7 +84,7 @@ def _said_by(command: list[str]) -> str:
 
 
 def compiler() -> list[str]:
-    """The command of the C++ compiler, or FileNotFoundError."""
+    """Find the command of the C++ compiler, or raise FileNotFoundError."""
     command = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if command is None:
         raise FileNotFoundError("no C++ compiler found: install g++ or set CXX")
@@ -91,7 +92,7 @@ def compiler() -> list[str]:
 
 
 def width() -> tuple[str, ...]:
-    """Flags for the vectors that IDRC_VECTOR_BITS asks for."""
+    """Choose flags for the vectors that IDRC_VECTOR_BITS asks for."""
     bits = os.environ.get("IDRC_VECTOR_BITS", "")
     if bits not in _NARROWER:
         raise RuntimeError(f"expected IDRC_VECTOR_BITS of 128, 256 or 512, got {bits!r}")
@@ -116,7 +117,7 @@ def _require_self_test(library: Path) -> None:
 
 
 def processor() -> str:
-    """What -march=native looks at; a cache may be shared by unlike machines."""
+    """Tell what -march=native looks at; a cache may be shared by unlike machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

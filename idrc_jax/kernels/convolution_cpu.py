@@ -13,20 +13,26 @@ import numpy as np
 
 from idrc_jax.kernels import build
 
+Padding = Sequence[tuple[int, int]]
 _LANES = 16
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def available() -> bool:
-    """Whether the kernel can be built here (it is, when this is first asked)."""
+    """Say whether the kernel can be built here (it is, when this is first asked)."""
     targets = (("idrc_convolution", "IdrcConvolution"), ("idrc_weight_gradient", "IdrcWeightGradient"))
     return build.register("convolution_cpu.cc", targets)
 
 
-def serves(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[Any]) -> bool:
-    """Whether the kernel does this convolution.
+def serves(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Padding) -> bool:
+    """Say whether the kernel does this convolution.
 
     It does 3x3 and 1x1, of stride 1 or 2, in float32, padded by half the kernel, to 16 channels or a multiple of 32.
+
+    Args:
+      x: [N, H, W, C].
+      kernel: [h, w, C, C'].
+      strides, padding: of height and width.
     """
     size, features = kernel.shape[0], kernel.shape[-1]
     return (
@@ -39,9 +45,15 @@ def serves(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Seq
 
 
 def conv_general_dilated(
-    x: jax.Array, kernel: jax.Array, window_strides: Sequence[int], padding: Sequence[Any], **options: Any
+    x: jax.Array, kernel: jax.Array, window_strides: Sequence[int], padding: Padding, **options: Any
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` of [N, H, W, C] and [h, w, C, C'], by the kernel where it serves."""
+    """Compute `jax.lax.conv_general_dilated` by the kernel where it serves.
+
+    Args:
+      x: [N, H, W, C].
+      kernel: [h, w, C, C'].
+      window_strides, padding, options: as `jax.lax.conv_general_dilated` takes them.
+    """
     dilation = (*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ()))
     plain = all(one == 1 for one in dilation) and options.get("feature_group_count", 1) == 1
     if plain and serves(x, kernel, window_strides, padding):

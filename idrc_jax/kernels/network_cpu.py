@@ -5,7 +5,7 @@ A layer is a convolution or a matrix product with its bias, a shortcut that is a
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,17 @@ _TRANSFORMS = 1.3  # what minimal filtering costs beside its products
 
 
 def available() -> bool:
-    """Whether the kernel can be built here (it is, when this is first asked)."""
+    """Say whether the kernel can be built here (it is, when this is first asked)."""
     layers = ((_PRODUCT, "IdrcProduct"), (_FILTERED, "IdrcFiltered"), (_APART, "IdrcApart"))
     targets = (*layers, ("idrc_largest", "IdrcLargest"), ("idrc_attention", "IdrcAttention"))
     return build.register("network_cpu.cc", targets)
+
+
+class ByKernel(TypedDict):
+    """Params of a network that kernels run: those of the plain network, and what the kernels take."""
+
+    plain: dict[str, jax.Array]
+    packed: dict[str, jax.Array]
 
 
 class Layer(NamedTuple):
@@ -43,7 +50,7 @@ class Layer(NamedTuple):
 
 
 def serves(shape: Sequence[int], *, groups: int = 1, dilation: Sequence[int] = (1, 1)) -> bool:
-    """Whether a convolution with a kernel [h, w, in / groups, out] can be a layer."""
+    """Say whether a convolution with a kernel [h, w, in / groups, out] can be a layer."""
     apart = groups == shape[3] and shape[2] == 1 and groups % _PANEL == 0
     return len(shape) == 4 and all(one == 1 for one in dilation) and (groups == 1 or apart)
 
@@ -52,11 +59,14 @@ def prepare(
     kernel: np.ndarray, *, image: tuple[int, ...], stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0),
     groups: int = 1,
 ) -> tuple[Layer, np.ndarray]:  # fmt: skip
-    """A layer for images of that height and width, and its packed weights, float32, computed in float64.
+    """Make a layer for images of that height and width, and its packed weights, float32, computed in float64.
 
     Args:
       kernel: [h, w, in / groups, out], that `serves` accepts.
+      image: height and width.
+      stride: of height and width.
       padding: rows and columns of zeros on each side.
+      groups: of channels: 1, or as many as there are.
     """
     height, width, depth, features = kernel.shape
     exact = kernel.astype(np.float64)
@@ -84,7 +94,14 @@ def _pack(matrix: np.ndarray) -> np.ndarray:
 def run(
     layer: Layer, x: jax.Array, weights: jax.Array, bias: jax.Array | None = None, shortcut: jax.Array | None = None
 ) -> jax.Array:
-    """The layer of images [N, H, W, in] -> [N, H', W', features]; `shortcut` has the shape of the result."""
+    """Run the layer: images [N, H, W, in] -> [N, H', W', features].
+
+    Args:
+      layer, weights: by `prepare`.
+      x: the images, float32.
+      bias: [features].
+      shortcut: what is added, of the shape of the result.
+    """
     sides = zip(x.shape[1:3], layer.window, layer.stride, layer.padding, strict=True)
     height, width = ((side + 2 * pad - window) // stride + 1 for side, window, stride, pad in sides)
     result = jax.ShapeDtypeStruct((x.shape[0], height, width, layer.features), jnp.float32)
@@ -103,7 +120,7 @@ def run(
 def product(
     layer: Layer, x: jax.Array, weights: jax.Array, bias: jax.Array | None = None, shortcut: jax.Array | None = None
 ) -> jax.Array:
-    """The layer of rows [..., in] -> [..., features]."""
+    """Run the layer of a matrix product: rows [..., in] -> [..., features]; arguments as for `run`."""
     rows = x.reshape(-1, 1, 1, x.shape[-1])
     beside = None if shortcut is None else shortcut.reshape(len(rows), 1, 1, layer.features)
     return run(layer, rows, weights, bias, beside).reshape(*x.shape[:-1], layer.features)
@@ -112,7 +129,13 @@ def product(
 def max_pool(
     x: jax.Array, window: Sequence[int], stride: Sequence[int], paddings: Sequence[tuple[int, int]]
 ) -> jax.Array:
-    """The largest of each window of images [N, H, W, C], which are padded with -inf before and after."""
+    """Take the largest of each window.
+
+    Args:
+      x: images [N, H, W, C], float32.
+      window, stride: of height and width.
+      paddings: rows and columns of -inf before and after.
+    """
     sides = zip(x.shape[1:3], window, stride, paddings, strict=True)
     height, width = ((side + sum(pads) - size) // step + 1 for side, size, step, pads in sides)
     result = jax.ShapeDtypeStruct((x.shape[0], height, width, x.shape[3]), jnp.float32)
@@ -121,7 +144,7 @@ def max_pool(
 
 
 def attention(queries: jax.Array, keys: jax.Array, values: jax.Array, *, scale: float) -> jax.Array:
-    """softmax(scale * queries keys') values of each head; arrays [N, heads, tokens, numbers].
+    """Compute softmax(scale * queries keys') values of each head; arrays [N, heads, tokens, numbers].
 
     The kernel reads [N, tokens, heads, numbers], which most networks' products give: XLA then moves nothing.
     """
@@ -132,18 +155,18 @@ def attention(queries: jax.Array, keys: jax.Array, values: jax.Array, *, scale: 
 
 
 def with_gradients_of(
-    plain: Callable[[Any, jax.Array], jax.Array], by_kernel: Callable[[Any, jax.Array], jax.Array]
-) -> Callable[[Any, jax.Array], jax.Array]:
-    """`by_kernel` of params {"plain", "packed"} and images; its gradients are those of `plain` of params["plain"]."""
+    plain: Callable[[dict[str, jax.Array], jax.Array], jax.Array], by_kernel: Callable[[ByKernel, jax.Array], jax.Array]
+) -> Callable[[ByKernel, jax.Array], jax.Array]:
+    """Give `by_kernel`, of params and images, the gradients of `plain`, of params["plain"] and images."""
 
     @jax.custom_vjp
-    def apply_fn(params: Any, images: jax.Array) -> jax.Array:
+    def apply_fn(params: ByKernel, images: jax.Array) -> jax.Array:
         return by_kernel(params, images)
 
-    def forward(params: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+    def forward(params: ByKernel, images: jax.Array) -> tuple[jax.Array, tuple[ByKernel, jax.Array]]:
         return by_kernel(params, images), (params, images)
 
-    def backward(residuals: Any, cotangent: jax.Array) -> tuple[Any, jax.Array]:
+    def backward(residuals: tuple[ByKernel, jax.Array], cotangent: jax.Array) -> tuple[ByKernel, jax.Array]:
         params, images = residuals
         _, pullback = jax.vjp(plain, params["plain"], images)
         to_plain, to_images = pullback(cotangent)
@@ -154,10 +177,18 @@ def with_gradients_of(
 
 
 def plain(
-    kernel: Any, x: jax.Array, bias: Any, shortcut: Any, *, stride: Sequence[int], padding: Sequence[int],
-    groups: int = 1, activation: Activation = "",
+    kernel: jax.Array, x: jax.Array, bias: jax.Array | None, shortcut: jax.Array | None, *,
+    stride: Sequence[int], padding: Sequence[int], groups: int = 1, activation: Activation = "",
 ) -> jax.Array:  # fmt: skip
-    """What a layer computes, in plain JAX."""
+    """Compute in plain JAX what a layer does.
+
+    Args:
+      kernel: [h, w, in / groups, out].
+      x: images [N, H, W, in].
+      bias: [out], if there is one.
+      shortcut: what is added, of the shape of the result, if there is one.
+      stride, padding, groups, activation: as in `Layer` and `prepare`.
+    """
     made = jax.lax.conv_general_dilated(
         x, kernel, stride, [(pad, pad) for pad in padding], dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,

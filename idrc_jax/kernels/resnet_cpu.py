@@ -1,7 +1,7 @@
 """The CIFAR ResNet on a CPU, as one call for a whole batch (`resnet_cpu.cc`); its twin is `models.folding.apply`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,22 @@ from idrc_jax.kernels import build
 _LANES = 16
 
 
+class Params(TypedDict):
+    """Those of the plain twin, and the same packed for the kernel and for its gradient."""
+
+    plain: dict[str, jax.Array]
+    packed: jax.Array
+    turned: jax.Array
+
+
 def available() -> bool:
-    """Whether the kernel can be built here (it is, when this is first asked)."""
+    """Say whether the kernel can be built here (it is, when this is first asked)."""
     targets = (("idrc_resnet", "IdrcResnet"), ("idrc_resnet_gradient", "IdrcResnetGradient"))
     return build.register("resnet_cpu.cc", targets)
 
 
 def pack(folded: dict[str, np.ndarray], *, half: bool) -> np.ndarray:
-    """All weights in the order in which the kernel reads them, float32; each tensor begins at a multiple of 16.
+    """Pack all weights in the order in which the kernel reads them, float32; each tensor begins at a multiple of 16.
 
     Args:
       folded: by `folding.fold`.
@@ -32,7 +40,7 @@ def pack(folded: dict[str, np.ndarray], *, half: bool) -> np.ndarray:
 
 
 def pack_turned(folded: dict[str, np.ndarray], *, half: bool) -> np.ndarray:
-    """The convolutions' kernels as their adjoints need them, in the same order: turned, [h, w, out, in].
+    """Pack the convolutions' kernels as their adjoints need them, in the same order: turned, [h, w, out, in].
 
     The stem's gets more channels, of zeros, up to 16 or a multiple of 32.
     """
@@ -63,9 +71,13 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def classifier(
-    folded: dict[str, np.ndarray], twin: Callable[[Any, jax.Array], jax.Array], plain: Any, *, half: bool
-) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
-    """(apply_fn, params) of the folded network.
+    folded: dict[str, np.ndarray],
+    twin: Callable[[dict[str, jax.Array], jax.Array], jax.Array],
+    plain: dict[str, jax.Array],
+    *,
+    half: bool,
+) -> tuple[Callable[[Params, jax.Array], jax.Array], Params]:
+    """Make (apply_fn, params) of the folded network.
 
     Gradients with respect to images are the kernel's, too, those with respect to params the plain twin's.
 
@@ -82,26 +94,27 @@ def classifier(
     }
 
     @jax.custom_vjp
-    def apply_fn(params: Any, images: jax.Array) -> jax.Array:
+    def apply_fn(params: Params, images: jax.Array) -> jax.Array:
         result = jax.ShapeDtypeStruct((images.shape[0], classes), jnp.float32)
         call = jax.ffi.ffi_call("idrc_resnet", result, vmap_method="sequential")
         return call(images, params["packed"], **attributes)
 
-    def forward(params: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+    def forward(params: Params, images: jax.Array) -> tuple[jax.Array, tuple[Params, jax.Array]]:
         return apply_fn(params, images), (params, images)
 
-    def backward(residuals: Any, cotangent: jax.Array) -> tuple[Any, jax.Array]:
+    def backward(residuals: tuple[Params, jax.Array], cotangent: jax.Array) -> tuple[Params, jax.Array]:
         params, images = residuals
         result = jax.ShapeDtypeStruct(images.shape, jnp.float32)
         call = jax.ffi.ffi_call("idrc_resnet_gradient", result, vmap_method="sequential")
         to_images = call(images, params["packed"], params["turned"], cotangent, **attributes)
         _, pullback = jax.vjp(lambda plain: twin(plain, images), params["plain"])
-        (plain,) = pullback(cotangent)
-        return {"plain": plain} | {name: jnp.zeros_like(params[name]) for name in ("packed", "turned")}, to_images
+        (to_plain,) = pullback(cotangent)
+        packed, turned = (jnp.zeros_like(params[name]) for name in ("packed", "turned"))
+        return {"plain": to_plain, "packed": packed, "turned": turned}, to_images
 
     apply_fn.defvjp(forward, backward)
-    packed = {"packed": jnp.asarray(pack(folded, half=half)), "turned": jnp.asarray(pack_turned(folded, half=half))}
-    return apply_fn, {"plain": plain} | packed
+    packed, turned = jnp.asarray(pack(folded, half=half)), jnp.asarray(pack_turned(folded, half=half))
+    return apply_fn, {"plain": plain, "packed": packed, "turned": turned}
 
 
 def _blocks(folded: dict[str, np.ndarray]) -> int:

@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from idrc_jax.kernels import build
 
-Tensors = dict[str, Any]
+Tensors = dict[str, jax.Array]
 _FEATURES = 64
 
 
 def available() -> bool:
-    """Whether the kernel can be built here (it is, when this is first asked)."""
+    """Say whether the kernel can be built here (it is, when this is first asked)."""
     targets = (("idrc_training_forward", "IdrcTrainingForward"), ("idrc_training_backward", "IdrcTrainingBackward"))
     return build.register("resnet_training_cpu.cc", targets)
 
@@ -43,7 +44,7 @@ class _Network(NamedTuple):
         return names
 
     @property
-    def attributes(self) -> dict[str, Any]:
+    def attributes(self) -> dict[str, np.int64 | bool]:
         return {"blocks": np.int64(self.blocks), "projection": self.projection}
 
     def image_statistics(self) -> tuple[jax.Array, jax.Array]:
@@ -56,9 +57,13 @@ _IN_BLOCK = (("conv1", "norm1"), ("conv2", "norm2"))
 def network(
     *, depth: int, shortcut: str, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Callable[[Tensors, Tensors, jax.Array], tuple[jax.Array, Tensors]]:
-    """The function (params, stats, images [N, H, W, C]) -> (logits [N, classes], new stats) of the network in training.
+    """Make the function (params, stats, images [N, H, W, C]) -> (logits [N, classes], new stats) of the network.
 
-    Tensors are named as `checkpoints.split` names them. Gradients are those with respect to params and images.
+    Tensors are named as `models.split` names them. Gradients are those with respect to params and images.
+
+    Args:
+      depth, shortcut: of the ResNet.
+      mean, std: of each channel, of the images' normalisation.
     """
     static = _Network((depth - 2) // 6, shortcut == "projection", tuple(mean), tuple(std))
 
@@ -100,18 +105,26 @@ def _features(static: _Network, images: jax.Array, arrays: list[jax.Array]) -> t
     return features, statistics
 
 
-def _forward(static: _Network, images: Any, arrays: list[Any]) -> tuple[Any, Any]:
+# Images, arrays, the name of what the kernel keeps, and () where gradients of images are asked for, else None.
+_Residuals = tuple[jax.Array, list[jax.Array], jax.Array, tuple[()] | None]
+
+
+def _forward(
+    static: _Network, images: CustomVJPPrimal, arrays: list[CustomVJPPrimal]
+) -> tuple[tuple[jax.Array, list[jax.Array]], _Residuals]:
     values = [array.value for array in arrays]
     features, name, statistics = _run_forward(static, images.value, values, keep=True)
-    asked = () if images.perturbed else None  # a structure, which is static
+    asked = () if images.perturbed else None  # told by the structure, which is static
     return (features, statistics), (images.value, values, name, asked)
 
 
-def _backward(static: _Network, residuals: Any, cotangents: Any) -> tuple[Any, list[Any]]:
+def _backward(
+    static: _Network, residuals: _Residuals, cotangents: tuple[jax.Array | SymbolicZero, list[jax.Array]]
+) -> tuple[jax.Array, list[jax.Array]]:
     images, arrays, name, asked = residuals
     to_features, _ = cotangents
     to_images = asked is not None
-    if isinstance(to_features, jax.custom_derivatives.SymbolicZero):
+    if isinstance(to_features, SymbolicZero):
         to_features = jnp.zeros((images.shape[0], _FEATURES), jnp.float32)
     results = [jax.ShapeDtypeStruct(array.shape, jnp.float32) for at, array in enumerate(arrays) if at % 5 < 3]
     if to_images:

@@ -6,22 +6,18 @@ Imports core and kernels.
 from idrc_jax.models.classifier import Classifier, check_logits, fingerprint
 from idrc_jax.models.denoised import denoised
 from idrc_jax.models.diffusion import Denoiser, Schedule
-from idrc_jax.models.registry import Tensors, abstract, build, flatten, merge, split
-from idrc_jax.models.weights import (
-    WEIGHTS,
-    check_tensors,
-    hash_tensors,
-    load_classifier,
-    load_denoiser,
-    read_weights,
-    save_half,
-    save_weights,
-)
+from idrc_jax.models.loading import load_classifier, load_denoiser
+from idrc_jax.models.registry import abstract, build, merge, split
+from idrc_jax.models.tensors import Arrays, Description, PyTree, Tensors, check_tensors, flatten, hash_tensors
+from idrc_jax.models.weights import WEIGHTS, read_weights, save_half, save_weights
 
 __all__ = [
     "WEIGHTS",
+    "Arrays",
     "Classifier",
     "Denoiser",
+    "Description",
+    "PyTree",
     "Schedule",
     "Tensors",
     "abstract",

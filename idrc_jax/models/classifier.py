@@ -5,16 +5,21 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.typing import ArrayLike
 
 from idrc_jax.core import validate
 from idrc_jax.models.implementations import Interchangeable
+from idrc_jax.models.tensors import Description, PyTree
+
+ApplyFn = Callable[[PyTree, jax.Array], jax.Array]
 
 _TRACED_BATCH = 8
 
@@ -40,14 +45,14 @@ class Classifier(Interchangeable):
     an `apply_fn` that gives anything but floats [N, classes].
     """
 
-    apply_fn: Any
-    params: Any = field(repr=False)
+    apply_fn: ApplyFn
+    params: PyTree = field(repr=False)
     classes: int
     image_shape: tuple[int, int, int]
     dtype: str = "float32"
     kernel: str = "xla"
     sha256: str = ""
-    description: dict[str, Any] = field(default_factory=dict)
+    description: Description = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.image_shape) != 3:
@@ -65,7 +70,7 @@ class Classifier(Interchangeable):
         return _TRACED_BATCH + (self.classes == _TRACED_BATCH)
 
     @functools.cached_property
-    def _traced(self) -> Any:
+    def _traced(self) -> ClosedJaxpr:
         images = jax.ShapeDtypeStruct((self._batch, *self.image_shape), jnp.float32)
         jaxpr, logits = jax.make_jaxpr(self.apply_fn, return_shape=True)(self.params, images)
         check_logits(logits, self._batch, self.classes)
@@ -88,7 +93,7 @@ class Classifier(Interchangeable):
         """Bytes a sample of the largest array that the network computes; traces it once."""
         batch = self._batch
 
-        def made(jaxpr: Any) -> Iterator[Any]:
+        def made(jaxpr: Jaxpr) -> Iterator[Any]:
             for equation in jaxpr.eqns:
                 yield from (variable.aval for variable in equation.outvars)
                 inner = (getattr(value, "jaxpr", value) for value in equation.params.values())
@@ -100,7 +105,7 @@ class Classifier(Interchangeable):
 
 
 def check_logits(logits: Any, images: int, classes: int) -> jax.Array:
-    """The logits of a batch if they are floats [images, classes], else ValueError.
+    """Return the logits of a batch if they are floats [images, classes], else raise ValueError.
 
     A wrong shape must not pass: indexing and broadcasting would make votes of it.
     """
@@ -116,18 +121,19 @@ def check_logits(logits: Any, images: int, classes: int) -> jax.Array:
 
 
 def fingerprint(classifier: Classifier) -> str:
-    """SHA-256 of the function itself: its jaxpr with all constants, and its params; of the plainest implementation.
+    """Compute the SHA-256 of the function itself: its jaxpr with all constants, and its params.
 
-    Another release of JAX may write the same function differently; then it counts as another one.
+    It is that of the plainest implementation. Another release of JAX may write the same function differently; then it
+    counts as another one.
     """
     digest = hashlib.sha256()
 
-    def add(leaf: Any) -> None:
+    def add(leaf: ArrayLike) -> None:
         value = np.ascontiguousarray(leaf)
         digest.update(f"{value.shape} {value.dtype}".encode())
         digest.update(value.tobytes())
 
-    def add_constants(closed: Any) -> None:
+    def add_constants(closed: ClosedJaxpr) -> None:
         for constant in closed.consts:
             add(constant)
         for equation in closed.jaxpr.eqns:
@@ -146,6 +152,6 @@ def fingerprint(classifier: Classifier) -> str:
     return digest.hexdigest()
 
 
-def _text(jaxpr: Any) -> str:
+def _text(jaxpr: Jaxpr) -> str:
     """A jaxpr as text, the same in every process."""
     return re.sub(r" at 0x[0-9a-f]+", "", str(jaxpr))

@@ -1,19 +1,20 @@
 """Diffusion denoised smoothing (Salman et al. 2020; Carlini et al. 2023): a denoiser in front of a classifier."""
 
 import dataclasses
-from typing import Any
 
 import jax
 
 from idrc_jax.core import validate
 from idrc_jax.models.classifier import Classifier
 from idrc_jax.models.diffusion import Denoiser
+from idrc_jax.models.tensors import PyTree
 
 
 def denoised(classifier: Classifier, denoiser: Denoiser, *, sigma: float, steps: int = 1) -> Classifier:
-    """The classifier of denoised images: again a function of the noisy image alone, to be certified like any other.
+    """Put a denoiser in front of a classifier.
 
-    Each implementation of the denoiser goes with each of the classifier.
+    The result is again a function of the noisy image alone, to be certified like any other. Each implementation of the
+    denoiser goes with each of the classifier.
 
     Args:
       classifier: any, trained without noise or on denoised images. If it takes images of another height and width than
@@ -39,7 +40,7 @@ def denoised(classifier: Classifier, denoiser: Denoiser, *, sigma: float, steps:
     told = denoiser.describe() | {"sigma": sigma, "steps": steps, "classifier_shape": list(wanted)}
 
     def behind(before: Denoiser, after: Classifier) -> Classifier:
-        def apply_fn(params: Any, images: jax.Array) -> jax.Array:
+        def apply_fn(params: PyTree, images: jax.Array) -> jax.Array:
             clean = before.denoise(params["denoiser"], images, sigma=sigma, steps=steps)
             if shape != wanted and "vit" not in after.description:
                 clean = jax.image.resize(clean, (clean.shape[0], *wanted), "bilinear")

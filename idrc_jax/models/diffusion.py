@@ -9,7 +9,6 @@ the signal a (alpha-bar) falls with t (Ho et al. 2020). Noise of level sigma on 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ import numpy as np
 from idrc_jax.core import validate
 from idrc_jax.core.validate import SettingError
 from idrc_jax.models.implementations import Interchangeable
+from idrc_jax.models.tensors import Description, PyTree
 
 KINDS = ("linear", "scaled_linear", "cosine")
 PREDICTIONS = ("epsilon", "v", "sample")
@@ -69,7 +69,7 @@ class Schedule:
         return float(low), float(high)
 
     def time(self, sigma: float) -> float:
-        """The time whose x_t has noise of level sigma (pixel units); ValueError outside `sigmas`."""
+        """Find the time whose x_t has noise of level sigma (pixel units); ValueError outside `sigmas`."""
         low, high = self.sigmas
         if not low <= sigma <= high:
             raise ValueError(
@@ -78,21 +78,28 @@ class Schedule:
         return float(np.interp(np.log(4 * sigma**2), self.log_noise, np.arange(self.steps)))
 
     def signal(self, time: float) -> float:
-        """The signal a at a time."""
+        """Compute the signal a at a time."""
         return float(1 / (1 + np.exp(np.interp(time, np.arange(self.steps), self.log_noise))))
 
     def sigma(self, time: float) -> float:
-        """The inverse of `time`."""
+        """Find the noise level of a time, in pixel units: the inverse of `time`."""
         return float(np.exp(np.interp(time, np.arange(self.steps), self.log_noise) / 2) / 2)
 
 
 def signal_of(sigma: float) -> float:
-    """The signal a at the time that belongs to the noise level sigma (pixel units)."""
+    """Compute the signal a at the time that belongs to the noise level sigma (pixel units)."""
     return 1 / (1 + 4 * sigma**2)
 
 
 def clean_estimate(prediction: str, predicted: jax.Array, x: jax.Array, a: jax.Array | float) -> jax.Array:
-    """The clean image in [-1, 1] that a prediction ("epsilon", "v" or "sample") at x = x_t stands for."""
+    """Compute the clean image in [-1, 1] that a prediction at x = x_t stands for.
+
+    Args:
+      prediction: what was predicted: the noise ("epsilon"), "v" or the clean image ("sample").
+      predicted: the prediction, of the shape of x.
+      x: noisy images x_t.
+      a: their signal, which broadcasts with x.
+    """
     if prediction == "sample":
         return predicted
     if prediction == "v":
@@ -101,7 +108,13 @@ def clean_estimate(prediction: str, predicted: jax.Array, x: jax.Array, a: jax.A
 
 
 def ddim_step(clean: jax.Array, x: jax.Array, a: jax.Array | float, a_next: jax.Array | float) -> jax.Array:
-    """The deterministic step of DDIM (Song et al. 2021) from x = x_t to the time with signal a_next."""
+    """Take the deterministic step of DDIM (Song et al. 2021) from x = x_t to the time with signal a_next.
+
+    Args:
+      clean: the estimate of the clean image at x_t.
+      x: noisy images x_t.
+      a, a_next: the signals at both times.
+    """
     noise = (x - jnp.sqrt(a) * clean) / jnp.sqrt(1 - a)
     return jnp.sqrt(a_next) * clean + jnp.sqrt(1 - a_next) * noise
 
@@ -118,11 +131,11 @@ class Denoiser(Interchangeable):
       schedule: of the variance it was trained with.
       prediction: what it predicts: the noise ("epsilon"), "v", or the clean image ("sample").
       sigmas: lowest and highest noise level that it was trained for, in pixel units.
-      dtype, kernel, sha256, description, alternatives: see `checkpoints.Classifier`.
+      dtype, kernel, sha256, description, alternatives: see `Classifier`.
     """
 
-    apply_fn: Callable[[Any, jax.Array, jax.Array], jax.Array]
-    params: Any = field(repr=False)
+    apply_fn: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
+    params: PyTree = field(repr=False)
     image_shape: tuple[int, int, int]
     schedule: Schedule
     prediction: str = "epsilon"
@@ -130,7 +143,7 @@ class Denoiser(Interchangeable):
     dtype: str = "float32"
     kernel: str = "xla"
     sha256: str = ""
-    description: dict[str, Any] = field(default_factory=dict)
+    description: Description = field(default_factory=dict)
 
     def check(self, sigma: float, steps: int = 1) -> None:
         """ValueError unless it can denoise this level in so many steps."""
@@ -149,20 +162,26 @@ class Denoiser(Interchangeable):
                 f"{steps} denoiser.steps: take fewer."
             )
 
-    def describe(self) -> dict[str, Any]:
-        """What a guarantee says of it: beside the tensors' hash the settings that the hash does not cover."""
-        told = {"weights_sha256": self.sha256, "dtype": self.dtype, "prediction": self.prediction}
-        return told | {"schedule": asdict(self.schedule), "unet": self.description.get("unet", {})}
+    def describe(self) -> dict[str, object]:
+        """Say what a guarantee says of it: beside the tensors' hash the settings that the hash does not cover."""
+        return {
+            "weights_sha256": self.sha256,
+            "dtype": self.dtype,
+            "prediction": self.prediction,
+            "schedule": asdict(self.schedule),
+            "unet": self.description.get("unet", {}),
+        }
 
     def __call__(self, noisy: jax.Array, *, sigma: float, steps: int = 1) -> jax.Array:
-        """`denoise` by its own params."""
+        """Call `denoise` with its own params."""
         self.check(sigma, steps)
         return self.denoise(self.params, noisy, sigma=sigma, steps=steps)
 
-    def denoise(self, params: Any, noisy: jax.Array, *, sigma: float, steps: int = 1) -> jax.Array:
-        """An estimate of the clean image.
+    def denoise(self, params: PyTree, noisy: jax.Array, *, sigma: float, steps: int = 1) -> jax.Array:
+        """Estimate the clean image.
 
         Args:
+          params: as `apply_fn` takes them.
           noisy: float32 [N, H, W, C]: an image in [0, 1] plus noise of level sigma, not clipped.
           sigma: in pixel units; a constant, from which every factor is computed when the program is made.
           steps: 1 takes the network's estimate at the noisy image; k takes k - 1 steps of DDIM to lower noise first.
@@ -174,7 +193,7 @@ class Denoiser(Interchangeable):
         times = [time * (1 - k / steps) for k in range(steps)]
         signals = [signal_of(sigma), *(self.schedule.signal(one) for one in times[1:])]
 
-        def estimate(x: jax.Array, time: Any, a: Any) -> jax.Array:
+        def estimate(x: jax.Array, time: jax.Array | float, a: jax.Array | float) -> jax.Array:
             predicted = self.apply_fn(params, x, jnp.asarray(time, jnp.float32))
             if predicted.shape[:-1] != x.shape[:-1] or predicted.shape[-1] < x.shape[-1]:
                 raise ValueError(f"Expected the denoiser to give {list(x.shape)}, got {list(predicted.shape)}.")

@@ -6,22 +6,24 @@ and the head are computed in float32.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from idrc_jax.kernels import activations, network_cpu, resnet_cpu
+from idrc_jax.kernels.network_cpu import ByKernel
+from idrc_jax.models.classifier import ApplyFn
 from idrc_jax.models.resnet50 import max_pool
+from idrc_jax.models.tensors import Arrays, PyTree, Tensors
 
-Weights = dict[str, Any]
 Convolve = Callable[..., jax.Array]
 _EPSILON = 1e-5
 
 
-def fold(tensors: dict[str, np.ndarray], *, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, np.ndarray]:
-    """Kernels and biases of the `models.resnet.ResNet` or `models.resnet50.ResNet50` with those tensors, float32.
+def fold(tensors: Arrays, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Arrays:
+    """Compute the float32 kernels and biases of the `ResNet` or `ResNet50` that has those tensors.
 
     Args:
       tensors: under their dotted names, running statistics included.
@@ -54,17 +56,17 @@ def fold(tensors: dict[str, np.ndarray], *, mean: tuple[float, ...], std: tuple[
     return folded
 
 
-def cast(folded: dict[str, np.ndarray], dtype: Any) -> Weights:
-    """Weights on the device: all kernels but the head's in `dtype`, all else in float32."""
+def cast(folded: Arrays, dtype: DTypeLike) -> Tensors:
+    """Put weights on the device: all kernels but the head's in `dtype`, all else in float32."""
 
-    def stored(name: str) -> Any:
+    def stored(name: str) -> DTypeLike:
         return dtype if name.endswith(".kernel") and name != "head.kernel" else jnp.float32
 
     return {name: jnp.asarray(value, stored(name)) for name, value in folded.items()}
 
 
-def apply(weights: Weights, images: jax.Array) -> jax.Array:
-    """Logits float32 [N, classes] of images float32 [N, H, W, C]; the kernels' type is that of the activations."""
+def apply(weights: Tensors, images: jax.Array) -> jax.Array:
+    """Compute logits float32 [N, classes] of images float32 [N, H, W, C]; activations are of the kernels' type."""
     x = _convolve(weights, "stem", _normalised(weights, images), 1)
     for block in range(_blocks(weights)):
         x = _basic(weights, f"blocks.{block}", x)
@@ -72,9 +74,15 @@ def apply(weights: Weights, images: jax.Array) -> jax.Array:
 
 
 def apply_resnet50(
-    weights: Weights, images: jax.Array, convolve: Convolve | None = None, pool: Callable[..., jax.Array] = max_pool
+    weights: Tensors, images: jax.Array, convolve: Convolve | None = None, pool: Callable[..., jax.Array] = max_pool
 ) -> jax.Array:
-    """The same of a folded ResNet-50; `convolve` and `pool` may do its convolutions and its pool."""
+    """Compute the same of a folded ResNet-50.
+
+    Args:
+      weights: by `cast`.
+      images: float32 [N, H, W, C].
+      convolve, pool: what does its convolutions and its pool, instead of plain JAX.
+    """
     convolve = convolve or _convolve
     x = pool(convolve(weights, "stem", _normalised(weights, images), 2))
     for block in range(_blocks(weights)):
@@ -82,34 +90,40 @@ def apply_resnet50(
     return _head(weights, x)
 
 
-def resnet_by_kernel(folded: Weights, *, half: bool) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
-    """(apply_fn, params) of a folded CIFAR ResNet, run by `kernels.resnet_cpu`; the plain params are its "plain"."""
+def resnet_by_kernel(folded: Arrays, *, half: bool) -> tuple[ApplyFn, PyTree]:
+    """Make (apply_fn, params) of a folded CIFAR ResNet by `kernels.resnet_cpu`; its plain params are its "plain"."""
     return resnet_cpu.classifier(folded, apply, cast(folded, jnp.bfloat16 if half else jnp.float32), half=half)
 
 
-def resnet50_by_kernel(
-    folded: dict[str, np.ndarray], image_shape: tuple[int, ...]
-) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
-    """(apply_fn, params) of a folded ResNet-50 by the kernels of `network_cpu`; gradients are the plain network's.
+def resnet50_by_kernel(folded: Arrays, image_shape: tuple[int, ...]) -> tuple[ApplyFn, PyTree]:
+    """Make (apply_fn, params) of a folded ResNet-50 by the kernels of `network_cpu`; gradients are the plain network's.
 
     Args:
       folded: by `fold`.
       image_shape: (H, W, C); images of another size are refused where that changes how a layer is computed.
     """
     layers: dict[str, network_cpu.Layer] = {}
-    packed: dict[str, np.ndarray] = {}
+    packed: Arrays = {}
 
-    def prepare(weights: Weights, name: str, x: jax.Array, stride: int, **options: Any) -> jax.Array:
+    def prepare(
+        weights: Tensors,
+        name: str,
+        x: jax.Array,
+        stride: int,
+        *,
+        shortcut: jax.Array | None = None,
+        relu: bool = True,
+    ) -> jax.Array:
         kernel = folded[f"{name}.kernel"]
         pad = kernel.shape[0] // 2
         layers[name], packed[name] = network_cpu.prepare(
             kernel, image=x.shape[1:3], stride=(stride, stride), padding=(pad, pad)
         )
-        return _convolve(weights, name, x, stride, **options)
+        return _convolve(weights, name, x, stride, shortcut=shortcut, relu=relu)
 
-    def apply_fn(params: Any, images: jax.Array) -> jax.Array:
+    def apply_fn(params: ByKernel, images: jax.Array) -> jax.Array:
         def convolve(
-            weights: Weights,
+            weights: Tensors,
             name: str,
             x: jax.Array,
             stride: int,
@@ -132,20 +146,20 @@ def resnet50_by_kernel(
     return network_cpu.with_gradients_of(apply_resnet50, apply_fn), params
 
 
-def _blocks(weights: Weights) -> int:
+def _blocks(weights: Tensors) -> int:
     return sum(name.endswith("conv1.kernel") for name in weights)
 
 
-def _normalised(weights: Weights, images: jax.Array) -> jax.Array:
+def _normalised(weights: Tensors, images: jax.Array) -> jax.Array:
     return ((images - weights["mean"]) / weights["std"]).astype(weights["stem.kernel"].dtype)
 
 
-def _head(weights: Weights, x: jax.Array) -> jax.Array:
+def _head(weights: Tensors, x: jax.Array) -> jax.Array:
     x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
     return x @ weights["head.kernel"] + weights["head.bias"]
 
 
-def _bottleneck(weights: Weights, name: str, x: jax.Array, convolve: Convolve) -> jax.Array:
+def _bottleneck(weights: Tensors, name: str, x: jax.Array, convolve: Convolve) -> jax.Array:
     features_in, features = weights[f"{name}.conv1.kernel"].shape[2:]
     stride = 2 if features_in == 2 * features else 1  # the first block of a stage, but not of the first stage
     y = convolve(weights, f"{name}.conv1", x, 1)
@@ -155,7 +169,7 @@ def _bottleneck(weights: Weights, name: str, x: jax.Array, convolve: Convolve) -
     return convolve(weights, f"{name}.conv3", y, 1, shortcut=x)
 
 
-def _basic(weights: Weights, name: str, x: jax.Array) -> jax.Array:
+def _basic(weights: Tensors, name: str, x: jax.Array) -> jax.Array:
     features_in, features = weights[f"{name}.conv1.kernel"].shape[2:]
     stride = 1 if features == features_in else 2
     y = _convolve(weights, f"{name}.conv1", x, stride)
@@ -168,7 +182,7 @@ def _basic(weights: Weights, name: str, x: jax.Array) -> jax.Array:
 
 
 def _convolve(
-    weights: Weights, name: str, x: jax.Array, stride: int, *, shortcut: jax.Array | None = None, relu: bool = True
+    weights: Tensors, name: str, x: jax.Array, stride: int, *, shortcut: jax.Array | None = None, relu: bool = True
 ) -> jax.Array:
     kernel = weights[f"{name}.kernel"]
     pad = kernel.shape[0] // 2

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self, TypeVar
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,8 @@ class Interchangeable:
     alternatives: tuple[Self, ...] = field(default=(), init=False, repr=False, compare=False)
 
     def with_alternatives(self, *others: Self) -> Self:
-        """This network, which `others` implement, too: they take its sha256 and its description."""
-        network: Any = self
-        same = {"sha256": network.sha256, "description": network.description}
+        """Say that `others` implement this network, too: they take its sha256 and its description."""
+        same = {name: getattr(self, name) for name in ("sha256", "description")}
         return _having(self, tuple(dataclasses.replace(one, **same) for one in others))
 
     @property
@@ -34,7 +33,10 @@ class Interchangeable:
         return self.alternatives[0] if self.alternatives else self
 
 
-def _having(network: Any, alternatives: tuple) -> Any:
+_Network = TypeVar("_Network", bound=Interchangeable)
+
+
+def _having(network: _Network, alternatives: tuple[_Network, ...]) -> _Network:
     made = copy.copy(network)  # which keeps what it has cached, as `replace` would not
     object.__setattr__(made, "alternatives", alternatives)
     return made

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from idrc_jax.core import validate
-from idrc_jax.models.resnet import ResNet
+from idrc_jax.models.resnet import Convolution, ResNet
 from idrc_jax.models.resnet50 import ResNet50
+from idrc_jax.models.tensors import Description, Shapes, Tensors, flatten, unflatten
 from idrc_jax.models.unet import UNet
 from idrc_jax.models.vit import ViT
 
-Tensors = dict[str, Any]
+# What the description of each architecture must hold, beside what all hold.
 SETTINGS = {
     "resnet": {"classes", "mean", "std", "depth", "shortcut"},
     "resnet50": {"classes", "mean", "std", "depth", "shortcut"},
@@ -23,9 +24,19 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def build(
-    description: dict[str, Any], *, dtype: str, rngs: nnx.Rngs, convolution: Any = jax.lax.conv_general_dilated
+    description: Description, *, dtype: str, rngs: nnx.Rngs, convolution: Convolution = jax.lax.conv_general_dilated
 ) -> ResNet | ResNet50 | UNet | ViT:
-    """The network that a description names, newly initialised."""
+    """Build the network that a description names, newly initialised.
+
+    Args:
+      description: its "architecture", and the settings of that.
+      dtype: compute type, "float32" or "bfloat16".
+      rngs: the keys of the initial values.
+      convolution: what convolves, called like `jax.lax.conv_general_dilated`; a ViT takes its own.
+
+    Raises:
+      ValueError: no such architecture, type or settings.
+    """
     validate.one_of("model.architecture", description["architecture"], SETTINGS)
     validate.one_of("model.dtype", dtype, DTYPES)
     if description["architecture"] == "unet":
@@ -63,42 +74,23 @@ def build(
     )
 
 
-def split(model: nnx.Module) -> tuple[Any, Tensors, Tensors]:
-    """A network as (graph, trained parameters, running statistics), tensors under their dotted names."""
+def abstract(
+    description: Description, *, dtype: str, convolution: Convolution = jax.lax.conv_general_dilated
+) -> tuple[nnx.GraphDef, Shapes, Shapes]:
+    """Split the network without computing its values: shapes and types in place of tensors."""
+    return _split(nnx.eval_shape(lambda: build(description, dtype=dtype, rngs=nnx.Rngs(0), convolution=convolution)))
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, Tensors, Tensors]:
+    """Split a network into its graph, trained parameters and running statistics, tensors under their dotted names."""
+    return _split(model)
+
+
+def merge(graph: nnx.GraphDef, *tensors: Tensors) -> Any:
+    """Put a network together again from what `split` gives."""
+    return nnx.merge(graph, *(nnx.State(unflatten(flat)) for flat in tensors), copy=True)
+
+
+def _split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
     graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return graph, flatten(nnx.to_pure_dict(params)), flatten(nnx.to_pure_dict(stats))
-
-
-def merge(graph: Any, *tensors: Tensors) -> Any:
-    """The inverse of `split`."""
-    return nnx.merge(graph, *(nnx.State(_unflatten(flat)) for flat in tensors), copy=True)
-
-
-def abstract(
-    description: dict[str, Any], *, dtype: str, convolution: Any = jax.lax.conv_general_dilated
-) -> tuple[Any, Tensors, Tensors]:
-    """`split` of the network without computing its values: shapes and types only."""
-    return split(nnx.eval_shape(lambda: build(description, dtype=dtype, rngs=nnx.Rngs(0), convolution=convolution)))
-
-
-def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts to one level with dotted names."""
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _unflatten(flat: dict[str, Any]) -> dict:
-    """The inverse of `flatten`; digits become integers, as NNX lists have them."""
-    tree: dict = {}
-    for name, value in flat.items():
-        *path, last = [int(part) if part.isdigit() else part for part in name.split(".")]
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = value
-    return tree

@@ -4,16 +4,19 @@ Three stages of n blocks with 16, 32 and 64 channels. Every padding is written o
 convolutions see the pixels that PyTorch's see.
 """
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from idrc_jax.core import validate
 from idrc_jax.kernels.activations import relu
 
 Shortcut = Literal["projection", "zero_pad"]
+Convolution = Callable[..., jax.Array]  # called like `jax.lax.conv_general_dilated`
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 
@@ -24,12 +27,13 @@ _linear_default = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 class Layers(NamedTuple):
     """What all layers share: compute type, convolution and random keys."""
 
-    dtype: Any
-    convolution: Any
+    dtype: DTypeLike
+    convolution: Convolution
     rngs: nnx.Rngs
 
 
 def conv(features_in: int, features_out: int, size: int, stride: int, layers: Layers) -> nnx.Conv:
+    """Make a convolution without a bias, of size x size pixels, that keeps height and width at stride 1."""
     return nnx.Conv(
         features_in,
         features_out,
@@ -45,6 +49,7 @@ def conv(features_in: int, features_out: int, size: int, stride: int, layers: La
 
 
 def batch_norm(features: int, layers: Layers) -> nnx.BatchNorm:
+    """Make a batch normalisation with PyTorch's defaults."""
     # Flax's momentum is the weight of the old value: 0.9 is PyTorch's default of 0.1.
     return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, dtype=layers.dtype, rngs=layers.rngs)
 
@@ -106,8 +111,8 @@ class ResNet(nnx.Module):
         shortcut: Shortcut = "projection",
         mean: tuple[float, ...] = CIFAR_MEAN,
         std: tuple[float, ...] = CIFAR_STD,
-        dtype: Any = jnp.float32,
-        convolution: Any = jax.lax.conv_general_dilated,
+        dtype: DTypeLike = jnp.float32,
+        convolution: Convolution = jax.lax.conv_general_dilated,
         rngs: nnx.Rngs,
     ) -> None:
         if depth < 8 or (depth - 2) % 6:
@@ -139,6 +144,8 @@ class ResNet(nnx.Module):
         return self.head(x).astype(jnp.float32)
 
 
-def _head_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+def _head_bias(
+    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32, out_sharding: object = None
+) -> jax.Array:
     # PyTorch's nn.Linear: uniform in +-1/sqrt(fan_in), and fan_in is 64 here.
     return jax.random.uniform(key, shape, dtype, -1 / 8, 1 / 8)

@@ -3,14 +3,13 @@
 Every padding is written out, so that strided convolutions and the max-pool see the pixels that PyTorch's see.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from idrc_jax.kernels.activations import relu
-from idrc_jax.models.resnet import Layers, batch_norm, conv
+from idrc_jax.models.resnet import Convolution, Layers, batch_norm, conv
 
 STAGES = (3, 4, 6, 3)
 _POOL_PADDING = ((0, 0), (1, 1), (1, 1), (0, 0))  # with -inf
@@ -19,7 +18,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """The largest of 3x3 pixels, at every second one: [N, H, W, C] -> [N, H/2, W/2, C]."""
+    """Take the largest of 3x3 pixels, at every second one: [N, H, W, C] -> [N, H/2, W/2, C]."""
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), _POOL_PADDING)
 
 
@@ -67,8 +66,8 @@ class ResNet50(nnx.Module):
         classes: int,
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
-        dtype: Any = jnp.float32,
-        convolution: Any = jax.lax.conv_general_dilated,
+        dtype: DTypeLike = jnp.float32,
+        convolution: Convolution = jax.lax.conv_general_dilated,
         rngs: nnx.Rngs,
     ) -> None:
         if not len(mean) == len(std) == 3:

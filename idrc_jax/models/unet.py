@@ -5,17 +5,20 @@ the time embedding are float32 in any compute type.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from idrc_jax.core import validate
+from idrc_jax.models.resnet import Convolution
 
 _ddpm = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _zeros = nnx.initializers.zeros_init()
+Padding = tuple[tuple[int, int], tuple[int, int]]  # before and after, of height and width
 _BOTH = ((1, 1), (1, 1))
 _NONE = ((0, 0), (0, 0))
 _AFTER = ((0, 1), (0, 1))
@@ -29,8 +32,8 @@ class Layers(NamedTuple):
     head_channels: int
     scale_shift: bool
     time_features: int
-    dtype: Any
-    convolution: Any
+    dtype: DTypeLike
+    convolution: Convolution
     rngs: nnx.Rngs
 
 
@@ -41,8 +44,8 @@ def _conv(
     *,
     size: int = 3,
     stride: int = 1,
-    padding: Any = _BOTH,
-    init: Any = _ddpm,
+    padding: Padding = _BOTH,
+    init: nnx.Initializer = _ddpm,
 ) -> nnx.Conv:
     return nnx.Conv(
         features_in,
@@ -57,19 +60,19 @@ def _conv(
     )
 
 
-def _linear(features_in: int, features: int, layers: Layers, init: Any = _ddpm) -> nnx.Linear:
+def _linear(features_in: int, features: int, layers: Layers, init: nnx.Initializer = _ddpm) -> nnx.Linear:
     return nnx.Linear(features_in, features, kernel_init=init, dtype=layers.dtype, rngs=layers.rngs)
 
 
 def enlarge(x: jax.Array) -> jax.Array:
-    """Each pixel twice in both directions: [N, H, W, C] -> [N, 2H, 2W, C]."""
+    """Repeat each pixel twice in both directions: [N, H, W, C] -> [N, 2H, 2W, C]."""
     count, height, width, features = x.shape
     twice = jnp.broadcast_to(x[:, :, None, :, None], (count, height, 2, width, 2, features))
     return twice.reshape(count, 2 * height, 2 * width, features)
 
 
 def shrink(x: jax.Array) -> jax.Array:
-    """The means of 2 x 2 pixels: [N, H, W, C] -> [N, H/2, W/2, C]."""
+    """Average 2 x 2 pixels: [N, H, W, C] -> [N, H/2, W/2, C]."""
     count, height, width, features = x.shape
     return x.reshape(count, height // 2, 2, width // 2, 2, features).mean((2, 4))
 
@@ -155,7 +158,7 @@ class Attention(nnx.Module):
 class Resample(nnx.Module):
     """Half the size by a convolution of stride 2, or twice the size and a convolution; the time plays no part."""
 
-    def __init__(self, features: int, layers: Layers, resize: str, padding: Any = _BOTH) -> None:
+    def __init__(self, features: int, layers: Layers, resize: str, padding: Padding = _BOTH) -> None:
         self.conv = _conv(features, features, layers, stride=2 if resize == "down" else 1, padding=padding)
         self.resize = resize
 
@@ -180,7 +183,7 @@ class Level(nnx.Module):
         self.resample = nnx.data(resample)
 
     def step(self, k: int, x: jax.Array, time: jax.Array) -> jax.Array:
-        """The k-th block and its attention."""
+        """Run the k-th block and its attention."""
         x = self.blocks[k](x, time)
         return self.attentions[k](x) if len(self.attentions) else x
 
@@ -225,8 +228,8 @@ class UNet(nnx.Module):
         downsample_padding: int = 1,
         flip_sin_to_cos: bool = False,
         frequency_shift: float = 1.0,
-        dtype: Any = jnp.float32,
-        convolution: Any = jax.lax.conv_general_dilated,
+        dtype: DTypeLike = jnp.float32,
+        convolution: Convolution = jax.lax.conv_general_dilated,
         rngs: nnx.Rngs,
     ) -> None:
         _check(widths, blocks, attention, middle_attention, head_channels, groups, epsilon)

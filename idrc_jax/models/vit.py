@@ -3,11 +3,12 @@
 Linear layers and attention are computed in `dtype`; the residual stream, layer norms, softmax and the head in float32.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from idrc_jax.core import validate
 
@@ -20,7 +21,7 @@ _position = nnx.initializers.truncated_normal(0.02)
 class Attention(nnx.Module):
     """Self-attention of several heads: queries [N, Q, width], tokens [N, T, width] -> [N, Q, width]."""
 
-    def __init__(self, width: int, heads: int, dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, heads: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.heads = heads
         self.query = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
         self.key = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
@@ -40,7 +41,7 @@ class Attention(nnx.Module):
 class EncoderBlock(nnx.Module):
     """Attention, then two linear layers, each after a layer norm and beside a shortcut: [N, T, width] -> the same."""
 
-    def __init__(self, width: int, heads: int, mlp: int, dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, heads: int, mlp: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.norm1 = _layer_norm(width, rngs)
         self.attention = Attention(width, heads, dtype, rngs)
         self.norm2 = _layer_norm(width, rngs)
@@ -89,7 +90,7 @@ class ViT(nnx.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         resize: Resize = "bilinear",
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         if size % patch:

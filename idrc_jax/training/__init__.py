@@ -3,13 +3,16 @@
 Imports core, certificates, data, kernels, models and sampling.
 """
 
-from idrc_jax.training.checkpoints import TrainingCheckpoints, same_or_refuse
+from idrc_jax.training.checkpoints import TrainingCheckpoints
 from idrc_jax.training.classifier import Metrics, make_batch, make_step, network_on, train
+from idrc_jax.training.job import RunOptions
 from idrc_jax.training.recipe import Recipe
+from idrc_jax.training.run_folder import same_or_refuse
 
 __all__ = [
     "Metrics",
     "Recipe",
+    "RunOptions",
     "TrainingCheckpoints",
     "make_batch",
     "make_step",

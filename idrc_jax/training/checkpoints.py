@@ -3,43 +3,25 @@
 import contextlib
 import gc
 import hashlib
-import json
 import logging
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from idrc_jax.core import files
-from idrc_jax.core.manifests import differences
-from idrc_jax.models.registry import flatten
+from idrc_jax.training.steps import State
 
 _STATE = "state.sha256"
 
 
-def same_or_refuse(path: Path, description: dict[str, Any]) -> None:
-    """Write a run's description as JSON at the first call; refuse another one, or a damaged file, ever after."""
-    description = json.loads(json.dumps(description))
-    if not path.is_file():
-        files.write_json(path, description)
-        return
-    try:
-        kept = files.read_json(path)
-    except ValueError as error:
-        raise ValueError(f"{error} Restore the settings of this run, or use another workdir.") from None
-    changed = differences(flatten(kept), flatten(description))
-    if changed:
-        raise ValueError(f"Expected the settings of the run in {path.parent}, got {changed}: use another workdir.")
-
-
 class TrainingCheckpoints:
-    """Orbax checkpoints of a training state, the newest two kept; a save that was cut off is never seen."""
+    """Orbax checkpoints of a training state in a folder, the newest two kept; a save cut off is never seen."""
 
     def __init__(self, folder: Path) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
@@ -48,14 +30,14 @@ class TrainingCheckpoints:
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def latest(self) -> int | None:
-        """The step of the newest checkpoint whose save was finished, or None."""
+        """Tell the step of the newest checkpoint whose save was finished, or None."""
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:
-        """The steps of all of them, the newest first."""
+        """List the steps of all of them, the newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: State) -> None:
         """Store the state of a step, unless it is stored already."""
         if step != self.latest():
             self._manager.save(step, args=ocp.args.StandardSave(state))
@@ -63,8 +45,8 @@ class TrainingCheckpoints:
             if jax.process_index() == 0:
                 files.write_text(self.folder / str(step) / _STATE, _hash_state(state))
 
-    def restore(self, step: int, like: Any) -> Any:
-        """The state of a step; `like` is the same tree of `jax.ShapeDtypeStruct` with shardings.
+    def restore(self, step: int, like: State) -> State:
+        """Read the state of a step; `like` is the same tree of `jax.ShapeDtypeStruct` with shardings.
 
         Raises:
           ValueError: the checkpoint is damaged.
@@ -98,7 +80,7 @@ class TrainingCheckpoints:
         self._manager.close()
 
 
-def _hash_state(state: Any) -> str:
+def _hash_state(state: State) -> str:
     """SHA-256 of a tree of arrays, every process having the whole of each."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(state):

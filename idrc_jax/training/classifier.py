@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +14,18 @@ from jax.sharding import Mesh
 from idrc_jax import data, models
 from idrc_jax.certificates.schemes import Gaussian, Scheme
 from idrc_jax.kernels import resnet_training_cpu
-from idrc_jax.models.diffusion import Denoiser
+from idrc_jax.models import Denoiser, Description, Tensors
 from idrc_jax.sampling import devices, noise_laws, random_keys
 from idrc_jax.training import implementation, loop
-from idrc_jax.training.loop import State, descend, images_of_step
+from idrc_jax.training.job import Facts, Job, RunOptions
 from idrc_jax.training.recipe import Recipe
+from idrc_jax.training.steps import State, descend, images_of_step
 
 # What the weights to start from must have in common with the network that is to be trained.
-_NETWORK = ("architecture", "depth", "classes", "image_shape", "shortcut", "mean", "std")
-
+_COMPARABLE = ("architecture", "depth", "classes", "image_shape", "shortcut", "mean", "std")
 
 # (params, stats, images float32 [N, H, W, C]) -> (logits float32 [N, classes], new stats), by batch statistics.
-Network = Callable[[models.Tensors, models.Tensors, jax.Array], tuple[jax.Array, models.Tensors]]
+Network = Callable[[Tensors, Tensors, jax.Array], tuple[jax.Array, Tensors]]
 
 
 class Metrics(NamedTuple):
@@ -38,10 +38,15 @@ class Metrics(NamedTuple):
 def make_batch(
     recipe: Recipe, scheme: Scheme, seed: int, *, split: bool = False
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """The function (step, order of its epoch, images, labels) -> (noisy batch float32 [B, H, W, C], its labels [B]).
+    """Make the function (step, epoch's order, images, labels) -> (noisy batch float32 [B, H, W, C], its labels [B]).
 
-    Images and labels are those of the whole set. Augmentation and noise follow from the seed and the step alone,
-    whether devices share the batch (`split`) or not.
+    Images and labels are those of the whole set. Augmentation and noise follow from the seed and the step alone.
+
+    Args:
+      recipe: for the batch's size, augmentation and lowest noise.
+      scheme: the noise's.
+      seed: of all that is drawn.
+      split: whether several devices share the batch; it is the same.
     """
     key = jax.random.fold_in(random_keys.stage(random_keys.root(seed), random_keys.TRAINING), 1)
 
@@ -60,8 +65,8 @@ def make_batch(
     return batch
 
 
-def network_on(mesh: Mesh, description: dict[str, Any], kernel: str = "auto") -> Network:
-    """The network in training, by the fastest that runs on those devices ("auto") or plainly ("xla")."""
+def network_on(mesh: Mesh, description: Description, kernel: str = "auto") -> Network:
+    """Make the network in training, by the fastest that runs on those devices ("auto") or plainly ("xla")."""
     if implementation.kernel_on(mesh, description, kernel) == "resnet_training_cpu":
         return resnet_training_cpu.network(
             depth=description["depth"],
@@ -71,7 +76,7 @@ def network_on(mesh: Mesh, description: dict[str, Any], kernel: str = "auto") ->
         )
     graph = implementation.graph_on(mesh, description, kernel)
 
-    def apply(params: models.Tensors, stats: models.Tensors, images: jax.Array) -> tuple[jax.Array, models.Tensors]:
+    def apply(params: Tensors, stats: Tensors, images: jax.Array) -> tuple[jax.Array, Tensors]:
         model = models.merge(graph, params, stats)
         return model(images, train=True), models.split(model)[2]
 
@@ -87,24 +92,30 @@ def make_step(
     mesh: Mesh,
     denoise: Callable[..., jax.Array] | None = None,
 ) -> Callable[..., tuple[State, Metrics]]:
-    """The training step (state, order of the epoch, images, labels of the whole set) -> (state, metrics); not jitted.
+    """Make the training step (state, epoch's order, images, labels of the whole set) -> (state, metrics); not jitted.
 
-    Batch statistics are those of the whole batch, on however many devices it lies. With `denoise` the step also takes
-    its params, and the network sees denoised images.
+    Batch statistics are those of the whole batch, on however many devices it lies.
+
+    Args:
+      network: in training, see `network_on`.
+      recipe, scheme, seed: see `make_batch`.
+      optimiser: the recipe's.
+      mesh: the devices that share a batch.
+      denoise: (params, noisy images) -> the images that the network sees; the step then takes those params last.
     """
     batch_of = make_batch(recipe, scheme, seed, split=mesh.size > 1)
     whole = devices.replicated(mesh)
     dealt = devices.split_first_axis(mesh)
 
     def step(
-        state: State, order: jax.Array, images: jax.Array, labels: jax.Array, *frozen: Any
+        state: State, order: jax.Array, images: jax.Array, labels: jax.Array, *frozen: object
     ) -> tuple[State, Metrics]:
         noisy, targets = batch_of(state.step, order, images, labels)
         noisy = jax.lax.with_sharding_constraint(noisy, dealt)
         targets = jax.lax.with_sharding_constraint(targets, dealt)
         seen = denoise(*frozen, noisy) if denoise else noisy
 
-        def loss_of(params: models.Tensors) -> tuple[jax.Array, tuple[models.Tensors, jax.Array]]:
+        def loss_of(params: Tensors) -> tuple[jax.Array, tuple[Tensors, jax.Array]]:
             logits, stats = network(params, state.stats, seen)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
             accuracy = jnp.mean(jnp.argmax(logits, -1) == targets)
@@ -121,7 +132,7 @@ def train(
     train_set: data.Dataset,
     scheme: Scheme,
     recipe: Recipe,
-    description: dict[str, Any],
+    description: Description,
     workdir: Path,
     *,
     seed: int = 0,
@@ -130,7 +141,7 @@ def train(
     denoiser: Denoiser | None = None,
     denoiser_steps: int = 1,
     kernel: str = "auto",
-    **limits: Any,
+    options: RunOptions | None = None,
 ) -> bool:
     """Train until the recipe is done or the time is up; call again to go on.
 
@@ -138,13 +149,17 @@ def train(
     that all of them see, and process 0 writes the files. When one is to stop, all do after the same step.
 
     Args:
-      description: of the network (see `checkpoints.build`), with its compute `dtype`.
+      train_set: images and their labels.
+      scheme: the noise's.
+      recipe: how long, how fast.
+      description: of the network (see `models.build`), with its compute `dtype`.
       workdir: gets `checkpoints/`, `metrics.csv`, `train_status.json` and at the end `weights.safetensors`.
+      seed: of all that is drawn.
+      mesh: the devices that share a batch; None takes all of every process.
       start: weights of the same network to start from (a file or a run's folder) instead of new ones.
       denoiser, denoiser_steps: take the noise off before the network sees the images, told the scheme's sigma.
       kernel: "auto" trains by the fastest that runs here, "xla" by the plain network; weights differ by rounding.
-      limits: max_minutes of this call, which stops cleanly before (0: no limit), checkpoint_minutes between two
-        checkpoints, steps_per_dispatch on accelerators (on the CPU a dispatch is one step), tensorboard.
+      options: how this call goes: its time limit, checkpoints, dispatches.
 
     Returns:
       Whether training is finished.
@@ -158,36 +173,41 @@ def train(
         raise ValueError(f"Expected labels to train a classifier, got none (absent, or -1) in {train_set.source}.")
     if recipe.sigma_low > scheme.sigma:
         raise ValueError(f"Expected train.sigma_low <= train.sigma = {scheme.sigma}, got {recipe.sigma_low}.")
-    facts: dict[str, Any] = {"scheme": {"name": scheme.name, **asdict(scheme)}, "recipe": asdict(recipe), "seed": seed}
-    facts |= {"data": train_set.name, "data_sha256": train_set.fingerprint()}
-    tensors = None
-    if start:
-        tensors, facts["start"] = loop.start_from(start, description, _NETWORK)
+    facts: Facts = {"scheme": {"name": scheme.name, **asdict(scheme)}}
     denoise, frozen = None, ()
     if denoiser is not None:
-        if scheme.name != Gaussian.name:
-            raise ValueError(f"Expected train.scheme = gaussian with a denoiser, got {scheme.name}.")
-        if recipe.sigma_low:
-            raise ValueError(f"Expected train.sigma_low = 0 with a denoiser of one level, got {recipe.sigma_low}.")
-        if list(denoiser.image_shape) != list(description["image_shape"]):
-            raise ValueError(f"Expected a denoiser of {description['image_shape']} images, got {denoiser.image_shape}.")
-        if not denoiser.sha256:
-            raise ValueError("Expected a denoiser loaded from a file, which names it, got one without a hash.")
-        denoiser.check(scheme.sigma, denoiser_steps)
+        _check_denoiser(denoiser, denoiser_steps, scheme, recipe, description)
         denoise = partial(denoiser.denoise, sigma=scheme.sigma, steps=denoiser_steps)
         frozen = (denoiser.params,)
         facts["denoiser"] = denoiser.describe() | {"steps": denoiser_steps}
-    job = loop.Job(
-        description=description | {"training": facts},
+
+    def step_on(optimiser: optax.GradientTransformation, mesh: Mesh) -> Callable[..., tuple[State, Metrics]]:
+        network = network_on(mesh, description, kernel)
+        return make_step(network, recipe, scheme, optimiser, seed, mesh, denoise)
+
+    job = Job(
+        description=description,
+        train_set=train_set,
         recipe=recipe,
-        images=len(train_set),
+        seed=seed,
+        start=start,
+        comparable=_COMPARABLE,
+        facts=facts,
         data=(train_set.images, train_set.labels, *frozen),
-        make_step=lambda optimiser, mesh: make_step(
-            network_on(mesh, description, kernel), recipe, scheme, optimiser, seed, mesh, denoise
-        ),
+        make_step=step_on,
         metrics=Metrics._fields,
-        first_stats=lambda params, stats: stats,
-        tensors=lambda state: state.params | state.stats,
-        start=tensors,
     )
-    return loop.run(job, workdir, seed=seed, mesh=mesh or devices.global_mesh(), **limits)
+    return loop.run(job, workdir, mesh=mesh, options=options)
+
+
+def _check_denoiser(denoiser: Denoiser, steps: int, scheme: Scheme, recipe: Recipe, description: Description) -> None:
+    """ValueError unless the denoiser can stand before the network under that noise."""
+    if scheme.name != Gaussian.name:
+        raise ValueError(f"Expected train.scheme = gaussian with a denoiser, got {scheme.name}.")
+    if recipe.sigma_low:
+        raise ValueError(f"Expected train.sigma_low = 0 with a denoiser of one level, got {recipe.sigma_low}.")
+    if list(denoiser.image_shape) != list(description["image_shape"]):
+        raise ValueError(f"Expected a denoiser of {description['image_shape']} images, got {denoiser.image_shape}.")
+    if not denoiser.sha256:
+        raise ValueError("Expected a denoiser loaded from a file, which names it, got one without a hash.")
+    denoiser.check(scheme.sigma, steps)

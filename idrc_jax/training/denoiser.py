@@ -7,24 +7,25 @@ mean squared error of the image.
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax.sharding import Mesh
 
 from idrc_jax import data, models
 from idrc_jax.core import validate
-from idrc_jax.models import diffusion
-from idrc_jax.models.diffusion import Schedule
+from idrc_jax.models import Description, Schedule, Tensors, diffusion
 from idrc_jax.sampling import devices, random_keys
-from idrc_jax.training import implementation, loop
-from idrc_jax.training.loop import State, descend, images_of_step
+from idrc_jax.training import implementation, loop, moving_average
+from idrc_jax.training.job import Job, RunOptions
 from idrc_jax.training.recipe import Recipe
+from idrc_jax.training.steps import State, descend, images_of_step
 
 # What the weights to start from must have in common with the denoiser that is to be trained.
-_NETWORK = ("architecture", "image_shape", "unet", "diffusion.schedule", "diffusion.prediction")
+_COMPARABLE = ("architecture", "image_shape", "unet", "diffusion.schedule", "diffusion.prediction")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Target:
       schedule: of the variance.
       prediction: what it predicts: "epsilon", "v" or "sample".
       sigma_low, sigma_high: noise levels to train for, in pixel units; 0 for the schedule's lowest and highest.
-      ema: how much of the running mean of the weights, which is kept, a step leaves in place.
+      ema: decay of the moving average of the weights, which is what is kept, in [0, 1).
     """
 
     schedule: Schedule
@@ -79,7 +80,7 @@ class Batch(NamedTuple):
 
 
 def make_batch(recipe: Recipe, target: Target, seed: int) -> Callable[[jax.Array, jax.Array, jax.Array], Batch]:
-    """The function (step, order of its epoch, images of the whole set) -> batch.
+    """Make the function (step, order of its epoch, images of the whole set) -> batch.
 
     Times are uniform between those of the lowest and the highest level. Flips, times and noise follow from the seed
     and the step alone.
@@ -106,11 +107,17 @@ def make_batch(recipe: Recipe, target: Target, seed: int) -> Callable[[jax.Array
 
 
 def make_step(
-    graph: Any, recipe: Recipe, target: Target, optimiser: optax.GradientTransformation, seed: int, mesh: Mesh
+    graph: nnx.GraphDef, recipe: Recipe, target: Target, optimiser: optax.GradientTransformation, seed: int, mesh: Mesh
 ) -> Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]:
-    """The training step (state, order of the epoch, images of the whole set) -> (state, metrics); not yet jitted.
+    """Make the training step (state, order of the epoch, images of the whole set) -> (state, metrics); not jitted.
 
-    The state's stats are the running mean of the params.
+    The state's stats are the moving average of its params.
+
+    Args:
+      graph: the network's, see `models.split`.
+      recipe, target, seed: see `make_batch`.
+      optimiser: the recipe's.
+      mesh: the devices that share a batch.
     """
     batch_of = make_batch(recipe, target, seed)
     whole, dealt = devices.replicated(mesh), devices.split_first_axis(mesh)
@@ -118,7 +125,7 @@ def make_step(
     def step(state: State, order: jax.Array, images: jax.Array) -> tuple[State, Metrics]:
         batch = jax.lax.with_sharding_constraint(batch_of(state.step, order, images), dealt)
 
-        def loss_of(params: models.Tensors) -> tuple[jax.Array, jax.Array]:
+        def loss_of(params: Tensors) -> tuple[jax.Array, jax.Array]:
             predicted = models.merge(graph, params)(batch.x, batch.time)
             return jnp.mean(jnp.square(predicted - batch.target)), predicted
 
@@ -126,10 +133,8 @@ def make_step(
         denoised = jnp.clip(diffusion.clean_estimate(target.prediction, predicted, batch.x, batch.a), -1, 1)
         psnr = -10 * jnp.log10(jnp.mean(jnp.square(denoised - batch.clean)) / 4)
         new = descend(state, optimiser, gradients, state.stats)
-        # A short memory at first, so that the mean soon forgets the initial weights.
-        keep = jnp.minimum(target.ema, (1 + state.step) / (10 + state.step))
-        mean = jax.tree.map(lambda old, now: keep * old + (1 - keep) * now, state.stats, new.params)
-        return jax.lax.with_sharding_constraint((new._replace(stats=mean), Metrics(loss, psnr)), whole)
+        average = moving_average.updated(state.stats, new.params, state.step, target.ema)
+        return jax.lax.with_sharding_constraint((new._replace(stats=average), Metrics(loss, psnr)), whole)
 
     return step
 
@@ -138,39 +143,42 @@ def train(
     train_set: data.Dataset,
     target: Target,
     recipe: Recipe,
-    description: dict[str, Any],
+    description: Description,
     workdir: Path,
     *,
     seed: int = 0,
     mesh: Mesh | None = None,
     start: str = "",
     kernel: str = "auto",
-    **limits: Any,
+    options: RunOptions | None = None,
 ) -> bool:
     """Train a denoiser until the recipe is done or the time is up; call again to go on.
 
-    Args, results and errors are those of `training.train`. What is kept is the running mean of the weights.
+    What is kept is the moving average of the weights. Results and errors are those of `training.train`.
+
+    Args:
+      train_set: the images; labels play no part.
+      target: what the denoiser learns.
+      recipe, description, workdir, seed, mesh, start, kernel, options: see `training.train`.
     """
     low, high = target.sigmas
     diffused = {"schedule": asdict(target.schedule), "prediction": target.prediction}
-    diffused |= {"sigma_low": low, "sigma_high": high}
-    facts = {"recipe": asdict(recipe), "ema": target.ema, "seed": seed}
-    facts |= {"data": train_set.name, "data_sha256": train_set.fingerprint()}
-    description = description | {"diffusion": diffused}
-    tensors = None
-    if start:
-        tensors, facts["start"] = loop.start_from(start, description, _NETWORK)
-    job = loop.Job(
-        description=description | {"training": facts},
+    description = description | {"diffusion": {**diffused, "sigma_low": low, "sigma_high": high}}
+
+    def step_on(optimiser: optax.GradientTransformation, mesh: Mesh) -> Callable[..., tuple[State, Metrics]]:
+        return make_step(implementation.graph_on(mesh, description, kernel), recipe, target, optimiser, seed, mesh)
+
+    job = Job(
+        description=description,
+        train_set=train_set,
         recipe=recipe,
-        images=len(train_set),
+        seed=seed,
+        start=start,
+        comparable=_COMPARABLE,
+        facts={"ema": target.ema},
         data=(train_set.images,),
-        make_step=lambda optimiser, mesh: make_step(
-            implementation.graph_on(mesh, description, kernel), recipe, target, optimiser, seed, mesh
-        ),
+        make_step=step_on,
         metrics=Metrics._fields,
-        first_stats=lambda params, stats: jax.tree.map(jnp.copy, params),
-        tensors=lambda state: state.stats,
-        start=tensors,
+        averaged=True,
     )
-    return loop.run(job, workdir, seed=seed, mesh=mesh or devices.global_mesh(), **limits)
+    return loop.run(job, workdir, mesh=mesh, options=options)

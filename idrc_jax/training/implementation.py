@@ -1,20 +1,22 @@
 """What trains a network on these devices: a CPU kernel or XLA, and on how many CPU devices."""
 
 import os
-from typing import Any
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh
 
 from idrc_jax import models
 from idrc_jax.core import validate
 from idrc_jax.kernels import convolution_cpu, resnet_training_cpu
+from idrc_jax.models import Description
 
 
 def cpu_kernel(architecture: str, dtype: str, kernel: str = "auto") -> str:
-    """What trains such a network on a CPU that is one device: a kernel of `idrc_jax.kernels`, or "xla".
+    """Name what trains such a network on a CPU that is one device: a kernel of `idrc_jax.kernels`, or "xla".
 
     Args:
+      architecture, dtype: of the network's description.
       kernel: "auto" takes the fastest that runs here, "xla" the plain network.
     """
     validate.one_of("kernel", kernel, ("auto", "xla"))
@@ -27,23 +29,28 @@ def cpu_kernel(architecture: str, dtype: str, kernel: str = "auto") -> str:
 
 
 def cpu_devices(architecture: str, dtype: str, batch: int, kernel: str = "auto") -> int:
-    """CPU devices that training is fastest on: one, if a kernel can spread it over the cores; else one a core.
+    """Count the CPU devices that training is fastest on.
 
-    Fewer than cores where these do not divide the batch.
+    One, if a kernel can spread it over the cores; else one a core, or fewer where cores do not divide the batch.
+
+    Args:
+      architecture, dtype: of the network's description.
+      batch: images a step.
+      kernel: as for `cpu_kernel`.
     """
     if cpu_kernel(architecture, dtype, kernel) != "xla":
         return 1
     return max(count for count in range(1, (os.cpu_count() or 1) + 1) if batch % count == 0)
 
 
-def kernel_on(mesh: Mesh, description: dict[str, Any], kernel: str = "auto") -> str:
-    """What trains the network on those devices; see `cpu_kernel`."""
+def kernel_on(mesh: Mesh, description: Description, kernel: str = "auto") -> str:
+    """Name what trains the network on those devices; see `cpu_kernel`."""
     on_one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
     return cpu_kernel(description["architecture"], description["dtype"], kernel if on_one_cpu else "xla")
 
 
-def graph_on(mesh: Mesh, description: dict[str, Any], kernel: str = "auto") -> Any:
-    """The network's graph (see `checkpoints.split`), with the convolutions that are fastest on those devices."""
+def graph_on(mesh: Mesh, description: Description, kernel: str = "auto") -> nnx.GraphDef:
+    """Make the network's graph (see `models.split`), with the convolutions that are fastest on those devices."""
     by_kernel = kernel_on(mesh, description, kernel) == "convolution_cpu"
     convolution = convolution_cpu.conv_general_dilated if by_kernel else jax.lax.conv_general_dilated
     return models.abstract(description, dtype=description["dtype"], convolution=convolution)[0]

@@ -4,125 +4,38 @@ Every random number is a function of (seed, step), so a run that was stopped any
 weights as one that was not.
 """
 
-import functools
 import time
-import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 from jax.sharding import Mesh
 
 from idrc_jax import models
-from idrc_jax.core import files, manifests, validate
 from idrc_jax.core.budget import Deadline, interruptible
 from idrc_jax.core.progress import Progress, require_progress, write_status
 from idrc_jax.sampling import devices, processes, random_keys
-from idrc_jax.training import checkpoints
-from idrc_jax.training.metrics_log import MetricsLog, summary_writer
-from idrc_jax.training.recipe import Recipe
+from idrc_jax.training import initial_state
+from idrc_jax.training.checkpoints import TrainingCheckpoints
+from idrc_jax.training.job import Job, RunOptions
+from idrc_jax.training.metrics_log import MetricsLog
+from idrc_jax.training.run_folder import open_run
+from idrc_jax.training.steps import State, Step, epoch_order
 
 _IN_FLIGHT = 8
 
 
-class State(NamedTuple):
-    """What a step changes: parameters, running statistics, optimiser state, steps done."""
-
-    params: models.Tensors
-    stats: models.Tensors
-    optimiser: Any
-    step: jax.Array
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the loop trains.
-
-    Attributes:
-      description: of the network (`checkpoints.build`), and under "training" of all that its weights follow from.
-      recipe: how long, how fast.
-      images: how many there are to train on.
-      data: what every step reads: arrays with the same first axis as the images, and other networks' params.
-      make_step: (optimiser, mesh) -> the step (state, order of the epoch, *data) -> (state, metrics).
-      metrics: names of what a step returns as a NamedTuple; the first is the loss.
-      first_stats: (params, the new network's stats) -> stats of the first state.
-      tensors: the state -> the tensors that are to be kept.
-      start: tensors to start from instead of new ones.
-    """
-
-    description: dict[str, Any]
-    recipe: Recipe
-    images: int
-    data: tuple[Any, ...]
-    make_step: Callable[[optax.GradientTransformation, Mesh], Callable[..., tuple[State, Any]]]
-    metrics: tuple[str, ...]
-    first_stats: Callable[[models.Tensors, models.Tensors], models.Tensors]
-    tensors: Callable[[State], models.Tensors]
-    start: models.Tensors | None = None
-
-
-def start_from(path: str, description: dict[str, Any], names: Sequence[str]) -> tuple[models.Tensors, dict[str, str]]:
-    """The tensors to start from, of the very network that is to be trained, and what names them.
-
-    `names` are the entries of the descriptions, "a.b" for that of an entry, that must agree.
-    """
-
-    def entry(of: dict[str, Any], name: str) -> Any:
-        return functools.reduce(lambda value, part: (value or {}).get(part), name.split("."), of)
-
-    tensors, found = models.read_weights(path)
-    if found["architecture"] != description["architecture"]:
-        names = ("architecture",)
-    compared = ({name: entry(one, name) for name in names} for one in (found, description))
-    changed = manifests.differences(*(models.flatten(manifests.as_json(one)) for one in compared))
-    if changed:
-        raise ValueError(f"Expected train.start to be the network that is to be trained, got {changed} in {path}.")
-    _, params, stats = models.abstract(description, dtype=description["dtype"])
-    models.check_tensors(tensors, params | stats, path)
-    floats = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
-    return floats, {"weights_sha256": models.hash_tensors(tensors)}
-
-
-def epoch_order(seed: int, epoch: int, count: int) -> jax.Array:
-    """The order in which an epoch takes `count` images, [count]: a new one every epoch.
-
-    It is made once an epoch and given to every step: a sort of 50,000 keys costs as much as some 20 images' training.
-    """
-    key = jax.random.fold_in(random_keys.stage(random_keys.root(seed), random_keys.TRAINING), 0)
-    return jax.random.permutation(jax.random.fold_in(key, epoch), count)
-
-
-def images_of_step(order: jax.Array, step: jax.Array, batch: int) -> jax.Array:
-    """Which images a step takes, [batch], by the order of its epoch.
-
-    What is left over when the batch does not divide the set is dropped.
-    """
-    return jax.lax.dynamic_slice(order, (step % (order.shape[0] // batch) * batch,), (batch,))
-
-
-def descend(
-    state: State, optimiser: optax.GradientTransformation, gradients: models.Tensors, stats: models.Tensors
-) -> State:
-    """The state after the optimiser's step, with new stats."""
-    updates, optimiser_state = optimiser.update(gradients, state.optimiser, state.params)
-    return State(jax.tree.map(jnp.add, state.params, updates), stats, optimiser_state, state.step + 1)
-
-
-def dispatches(step: Callable, *, on_cpu: bool) -> Callable[..., tuple[State, Any]]:
+def dispatches(step: Step, *, on_cpu: bool) -> Step:
     """Jit the step, donating its state, as (state, order, *data, count) -> (state, metrics [count]).
 
     On the CPU a dispatch is one step whatever `count` says (XLA runs kernel-gradient convolutions inside loops
     40 times slower there); on accelerators it is a scan of `count` steps of one epoch.
     """
 
-    def many(state: State, order: jax.Array, *data: Any, count: int) -> tuple[State, Any]:
+    def many(state: State, order: jax.Array, *data: object, count: int) -> tuple[State, tuple[jax.Array, ...]]:
         if on_cpu:
             state, metrics = step(state, order, *data)
             return state, jax.tree.map(lambda value: value[None], metrics)
@@ -131,117 +44,102 @@ def dispatches(step: Callable, *, on_cpu: bool) -> Callable[..., tuple[State, An
     return jax.jit(many, static_argnames="count", donate_argnums=0)
 
 
-def run(
-    job: Job,
-    workdir: Path,
-    *,
-    seed: int,
-    mesh: Mesh,
-    max_minutes: float = 0.0,
-    checkpoint_minutes: float = 5.0,
-    steps_per_dispatch: int = 50,
-    tensorboard: bool = False,
-) -> bool:
+class _Dispatcher:
+    """Dispatches steps ahead of what is read of them.
+
+    Attributes:
+      state, step: after all that was dispatched.
+      dispatched: how often that was.
+      ahead: dispatches that are to be in flight at most.
+      most_steps: of a dispatch.
+    """
+
+    def __init__(self, job: Job, step: Step, state: State, mesh: Mesh, steps_per_dispatch: int) -> None:
+        on_cpu = devices.is_cpu()
+        self.state, self.step, self.dispatched = state, int(state.step), 0
+        self.ahead, self.most_steps = (_IN_FLIGHT, 1) if on_cpu else (1, steps_per_dispatch)
+        self._job = job
+        self._run = dispatches(step, on_cpu=on_cpu)
+        self._data = devices.replicate(job.data, mesh)
+        self._shuffle = jax.jit(epoch_order, static_argnums=(0, 2), out_shardings=devices.replicated(mesh))
+        self._epoch = self.step // job.epoch_steps
+        self._order = self._shuffle(job.seed, self._epoch, len(job.train_set))
+        self._pending: deque[tuple[jax.Array, ...]] = deque()
+
+    def dispatch(self) -> None:
+        """Send the next steps, all of one epoch, on their way."""
+        epoch, position = divmod(self.step, self._job.epoch_steps)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffle(self._job.seed, epoch, len(self._job.train_set))
+        count = min(self.most_steps, self._job.epoch_steps - position)
+        self.state, metrics = self._run(self.state, self._order, *self._data, count=count)
+        self._pending.append(metrics)
+        self.step += count
+        self.dispatched += 1
+
+    def finished(self, in_flight: int) -> Iterator[tuple[np.ndarray, ...]]:
+        """Wait until no more than so many dispatches are in flight: the metrics of each that is done."""
+        while len(self._pending) > in_flight:
+            yield jax.device_get(self._pending.popleft())
+
+
+def run(job: Job, workdir: Path, *, mesh: Mesh | None = None, options: RunOptions | None = None) -> bool:
     """Train until the recipe is done or the time is up; call again to go on. See `training.train`."""
-    deadline = Deadline(max_minutes)
-    random_keys.check_seed(seed)
-    validate.at_least("train.checkpoint_minutes", checkpoint_minutes, 0)
-    validate.count("train.steps_per_dispatch", steps_per_dispatch, 1)
-    recipe, description = job.recipe, job.description
-    if recipe.batch > job.images:
-        raise ValueError(f"Expected train.batch <= the {job.images} training images, got {recipe.batch}.")
-    if recipe.batch % mesh.size:
-        raise ValueError(f"Expected train.batch to be a multiple of {mesh.size} devices, got {recipe.batch}.")
-    open_board = summary_writer() if tensorboard else None
-    steps_per_epoch = job.images // recipe.batch
-    total = recipe.epochs * steps_per_epoch
-    optimiser = recipe.optimiser(steps_per_epoch)
+    options, mesh = options or RunOptions(), mesh or devices.global_mesh()
+    deadline = Deadline(options.max_minutes)
+    _check(job, mesh)
+    start = initial_state.read_start(job)
+    description = job.describe(start.sha256)
+    optimiser = job.recipe.optimiser(job.epoch_steps)
+    like = initial_state.shapes(job, optimiser, mesh)
+    store = open_run(workdir, description, mesh)
+    state = initial_state.restored(store, like)
+    if state is None:
+        state = initial_state.new(job, start, optimiser, mesh)
+    done = int(state.step)
+    dispatcher = _Dispatcher(job, job.make_step(optimiser, mesh), state, mesh, options.steps_per_dispatch)
 
-    # The state: new, or the last checkpoint's.
-    _, params, stats = models.abstract(description, dtype=description["dtype"])
     leads, alone = jax.process_index() == 0, jax.process_count() == 1
-    processes.require_same("training settings and data", description)
-    processes.require_same("the devices of all processes", [one.id for one in mesh.devices.flat])
-    files.make_folder(workdir)
-    if leads or (workdir / "train_config.json").is_file():
-        checkpoints.same_or_refuse(workdir / "train_config.json", description)
-    store = checkpoints.TrainingCheckpoints(workdir / "checkpoints")
-    processes.require_same(f"the last checkpoint in {workdir}, a folder they share,", store.latest())
-    like = jax.eval_shape(
-        lambda p, s: State(p, job.first_stats(p, s), optimiser.init(p), jnp.zeros((), jnp.int32)), params, stats
-    )
-    whole = devices.replicated(mesh)
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), like)
-    restored = _restored(store, like)
-    if restored is not None:
-        done, state = restored
-    else:
-        init_key = random_keys.stage(random_keys.root(seed), random_keys.INITIALISATION)
-        _, params, stats = models.split(models.build(description, dtype=description["dtype"], rngs=nnx.Rngs(init_key)))
-        done = 0
-        if job.start is not None:
-            params, stats = ({name: job.start[name] for name in part} for part in (params, stats))
-        params = jax.tree.map(jnp.asarray, params)
-        stats = job.first_stats(params, jax.tree.map(jnp.asarray, stats))
-        state = State(params, stats, optimiser.init(params), jnp.zeros((), jnp.int32))
-        state = devices.replicate(state, mesh)
-    placed = devices.replicate(job.data, mesh)
+    ask_every = 1 if alone else max(1, dispatcher.ahead)  # dispatches between two talks of the processes
+    margin = (dispatcher.ahead + ask_every) * dispatcher.most_steps
+    rate = job.recipe.learning_rate(job.epoch_steps)
+    log = MetricsLog(workdir if leads else None, job.metrics, done, job.epoch_steps, rate, options.tensorboard)
+    progress = Progress("train", job.steps, done, unit="steps", show=leads)
 
-    # The loop: dispatch ahead, read behind.
-    on_cpu = devices.is_cpu()
-    ahead = _IN_FLIGHT if on_cpu else 1
-    ask_every = 1 if alone else max(1, ahead)  # dispatches between two talks of the processes
-    margin = (ahead + ask_every) * (1 if on_cpu else steps_per_dispatch)
-    dispatch = dispatches(job.make_step(optimiser, mesh), on_cpu=on_cpu)
-    board = open_board(str(workdir / "tensorboard")) if open_board and leads else None
-    rate = recipe.learning_rate(steps_per_epoch)
-    log = MetricsLog(workdir if leads else None, job.metrics, done, steps_per_epoch, rate, board)
-    progress = Progress("train", total, done, unit="steps", show=leads)
-    pending: deque[Any] = deque()
-    saved_at = time.monotonic()
-    step = done
-    shuffle = jax.jit(epoch_order, static_argnums=(0, 2), out_shardings=devices.replicated(mesh))
-    order = shuffle(seed, step // steps_per_epoch, job.images)
-
-    def drain(limit: int) -> None:
-        while len(pending) > limit:
-            read = jax.device_get(pending.popleft())
-            _require_finite(read.loss, log.step, store)
-            for values in zip(*read, strict=True):
+    def read(in_flight: int) -> None:
+        for losses, *others in dispatcher.finished(in_flight):
+            _require_finite(losses, log.step, store)
+            for values in zip(losses, *others, strict=True):
                 log.add([float(value) for value in values])
             progress.update(log.step, loss=log.mean_loss)
-            deadline.tick(len(read.loss))
+            deadline.tick(len(losses))
 
     def save() -> None:
-        drain(0)
-        _require_finite_state(state, store)
-        store.save(step, state)
+        read(0)
+        _require_finite_state(dispatcher.state, store)
+        store.save(dispatcher.step, dispatcher.state)
         log.flush()
         if leads:
-            write_status(workdir / "train_status.json", "train", done=step, total=total)
+            write_status(workdir / "train_status.json", "train", done=dispatcher.step, total=job.steps)
 
     try:
         with interruptible() as interrupt:
-            stop, _ = processes.any_wishes(interrupt.requested or deadline.over(margin_ticks=margin), False)
-            dispatched = 0
-            while step < total and not stop:
-                epoch, position = divmod(step, steps_per_epoch)
-                if position == 0:
-                    order = shuffle(seed, epoch, job.images)
-                count = 1 if on_cpu else min(steps_per_dispatch, steps_per_epoch - position)
-                state, metrics = dispatch(state, order, *placed, count=count)
-                pending.append(metrics)
-                step += count
-                dispatched += 1
-                drain(ahead)
-                if dispatched % ask_every:
+
+            def ask(*, due: bool) -> list[bool]:
+                """Whether to stop, and to save: all processes do when one wishes to."""
+                return processes.any_wishes(interrupt.requested or deadline.over(margin_ticks=margin), due)
+
+            saved_at = time.monotonic()
+            stop, _ = ask(due=False)
+            while dispatcher.step < job.steps and not stop:
+                dispatcher.dispatch()
+                read(dispatcher.ahead)
+                if dispatcher.dispatched % ask_every:
                     continue
-                drain(ahead if alone else 0)
-                stop, is_due = processes.any_wishes(
-                    interrupt.requested or deadline.over(margin_ticks=margin),
-                    time.monotonic() - saved_at >= 60 * checkpoint_minutes,
-                )
-                if is_due and not stop:
+                if not alone:
+                    read(0)
+                stop, due = ask(due=time.monotonic() - saved_at >= 60 * options.checkpoint_minutes)
+                if due and not stop:
                     save()
                     saved_at = time.monotonic()
             save()
@@ -249,53 +147,25 @@ def run(
         progress.close()
         log.close()
         store.close()
-    if step < total:
-        require_progress(done, step, max_minutes)
+    if dispatcher.step < job.steps:
+        require_progress(done, dispatcher.step, options.max_minutes)
         return False
     if leads:
-        tensors = {name: np.asarray(value) for name, value in job.tensors(state).items()}
-        models.save_weights(workdir / models.WEIGHTS, tensors, description)
+        kept = {name: np.asarray(value) for name, value in job.kept(dispatcher.state).items()}
+        models.save_weights(workdir / models.WEIGHTS, kept, description)
     return True
 
 
-def _restored(store: checkpoints.TrainingCheckpoints, like: Any) -> tuple[int, Any] | None:
-    """The newest checkpoint that can be read, as (step, state), or None where there is no checkpoint.
-
-    Newer ones, which cannot, are set aside with one warning. Every process must ask at the same point.
-
-    Raises:
-      ValueError: none can be read; all stay as they are.
-    """
-    damaged: dict[int, str] = {}
-    for step in store.steps():
-        state, why = None, "Another process cannot read it."
-        try:
-            state = store.restore(step, like)
-        except ValueError as error:
-            why = str(error)
-        (fails,) = processes.any_wishes(state is None)
-        if not fails:
-            break
-        damaged[step] = why
-    else:
-        if not damaged:
-            return None
-        raise ValueError(
-            f"{' '.join(damaged.values())} No other is left: restore one, or remove {store.folder} to train from the "
-            "beginning."
-        )
-    if damaged:
-        if jax.process_index() == 0:
-            for one in damaged:
-                store.set_aside(one)
-        processes.any_wishes(False)  # all wait for process 0
-        store.reload()
-        if jax.process_index() == 0:
-            warnings.warn(f"{' '.join(damaged.values())} Training goes on from step {step}.", stacklevel=2)
-    return step, state
+def _check(job: Job, mesh: Mesh) -> None:
+    """ValueError for a seed or a batch that cannot be."""
+    random_keys.check_seed(job.seed)
+    if job.recipe.batch > len(job.train_set):
+        raise ValueError(f"Expected train.batch <= the {len(job.train_set)} training images, got {job.recipe.batch}.")
+    if job.recipe.batch % mesh.size:
+        raise ValueError(f"Expected train.batch to be a multiple of {mesh.size} devices, got {job.recipe.batch}.")
 
 
-def _require_finite(losses: np.ndarray, first_step: int, store: checkpoints.TrainingCheckpoints) -> None:
+def _require_finite(losses: np.ndarray, first_step: int, store: TrainingCheckpoints) -> None:
     bad = ~np.isfinite(losses)
     if bad.any():
         raise FloatingPointError(
@@ -304,7 +174,7 @@ def _require_finite(losses: np.ndarray, first_step: int, store: checkpoints.Trai
         )
 
 
-def _require_finite_state(state: State, store: checkpoints.TrainingCheckpoints) -> None:
+def _require_finite_state(state: State, store: TrainingCheckpoints) -> None:
     """A finite loss may still have had gradients that were not."""
     finite = jax.tree.all(jax.tree.map(lambda leaf: bool(jnp.isfinite(leaf).all()), (state.params, state.stats)))
     if not finite:

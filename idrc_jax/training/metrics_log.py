@@ -5,9 +5,9 @@ import io
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import optax
@@ -17,14 +17,34 @@ from idrc_jax.core import files
 METRICS = "metrics.csv"
 
 
-class MetricsLog:
-    """Means per epoch, to a CSV (and TensorBoard); rows after the step resumed from are dropped.
+class Board(Protocol):
+    """What is used of tensorboardX's `SummaryWriter`."""
 
-    Without a workdir nothing is written.
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MetricsLog:
+    """The means of each epoch, in `metrics.csv` and for TensorBoard.
+
+    Args:
+      workdir: the run's folder; None writes nothing.
+      names: of the metrics; the first is the loss.
+      step: steps done; rows of later ones are dropped.
+      epoch_steps: steps of an epoch.
+      lr: the learning rate of each step.
+      tensorboard: whether to write for TensorBoard, too, in the folder `tensorboard`.
     """
 
     def __init__(
-        self, workdir: Path | None, names: Sequence[str], step: int, epoch_steps: int, lr: optax.Schedule, board: Any
+        self,
+        workdir: Path | None,
+        names: Sequence[str],
+        step: int,
+        epoch_steps: int,
+        lr: optax.Schedule,
+        tensorboard: bool = False,
     ) -> None:
         self._names = names
         self._path = workdir / METRICS if workdir else None
@@ -34,13 +54,15 @@ class MetricsLog:
         self._values: list[Sequence[float]] = []
         self._last_loss = math.nan
         self._started = time.monotonic()
-        self._board = board
+        self._board = summary_writer()(str(workdir / "tensorboard")) if workdir and tensorboard else None
 
     @property
     def mean_loss(self) -> float:
+        """Of the steps of this epoch so far; of the last epoch where there are none."""
         return float(np.mean([values[0] for values in self._values])) if self._values else self._last_loss
 
     def add(self, values: Sequence[float]) -> None:
+        """Note what a step has measured."""
         self.step += 1
         self._values.append(values)
         if self.step % self._epoch_steps == 0:
@@ -48,7 +70,7 @@ class MetricsLog:
 
     def _end_epoch(self) -> None:
         epoch = self.step // self._epoch_steps
-        values = {
+        values: dict[str, float] = {
             "epoch": epoch,
             "step": self.step,
             "lr": float(np.asarray(self._lr(self.step - 1))),
@@ -64,6 +86,7 @@ class MetricsLog:
         self._values, self._started = [], time.monotonic()
 
     def flush(self) -> None:
+        """Write the CSV file anew, whole or not at all."""
         if self._path is None:
             return
         text = io.StringIO(newline="")
@@ -72,7 +95,7 @@ class MetricsLog:
         writer.writerows(self._rows)
         files.write_text(self._path, text.getvalue())
 
-    def _read(self) -> list[dict[str, Any]]:
+    def _read(self) -> list[dict[str, float]]:
         """The rows of the file; one that is not whole is left out, with one warning."""
         if self._path is None or not self._path.is_file():
             return []
@@ -87,7 +110,7 @@ class MetricsLog:
             self._board.close()
 
 
-def _row(columns: Sequence[str], line: str) -> dict[str, Any] | None:
+def _row(columns: Sequence[str], line: str) -> dict[str, float] | None:
     """A line of the log, None for one that is cut off or not of this log."""
     try:
         epoch, step, *others = line.split(",")
@@ -98,7 +121,8 @@ def _row(columns: Sequence[str], line: str) -> dict[str, Any] | None:
     return dict(zip(columns, values, strict=True)) if whole else None
 
 
-def summary_writer() -> Any:
+def summary_writer() -> Callable[[str], Board]:
+    """Import tensorboardX's writer, which is made of a folder's name; ValueError where it is not installed."""
     try:
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
     except ImportError:

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from idrc_jax import certification, data, models
 from idrc_jax.certificates import schemes
+from idrc_jax.commands import export, import_network
 from idrc_jax.interop import exporting, importing, layouts, torch_files
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -52,7 +53,9 @@ def test_published_networks_are_the_same_functions(shared, published, tmp_path, 
 
     file = shared / f"weights/resnet{depth}-{name}.th"
     moments = ["--mean", *IMAGENET["mean"], "--std", *IMAGENET["std"]]
-    assert run(monkeypatch, importing, "x", file, "--arch", f"cifar_resnet{depth}", *moments, "--out", tmp_path) == 0
+    assert (
+        run(monkeypatch, import_network, "x", file, "--arch", f"cifar_resnet{depth}", *moments, "--out", tmp_path) == 0
+    )
     classify = jitted(models.load_classifier(tmp_path))
     made = np.concatenate([classify(data.to_unit(published.images[k : k + 1000])) for k in range(0, 10_000, 1000)])
     assert 100 * np.mean(made.argmax(1) == published.labels) == pytest.approx(accuracy, abs=0.02)
@@ -282,7 +285,7 @@ REFUSED = [
 def test_doubtful_files_are_refused_in_one_line(file, monkeypatch, capsys, change, about, arguments, message):
     rewrite(file, change, about)
     out = file.parent / "out"
-    assert run(monkeypatch, importing, "idrc-import", file, "--out", out, *arguments) == 1
+    assert run(monkeypatch, import_network, "idrc-import", file, "--out", out, *arguments) == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("error: ")
@@ -294,12 +297,12 @@ def test_doubtful_files_are_refused_in_one_line(file, monkeypatch, capsys, chang
 def test_what_the_file_says_is_enough(file, monkeypatch, capsys):
     rewrite(file, akamaster, ABOUT)
     out = file.parent / "new" / "out"
-    assert run(monkeypatch, importing, "idrc-import", file, "--out", out, "--size", "16", "--classes", "7") == 0
+    assert run(monkeypatch, import_network, "idrc-import", file, "--out", out, "--size", "16", "--classes", "7") == 0
     assert "Imported cifar_resnet8: 7 classes, images 16x16x3, normalised by mean [0.485" in capsys.readouterr().out
     classifier = models.load_classifier(out)
     assert (classifier.image_shape, classifier.description["shortcut"]) == ((16, 16, 3), "zero_pad")
     assert [path.name for path in out.iterdir()] == ["weights.safetensors"]
-    assert run(monkeypatch, importing, "idrc-import", file, "--out", out) == 1
+    assert run(monkeypatch, import_network, "idrc-import", file, "--out", out) == 1
     assert "choose another --out" in capsys.readouterr().err
 
 
@@ -447,7 +450,7 @@ def test_export_refuses_what_it_cannot_write(file, monkeypatch, capsys):
         (file.parent / "nowhere/x.safetensors", "in a folder that exists"),
         (file.parent / "x.onnx", "with suffix .pth"),
     ):
-        assert run(monkeypatch, exporting, "idrc-export", ours, target) == 1
+        assert run(monkeypatch, export, "idrc-export", ours, target) == 1
         assert message in capsys.readouterr().err
-    assert run(monkeypatch, exporting, "idrc-export", ours, file.parent / "y.safetensors") == 0
+    assert run(monkeypatch, export, "idrc-export", ours, file.parent / "y.safetensors") == 0
     assert (file.parent / "y.safetensors").is_file()

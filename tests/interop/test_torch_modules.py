@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from idrc_jax import sampling
 from idrc_jax.certificates import schemes
-from idrc_jax.interop import torch_modules
+from idrc_jax.interop import pixels, torch_modules
 from idrc_jax.kernels import network_cpu
 from idrc_jax.sampling import devices, random_keys
 
@@ -317,8 +317,8 @@ def test_wrong_moments_are_refused():
 
 
 def test_a_translation_that_disagrees_is_refused(monkeypatch):
-    wrong = torch_modules.aten.OPERATIONS | {"relu.default": lambda x: jax.nn.relu(x) * 1.01}
-    monkeypatch.setattr(torch_modules.aten, "OPERATIONS", wrong)
+    relu = pixels.in_stored_order(lambda x: jax.nn.relu(x) * 1.01, pixels.elementwise)
+    monkeypatch.setattr(torch_modules, "OPERATIONS", torch_modules.OPERATIONS | {"relu.default": relu})
     with pytest.raises(ValueError, match="equal logits of JAX and PyTorch"):
         from_torch(small())
 

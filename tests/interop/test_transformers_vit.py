@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 from test_importing import images, nothing, put, rename, run
 
 from idrc_jax import models
+from idrc_jax.commands import import_network
 from idrc_jax.interop import importing
 
 MOMENTS = {"image_mean": [0.5, 0.4, 0.6], "image_std": [0.5, 0.25, 0.3]}
@@ -68,7 +69,7 @@ def test_logits_are_transformers(tmp_path, monkeypatch, capsys, name, count, bin
         state = {key: torch.from_numpy(value) for key, value in tensors.items()}
         torch.save(state, tmp_path / "vit/pytorch_model.bin")
     size, classes = network.config.image_size, network.config.num_labels
-    assert run(monkeypatch, importing, "idrc-import", tmp_path / "vit", *GIVEN, "--out", tmp_path / "out") == 0
+    assert run(monkeypatch, import_network, "idrc-import", tmp_path / "vit", *GIVEN, "--out", tmp_path / "out") == 0
     said = f"Imported vit: {classes} classes, images {size}x{size}x3, normalised by mean [0.5, 0.4, 0.6]"
     assert said in capsys.readouterr().out
     batch = images(count, size)
@@ -86,7 +87,7 @@ def test_images_of_other_sizes_are_resized_as_by_pytorch(tmp_path, monkeypatch, 
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING | {"resample": resample}))
     for size in (10, 40):
         out = tmp_path / f"{size}"
-        assert run(monkeypatch, importing, "idrc-import", tmp_path, "--size", size, "--out", out) == 0
+        assert run(monkeypatch, import_network, "idrc-import", tmp_path, "--size", size, "--out", out) == 0
         batch = images(3, size)
         planes = torch.tensor(batch).permute(0, 3, 1, 2)
         resized = torch.nn.functional.interpolate(planes, (24, 24), mode=mode, antialias=True)
@@ -200,7 +201,7 @@ REFUSED = [
 @pytest.mark.parametrize(("damage", "arguments", "message"), REFUSED)
 def test_doubtful_folders_are_refused_in_one_line(tmp_path, monkeypatch, capsys, damage, arguments, message):
     write(tmp_path / "vit", **damage)
-    assert run(monkeypatch, importing, "idrc-import", tmp_path / "vit", "--out", tmp_path / "out", *arguments) == 1
+    assert run(monkeypatch, import_network, "idrc-import", tmp_path / "vit", "--out", tmp_path / "out", *arguments) == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("error: ")

@@ -18,9 +18,9 @@ from idrc_jax import data, models, training
 from idrc_jax.certificates import schemes
 from idrc_jax.kernels import resnet_training_cpu
 from idrc_jax.sampling import devices
-from idrc_jax.training import implementation, loop
-from idrc_jax.training.loop import State
+from idrc_jax.training import implementation, loop, steps
 from idrc_jax.training.recipe import Recipe
+from idrc_jax.training.steps import State
 
 MEAN, STD = (0.5, 0.4, 0.3, 0.45), (0.25, 0.2, 0.3, 0.22)
 
@@ -243,7 +243,7 @@ def test_a_few_steps_by_kernel_and_by_xla_agree():
     description = describe(8, "projection", (8, 8, 1), 4)
     recipe, mesh = Recipe(batch=64, lr=0.05), devices.mesh(1)
     _, params, stats = models.split(models.build(description, dtype="float32", rngs=nnx.Rngs(0)))
-    optimiser, order = recipe.optimiser(8), loop.epoch_order(0, 0, len(train_set))
+    optimiser, order = recipe.optimiser(8), steps.epoch_order(0, 0, len(train_set))
     found = {}
     for kernel in ("auto", "xla"):
         network = training.network_on(mesh, description, kernel)

@@ -10,7 +10,7 @@ import pytest
 from idrc_jax import training
 from idrc_jax.certificates import schemes
 from idrc_jax.sampling import noise_laws, random_keys, threefry
-from idrc_jax.training import loop
+from idrc_jax.training import steps
 
 KEY = random_keys.sample(
     random_keys.stage(random_keys.root(7), random_keys.ESTIMATION), jnp.uint32(4_000_000_000), jnp.uint32(99_999)
@@ -98,7 +98,7 @@ def test_no_setting_of_jax_changes_a_batch_of_training_or_its_order():
 
     def drawn():
         batch_of = training.make_batch(recipe, schemes.Gaussian(sigma=0.5), 3)
-        order = loop.epoch_order(3, 1, 20)
+        order = steps.epoch_order(3, 1, 20)
         noisy, labels = jax.jit(batch_of)(jnp.int32(1), order, jnp.asarray(images), jnp.arange(20, dtype=jnp.int32))
         return [np.asarray(value) for value in (order, labels, noisy)]
 

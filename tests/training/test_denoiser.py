@@ -16,10 +16,10 @@ from idrc_jax.certificates import schemes
 from idrc_jax.models import diffusion
 from idrc_jax.models.diffusion import Schedule
 from idrc_jax.sampling import devices
-from idrc_jax.training import denoiser, loop
+from idrc_jax.training import denoiser, loop, steps
 from idrc_jax.training.denoiser import Target
-from idrc_jax.training.loop import State
 from idrc_jax.training.recipe import Recipe
+from idrc_jax.training.steps import State
 
 UNET = {
     "channels": 1, "channels_out": 1, "widths": [16, 16], "blocks": 1, "attention": [False, False],
@@ -78,7 +78,7 @@ def test_a_denoiser_and_a_classifier_are_told_apart(finished):
 def test_batches_hold_noisy_images_of_uniform_times_and_their_targets(digits, prediction):
     target = Target(Schedule(), prediction, sigma_low=0.1, sigma_high=1.0)
     batch_of = jax.jit(denoiser.make_batch(Recipe(batch=256, augment=False), target, 0))
-    order = loop.epoch_order(0, 0, len(digits))
+    order = steps.epoch_order(0, 0, len(digits))
     batches = [batch_of(step, order, jnp.asarray(digits.images)) for step in range(4)]
     low, high = (target.schedule.time(sigma) for sigma in (0.1, 1.0))
     times = np.concatenate([one.time for one in batches])
@@ -97,14 +97,14 @@ def test_batches_hold_noisy_images_of_uniform_times_and_their_targets(digits, pr
     assert {image.tobytes() for image in found} <= wanted
 
 
-def test_what_is_kept_is_the_running_mean_of_the_weights(digits):
+def test_what_is_kept_is_the_moving_average_of_the_weights(digits):
     mesh = devices.mesh(1)
     graph, params, _ = models.split(models.build(DESCRIPTION, dtype="float32", rngs=nnx.Rngs(0)))
     optimiser = RECIPE.optimiser(4)
     step = jax.jit(denoiser.make_step(graph, RECIPE, TARGET, optimiser, 0, mesh))
     state = State(params, jax.tree.map(jnp.copy, params), optimiser.init(params), jnp.zeros((), jnp.int32))
     mean = {name: np.asarray(value, np.float64) for name, value in params.items()}
-    order = loop.epoch_order(0, 0, len(digits))
+    order = steps.epoch_order(0, 0, len(digits))
     for k in range(8):
         state, _ = step(state, order, jnp.asarray(digits.images))
         keep = min(TARGET.ema, (1 + k) / (10 + k))

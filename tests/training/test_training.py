@@ -13,10 +13,11 @@ from scipy import stats
 
 from idrc_jax import data, models, training
 from idrc_jax.certificates import schemes
+from idrc_jax.core import files
 from idrc_jax.sampling import devices
-from idrc_jax.training import loop, metrics_log
-from idrc_jax.training.loop import State
+from idrc_jax.training import RunOptions, loop, metrics_log, steps
 from idrc_jax.training.recipe import Recipe
+from idrc_jax.training.steps import State
 
 DESCRIPTION = {
     "architecture": "resnet", "depth": 8, "classes": 4, "image_shape": [8, 8, 1], "shortcut": "zero_pad",
@@ -30,9 +31,9 @@ def synthetic():
     return data.load("synthetic", "train")
 
 
-def train(synthetic, workdir, recipe=None, scheme=SCHEME, **more):
+def train(synthetic, workdir, recipe=None, scheme=SCHEME, seed=0, **options):
     recipe = recipe or Recipe(epochs=1, batch=128, lr=0.05)
-    return training.train(synthetic, scheme, recipe, DESCRIPTION, workdir, **more)
+    return training.train(synthetic, scheme, recipe, DESCRIPTION, workdir, seed=seed, options=RunOptions(**options))
 
 
 def fresh_state(recipe, mesh):
@@ -48,7 +49,7 @@ def fresh_state(recipe, mesh):
 
 
 def order_of(count, epoch=0):
-    return loop.epoch_order(0, epoch, count)
+    return steps.epoch_order(0, epoch, count)
 
 
 def loss_on(graph, state, images, labels):
@@ -166,7 +167,7 @@ def test_orders_are_those_that_runs_have_always_had():
     for step in (0, 1, 4, 7):
         epoch, position = divmod(step, 3)
         expected = jax.random.permutation(jax.random.fold_in(key, epoch), 100)[position * 32 : (position + 1) * 32]
-        got = loop.images_of_step(loop.epoch_order(5, epoch, 100), jnp.asarray(step), 32)
+        got = steps.images_of_step(steps.epoch_order(5, epoch, 100), jnp.asarray(step), 32)
         np.testing.assert_array_equal(got, expected)
 
 
@@ -269,7 +270,7 @@ def sliced(synthetic, tmp_path_factory):
     return workdir
 
 
-def steps(workdir):
+def steps_kept(workdir):
     return sorted(path.name for path in (workdir / "checkpoints").iterdir())
 
 
@@ -302,7 +303,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(synthetic,
     said = rf"Expected a whole checkpoint in {workdir}/checkpoints/6, got: .* Training goes on from step 5\."
     with pytest.warns(UserWarning, match=said):
         assert train(synthetic, workdir, SHORT, scheme=schemes.L1(sigma=0.5))
-    assert steps(workdir) == ["5", "6.damaged", "8"]
+    assert steps_kept(workdir) == ["5", "6.damaged", "8"]
     whole, resumed = (load((folder / "weights.safetensors").read_bytes()) for folder in (finished, workdir))
     assert whole == resumed
 
@@ -316,7 +317,7 @@ def test_damaged_checkpoints_alone_are_refused_and_stay(synthetic, sliced, tmp_p
         ValueError, match=r"checkpoints/6, got: .*checkpoints/5, got: .* No other is left: restore one, or"
     ):
         train(synthetic, workdir, SHORT, scheme=schemes.L1(sigma=0.5))
-    assert steps(workdir) == ["5", "6"]
+    assert steps_kept(workdir) == ["5", "6"]
 
 
 @pytest.mark.parametrize(
@@ -333,7 +334,7 @@ def test_lines_of_the_metrics_that_are_not_whole_are_left_out(sliced, tmp_path, 
     path.write_bytes(damage((sliced / "metrics.csv").read_bytes()))
     rate = SHORT.learning_rate(4)
     with pytest.warns(UserWarning, match=r"Lines of .*metrics\.csv that are not whole"):
-        log = metrics_log.MetricsLog(tmp_path, training.Metrics._fields, 5, 4, rate, None)
+        log = metrics_log.MetricsLog(tmp_path, training.Metrics._fields, 5, 4, rate)
     log.flush()
     lines = path.read_bytes().splitlines(keepends=True)
     assert lines == (sliced / "metrics.csv").read_bytes().splitlines(keepends=True)[: 1 + kept]
@@ -343,12 +344,12 @@ def test_a_disk_that_is_full_leaves_the_metrics_as_they_were(sliced, tmp_path, m
     path = tmp_path / "metrics.csv"
     before = (sliced / "metrics.csv").read_bytes()
     path.write_bytes(before)
-    log = metrics_log.MetricsLog(tmp_path, training.Metrics._fields, 5, 4, SHORT.learning_rate(4), None)
+    log = metrics_log.MetricsLog(tmp_path, training.Metrics._fields, 5, 4, SHORT.learning_rate(4))
 
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(loop._files.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         log.flush()
     assert path.read_bytes() == before

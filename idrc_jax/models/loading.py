@@ -1,0 +1,129 @@
+"""Loading a network for inference: its weights, checked, and each of the ways in which this machine can run it."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from idrc_jax.core import validate
+from idrc_jax.kernels import convolution_cpu, network_cpu, resnet_cpu
+from idrc_jax.models import folding
+from idrc_jax.models.classifier import ApplyFn, Classifier
+from idrc_jax.models.diffusion import Denoiser, Schedule
+from idrc_jax.models.registry import DTYPES, abstract, merge
+from idrc_jax.models.resnet import Convolution
+from idrc_jax.models.tensors import Arrays, Description, PyTree, Tensors, check_tensors, hash_tensors
+from idrc_jax.models.weights import read_weights, weights_file
+
+
+def load_classifier(
+    path: str | Path, *, dtype: str = "", kernel: str = "auto", expect: Description | None = None
+) -> Classifier:
+    """Load the classifier in a run's folder or a `.safetensors` file of this project, made for inference.
+
+    Args:
+      path: the file, or a folder holding `weights.safetensors`.
+      dtype: compute type ("float32", "bfloat16"); empty takes the one it was trained in.
+      kernel: "auto" takes a kernel where this machine can run one, with the plain network as its alternative (`choice`
+        takes the faster); "xla" the plain network alone.
+      expect: entries of the description (architecture, depth ...) that must agree.
+
+    Raises:
+      ValueError: no such file, not a file of this project, another architecture than expected, or tensors
+        that are missing, unexpected, of another shape or not finite.
+    """
+    file = weights_file(path)
+    tensors, description = read_weights(file)
+    if description["architecture"] == "unet":
+        raise ValueError(f"Expected a classifier, got a denoiser in {file}: set denoiser.weights to it.")
+    for name, value in (expect or {}).items():
+        if description.get(name) != value:
+            raise ValueError(
+                f"Expected a checkpoint with {name} = {value}, got {name} = {description.get(name)} in {file}."
+            )
+    dtype = dtype or description["dtype"]
+    _, params, stats = abstract(description, dtype=dtype)
+    check_tensors(tensors, params | stats, file)
+    sha256 = hash_tensors(tensors)
+    first, *others = (
+        Classifier(
+            apply_fn=apply_fn,
+            params=weights,
+            classes=description["classes"],
+            image_shape=tuple(description["image_shape"]),
+            dtype=dtype,
+            kernel=name,
+            sha256=sha256,
+            description=description,
+        )
+        for name, apply_fn, weights in _for_inference(tensors, description, dtype=dtype, kernel=kernel)
+    )
+    return first.with_alternatives(*others)
+
+
+def load_denoiser(path: str | Path, *, dtype: str = "", kernel: str = "auto") -> Denoiser:
+    """Load the denoiser in a run's folder or a `.safetensors` file of this project.
+
+    Args, errors: as for `load_classifier`.
+    """
+    file = weights_file(path)
+    tensors, description = read_weights(file)
+    if description["architecture"] != "unet":
+        raise ValueError(
+            f"Expected a denoiser, got a {description['architecture']} in {file}: set model.weights to it."
+        )
+    validate.one_of("kernel", kernel, ("auto", "xla"))
+    dtype, diffused = dtype or description["dtype"], description["diffusion"]
+    schedule = Schedule(**diffused["schedule"])
+    low, high = schedule.sigmas
+    _, params, _ = abstract(description, dtype=dtype)
+    check_tensors(tensors, params, file)
+    weights = {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
+
+    def by(name: str, convolution: Convolution) -> Denoiser:
+        graph, _, _ = abstract(description, dtype=dtype, convolution=convolution)
+
+        def apply_fn(weights: Tensors, x: jax.Array, time: jax.Array) -> jax.Array:
+            return merge(graph, weights)(x, time)
+
+        return Denoiser(
+            apply_fn=apply_fn,
+            params=weights,
+            image_shape=tuple(description["image_shape"]),
+            schedule=schedule,
+            prediction=diffused["prediction"],
+            sigmas=(diffused.get("sigma_low", low), diffused.get("sigma_high", high)),
+            dtype=dtype,
+            kernel=name,
+            sha256=hash_tensors(tensors),
+            description=description,
+        )
+
+    plain = by("xla", jax.lax.conv_general_dilated)
+    if kernel == "auto" and dtype == "float32" and jax.default_backend() == "cpu" and convolution_cpu.available():
+        return by("convolution_cpu", convolution_cpu.conv_general_dilated).with_alternatives(plain)
+    return plain
+
+
+def _for_inference(
+    tensors: Arrays, description: Description, *, dtype: str, kernel: str
+) -> list[tuple[str, ApplyFn, PyTree]]:
+    """List the kernel's name, apply_fn and params of each implementation of the network, a ResNet folded."""
+    validate.one_of("kernel", kernel, ("auto", "xla"))
+    if description["architecture"] == "vit":
+        graph, _, _ = abstract(description, dtype=dtype)
+
+        def apply_fn(weights: Tensors, images: jax.Array) -> jax.Array:
+            return merge(graph, weights, {})(images)
+
+        return [("xla", apply_fn, folding.cast(tensors, DTYPES[dtype]))]
+    folded = folding.fold(tensors, mean=tuple(description["mean"]), std=tuple(description["std"]))
+    if description["architecture"] == "resnet50":
+        if kernel == "auto" and dtype == "float32" and jax.default_backend() == "cpu" and network_cpu.available():
+            fast, params = folding.resnet50_by_kernel(folded, tuple(description["image_shape"]))
+            return [("network_cpu", fast, params), ("xla", folding.apply_resnet50, params["plain"])]
+        return [("xla", folding.apply_resnet50, folding.cast(folded, DTYPES[dtype]))]
+    if kernel == "auto" and jax.default_backend() == "cpu" and resnet_cpu.available():
+        fast, params = folding.resnet_by_kernel(folded, half=dtype == "bfloat16")
+        return [("resnet_cpu", fast, params), ("xla", folding.apply, params["plain"])]
+    return [("xla", folding.apply, folding.cast(folded, DTYPES[dtype]))]

@@ -1,0 +1,109 @@
+"""What the loop trains, and how one call of it goes."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TypedDict
+
+import optax
+from jax.sharding import Mesh
+
+from idrc_jax.core import validate
+from idrc_jax.data import Dataset
+from idrc_jax.models import Description, Tensors
+from idrc_jax.training.metrics_log import summary_writer
+from idrc_jax.training.recipe import Recipe
+from idrc_jax.training.steps import State, Step
+
+
+class Facts(TypedDict, total=False):
+    """What weights follow from: the entry "training" of their network's description, in the order of the file."""
+
+    scheme: dict[str, object]
+    recipe: dict[str, object]
+    ema: float
+    seed: int
+    data: str
+    data_sha256: str
+    start: dict[str, str]
+    denoiser: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the loop trains: a network, images and a loss.
+
+    Attributes:
+      description: of the network (see `models.build`), with its compute `dtype`.
+      train_set: the images.
+      recipe: how long, how fast.
+      seed: of all that is drawn.
+      start: weights to start from (a file or a run's folder) instead of new ones; empty for none.
+      comparable: entries of the description, "a.b" for one within another, in which those weights' must agree.
+      facts: what the weights follow from beside these.
+      data: what every step reads: arrays with the images' first axis, and other networks' params.
+      make_step: (optimiser, mesh) -> the step, not jitted.
+      metrics: names of what a step measures; the first is the loss.
+      averaged: whether the state's stats are the moving average of its params, which then is what is kept.
+    """
+
+    description: Description
+    train_set: Dataset
+    recipe: Recipe
+    seed: int
+    start: str
+    comparable: tuple[str, ...]
+    facts: Facts
+    data: tuple[object, ...]
+    make_step: Callable[[optax.GradientTransformation, Mesh], Step]
+    metrics: tuple[str, ...]
+    averaged: bool = False
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self.train_set) // self.recipe.batch
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        return self.recipe.epochs * self.epoch_steps
+
+    def describe(self, start_sha256: str) -> Description:
+        """Describe the trained network; `start_sha256` names the weights that it starts from, if it does."""
+        facts: Facts = {
+            **self.facts,
+            "recipe": asdict(self.recipe),
+            "seed": self.seed,
+            "data": self.train_set.name,
+            "data_sha256": self.train_set.fingerprint(),
+        }
+        if start_sha256:
+            facts["start"] = {"weights_sha256": start_sha256}
+        return self.description | {"training": {name: facts[name] for name in Facts.__annotations__ if name in facts}}
+
+    def kept(self, state: State) -> Tensors:
+        """The tensors that are the result of training."""
+        return state.stats if self.averaged else state.params | state.stats
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How one call of training goes; the weights do not follow from it.
+
+    Attributes:
+      max_minutes: the call stops cleanly before; 0 for no limit.
+      checkpoint_minutes: between two checkpoints.
+      steps_per_dispatch: on accelerators; on the CPU a dispatch is one step.
+      tensorboard: whether to write the metrics for TensorBoard, too.
+    """
+
+    max_minutes: float = 0.0
+    checkpoint_minutes: float = 5.0
+    steps_per_dispatch: int = 50
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        validate.at_least("train.checkpoint_minutes", self.checkpoint_minutes, 0)
+        validate.count("train.steps_per_dispatch", self.steps_per_dispatch, 1)
+        if self.tensorboard:
+            summary_writer()
