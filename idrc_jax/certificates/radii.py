@@ -120,7 +120,7 @@ def published_radius(scheme: Scheme, p_lower: Any) -> Any:
     """
     _check(p_lower)
     published = _cohen(scheme.sigma, np.asarray(p_lower, np.float64))
-    return np.where(isinstance(scheme, Stepped), np.nan, published)[()]
+    return (np.full_like(published, np.nan) if isinstance(scheme, Stepped) else published)[()]
 
 
 def published_is_valid(made: Mapping[str, Any]) -> bool:

@@ -48,7 +48,7 @@ class Plan:
     """
 
     name: ClassVar[str]
-    n: int
+    n: int = 100_000
 
     def __post_init__(self) -> None:
         validate.integer("certify.n", self.n)
@@ -101,7 +101,6 @@ class Fixed(Plan):
     """CERTIFY of Cohen et al. (2019): n0 votes choose the class, n fresh ones bound its probability."""
 
     name: ClassVar[str] = "fixed"
-    n: int = 100_000
     n0: int = 100
 
     def __post_init__(self) -> None:
@@ -121,7 +120,6 @@ class SelectionFree(Plan):
     """The n votes choose the class and bound its probability, at alpha / 2."""
 
     name: ClassVar[str] = "selection_free"
-    n: int = 100_000
 
     def lower(self, k: Any, n: Any, alpha: float) -> Any:
         return confidence_bounds.clopper_pearson_lower(k, n, alpha / 2)
@@ -136,7 +134,6 @@ class _Adaptive(Plan):
         alpha / (j (j + 1)), which add up to alpha).
     """
 
-    n: int = 100_000
     sequence: str = "betting"
 
     def __post_init__(self) -> None:
