@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import numpy as np
-from numpy.typing import ArrayLike
 
 from idrc_jax.certificates import confidence_bounds
 from idrc_jax.certificates.sampling_plans import Plan
@@ -78,7 +78,7 @@ class Scheduler:
         self._counter, self._plan, self._stop_rule = counter, plan, stop_rule
         self._piece, self._stage = piece, stage
         self._flight: list[_Image] = []
-        self._pending: deque[tuple[list[_Image], list[int], ArrayLike]] = deque()
+        self._pending: deque[tuple[list[_Image], list[int], jax.Array]] = deque()
         self.drawn = self.slots_used = self.slots_total = 0
 
     def run(self, positions: Sequence[int], *, over: Callable[[int], bool] = lambda images: False) -> Iterator[Drawn]:
