@@ -70,6 +70,11 @@ class Trial:
 class Contest:
     """Candidates that take turns until the time for measuring is over.
 
+    Args:
+      trial: what runs them.
+      first: the candidate that a tie goes to; it is run at once, and says how long the job would take.
+      samples, seconds: of the job (see `choice.choose`).
+
     Attributes:
       complete: whether there was time for all.
     """
