@@ -14,7 +14,7 @@ from idrc_jax.commands._inputs import classifier_and_images, denoiser_of, go_on,
 from idrc_jax.config.flags import run
 from idrc_jax.models import Classifier
 from idrc_jax.report import figures
-from idrc_jax.results import gallery_file, summary_table
+from idrc_jax.results import gallery_file
 from idrc_jax.sampling import batch_systems
 
 
@@ -78,7 +78,7 @@ def _certify(values: flags.FlagValues) -> int:
         print(go_on("Certification", workdir))
     elif worker.count == 1:
         read = _united(workdir)
-        print(summary_table.summary_table(read))
+        print(results.summary_table(read))
         gallery_file.write(gallery_selection.gallery(read, dataset, denoiser_of(settings)), workdir)
         others = len(read.rows) - len(indices)
         if others:

@@ -5,7 +5,6 @@ from absl import flags
 from idrc_jax import results
 from idrc_jax.config.flags import PathFlag, run
 from idrc_jax.core import command_line
-from idrc_jax.results import summary_table
 
 
 def main() -> None:
@@ -17,7 +16,7 @@ def _merge(values: flags.FlagValues, paths: list[str]) -> int:
     if not paths or values.out is None:
         raise ValueError("Expected result files and --out FOLDER, got none: idrc-merge --out FOLDER FILE ...")
     results.merge([command_line.path(path) for path in paths], values.out)
-    print(summary_table.summary_table(results.read_results(values.out)))
+    print(results.summary_table(results.read_results(values.out)))
     return 0
 
 

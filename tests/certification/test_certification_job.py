@@ -361,7 +361,7 @@ def test_images_without_labels_are_certified_and_no_accuracy_is_claimed(linear, 
         assert row == dataclasses.replace(known[idx], label=-1, correct=0)
     assert -1 in {row.predict for row in rows.values()}  # an abstention is not the unknown label
     read = results.read_results(tmp_path / "unknown")
-    table = summary_table.summary_table(read)
+    table = summary_table(read)
     assert "The images have no labels, so no accuracy is known." in table
     assert f"Abstained: {sum(row.predict == -1 for row in rows.values())} of 20." in table
     assert "ACR" not in table
