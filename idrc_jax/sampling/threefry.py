@@ -24,7 +24,7 @@ _SMALL = 1024  # numbers that are not worth a loop
 
 def key(data: np.ndarray) -> jax.Array:
     """The key with these two words, uint32 [2]."""
-    return jax.random.wrap_key_data(data, impl=_PINNED)
+    return jax.random.wrap_key_data(jnp.asarray(data), impl=_PINNED)
 
 
 def pinned(key: jax.Array) -> jax.Array:
