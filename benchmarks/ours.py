@@ -151,13 +151,13 @@ def load(weights: str, description: networks.Description, *, dtype: str, kernel:
     return denoised.denoised(classifier, denoiser, sigma=SCHEME.sigma)
 
 
-def choose(classifier: models.Classifier, mesh: Mesh, chunk: int, kernel: str) -> choice.Choice:
+def choose(classifier: models.Classifier, mesh: Mesh, chunk: int, kernel: str) -> sampling.Execution:
     """What the commands would take for a kernel that is asked for; a `chunk` that is asked for stays.
 
     Nothing is remembered from another run.
     """
     if kernel == "xla":
-        return choice.Choice(classifier, mesh, chunk or sampling.default_chunk(classifier, mesh))
+        return sampling.unmeasured(classifier, mesh, chunk)
     some = mesh if mesh.size < len(jax.local_devices()) else None
     with tempfile.TemporaryDirectory() as folder:
         return choice.choose(classifier, SCHEME, samples=_SAMPLES, mesh=some, chunk=chunk, folder=Path(folder))
@@ -165,10 +165,8 @@ def choose(classifier: models.Classifier, mesh: Mesh, chunk: int, kernel: str) -
 
 @dataclass(frozen=True)
 class _Certifier:
-    classifier: models.Classifier
+    execution: sampling.Execution
     image: np.ndarray
-    chunk: int
-    mesh: Mesh
 
 
 class Sampling:
@@ -193,29 +191,32 @@ class Sampling:
         kernel: str = "auto",
     ) -> dict[str, Any]:
         """Load, compile and warm up; `batch` is the chunk a device takes (0: the default)."""
-        chosen = choose(load(weights, description, dtype=dtype, kernel=kernel), self._mesh, batch, kernel)
-        classifier, mesh, chunk = chosen.classifier, chosen.mesh, chosen.chunk
+        execution = choose(load(weights, description, dtype=dtype, kernel=kernel), self._mesh, batch, kernel)
+        classifier = execution.classifier
         height, _, channels = classifier.image_shape
         picture = measure.picture(height, channels)
-        self._variants[name] = _Certifier(sampling.place(classifier, mesh), picture, chunk, mesh)
+        self._variants[name] = _Certifier(execution.placed(), picture)
         key = (weights, str(description), dtype, kernel)
         if key not in self._logits:
             with jax.default_matmul_precision(_PRECISE):
                 logits = jax.jit(classifier.apply_fn)(classifier.params, measure.probe(height, channels))
             self._logits[key] = np.asarray(logits).tolist()
-        stride = chunk * mesh.size
-        rate = measure.calibrate(lambda samples: self.turn(name, samples), stride)
-        facts = {"batch": chunk, "devices": mesh.size, "kernel": classifier.kernel, "rates": chosen.rates}
-        return {"rate": rate, "stride": stride, "logits": self._logits[key], "facts": facts}
+        rate = measure.calibrate(lambda samples: self.turn(name, samples), execution.stride)
+        facts = {
+            "batch": execution.chunk,
+            "devices": execution.mesh.size,
+            "kernel": classifier.kernel,
+            "rates": execution.rates,
+        }
+        return {"rate": rate, "stride": execution.stride, "logits": self._logits[key], "facts": facts}
 
     def turn(self, name: str, samples: int) -> float:
         """Seconds that the votes of so many samples take, read by the host."""
         one = self._variants[name]
         start = time.perf_counter()
         votes = sampling.dispatch_votes(
-            one.classifier, SCHEME, np.repeat(one.image, _SLOTS, axis=0), np.full(_SLOTS, SCHEME.sigma),
+            one.execution, SCHEME, np.repeat(one.image, _SLOTS, axis=0), np.full(_SLOTS, SCHEME.sigma),
             indices=np.zeros(_SLOTS), first=0, n=np.array([samples] + [0] * (_SLOTS - 1)), key=random_keys.root(0),
-            chunk=one.chunk, mesh=one.mesh,
         )  # fmt: skip
         counts = np.asarray(votes).sum(axis=(0, 1))
         seconds = time.perf_counter() - start
@@ -228,8 +229,8 @@ class Sampling:
         one = self._variants[name]
         start = time.perf_counter()
         certification.certify(
-            one.classifier, SCHEME, one.image, indices=np.array([0]), n0=measure.N0, n=n, key=random_keys.root(0),
-            chunk=one.chunk, mesh=one.mesh,
+            one.execution.classifier, SCHEME, one.image, indices=np.array([0]), n0=measure.N0, n=n,
+            key=random_keys.root(0), chunk=one.execution.chunk, mesh=one.execution.mesh,
         )  # fmt: skip
         return time.perf_counter() - start
 

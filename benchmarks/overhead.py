@@ -44,6 +44,7 @@ def seconds(job) -> float:
 
 def compare(network: models.Classifier, mesh: jax.sharding.Mesh, chunk: int) -> None:
     batch = jax.device_put(jnp.full((chunk * mesh.size, 32, 32, 3), 0.5), devices.split_first_axis(mesh))
+    execution = sampling.Execution(network, mesh, chunk)
     params = jax.device_put(network.params, devices.replicated(mesh))
     forward = jax.jit(
         jax.shard_map(network.apply_fn, mesh=mesh, in_specs=(P(), P(devices.AXIS)), out_specs=P(devices.AXIS))
@@ -57,8 +58,8 @@ def compare(network: models.Classifier, mesh: jax.sharding.Mesh, chunk: int) -> 
 
     def core(scheme):
         return sampling.dispatch_votes(
-            network, scheme, image, np.array([0.25]), indices=np.array([0]), first=0, n=CHUNKS * chunk * mesh.size,
-            key=random_keys.root(0), chunk=chunk, mesh=mesh,
+            execution, scheme, image, np.array([0.25]), indices=np.array([0]), first=0, n=CHUNKS * execution.stride,
+            key=random_keys.root(0),
         )  # fmt: skip
 
     jobs = {"bare": bare} | {

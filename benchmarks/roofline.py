@@ -75,7 +75,7 @@ def _votes(weights: str, dtype: str, samples: int, chunk: int, mesh: Mesh) -> np
     classes = []
     for index, image in enumerate(networks.images(8, classifier.image_shape[0])):
         votes = sampling.dispatch_votes(
-            classifier,
+            sampling.Execution(classifier, mesh, chunk),
             ours.SCHEME,
             np.broadcast_to(image, (samples, *image.shape)),
             np.full(samples, ours.SCHEME.sigma),
@@ -83,8 +83,6 @@ def _votes(weights: str, dtype: str, samples: int, chunk: int, mesh: Mesh) -> np
             first=np.arange(samples),
             n=1,
             key=random_keys.root(0),
-            chunk=chunk,
-            mesh=mesh,
         )
         classes.append(np.asarray(votes).sum(axis=0).argmax(axis=-1))
     return np.concatenate(classes)

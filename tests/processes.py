@@ -24,6 +24,7 @@ from idrc_jax.commands import train as train_main
 from idrc_jax.core import budget
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import batch_systems, processes
+from idrc_jax.sampling.vote_counter import VoteCounter
 from idrc_jax.training import loop
 
 INDICES = np.arange(60)
@@ -76,14 +77,14 @@ def certify_command(cue, *arguments):
     how, _, count = cue.partition(":")
     job._SECONDS_A_PIECE = 1e-9
     if how == "slow":
-        minutes, draw = 0, job._Sampler.__call__
+        minutes, start = 0, VoteCounter.start
 
-        def timed(sampler, piece):
+        def timed(counter, draw):
             nonlocal minutes
             minutes += int(count)
-            return draw(sampler, piece)
+            return start(counter, draw)
 
-        job._Sampler.__call__ = timed
+        VoteCounter.start = timed
         budget.time = types.SimpleNamespace(monotonic=lambda: 60.0 * minutes)
         atexit.register(lambda: print(f"{minutes} minutes"))
     else:

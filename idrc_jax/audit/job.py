@@ -68,7 +68,7 @@ def audit_certificates(
     budget = budget or Budget(max_minutes)
     random_keys.check_seed(seed)
     guarantee = _same_certificates(read, classifier, dataset, indices)
-    choice.check_chunk(classifier, mesh, chunk)
+    sampling.check_chunk(classifier, mesh, chunk)
     seen = _evenly(read.rows, settings.images)
     certified = [row for row in seen if row.predict != confidence_bounds.ABSTAIN and cells(row, settings)]
     distances = [[radius * fraction for _, radius, fraction in cells(row, settings)] for row in certified]

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from idrc_jax import sampling
 from idrc_jax.certificates.schemes import Scheme, host_scale
-from idrc_jax.models import Classifier
+from idrc_jax.sampling.execution import Execution
 
 
 def count(
-    classifier: Classifier,
+    execution: Execution,
     scheme: Scheme,
     points: np.ndarray,
     *,
@@ -20,17 +19,15 @@ def count(
     first: np.ndarray,
     n: np.ndarray,
     key: jax.Array,
-    chunk: int,
-    mesh: Mesh,
 ) -> np.ndarray:
     """Count votes at images: int64 [M, K + 1]; none where the noise level is 0, which certificates except.
 
     Args:
+      execution: placed on its devices.
       points: float32 [M, H, W, C]; an image may come several times.
       indices: int [M], which name the noise.
       first, n: int [M], number of the first sample of each, and how many there are.
       key: a typed key of a stage of its own.
-      classifier, chunk, mesh: as for `sampling.dispatch_votes`.
     """
     indices, levels = np.asarray(indices), host_scale(scheme, points)[1]
     n = np.where(levels > 0, n, 0)
@@ -41,7 +38,7 @@ def count(
         padded = np.concatenate([slots, np.repeat(slots[:1], empty)])
         dispatched.append(
             sampling.dispatch_votes(
-                classifier,
+                execution,
                 scheme,
                 points[padded],
                 levels[padded],
@@ -49,8 +46,6 @@ def count(
                 first=first[padded],
                 n=np.concatenate([n[slots], np.zeros(empty, int)]),
                 key=key,
-                chunk=chunk,
-                mesh=mesh,
             )
         )
     votes = [np.asarray(counts, np.int64).sum(axis=0) for counts in dispatched]

@@ -22,7 +22,7 @@ from idrc_jax.audit.significance import break_p_value
 from idrc_jax.certificates import confidence_bounds
 from idrc_jax.certificates.schemes import Scheme, Stepped, host_scale
 from idrc_jax.models import Classifier
-from idrc_jax.sampling import devices, random_keys
+from idrc_jax.sampling import random_keys
 
 _ROWS = 64
 _RAY = np.arange(1, 9) / 8
@@ -116,17 +116,20 @@ class Searcher:
         chunk: int = 0,
         mesh: Mesh | None = None,
     ) -> None:
-        self._mesh = mesh or devices.mesh()
-        self._classifier, self._scheme, self._settings = sampling.place(classifier, self._mesh), scheme, settings
-        self._threshold = threshold
-        self._chunk = chunk or sampling.default_chunk(classifier, self._mesh)
+        self._execution = sampling.unmeasured(classifier, mesh, chunk).placed()
+        self._scheme, self._settings, self._threshold = scheme, settings, threshold
         # A gradient keeps all intermediate results, votes only the largest.
-        a_device = min(max(self._chunk // (8 * settings.samples), 1), _ROWS)
-        self._rows = a_device * self._mesh.size
+        a_device = min(max(self._execution.chunk // (8 * settings.samples), 1), _ROWS)
+        self._rows = a_device * self._execution.mesh.size
         stages = (random_keys.SEARCH, random_keys.DIRECTION, random_keys.SCREENING, random_keys.CONFIRMATION)
         self._keys = {stage: random_keys.stage(key, stage) for stage in stages}
         self._attacker = Attacker(
-            self._classifier, scheme, self._keys[random_keys.SEARCH], settings.steps, settings.samples, self._mesh
+            self._execution.classifier,
+            scheme,
+            self._keys[random_keys.SEARCH],
+            settings.steps,
+            settings.samples,
+            self._execution.mesh,
         )
         # How far above 1/2 the rival's share must be for fresh votes to confirm it probably: the critical value, and
         # two standard errors of the difference between screening and fresh votes.
@@ -337,15 +340,13 @@ class Searcher:
         self, points: np.ndarray, indices: Sequence[int], stage: int, *, first: np.ndarray, n: np.ndarray
     ) -> np.ndarray:
         return point_votes.count(
-            self._classifier,
+            self._execution,
             self._scheme,
             points,
             indices=indices,
             first=first,
             n=n,
             key=self._keys[stage],
-            chunk=self._chunk,
-            mesh=self._mesh,
         )
 
     def _padding(self, images: int) -> np.ndarray:

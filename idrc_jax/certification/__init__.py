@@ -3,16 +3,10 @@
 Imports core, certificates, results, data, models and sampling.
 """
 
-from idrc_jax.certification.job import (
-    Settings,
-    certify,
-    certify_dataset,
-    check_fits,
-    check_prediction,
-    describe_guarantee,
-    estimate,
-    predict,
-)
+from idrc_jax.certification.guarantee import check_fits, describe_guarantee
+from idrc_jax.certification.in_memory import certify, check_prediction, predict
+from idrc_jax.certification.job import certify_dataset, estimate
+from idrc_jax.certification.settings import Settings
 from idrc_jax.certification.smoothed import SmoothedClassifier
 
 __all__ = [

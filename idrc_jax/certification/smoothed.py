@@ -9,12 +9,14 @@ from jax.sharding import Mesh
 
 from idrc_jax import data
 from idrc_jax.certificates import confidence_bounds
+from idrc_jax.certificates.sampling_plans import Fixed
 from idrc_jax.certificates.schemes import Scheme
-from idrc_jax.certification import job
+from idrc_jax.certification.in_memory import PREDICTION_SAMPLES, certify_by, check_prediction, predict_by
+from idrc_jax.certification.settings import Settings
 from idrc_jax.core import validate
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import choice, random_keys
-from idrc_jax.sampling.choice import Choice
+from idrc_jax.sampling.execution import Execution
 
 
 class Predictions(NamedTuple):
@@ -64,24 +66,24 @@ class SmoothedClassifier:
         classifier: Classifier,
         scheme: Scheme,
         *,
-        n0: int = 100,
-        n: int = 100_000,
-        n_predict: int = 1000,
-        alpha: float = 0.001,
+        n0: int = Fixed.n0,
+        n: int = Fixed.n,
+        n_predict: int = PREDICTION_SAMPLES,
+        alpha: float = Settings.alpha,
         chunk: int = 0,
         mesh: Mesh | None = None,
     ) -> None:
         if chunk:
             validate.count("chunk", chunk, 2)
-        job.check_prediction(n_predict, alpha, classifier.classes, adaptive=True)
-        self._settings = job.Settings(job.Fixed(n=n, n0=n0), alpha)
+        check_prediction(n_predict, alpha, classifier.classes, adaptive=True)
+        self._settings = Settings(Fixed(n=n, n0=n0), alpha)
         self._classifier, self._scheme, self._n_predict = classifier, scheme, n_predict
         self._chunk, self._mesh = chunk, mesh
-        self._chosen: Choice | None = None
+        self._execution: Execution | None = None
         self._longest = 0
 
     def predict(self, images: np.ndarray, *, key: jax.Array | None = None) -> Predictions:
-        """The class of each image.
+        """Predict the class of each image.
 
         Args:
           images: uint8, or float32 in [0, 1], [N, H, W, C].
@@ -90,9 +92,8 @@ class SmoothedClassifier:
         Guarantee: for each image on its own, with probability at least 1 - alpha over the noise, the class is that of
         the smoothed classifier, or it abstains.
         """
-        chosen = self._choose(len(images) * self._n_predict)
-        classes = job.predict(
-            chosen.classifier,
+        classes = predict_by(
+            self._choose(len(images) * self._n_predict),
             self._scheme,
             data.to_unit(np.asarray(images)),
             indices=np.arange(len(images)),
@@ -100,42 +101,36 @@ class SmoothedClassifier:
             alpha=self._settings.alpha,
             adaptive=True,
             key=_key(key),
-            chunk=chosen.chunk,
-            mesh=chosen.mesh,
         )
         return Predictions(classes, classes == confidence_bounds.ABSTAIN)
 
     def certify(self, images: np.ndarray, *, key: jax.Array | None = None) -> Certified:
-        """The class of each image and the l2 radius within which it stays; arguments as for `predict`.
+        """Certify each image: its class, and the l2 radius within which it stays; arguments as for `predict`.
 
         Guarantee: for each image on its own, with probability at least 1 - alpha over the noise, the smoothed
         classifier gives this class to every image nearer than the radius, or it abstains.
         """
-        chosen = self._choose(len(images) * self._settings.plan.most)
-        made = job.certify(
-            chosen.classifier,
+        made = certify_by(
+            self._choose(len(images) * self._settings.plan.most),
             self._scheme,
             data.to_unit(np.asarray(images)),
+            self._settings,
             indices=np.arange(len(images)),
-            plan=self._settings.plan,
-            alpha=self._settings.alpha,
             key=_key(key),
-            chunk=chosen.chunk,
-            mesh=chosen.mesh,
         )
         classes = np.asarray([one.predict for one in made], np.int64)
         return Certified(
             classes, classes == confidence_bounds.ABSTAIN, np.asarray([one.radius for one in made], np.float64)
         )
 
-    def _choose(self, samples: int) -> Choice:
+    def _choose(self, samples: int) -> Execution:
         """How to run: looked into again where a call is longer than all before."""
-        if self._chosen is None or samples > self._longest:
-            self._chosen = choice.choose(
+        if self._execution is None or samples > self._longest:
+            self._execution = choice.choose(
                 self._classifier, self._scheme, samples=samples, mesh=self._mesh, chunk=self._chunk
             )
             self._longest = samples
-        return self._chosen
+        return self._execution
 
 
 def _key(key: jax.Array | None) -> jax.Array:

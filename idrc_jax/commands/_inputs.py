@@ -4,7 +4,9 @@ import importlib.metadata
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
@@ -17,7 +19,10 @@ from idrc_jax.models.diffusion import Denoiser
 from idrc_jax.sampling import devices
 
 
-def classifier_and_images(values: flags.FlagValues, scheme: Scheme) -> tuple:
+def classifier_and_images(
+    values: flags.FlagValues, scheme: Scheme
+) -> tuple[models.Classifier, data.Dataset, np.ndarray]:
+    """The classifier, behind its denoiser if there is one; the data set; the indices of the images to look at."""
     settings = values.config
     if settings.model.factory and settings.model.weights:
         raise ValueError("Expected model.factory or model.weights, got both.")
@@ -43,6 +48,7 @@ def mesh_of(settings: config.Config) -> Mesh | None:
 
 
 def denoiser_of(settings: config.Config) -> Denoiser | None:
+    """The denoiser that the user names; ValueError for its settings without it."""
     if not settings.denoiser.weights:
         for name in ("denoiser.sigma", "denoiser.steps"):
             value = config.get(settings, name)
@@ -52,7 +58,7 @@ def denoiser_of(settings: config.Config) -> Denoiser | None:
     return models.load_denoiser(settings.denoiser.weights, dtype=settings.model.dtype, kernel=settings.kernel)
 
 
-def _expected(values: flags.FlagValues) -> dict:
+def _expected(values: flags.FlagValues) -> dict[str, Any]:
     """What the weights must be: the config's network or, of a file that the user names, what the command line says."""
     settings = values.config
     said = config_flags.get_override_values(values["config"]) if settings.model.weights else config.FIELDS
@@ -60,7 +66,8 @@ def _expected(values: flags.FlagValues) -> dict:
     return {name: settings.model[name] for name in names if f"model.{name}" in said}
 
 
-def provenance(settings: config.Config) -> dict:
+def provenance(settings: config.Config) -> dict[str, Any]:
+    """What a manifest says of a call: versions, the time, the files of weights."""
     packages = ("jax", "jaxlib", "flax", "numpy", "scipy")
     versions = {name: importlib.metadata.version(name) for name in packages} | {"idrc_jax": __version__}
     return {
@@ -73,4 +80,5 @@ def provenance(settings: config.Config) -> dict:
 
 
 def go_on(what: str, workdir: Path) -> str:
+    """What to tell when a time limit has ended a call."""
     return f"{what} in {workdir} stopped before its time limit; the same command goes on from here."

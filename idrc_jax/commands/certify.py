@@ -2,11 +2,13 @@
 
 import math
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
 
-from idrc_jax import config, data, models, results
+from idrc_jax import config, data, results
 from idrc_jax.certification import certify_dataset, estimate, gallery_selection
 from idrc_jax.commands._inputs import classifier_and_images, denoiser_of, go_on, mesh_of, provenance
 from idrc_jax.config.flags import run
@@ -75,8 +77,7 @@ def _certify(values: flags.FlagValues) -> int:
     if not finished:
         print(go_on("Certification", workdir))
     elif worker.count == 1:
-        results.merge(results.result_files(workdir), workdir)
-        read = results.read_results(workdir)
+        read = _united(workdir)
         print(results.summary_table(read))
         gallery_file.write(gallery_selection.gallery(read, dataset, denoiser_of(settings)), workdir)
         others = len(read.rows) - len(indices)
@@ -94,9 +95,22 @@ def _certify(values: flags.FlagValues) -> int:
     return 0
 
 
-def _training(classifier: models.Classifier) -> dict:
+def _united(workdir: Path) -> results.Results:
+    """The rows of all result files, sorted by index in `certificates.tsv`, which is written anew only if it must be."""
+    others = [path for path in results.result_files(workdir) if path.name != results.NAME]
+    if not others:
+        read = results.read_results(workdir)
+        indices = [row.idx for row in read.rows]
+        if indices == sorted(indices):
+            return read
+    results.merge(others, workdir)
+    return results.read_results(workdir)
+
+
+def _training(classifier: Classifier) -> dict[str, Any]:
     """How the network was trained, where its weights say so."""
-    return {name: classifier.description[name] for name in ("training",) if name in classifier.description}
+    described = classifier.description
+    return {"training": described["training"]} if "training" in described else {}
 
 
 def _duration(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from absl import flags
 
 from idrc_jax import certification, config, data
-from idrc_jax.certification import predict as predict_images
+from idrc_jax.certification.in_memory import PREDICTION_SAMPLES, predict_by
 from idrc_jax.commands._inputs import classifier_and_images, mesh_of
 from idrc_jax.config.flags import run
 from idrc_jax.sampling import choice, random_keys
@@ -20,12 +20,12 @@ def _predict(values: flags.FlagValues) -> int:
     classifier, dataset, indices = classifier_and_images(values, scheme)
     certification.check_fits(classifier, dataset)
     certification.check_prediction(values.n, settings.certify.alpha, classifier.classes, adaptive=values.adaptive)
-    chosen = choice.choose(classifier, scheme, samples=len(indices) * values.n, mesh=mesh, chunk=settings.chunk)
+    execution = choice.choose(classifier, scheme, samples=len(indices) * values.n, mesh=mesh, chunk=settings.chunk)
     print("idx\tlabel\tpredict\tcorrect" if dataset.labelled else "idx\tpredict", flush=True)
     for start in range(0, len(indices), 16):
         some = indices[start : start + 16]
-        predictions = predict_images(
-            chosen.classifier,
+        predictions = predict_by(
+            execution,
             scheme,
             data.to_unit(dataset.images[some]),
             indices=some,
@@ -33,8 +33,6 @@ def _predict(values: flags.FlagValues) -> int:
             alpha=settings.certify.alpha,
             adaptive=values.adaptive,
             key=random_keys.root(settings.seed),
-            chunk=chosen.chunk,
-            mesh=chosen.mesh,
         )
         for index, prediction in zip(some, predictions, strict=True):
             label = dataset.labels[index]
@@ -44,7 +42,8 @@ def _predict(values: flags.FlagValues) -> int:
 
 
 def _define_predict(values: flags.FlagValues) -> None:
-    flags.DEFINE_integer("n", 1000, "Samples an image, 1000 by default.", flag_values=values)
+    told = f"Samples an image, {PREDICTION_SAMPLES} by default."
+    flags.DEFINE_integer("n", PREDICTION_SAMPLES, told, flag_values=values)
     flags.DEFINE_bool("adaptive", False, "Stop where the class is clear, after at most n samples.", values)
 
 

@@ -3,16 +3,15 @@
 Imports core, certificates, kernels and models.
 """
 
+from idrc_jax.sampling.execution import Execution, check_chunk, default_chunk, unmeasured
 from idrc_jax.sampling.votes import (
     SLOTS,
     ApplyFn,
     check_images,
     check_indices,
     count_votes,
-    default_chunk,
     dispatch_votes,
     memory_estimate,
-    place,
     sample_votes,
     slot_votes,
 )
@@ -20,13 +19,15 @@ from idrc_jax.sampling.votes import (
 __all__ = [
     "SLOTS",
     "ApplyFn",
+    "Execution",
+    "check_chunk",
     "check_images",
     "check_indices",
     "count_votes",
     "default_chunk",
     "dispatch_votes",
     "memory_estimate",
-    "place",
     "sample_votes",
     "slot_votes",
+    "unmeasured",
 ]

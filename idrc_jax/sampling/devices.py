@@ -4,7 +4,7 @@ import contextlib
 import os
 import traceback
 from collections.abc import Iterator
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -12,6 +12,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from idrc_jax.core import validate
+
+Tree = TypeVar("Tree")
 
 AXIS = "data"
 _MOST_CPU_DEVICES = 64  # that are made on request where there are fewer cores: each costs threads and memory
@@ -70,8 +72,8 @@ def global_mesh(count: int = 0) -> Mesh:
     return jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
 
 
-def replicate(tree: Any, on: Mesh) -> Any:
-    """Put arrays, which every process must have, whole on every device of the mesh."""
+def replicate(tree: Tree, on: Mesh) -> Tree:
+    """Put the arrays of a tree, which every process must have, whole on every device of the mesh."""
     whole = replicated(on)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(whole, np.asarray(leaf), leaf.shape), tree)
 

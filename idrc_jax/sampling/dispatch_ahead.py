@@ -6,25 +6,21 @@ stay full however differently plans stop; an image that waits for its votes is o
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from idrc_jax.certificates import confidence_bounds
 from idrc_jax.certificates.sampling_plans import Plan
 from idrc_jax.sampling import random_keys
+from idrc_jax.sampling.vote_counter import Draw, VoteCounter
 
-_AHEAD = 2
+_AHEAD = 2  # dispatches that wait on the devices while the host reads another
 
-
-class Draw(NamedTuple):
-    """A dispatch: n[i] samples from first[i] on of the image at positions[i], all in one stage."""
-
-    stage: int
-    positions: list[int]
-    first: list[int]
-    n: list[int]
+StopRule = Callable[[np.ndarray], bool]
+"""An image's votes, int64 [K + 1], at a look before the last -> whether to stop there (see `Plan.stopping`)."""
 
 
 class Drawn(NamedTuple):
@@ -35,151 +31,161 @@ class Drawn(NamedTuple):
     votes: np.ndarray
 
 
-@dataclass
+@dataclass(eq=False)
 class _Image:
+    """An image in flight, in one stage; `looks` are the sample numbers of the stage at which it is still to be seen."""
+
     position: int
+    stop: StopRule
     stage: int
     looks: list[int]
-    finished: Callable[[np.ndarray], bool]
+    votes: np.ndarray
     selected: int = confidence_bounds.ABSTAIN
     dispatched: int = 0
     counted: int = 0
-    votes: Any = 0
-    started: bool = field(default=False)
+
+    def begin(self, stage: int, looks: list[int]) -> None:
+        """Start anew in another stage."""
+        self.stage, self.looks = stage, looks
+        self.votes = np.zeros_like(self.votes)
+        self.dispatched = self.counted = 0
 
 
 class Scheduler:
     """Draws the votes of images by a plan.
 
     Args:
-      dispatch: starts a `Draw` and returns at once int [devices, slots, K + 1], to be summed over the first axis.
+      counter: of the images' votes.
       plan: how many samples an image gets.
-      stopping: position -> the image's stop rule (see `Plan.stopping`).
-      slots: images that a dispatch can hold.
-      piece: samples of a dispatch, a multiple of `stride`.
-      stride: samples of all devices' chunks together; dispatches of whole strides waste nothing.
+      stop_rule: position -> the image's stop rule.
+      piece: samples of a dispatch, a multiple of the counter's stride.
       stage: of the samples that follow the selection.
 
     Attributes:
-      drawn: estimation samples counted so far.
+      drawn: samples of that stage counted so far.
       slots_used, slots_total: places in the batches dispatched so far that held a sample, and all of them.
     """
 
     def __init__(
         self,
-        dispatch: Callable[[Draw], Any],
+        counter: VoteCounter,
         plan: Plan,
-        stopping: Callable[[int], Callable[[np.ndarray], bool]],
+        stop_rule: Callable[[int], StopRule],
         *,
-        slots: int,
         piece: int,
-        stride: int,
         stage: int = random_keys.ESTIMATION,
     ) -> None:
-        self._dispatch, self._plan, self._stopping = dispatch, plan, stopping
-        self._slots, self._piece, self._stride, self._stage = slots, piece, stride, stage
-        self._flight: deque[_Image] = deque()
-        self._pending: deque[tuple[list[_Image], list[int], Any]] = deque()
+        self._counter, self._plan, self._stop_rule = counter, plan, stop_rule
+        self._piece, self._stage = piece, stage
+        self._flight: list[_Image] = []
+        self._pending: deque[tuple[list[_Image], list[int], jax.Array]] = deque()
         self.drawn = self.slots_used = self.slots_total = 0
 
-    @property
-    def started(self) -> int:
-        """Images in flight whose estimation has begun."""
-        return sum(image.started for image in self._flight)
-
-    def run(
-        self,
-        positions: Sequence[int],
-        *,
-        may_start: Callable[[], bool] = lambda: True,
-        must_stop: Callable[[], bool] = lambda: False,
-    ) -> Iterator[Drawn]:
+    def run(self, positions: Sequence[int], *, over: Callable[[int], bool] = lambda images: False) -> Iterator[Drawn]:
         """Yield images as they are decided.
 
         Args:
           positions: of the images, in the order in which they begin.
-          may_start: asked before each dispatch; after a no, no image's estimation begins any more.
-          must_stop: asked before each dispatch; a yes ends the run, and what is in flight is lost.
+          over: number of images -> whether it is too late to finish so many; asked before each dispatch. Once it is for
+            those whose estimation has begun and one more, no other begins any more; once it is for none at all, the run
+            ends, and what is in flight is lost.
         """
         waiting = deque(positions)
-        closed = False
-        while not must_stop():
-            if not closed and not may_start():
-                closed = True
+        while not over(0):
+            if over(1 + sum(map(self._has_begun, self._flight))):
                 waiting.clear()
-                self._flight = deque(image for image in self._flight if image.started)
-            sent = self._send(waiting)
-            if not sent and not self._pending:
+                self._flight = [image for image in self._flight if self._has_begun(image)]
+            images, takes = self._next_samples(waiting)
+            if images:
+                self._dispatch(images, takes)
+            elif not self._pending:
                 return
-            while self._pending and (not sent or len(self._pending) > _AHEAD):
-                sent = True
-                yield from self._read()
+            if not images or len(self._pending) > _AHEAD:
+                for image, take, votes in self._read():
+                    if self._add(image, take, votes):
+                        yield Drawn(image.position, image.selected, image.votes)
 
-    def _send(self, waiting: deque[int]) -> bool:
-        """Fill a dispatch from the images in flight, then from those that wait."""
-        chosen: list[_Image] = []
+    def _has_begun(self, image: _Image) -> bool:
+        """Whether samples of an image's estimation are dispatched."""
+        return image.stage == self._stage and image.dispatched > 0
+
+    def _next_samples(self, waiting: deque[int]) -> tuple[list[_Image], list[int]]:
+        """Images of one stage, and how many samples each draws next: those in flight first, then some that wait."""
+        ready = deque(image for image in self._flight if image.dispatched < image.looks[0])
+        images: list[_Image] = []
         takes: list[int] = []
         room = self._piece
-        for image in self._candidates(waiting):
-            if room == 0 or len(chosen) == self._slots or (chosen and image.stage != chosen[0].stage):
+        while room and len(images) < self._counter.slots and (ready or waiting):
+            image = ready.popleft() if ready else self._enter(waiting.popleft())
+            if images and image.stage != images[0].stage:
                 break
             takes.append(min(room, image.looks[0] - image.dispatched))
-            chosen.append(image)
+            images.append(image)
             room -= takes[-1]
-        if not chosen:
-            return False
-        total = sum(takes)
-        surplus = total % self._stride if total > self._stride else 0
-        while surplus >= takes[-1]:  # the last images wait for the next dispatch rather than begin a new stride
-            chosen.pop()
-            total, surplus = total - takes[-1], surplus - takes.pop()
-        takes[-1], total = takes[-1] - surplus, total - surplus
-        draw = Draw(
-            chosen[0].stage, [image.position for image in chosen], [image.dispatched for image in chosen], list(takes)
+        takes = whole_strides(takes, self._counter.stride)
+        return images[: len(takes)], takes
+
+    def _enter(self, position: int) -> _Image:
+        """Put a new image in flight."""
+        selection = self._plan.selection
+        image = _Image(
+            position,
+            self._stop_rule(position),
+            random_keys.SELECTION if selection else self._stage,
+            [selection] if selection else self._plan.looks(),
+            np.zeros(self._counter.classes + 1, np.int64),
         )
-        self._pending.append((chosen, takes, self._dispatch(draw)))
-        for image, take in zip(chosen, takes, strict=True):
+        self._flight.append(image)
+        return image
+
+    def _dispatch(self, images: list[_Image], takes: list[int]) -> None:
+        positions, first = [image.position for image in images], [image.dispatched for image in images]
+        votes = self._counter.start(Draw(images[0].stage, positions, first, takes))
+        self._pending.append((images, takes, votes))
+        for image, take in zip(images, takes, strict=True):
             image.dispatched += take
-            image.started |= image.stage == self._stage
+        total, stride = sum(takes), self._counter.stride
         self.slots_used += total
-        self.slots_total += -(-total // self._stride) * self._stride
+        self.slots_total += -(-total // stride) * stride
+
+    def _read(self) -> list[tuple[_Image, int, np.ndarray]]:
+        """The images of the oldest dispatch, their samples and their votes, once they are there."""
+        images, takes, votes = self._pending.popleft()
+        counts = np.asarray(votes).sum(axis=0, dtype=np.int64)
+        return list(zip(images, takes, counts[: len(images)], strict=True))
+
+    def _add(self, image: _Image, take: int, votes: np.ndarray) -> bool:
+        """Count an image's new votes; whether it is decided."""
+        image.votes += votes
+        image.counted += take
+        if image.stage == self._stage:
+            self.drawn += take
+        if image.counted < image.looks[0]:
+            return False
+        if image.stage == random_keys.SELECTION:
+            image.selected = confidence_bounds.select(image.votes)
+            image.begin(self._stage, self._plan.looks())
+            return False
+        if len(image.looks) > 1 and not image.stop(image.votes):
+            image.looks = image.looks[1:]
+            return False
+        if not self._plan.selection:
+            image.selected = confidence_bounds.select(image.votes)
+        self._flight.remove(image)
         return True
 
-    def _candidates(self, waiting: deque[int]) -> Iterator[_Image]:
-        """Images with samples to draw before their next look: those in flight first, then new ones."""
-        yield from [image for image in self._flight if image.dispatched < image.looks[0]]
-        while waiting:
-            position = waiting.popleft()
-            selection = self._plan.selection
-            image = _Image(
-                position,
-                random_keys.SELECTION if selection else self._stage,
-                [selection] if selection else self._plan.looks(),
-                self._stopping(position),
-            )
-            self._flight.append(image)
-            yield image
 
-    def _read(self) -> Iterator[Drawn]:
-        chosen, takes, votes = self._pending.popleft()
-        counts = np.asarray(votes).sum(axis=0, dtype=np.int64)
-        for image, take, count in zip(chosen, takes, counts[: len(chosen)], strict=True):
-            image.votes = image.votes + count
-            image.counted += take
-            if image.stage == self._stage:
-                self.drawn += take
-            if image.counted < image.looks[0]:
-                continue
-            if image.stage == random_keys.SELECTION:
-                self._begin_estimation(image)
-            elif len(image.looks) == 1 or image.finished(image.votes):
-                self._flight.remove(image)
-                selected = image.selected if self._plan.selection else confidence_bounds.select(image.votes)
-                yield Drawn(image.position, selected, image.votes)
-            else:
-                image.looks = image.looks[1:]
+def whole_strides(takes: list[int], stride: int) -> list[int]:
+    """What to take of each image, so that no new stride begins for a rest: the last ones give up what is too much.
 
-    def _begin_estimation(self, image: _Image) -> None:
-        image.selected = confidence_bounds.select(image.votes)
-        image.stage, image.looks = self._stage, self._plan.looks()
-        image.dispatched, image.counted, image.votes = 0, 0, 0
+    Images that have nothing left are at the end and are left out. Less than one stride stays as it is.
+    """
+    total = sum(takes)
+    left = total if total <= stride else total - total % stride
+    kept = []
+    for take in takes:
+        if left == 0:
+            break
+        kept.append(min(take, left))
+        left -= kept[-1]
+    return kept

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -62,7 +61,7 @@ def any_wishes(*wishes: bool) -> list[bool]:
     return multihost_utils.process_allgather(np.asarray(wishes)).any(axis=0).tolist()
 
 
-def require_same(what: str, value: Any) -> None:
+def require_same(what: str, value: object) -> None:
     """ValueError on every process unless all have the same value, which is made of JSON's types."""
     text = json.dumps(value, sort_keys=True)
     digests = multihost_utils.process_allgather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))

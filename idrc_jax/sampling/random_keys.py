@@ -5,8 +5,6 @@ devices, the order of the images or the point at which a run was resumed. Keys a
 not depend on any setting of JAX either.
 """
 
-from typing import Any
-
 import jax
 import numpy as np
 
@@ -24,11 +22,12 @@ SCREENING = 7
 CONFIRMATION = 8
 
 
-def check_seed(seed: Any) -> int:
+def check_seed(seed: object) -> int:
     """The seed if it is one of 0 .. 2**32 - 1, which the key tree tells apart, else ValueError."""
-    if not 0 <= validate.integer("seed", seed) < 2**32:
+    number = validate.integer("seed", seed)
+    if not 0 <= number < 2**32:
         raise ValueError(f"Expected a seed in 0 .. 2**32 - 1, got {seed}.")
-    return int(seed)
+    return number
 
 
 def root(seed: int) -> jax.Array:

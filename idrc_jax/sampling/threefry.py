@@ -9,7 +9,7 @@ twenty rounds stay in registers, which takes an eighth of the time. The bits are
 """
 
 import math
-from typing import Any
+from collections.abc import Callable, Hashable
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,9 @@ _PIECES = 8  # a loop keeps XLA from fusing the rounds into what reads the bits,
 _SMALL = 1024  # numbers that are not worth a loop
 
 
-def key(data: Any) -> jax.Array:
+def key(data: np.ndarray) -> jax.Array:
     """The key with these two words, uint32 [2]."""
-    return jax.random.wrap_key_data(data, impl=_PINNED)
+    return jax.random.wrap_key_data(jnp.asarray(data), impl=_PINNED)
 
 
 def pinned(key: jax.Array) -> jax.Array:
@@ -88,7 +88,7 @@ def _block(key: jax.Array, counter: jax.Array) -> jax.Array:
     return x ^ y
 
 
-def _define(name: str, tag: str, random_bits: Any) -> Any:
+def _define(name: str, tag: str, random_bits: Callable[[jax.Array, int, tuple[int, ...]], jax.Array]) -> Hashable:
     return define_prng_impl(
         key_shape=(2,),
         seed=threefry_prng_impl.seed,

@@ -9,9 +9,7 @@ chunk, the number of devices, the order of the images or where a run was cut, up
 point breaks differently when the batch shape changes.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,9 +23,10 @@ from idrc_jax.certificates.schemes import Scheme, host_scale
 from idrc_jax.core import validate
 from idrc_jax.models import Classifier, check_logits
 from idrc_jax.sampling import devices, noise_laws, random_keys
+from idrc_jax.sampling.execution import Execution, unmeasured
 
-ApplyFn = Callable[[Any, jax.Array], jax.Array]
-_CPU_BYTES = 2**25  # of a chunk's largest intermediate result on a CPU
+PyTree = Any  # of arrays
+ApplyFn = Callable[[PyTree, jax.Array], jax.Array]
 SLOTS = 64  # images of a dispatch: always as many in a job, so that it compiles once
 
 
@@ -35,7 +34,7 @@ def slot_votes(
     apply_fn: ApplyFn,
     law: str,
     classes: int,
-    params: Any,
+    params: PyTree,
     key: jax.Array,
     images: jax.Array,
     indices: jax.Array,
@@ -81,7 +80,7 @@ def sample_votes(
     law: str,
     classes: int,
     chunk: int,
-    params: Any,
+    params: PyTree,
     key: jax.Array,
     images: jax.Array,
     indices: jax.Array,
@@ -95,8 +94,13 @@ def sample_votes(
 
     All images' samples stand in one row, which is dealt chunk by chunk to `shards` equal workers; this is worker
     `shard`. So images of different sample numbers share a batch, and only the last chunk is padded with dead slots.
-    `first` (uint32 [N]), `n` (int32 [N], >= 0) and `shard` (int32 []) are traced: no value of them compiles anew.
-    The n together must stay below 2**31.
+
+    Args:
+      chunk: samples that a worker takes at a time.
+      first, n: uint32 [N] and int32 [N], >= 0, together below 2**31; traced, as is `shard`: no value compiles anew.
+      shard: int32 [], which worker this is.
+      shards: how many there are.
+      Others: as for `slot_votes`.
 
     Returns:
       int32 [N, classes + 1], this worker's share.
@@ -122,7 +126,7 @@ def sample_votes(
 
 @partial(jax.jit, static_argnames=("apply_fn", "law", "classes", "chunk", "mesh"))
 def _votes_on_mesh(
-    params: Any,
+    params: PyTree,
     key: jax.Array,
     images: jax.Array,
     indices: jax.Array,
@@ -136,9 +140,19 @@ def _votes_on_mesh(
     chunk: int,
     mesh: Mesh,
 ) -> jax.Array:
-    def on_one_device(shard: jax.Array, *traced: Any) -> jax.Array:
-        kernel: Callable[..., jax.Array] = sample_votes
-        return kernel(apply_fn, law, classes, chunk, *traced, shard[0], mesh.size)[None]
+    def on_one_device(
+        shard: jax.Array,
+        params: PyTree,
+        key: jax.Array,
+        images: jax.Array,
+        indices: jax.Array,
+        scales: jax.Array,
+        first: jax.Array,
+        n: jax.Array,
+    ) -> jax.Array:
+        return sample_votes(
+            apply_fn, law, classes, chunk, params, key, images, indices, scales, first, n, shard[0], mesh.size
+        )[None]
 
     shards = jnp.arange(mesh.size, dtype=jnp.int32)
     split = jax.shard_map(on_one_device, mesh=mesh, in_specs=(P(devices.AXIS), *[P()] * 7), out_specs=P(devices.AXIS))
@@ -146,7 +160,7 @@ def _votes_on_mesh(
 
 
 def dispatch_votes(
-    classifier: Classifier,
+    execution: Execution,
     scheme: Scheme,
     images: np.ndarray,
     scales: np.ndarray,
@@ -155,22 +169,34 @@ def dispatch_votes(
     first: np.ndarray | int,
     n: np.ndarray | int,
     key: jax.Array,
-    chunk: int,
-    mesh: Mesh,
 ) -> jax.Array:
-    """Start counting and return at once: int32 [devices, N, classes + 1], to be summed over the first axis.
+    """Start counting votes and return at once.
 
-    `first` and `n` are those of each image, or of all.
+    Args:
+      execution: the classifier, its devices and its chunk.
+      scheme: whose law the noise has.
+      images: float32 [N, H, W, C] in [0, 1].
+      scales: [N], their noise levels, values of float32.
+      indices: integers [N], which name the noise.
+      first, n: the samples first .. first + n - 1, those of each image, [N], or of all.
+      key: the stage's typed key.
+
+    Returns:
+      int32 [devices, N, classes + 1], to be summed over the first axis.
+
+    Raises:
+      ValueError: a chunk below 2, indices or sample numbers outside 0 .. 2**32 - 1, or too many samples at once.
     """
+    classifier, mesh, chunk = execution.classifier, execution.mesh, execution.chunk
     validate.count("chunk", chunk, 2)
     if chunk == classifier.classes:
         classifier.check()  # `slot_votes` could not tell an axis of images from one of classes
     first, n = (np.broadcast_to(np.asarray(value, np.int64), (len(images),)) for value in (first, n))
     if np.min(indices) < 0 or np.max(indices) >= 2**32 or np.min(first) < 0 or np.max(first + n) > 2**32:
         raise ValueError(f"Expected indices and sample numbers in 0 .. 2**32 - 1, got {indices}, {first} + {n}.")
-    if chunk * mesh.size >= 2**30:
+    if execution.stride >= 2**30:
         raise ValueError(f"Expected chunk * devices < 2**30, got {chunk} on {mesh.size}.")
-    if np.sum(n) + chunk * mesh.size >= 2**31:
+    if np.sum(n) + execution.stride >= 2**31:
         raise ValueError(f"Expected images * n < 2**31 in one dispatch, got {np.sum(n)}.")
     return _votes_on_mesh(
         classifier.params,
@@ -188,29 +214,6 @@ def dispatch_votes(
     )
 
 
-def place(classifier: Classifier, mesh: Mesh) -> Classifier:
-    """The classifier with its params on every device of the mesh, so that no dispatch copies them."""
-    return replace(classifier, params=jax.device_put(classifier.params, devices.replicated(mesh)))
-
-
-def default_chunk(classifier: Classifier, mesh: Mesh) -> int:
-    """Samples a device takes at a time: few on the CPU, for the sake of its caches, and what fills an accelerator.
-
-    Fewer, but at least 2, where four times the network's largest intermediate result would take more than half of the
-    device's memory.
-    """
-    wanted = 4096
-    if mesh.devices.flat[0].platform == "cpu":
-        held = _CPU_BYTES // classifier.largest_intermediate
-        wanted = min(32 if mesh.size > 1 else 128, max(4, 2 ** int(math.log2(max(held, 1)))))
-    return min(wanted, largest_chunk(classifier, mesh))
-
-
-def largest_chunk(classifier: Classifier, mesh: Mesh) -> int:
-    """Samples, at least 2, whose intermediate results half of a device's memory holds, as far as can be told."""
-    return max(2, devices.memory(mesh) // 2 // (4 * classifier.largest_intermediate))
-
-
 def count_votes(
     classifier: Classifier,
     scheme: Scheme,
@@ -226,7 +229,9 @@ def count_votes(
     """Votes of the base classifier on n noisy copies of each image.
 
     Args:
-      images: float32 [N, H, W, C] in [0, 1] (a ValueError says so otherwise).
+      classifier: the base classifier.
+      scheme: how much noise of which law an image gets.
+      images: float32 [N, H, W, C] in [0, 1].
       indices: [N] data-set indices; images with the same index and key get the same noise.
       n: samples an image, numbered from `first`.
       key: a typed key; use another for every stage (`prng.stage`).
@@ -236,27 +241,19 @@ def count_votes(
     Returns:
       int32 [N, classes + 1]: votes per class, then the votes whose logits were not all finite.
 
+    Raises:
+      ValueError: images, indices, n, first or chunk that cannot be.
+
     Guarantee: votes are independent draws of f(x + noise) given the image, as far as the pseudo-random
     generator and float32 normals are (see docs/caveats.md).
     """
-    mesh = mesh or devices.mesh()
     images = check_images(images, classifier)
     indices = check_indices(indices, images)
     validate.count("n", n, 1)
     validate.integer("first", first)
     _, scales = host_scale(scheme, images)
-    votes = dispatch_votes(
-        classifier,
-        scheme,
-        images,
-        scales,
-        indices=indices,
-        first=first,
-        n=n,
-        key=key,
-        chunk=chunk or default_chunk(classifier, mesh),
-        mesh=mesh,
-    )
+    execution = unmeasured(classifier, mesh, chunk)
+    votes = dispatch_votes(execution, scheme, images, scales, indices=indices, first=first, n=n, key=key)
     return np.asarray(votes).sum(axis=0)
 
 
@@ -284,8 +281,9 @@ def check_indices(indices: np.ndarray, images: np.ndarray) -> np.ndarray:
     return indices
 
 
-def memory_estimate(classifier: Classifier, scheme: Scheme, *, chunk: int, mesh: Mesh) -> int | None:
+def memory_estimate(execution: Execution, scheme: Scheme) -> int | None:
     """Bytes of temporaries a device needs for one chunk, as XLA's compiler reports them; None if it does not."""
+    classifier = execution.classifier
     shape = (1, *classifier.image_shape)
     lowered = _votes_on_mesh.lower(
         classifier.params,
@@ -298,8 +296,8 @@ def memory_estimate(classifier: Classifier, scheme: Scheme, *, chunk: int, mesh:
         apply_fn=classifier.apply_fn,
         law=scheme.law,
         classes=classifier.classes,
-        chunk=chunk,
-        mesh=mesh,
+        chunk=execution.chunk,
+        mesh=execution.mesh,
     )
     analysis = lowered.compile().memory_analysis()
     return None if analysis is None else int(analysis.temp_size_in_bytes)

@@ -117,7 +117,9 @@ def test_going_on_gives_the_file_of_one_run_whatever_the_devices(linear, dataset
 
 def test_the_manifest_says_how_it_ran_and_what_was_measured(linear, dataset, tmp_path, monkeypatch):
     """What a measurement has left in the cache is used and told; a call with nothing to do measures nothing."""
-    chosen = choice.Choice(linear, devices.mesh(2), 16, {"xla on 2 devices, chunk 16": 99.5}, {"ours": "it crashed"})
+    chosen = sampling.Execution(
+        linear, devices.mesh(2), 16, {"xla on 2 devices, chunk 16": 99.5}, {"ours": "it crashed"}
+    )
     asked = []
 
     def told(classifier, scheme, **more):

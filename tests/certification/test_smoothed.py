@@ -72,11 +72,12 @@ def test_how_to_run_is_chosen_once_unless_calls_get_longer(monkeypatch):
         return real(*given, **more)
 
     monkeypatch.setattr(module.choice, "choose", counted)
-    for count in (2, 1, 2, 1):
+    for count in (1, 2, 1, 2):
         answer.predict(greys(*[0.9] * count))
-    assert len(asked) == 4 + 1  # every call asks again with nothing left to choose
-    answer.certify(greys(0.9, 0.9))
-    assert len(asked) == 7
+    assert asked == [1000, 2000]
+    for _ in range(2):
+        answer.certify(greys(0.9, 0.9))
+    assert asked == [1000, 2000, 2 * 2100]
 
 
 def test_bad_settings_are_refused_at_once(smoothed):

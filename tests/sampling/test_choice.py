@@ -15,7 +15,7 @@ from idrc_jax import models
 from idrc_jax.certificates import schemes
 from idrc_jax.kernels import build
 from idrc_jax.models import Classifier
-from idrc_jax.sampling import choice, devices
+from idrc_jax.sampling import choice, choice_cache, devices
 
 SCHEME = schemes.Gaussian(sigma=0.5)
 LONG = 10**12  # samples
@@ -266,8 +266,8 @@ def test_what_a_choice_depends_on_is_measured_anew(linear, tmp_path, monkeypatch
     assert measured(mesh=devices.mesh(1))
     for where, name, value in (
         (build, "processor", lambda: "another"),
-        (choice.jax, "__version__", "0.0.1"),
-        (choice, "_sources", lambda: "other kernels"),
+        (choice_cache.jax, "__version__", "0.0.1"),
+        (choice_cache, "_sources", lambda: "other kernels"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(where, name, value)
@@ -325,7 +325,7 @@ def test_without_a_cache_one_line_is_said(linear, tmp_path, monkeypatch, caplog)
         raise RuntimeError("Could not determine home directory.")
 
     for folder in (tmp_path / "file", None):
-        monkeypatch.setattr(choice, "cache_folder", homeless)
+        monkeypatch.setattr(choice_cache, "cache_folder", homeless)
         with caplog.at_level(logging.WARNING, "idrc_jax"):
             assert choose(both(linear), Told(by_kernel(ours=3, xla=1)), folder).classifier.kernel == "xla"
         (line,) = caplog.messages

@@ -7,13 +7,15 @@ import pytest
 
 from idrc_jax.certificates import confidence_bounds, sampling_plans
 from idrc_jax.sampling import random_keys
-from idrc_jax.sampling.dispatch_ahead import Scheduler
+from idrc_jax.sampling.dispatch_ahead import Scheduler, whole_strides
 
 CLASSES = 3
 
 
 class Device:
-    """Votes of sample s of image i are a fixed function of (stage, i, s); remembers every draw."""
+    """A vote counter: votes of sample s of image i are a fixed function of (stage, i, s); remembers every draw."""
+
+    classes, slots, stride = CLASSES, 64, 40
 
     def __init__(self, share):
         self.share, self.draws, self.samples = share, [], set()
@@ -22,7 +24,7 @@ class Device:
         generator = np.random.default_rng([stage, position, sample])
         return position % 2 if generator.uniform() < self.share(position) else 2
 
-    def __call__(self, draw):
+    def start(self, draw):
         self.draws.append(draw)
         votes = np.zeros((1, 64, CLASSES + 1), int)
         for slot, (position, first, n) in enumerate(zip(draw.positions, draw.first, draw.n, strict=True)):
@@ -34,9 +36,8 @@ class Device:
 
 
 def scheduler(device, plan, *, piece=400, stride=40, radius=lambda p: np.maximum(p - 0.5, 0), slots=64):
-    return Scheduler(
-        device, plan, lambda position: plan.stopping(radius, 0.01), slots=slots, piece=piece, stride=stride
-    )
+    device.stride, device.slots = stride, slots
+    return Scheduler(device, plan, lambda position: plan.stopping(radius, 0.01), piece=piece)
 
 
 def test_fixed_draws_every_sample_once_and_the_class_first():
@@ -95,8 +96,8 @@ def test_a_bounded_number_of_dispatches_is_ahead():
     class Lazy(Device):
         read = 0
 
-        def __call__(self, draw):
-            votes = super().__call__(draw)
+        def start(self, draw):
+            votes = super().start(draw)
             outer = self
 
             class Array:
@@ -112,9 +113,9 @@ def test_a_bounded_number_of_dispatches_is_ahead():
 
 def test_no_image_starts_after_the_time_is_up_and_those_begun_are_finished():
     device = Device(lambda position: 0.9)
-    answers = itertools.chain([True] * 4, itertools.repeat(False))
+    answers = itertools.chain([False] * 4, itertools.repeat(True))
     run = scheduler(device, sampling_plans.Fixed(n=1000, n0=10), slots=4)
-    made = list(run.run(range(50), may_start=lambda: next(answers)))
+    made = list(run.run(range(50), over=lambda images: images > 0 and next(answers)))
     begun = {position for draw in device.draws if draw.stage == random_keys.ESTIMATION for position in draw.positions}
     assert 0 < len(begun) < 10
     assert {one.position for one in made} == begun
@@ -122,9 +123,8 @@ def test_no_image_starts_after_the_time_is_up_and_those_begun_are_finished():
 
 def test_it_stops_at_once_when_told_to():
     device = Device(lambda position: 0.9)
-    made = list(
-        scheduler(device, sampling_plans.Fixed(n=1000, n0=10)).run(range(50), must_stop=lambda: len(device.draws) >= 8)
-    )
+    run = scheduler(device, sampling_plans.Fixed(n=1000, n0=10))
+    made = list(run.run(range(50), over=lambda images: images == 0 and len(device.draws) >= 8))
     assert len(device.draws) == 8
     assert len(made) < 8
 
@@ -138,3 +138,32 @@ def test_the_stride_changes_no_votes(stride):
         run = scheduler(device, plan, piece=400 // size * size or size, stride=size)
         made[size] = {one.position: one.votes.tolist() for one in run.run(range(30))}
     assert made[40] == made[stride]
+
+
+def test_time_is_asked_for_those_that_have_begun_and_one_more():
+    asked = []
+    run = scheduler(Device(lambda position: 0.9), sampling_plans.Fixed(n=1000, n0=10), slots=4)
+    assert len(list(run.run(range(9), over=lambda images: asked.append(images) or False))) == 9
+    assert asked[:2] == [0, 1]
+    begun = asked[1::2]
+    assert asked[::2] == [0] * len(begun)
+    assert 2 < max(begun) <= 1 + 9
+    assert begun[-1] == 1  # none is left
+
+
+@pytest.mark.parametrize(
+    ("takes", "kept"),
+    [
+        ([], []),
+        ([3], [3]),
+        ([10], [10]),
+        ([14], [10]),
+        ([7, 7], [7, 3]),
+        ([10, 1, 2], [10]),
+        ([2, 5, 2], [2, 5, 2]),
+        ([12, 8], [12, 8]),
+        ([5, 6, 1, 1], [5, 5]),
+    ],
+)
+def test_a_rest_begins_no_new_stride(takes, kept):
+    assert whole_strides(takes, 10) == kept

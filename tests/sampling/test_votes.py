@@ -148,10 +148,10 @@ def test_images_with_different_sample_numbers_share_batches(linear, pictures):
     key, mesh = random_keys.stage(random_keys.root(5), random_keys.ESTIMATION), devices.mesh(2)
     _, scales = schemes.host_scale(schemes.Gaussian(sigma=0.5), pictures)
     first, n = np.array([0, 100, 7, 3, 50]), np.array([30, 0, 201, 1, 64])
+    execution = sampling.Execution(linear, mesh, 16)
     votes = sampling.dispatch_votes(
-        linear, schemes.Gaussian(sigma=0.5), pictures, scales, indices=INDICES, first=first, n=n, key=key, chunk=16,
-        mesh=mesh,
-    )  # fmt: skip
+        execution, schemes.Gaussian(sigma=0.5), pictures, scales, indices=INDICES, first=first, n=n, key=key
+    )
     votes = np.asarray(votes).sum(axis=0)
     for i in range(5):
         alone = (
@@ -184,7 +184,8 @@ def test_memory_does_not_grow_with_n(linear, pictures):
     """XLA's own account of the program's temporaries: n is a traced value, so there is one program for all n."""
     mesh = devices.mesh(1)
     small, large = (
-        sampling.memory_estimate(linear, schemes.Gaussian(sigma=0.5), chunk=chunk, mesh=mesh) for chunk in (64, 4096)
+        sampling.memory_estimate(sampling.Execution(linear, mesh, chunk), schemes.Gaussian(sigma=0.5))
+        for chunk in (64, 4096)
     )
     assert small is not None
     assert large is not None
@@ -192,8 +193,8 @@ def test_memory_does_not_grow_with_n(linear, pictures):
     before = votes._votes_on_mesh._cache_size()
     for n in (10, 10_000, 1_000_000):
         sampling.dispatch_votes(
-            linear, schemes.Gaussian(sigma=0.5), pictures[:1], np.array([0.5]),
-            indices=INDICES[:1], first=0, n=n, key=random_keys.root(0), chunk=4096, mesh=mesh,
+            sampling.Execution(linear, mesh, 4096), schemes.Gaussian(sigma=0.5), pictures[:1], np.array([0.5]),
+            indices=INDICES[:1], first=0, n=n, key=random_keys.root(0),
         ).block_until_ready()  # fmt: skip
     assert votes._votes_on_mesh._cache_size() <= before + 1
 

@@ -1,0 +1,72 @@
+"""What a run's guarantee rests on: the checks before it, and the description that a run that goes on is held to."""
+
+from typing import Any
+
+import numpy as np
+
+from idrc_jax import data, models, sampling
+from idrc_jax.certificates import sampling_plans
+from idrc_jax.certificates.schemes import Scheme, describe
+from idrc_jax.certification.settings import Settings
+from idrc_jax.models import Classifier
+from idrc_jax.sampling import threefry
+
+
+def describe_guarantee(
+    classifier: Classifier, scheme: Scheme, dataset: data.Dataset, indices: np.ndarray, settings: Settings
+) -> dict[str, Any]:
+    """Everything that the certificates of a file depend on: compared when a run goes on.
+
+    Args:
+      classifier, scheme, settings: by which the images are certified.
+      dataset, indices: whose images are, and which of them.
+
+    Returns:
+      JSON values.
+    """
+    described = classifier.description
+    # The weights' hash covers neither an imported network's normalisation, which is the importing user's, nor a
+    # Vision Transformer's heads and resizing, nor code.
+    names = (*(("mean", "std") if "imported" in described else ()), "vit", "factory")
+    return {
+        **{name: described[name] for name in names if name in described},
+        **{f"denoiser_{name}": value for name, value in described.get("denoiser", {}).items()},
+        **describe(scheme),
+        **sampling_plans.describe(settings.plan),
+        "certificate": settings.certificate,
+        "alpha": settings.alpha,
+        "seed": settings.seed,
+        "generator": threefry.NAME,
+        "classes": classifier.classes,
+        "dim": int(np.prod(classifier.image_shape)),
+        "dtype": classifier.dtype,
+        "weights_sha256": classifier.sha256 or models.fingerprint(classifier),
+        "data": f"{dataset.name}/{dataset.split}",
+        "data_sha256": dataset.fingerprint(indices),
+    }
+
+
+def check_fits(classifier: Classifier, dataset: data.Dataset) -> None:
+    """ValueError unless the classifier gives logits of its classes and the data set's images and labels are its."""
+    classifier.check()
+    if dataset.images.shape[1:] != classifier.image_shape:
+        raise ValueError(
+            f"Expected images of shape {classifier.image_shape} as the classifier takes, got "
+            f"{dataset.images.shape[1:]} in {dataset.source}."
+        )
+    if dataset.labels.max() >= classifier.classes:
+        raise ValueError(
+            f"Expected labels below the classifier's {classifier.classes} classes, got {dataset.labels.max()} in "
+            f"{dataset.source}."
+        )
+
+
+def check_indices(indices: np.ndarray, dataset: data.Dataset) -> np.ndarray:
+    """Indices of the data set's images, or ValueError."""
+    indices = sampling.check_indices(indices, indices)
+    if len(indices) and not (np.min(indices) >= 0 and np.max(indices) < len(dataset)):
+        raise ValueError(
+            f"Expected indices in 0 .. {len(dataset) - 1}, the images of {dataset.source}, got {np.min(indices)} to "
+            f"{np.max(indices)}."
+        )
+    return indices

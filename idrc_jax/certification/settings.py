@@ -1,0 +1,31 @@
+"""What a certificate depends on, beside scheme, classifier and data."""
+
+from dataclasses import dataclass, field
+
+from idrc_jax.certificates.sampling_plans import Fixed, Plan
+from idrc_jax.core import validate
+from idrc_jax.sampling import random_keys
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a certificate depends on, beside scheme, classifier and data.
+
+    Attributes:
+      plan: how the votes of an image are drawn.
+      alpha: error probability of each image's certificate.
+      seed: of the key tree.
+      certificate: "one_sided" or "two_sided" (see `certificates.from_votes`).
+
+    Raises ValueError for settings under which not even unanimous votes could certify.
+    """
+
+    plan: Plan = field(default_factory=Fixed)
+    alpha: float = 0.001
+    seed: int = 0
+    certificate: str = "one_sided"
+
+    def __post_init__(self) -> None:
+        validate.in_open_unit_interval("certify.alpha", self.alpha)
+        random_keys.check_seed(self.seed)
+        self.plan.check(self.alpha)

@@ -1,0 +1,102 @@
+"""How a network runs: by which implementation, on which devices, in which chunks.
+
+That concerns speed and memory alone: votes are the same, up to ties that rounding breaks differently.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import jax
+from jax.sharding import Mesh
+
+from idrc_jax.core import validate
+from idrc_jax.models import Classifier
+from idrc_jax.sampling import devices
+
+_CPU_BYTES = 2**25  # of a chunk's largest intermediate result on a CPU
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A way to run a network.
+
+    Attributes:
+      classifier: one implementation.
+      mesh: the devices.
+      chunk: samples that a device takes at a time.
+      rates: samples/s of every candidate that was measured, now or when this was remembered.
+      left_out: why others were not: they failed, or their logits disagree.
+    """
+
+    classifier: Classifier
+    mesh: Mesh
+    chunk: int
+    rates: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """As `rates` calls it."""
+        count = f"{self.mesh.size} device{'s' * (self.mesh.size > 1)}"
+        return f"{self.classifier.kernel} on {count}, chunk {self.chunk}"
+
+    @property
+    def stride(self) -> int:
+        """Samples that all devices together take at a time."""
+        return self.chunk * self.mesh.size
+
+    def placed(self) -> Self:
+        """The same with the network's params on every device, so that no dispatch copies them."""
+        params = jax.device_put(self.classifier.params, devices.replicated(self.mesh))
+        return replace(self, classifier=replace(self.classifier, params=params))
+
+    def describe(self) -> dict[str, Any]:
+        """As a manifest's session holds it."""
+        device = self.mesh.devices.flat[0].device_kind
+        return {
+            "devices": self.mesh.size,
+            "device": device,
+            "kernel": self.classifier.kernel,
+            "chunk": self.chunk,
+            **({"rates": self.rates} if self.rates else {}),
+            **({"left_out": self.left_out} if self.left_out else {}),
+        }
+
+
+def unmeasured(classifier: Classifier, mesh: Mesh | None = None, chunk: int = 0) -> Execution:
+    """The classifier as it is, on all local devices and in the default chunk unless others are given."""
+    mesh = mesh or devices.mesh()
+    return Execution(classifier, mesh, chunk or default_chunk(classifier, mesh))
+
+
+def default_chunk(classifier: Classifier, mesh: Mesh) -> int:
+    """Samples a device takes at a time: few on the CPU, for the sake of its caches, and what fills an accelerator.
+
+    Fewer, but at least 2, where four times the network's largest intermediate result would take more than half of the
+    device's memory.
+    """
+    wanted = 4096
+    if mesh.devices.flat[0].platform == "cpu":
+        held = _CPU_BYTES // classifier.largest_intermediate
+        wanted = min(32 if mesh.size > 1 else 128, max(4, 2 ** int(math.log2(max(held, 1)))))
+    return min(wanted, largest_chunk(classifier, mesh))
+
+
+def largest_chunk(classifier: Classifier, mesh: Mesh) -> int:
+    """Samples, at least 2, whose intermediate results half of a device's memory holds, as far as can be told."""
+    return max(2, devices.memory(mesh) // 2 // (4 * classifier.largest_intermediate))
+
+
+def check_chunk(classifier: Classifier, mesh: Mesh | None, chunk: int) -> None:
+    """ValueError unless a chunk is 0, to be chosen, or an integer >= 2 whose largest array one device can hold."""
+    if not validate.integer("chunk", chunk):
+        return
+    validate.at_least("chunk", chunk, 2)
+    memory = devices.memory(mesh or devices.mesh(1))
+    most = memory // classifier.largest_intermediate
+    if chunk > most:
+        raise ValueError(
+            f"Expected chunk <= {most:,}, as much of this network as {memory / 2**30:.1f} GiB of memory hold, got "
+            f"{chunk:,}."
+        )

@@ -1,0 +1,82 @@
+"""Votes of a job's images, draw by draw: started on the devices at once, read when they are needed."""
+
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.sampling import random_keys
+from idrc_jax.sampling.execution import Execution
+from idrc_jax.sampling.votes import SLOTS, check_indices, dispatch_votes
+
+_STAGES = (random_keys.SELECTION, random_keys.ESTIMATION, random_keys.PREDICTION)
+
+
+class Draw(NamedTuple):
+    """A dispatch: n[i] samples from first[i] on of the image at positions[i], all in one stage."""
+
+    stage: int
+    positions: list[int]
+    first: list[int]
+    n: list[int]
+
+
+class VoteCounter:
+    """Counts votes of some images; knows nothing of plans.
+
+    Args:
+      execution: the classifier, its devices and its chunk.
+      scheme: whose law the noise has.
+      images: float32 [N, H, W, C] in [0, 1].
+      levels: [N], their noise levels (see `schemes.host_scale`).
+      indices: integers [N], which name the noise.
+      key: the run's typed key; each stage uses a branch of its own.
+
+    Attributes:
+      classes: K, of the classifier.
+      slots: images that a draw can hold.
+      stride: samples of all devices' chunks together; draws of whole strides waste nothing.
+    """
+
+    def __init__(
+        self,
+        execution: Execution,
+        scheme: Scheme,
+        images: np.ndarray,
+        levels: np.ndarray,
+        *,
+        indices: np.ndarray,
+        key: jax.Array,
+    ) -> None:
+        self._execution, self._scheme = execution.placed(), scheme
+        self._images, self._levels, self._indices = images, levels, check_indices(indices, images)
+        self._keys = {stage: random_keys.stage(key, stage) for stage in _STAGES}
+        self.classes, self.slots, self.stride = execution.classifier.classes, SLOTS, execution.stride
+
+    def start(self, draw: Draw) -> jax.Array:
+        """Start a draw and return at once int32 [devices, slots, K + 1], to be summed over the first axis.
+
+        The slots that the draw leaves empty are filled with its first image and get no samples, so that every draw
+        runs the same program.
+        """
+        empty = self.slots - len(draw.positions)
+        chosen = draw.positions + [draw.positions[0]] * empty
+        return dispatch_votes(
+            self._execution,
+            self._scheme,
+            self._images[chosen],
+            self._levels[chosen],
+            indices=self._indices[chosen],
+            first=np.asarray(draw.first + [0] * empty),
+            n=np.asarray(draw.n + [0] * empty),
+            key=self._keys[draw.stage],
+        )
+
+    def samples_per_second(self) -> float:
+        """Compile, then time a few chunks of the first image."""
+        jax.block_until_ready(self.start(Draw(random_keys.ESTIMATION, [0], [0], [self.stride])))
+        begun = time.perf_counter()
+        jax.block_until_ready(self.start(Draw(random_keys.ESTIMATION, [0], [0], [4 * self.stride])))
+        return 4 * self.stride / (time.perf_counter() - begun)
