@@ -19,7 +19,7 @@ from idrc_jax.certification.decisions import Decisions
 from idrc_jax.certification.guarantee import check_fits, check_indices, describe_guarantee
 from idrc_jax.certification.settings import Settings
 from idrc_jax.core import files
-from idrc_jax.core.budget import Deadline, interruptible
+from idrc_jax.core.budget import Budget
 from idrc_jax.core.progress import Progress, require_progress, write_status
 from idrc_jax.models import Classifier
 from idrc_jax.results import ResultsFile, Row
@@ -45,6 +45,7 @@ def certify_dataset(
     max_minutes: float = 0.0,
     worker: Worker = ALONE,
     provenance: dict[str, Any] | None = None,
+    budget: Budget | None = None,
 ) -> bool:
     """Certify `dataset[indices]` into `workdir/certificates.tsv`; call again to go on.
 
@@ -62,6 +63,7 @@ def certify_dataset(
       max_minutes: of this call, which stops cleanly before; 0 for no limit.
       worker: certifies its share.
       provenance: kept in the manifest for each call, never compared.
+      budget: instead of one of max_minutes.
 
     Returns:
       Whether every image of this worker's share is done.
@@ -69,7 +71,7 @@ def certify_dataset(
     Raises:
       ValueError: data and classifier do not fit, or the file in `workdir` was made under other settings.
     """
-    deadline = Deadline(max_minutes)
+    budget = budget or Budget(max_minutes)
     sampling.check_chunk(classifier, mesh, chunk)
     job = _prepare(classifier, scheme, dataset, indices, settings, worker)
     name = results.worker_file(worker.index, worker.count)
@@ -95,22 +97,18 @@ def certify_dataset(
             raise ValueError(
                 f"Expected max_minutes >= {least / 60:.2f}, the time of one image here, got {max_minutes}."
             )
-        deadline.expect(least)
+        budget.expect(least)
         piece = counter.stride * max(1, round(rate * _SECONDS_A_PIECE / counter.stride))
         scheduler = Scheduler(counter, settings.plan, job.decisions.stop_rule, piece=piece)
         progress = Progress("certify", total, done, unit="images")
         begun = since = time.perf_counter()
         try:
-            with interruptible() as interrupt:
-
-                def over(images: int) -> bool:
-                    return interrupt.requested or deadline.over(margin_ticks=images)
-
-                for drawn in scheduler.run(todo, over=over):
+            with budget:
+                for drawn in scheduler.run(todo, over=lambda images: budget.over(margin_ticks=images)):
                     now = time.perf_counter()
                     file.append(job.row(drawn, now - since))
                     done, since = done + 1, now
-                    deadline.tick()
+                    budget.tick()
                     progress.update(done, samples_per_second=scheduler.drawn / (now - begun))
         finally:
             progress.close()

@@ -5,7 +5,6 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from types import FrameType
 from typing import Self
 
@@ -66,24 +65,3 @@ class Budget:
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
-
-
-Deadline = Budget
-
-
-class Interrupt:
-    """A budget's request to stop, for loops that ask for it apart from the time."""
-
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
-
-    @property
-    def requested(self) -> bool:
-        return self._budget.interrupted
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[Interrupt]:
-    """`Budget` without a time limit."""
-    with Budget() as budget:
-        yield Interrupt(budget)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from idrc_jax import data, models
 from idrc_jax.certificates.schemes import Gaussian, Scheme
+from idrc_jax.core.budget import Budget
 from idrc_jax.kernels import resnet_training_cpu
 from idrc_jax.models import Denoiser, Description, Tensors
 from idrc_jax.sampling import devices, noise_laws, random_keys
@@ -142,6 +143,7 @@ def train(
     denoiser_steps: int = 1,
     kernel: str = "auto",
     options: RunOptions | None = None,
+    budget: Budget | None = None,
 ) -> bool:
     """Train until the recipe is done or the time is up; call again to go on.
 
@@ -160,6 +162,7 @@ def train(
       denoiser, denoiser_steps: take the noise off before the network sees the images, told the scheme's sigma.
       kernel: "auto" trains by the fastest that runs here, "xla" by the plain network; weights differ by rounding.
       options: how this call goes: its time limit, checkpoints, dispatches.
+      budget: instead of one of the options' time limit.
 
     Returns:
       Whether training is finished.
@@ -197,7 +200,7 @@ def train(
         make_step=step_on,
         metrics=Metrics._fields,
     )
-    return loop.run(job, workdir, mesh=mesh, options=options)
+    return loop.run(job, workdir, mesh=mesh, options=options, budget=budget)
 
 
 def _check_denoiser(denoiser: Denoiser, steps: int, scheme: Scheme, recipe: Recipe, description: Description) -> None:

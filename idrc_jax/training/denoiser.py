@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from idrc_jax import data, models
 from idrc_jax.core import validate
+from idrc_jax.core.budget import Budget
 from idrc_jax.models import Description, Schedule, Tensors, diffusion
 from idrc_jax.sampling import devices, random_keys
 from idrc_jax.training import implementation, loop, moving_average
@@ -151,6 +152,7 @@ def train(
     start: str = "",
     kernel: str = "auto",
     options: RunOptions | None = None,
+    budget: Budget | None = None,
 ) -> bool:
     """Train a denoiser until the recipe is done or the time is up; call again to go on.
 
@@ -159,7 +161,7 @@ def train(
     Args:
       train_set: the images; labels play no part.
       target: what the denoiser learns.
-      recipe, description, workdir, seed, mesh, start, kernel, options: see `training.train`.
+      recipe, description, workdir, seed, mesh, start, kernel, options, budget: see `training.train`.
     """
     low, high = target.sigmas
     diffused = {"schedule": asdict(target.schedule), "prediction": target.prediction}
@@ -181,4 +183,4 @@ def train(
         metrics=Metrics._fields,
         averaged=True,
     )
-    return loop.run(job, workdir, mesh=mesh, options=options)
+    return loop.run(job, workdir, mesh=mesh, options=options, budget=budget)

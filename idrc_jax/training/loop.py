@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from idrc_jax import models
-from idrc_jax.core.budget import Deadline, interruptible
+from idrc_jax.core.budget import Budget
 from idrc_jax.core.progress import Progress, require_progress, write_status
 from idrc_jax.sampling import devices, processes, random_keys
 from idrc_jax.training import initial_state
@@ -83,10 +83,17 @@ class _Dispatcher:
             yield jax.device_get(self._pending.popleft())
 
 
-def run(job: Job, workdir: Path, *, mesh: Mesh | None = None, options: RunOptions | None = None) -> bool:
+def run(
+    job: Job,
+    workdir: Path,
+    *,
+    mesh: Mesh | None = None,
+    options: RunOptions | None = None,
+    budget: Budget | None = None,
+) -> bool:
     """Train until the recipe is done or the time is up; call again to go on. See `training.train`."""
     options, mesh = options or RunOptions(), mesh or devices.global_mesh()
-    deadline = Deadline(options.max_minutes)
+    budget = budget or Budget(options.max_minutes)
     _check(job, mesh)
     start = initial_state.read_start(job)
     description = job.describe(start.sha256)
@@ -112,7 +119,7 @@ def run(job: Job, workdir: Path, *, mesh: Mesh | None = None, options: RunOption
             for values in zip(losses, *others, strict=True):
                 log.add([float(value) for value in values])
             progress.update(log.step, loss=log.mean_loss)
-            deadline.tick(len(losses))
+            budget.tick(len(losses))
 
     def save() -> None:
         read(0)
@@ -123,11 +130,11 @@ def run(job: Job, workdir: Path, *, mesh: Mesh | None = None, options: RunOption
             write_status(workdir / "train_status.json", "train", done=dispatcher.step, total=job.steps)
 
     try:
-        with interruptible() as interrupt:
+        with budget:
 
             def ask(*, due: bool) -> list[bool]:
                 """Whether to stop, and to save: all processes do when one wishes to."""
-                return processes.any_wishes(interrupt.requested or deadline.over(margin_ticks=margin), due)
+                return processes.any_wishes(budget.over(margin_ticks=margin), due)
 
             saved_at = time.monotonic()
             stop, _ = ask(due=False)

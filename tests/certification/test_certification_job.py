@@ -10,6 +10,7 @@ from idrc_jax import certification, data, results, sampling
 from idrc_jax.certificates import confidence_bounds, schemes
 from idrc_jax.certificates.sampling_plans import Fixed, SelectionFree, ToPrecision, ToRadius
 from idrc_jax.certification import Settings, certify_dataset, job
+from idrc_jax.core.budget import Budget
 from idrc_jax.models import Classifier
 from idrc_jax.results import metrics, summary_table
 from idrc_jax.sampling import choice, devices, random_keys
@@ -155,7 +156,7 @@ def test_workers_share_the_images_and_merge_to_the_same_file(linear, dataset, tm
     assert [(session["worker"], session["workers"]) for session in sessions] == [(2, 3), (0, 3), (1, 3)]
 
 
-class ThreeImages(job.Deadline):
+class ThreeImages(Budget):
     """A call's time is over when it has done three images."""
 
     ticks = 0
@@ -178,12 +179,11 @@ def test_a_run_goes_on_with_another_number_of_workers(linear, dataset, tmp_path,
     for count in counts:
         for index in range(count):
             worker = Worker(index, count)
-            with monkeypatch.context() as patched:
-                if count != counts[-1] and index != count - 1:
-                    patched.setattr(job, "Deadline", ThreeImages)
-                    assert not run(linear, dataset, tmp_path / "many", settings, indices=images, worker=worker)
-                else:
-                    assert run(linear, dataset, tmp_path / "many", settings, indices=images, worker=worker)
+            some = {"indices": images, "worker": worker}
+            if count != counts[-1] and index != count - 1:
+                assert not run(linear, dataset, tmp_path / "many", settings, budget=ThreeImages(), **some)
+            else:
+                assert run(linear, dataset, tmp_path / "many", settings, **some)
             rows = set(without_time(tmp_path / "many", results.worker_file(index, count)))
             assert not rows & done  # a finished image is never certified again
             assert rows <= set(worker.share(images).tolist())
@@ -234,10 +234,8 @@ def test_going_on_with_other_pixels_or_weights_is_refused(linear, dataset, tmp_p
         run(dataclasses.replace(linear, sha256="other"), dataset, tmp_path)
 
 
-def test_a_time_limit_stops_between_images_and_says_how_far(linear, dataset, tmp_path, monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setattr(job, "Deadline", ThreeImages)
-        assert not run(linear, dataset, tmp_path)
+def test_a_time_limit_stops_between_images_and_says_how_far(linear, dataset, tmp_path):
+    assert not run(linear, dataset, tmp_path, budget=ThreeImages())
     done = len(without_time(tmp_path))
     assert 3 <= done < 20  # a dispatch holds many images of a few samples
     status = json.loads((tmp_path / "certify_status.json").read_text())
@@ -255,10 +253,10 @@ def test_a_limit_too_short_for_one_image_is_refused(linear, dataset, tmp_path):
 def test_a_call_without_time_for_any_work_fails_rather_than_be_repeated_for_ever(
     linear, dataset, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(job.Deadline, "over", lambda *_, **__: True)
+    used = Budget()
+    monkeypatch.setattr(used, "over", lambda *_, **__: True)
     with pytest.raises(ValueError, match="room for any work"):
-        run(linear, dataset, tmp_path, max_minutes=9)
-    monkeypatch.undo()
+        run(linear, dataset, tmp_path, max_minutes=9, budget=used)
     assert run(linear, dataset, tmp_path, max_minutes=9)
 
 

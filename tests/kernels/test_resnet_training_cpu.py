@@ -16,6 +16,7 @@ from test_convolution_cpu import exactly
 
 from idrc_jax import data, models, training
 from idrc_jax.certificates import schemes
+from idrc_jax.core.budget import Budget
 from idrc_jax.kernels import resnet_training_cpu
 from idrc_jax.sampling import devices
 from idrc_jax.training import implementation, loop, steps
@@ -334,7 +335,7 @@ def test_what_is_no_number_is_not_lost_in_a_cut():
 
 
 def test_a_resumed_run_ends_at_the_very_weights_of_one(tmp_path, monkeypatch):
-    class ThreeSteps(loop.Deadline):
+    class ThreeSteps(Budget):
         ticks = 0
 
         def tick(self, count=1):
@@ -343,18 +344,17 @@ def test_a_resumed_run_ends_at_the_very_weights_of_one(tmp_path, monkeypatch):
         def over(self, *, margin_ticks=1):
             return self.ticks >= 3
 
-    def run(folder):
+    def run(folder, budget=None):
         recipe, scheme = Recipe(epochs=2, batch=256, lr=0.05), schemes.Gaussian(sigma=0.25)
         description, mesh = describe(8, "zero_pad", (8, 8, 1), 4), devices.mesh(1)
         return training.train(
-            data.load("synthetic", "train"), scheme, recipe, description, tmp_path / folder, mesh=mesh
+            data.load("synthetic", "train"), scheme, recipe, description, tmp_path / folder, mesh=mesh, budget=budget
         )
 
     assert run("whole")
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "Deadline", ThreeSteps)
         patched.setattr(loop, "_IN_FLIGHT", 0)
-        assert not run("sliced")
+        assert not run("sliced", ThreeSteps())
     assert run("sliced")
     whole, sliced = (models.read_weights(tmp_path / folder)[0] for folder in ("whole", "sliced"))
     for name, value in whole.items():

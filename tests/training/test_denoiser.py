@@ -13,6 +13,7 @@ from scipy import stats
 
 from idrc_jax import data, models, training
 from idrc_jax.certificates import schemes
+from idrc_jax.core.budget import Budget
 from idrc_jax.models import diffusion
 from idrc_jax.models.diffusion import Schedule
 from idrc_jax.sampling import devices
@@ -117,7 +118,7 @@ def test_what_is_kept_is_the_moving_average_of_the_weights(digits):
 def test_a_run_in_two_slices_ends_at_the_weights_of_one(digits, tmp_path, monkeypatch):
     recipe = Recipe(epochs=1, batch=128, method="adam", lr=1e-3)
 
-    class ThreeSteps(loop.Deadline):
+    class ThreeSteps(Budget):
         ticks = 0
 
         def tick(self, count=1):
@@ -126,14 +127,13 @@ def test_a_run_in_two_slices_ends_at_the_weights_of_one(digits, tmp_path, monkey
         def over(self, *, margin_ticks=1):
             return self.ticks >= 3
 
-    def run(folder):
-        return denoiser.train(digits, TARGET, recipe, DESCRIPTION, tmp_path / folder)
+    def run(folder, budget=None):
+        return denoiser.train(digits, TARGET, recipe, DESCRIPTION, tmp_path / folder, budget=budget)
 
     assert run("whole")
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "Deadline", ThreeSteps)
         patched.setattr(loop, "_IN_FLIGHT", 0)
-        assert not run("sliced")
+        assert not run("sliced", ThreeSteps())
     assert run("sliced")
     whole, sliced = (models.read_weights(tmp_path / folder)[0] for folder in ("whole", "sliced"))
     for name, value in whole.items():
