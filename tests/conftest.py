@@ -1,14 +1,17 @@
 """Four simulated CPU devices, unless the user has chosen; and `--forbid-skips` for machines that have everything.
 
-What XLA compiles is kept in the checkout, for the next run and for the commands that tests start: most of the time is
-the compiler's. Of several workers (`-n`) each has a core of its own.
+Most of the time is the compiler's: XLA optimises less unless XLA_FLAGS is set, if only to nothing, and what it makes is
+kept in the checkout, for the next run and for the commands that tests start. Of several workers (`-n`) each has a core
+of its own.
 """
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).parent.parent
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
@@ -34,8 +37,8 @@ def pytest_configure(config):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker["workerid"].removeprefix("gw")) % len(cores)]})
     elif getattr(config.option, "numprocesses", None):
-        for kernel in KERNELS:  # once, not by every worker
-            kernel.available()
+        with ThreadPoolExecutor() as pool:  # once, not by every worker
+            list(pool.map(lambda kernel: kernel.available(), KERNELS))
 
 
 def pytest_addoption(parser):

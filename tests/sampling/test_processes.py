@@ -34,7 +34,12 @@ def start(*arguments, devices=1):
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "JOB_", "JAX_", "XLA_"))
     }
-    environment |= {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", **COMPILED}
+    environment |= {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"],
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_PLATFORMS": "cpu",
+        **COMPILED,
+    }
     environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(ROOT)])
     command = [sys.executable, str(TESTS / "processes.py"), *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
