@@ -191,7 +191,8 @@ def test_the_hash_tells_networks_apart():
     assert from_torch(small(seed=1)).sha256 != base
     assert from_torch(small(nn.GELU)).sha256 != base
     assert from_torch(small(), std=(0.2, 0.25, 0.31)).sha256 != base
-    code = "import sys; sys.path[:0] = ['tests']; import test_torch_modules as t; print(t.from_torch(t.small()).sha256)"
+    code = "import sys; sys.path[:0] = ['tests', 'tests/interop']; import test_torch_modules as t; "
+    code += "print(t.from_torch(t.small()).sha256)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert answer.stdout.strip() == base
 
