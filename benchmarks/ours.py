@@ -20,9 +20,9 @@ from benchmarks import measure, networks, workers
 from idrc_jax import certification, data, models, sampling, training
 from idrc_jax.certificates import schemes
 from idrc_jax.interop import diffusers, layouts, torch_modules
-from idrc_jax.models import denoised, diffusion
-from idrc_jax.sampling import choice, devices, random_keys
-from idrc_jax.training import implementation, loop, steps
+from idrc_jax.models import denoised_classifier, diffusion
+from idrc_jax.sampling import devices, implementation_choice, random_keys
+from idrc_jax.training import loop, steps, training_kernel
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 SCHEME = schemes.Gaussian(sigma=measure.SIGMA)
@@ -148,7 +148,7 @@ def load(weights: str, description: networks.Description, *, dtype: str, kernel:
     if description["architecture"] != "denoised":
         return classifier
     denoiser = models.load_denoiser(CHECKPOINTS / description["denoiser"], dtype=dtype, kernel=kernel)
-    return denoised.denoised(classifier, denoiser, sigma=SCHEME.sigma)
+    return denoised_classifier.denoised(classifier, denoiser, sigma=SCHEME.sigma)
 
 
 def choose(classifier: models.Classifier, mesh: Mesh, chunk: int, kernel: str) -> sampling.Execution:
@@ -160,7 +160,9 @@ def choose(classifier: models.Classifier, mesh: Mesh, chunk: int, kernel: str) -
         return sampling.unmeasured(classifier, mesh, chunk)
     some = mesh if mesh.size < len(jax.local_devices()) else None
     with tempfile.TemporaryDirectory() as folder:
-        return choice.choose(classifier, SCHEME, samples=_SAMPLES, mesh=some, chunk=chunk, folder=Path(folder))
+        return implementation_choice.choose(
+            classifier, SCHEME, samples=_SAMPLES, mesh=some, chunk=chunk, folder=Path(folder)
+        )
 
 
 @dataclass(frozen=True)
@@ -287,12 +289,12 @@ class Training:
         )
         stride = batch * self._steps
         rate = measure.calibrate(lambda samples: self.turn(name, samples), stride)
-        kernel = implementation.kernel_on(self._mesh, description)
+        kernel = training_kernel.kernel_on(self._mesh, description)
         facts = {"batch": batch, "devices": self._mesh.size, "kernel": kernel}
         return {"rate": rate, "stride": stride, "logits": np.asarray(logits).tolist(), "facts": facts}
 
     def _set_up(self, description: networks.Description, batch: int) -> None:
-        fastest = implementation.cpu_devices(description["architecture"], description["dtype"], batch)
+        fastest = training_kernel.cpu_devices(description["architecture"], description["dtype"], batch)
         self._mesh = set_up(self._count or fastest)
         self._on_cpu = devices.is_cpu()
         # Steps in one dispatch, and dispatches ahead of what the host reads.

@@ -63,7 +63,7 @@ _MODULES = {  # module that is public under this name -> where it is
     "refutation": "audit.search",
     "runs": "results.runs",
     "schemes": "certificates.schemes",
-    "smoothing": "certification.smoothed",
+    "smoothing": "certification.smoothed_classifier",
     "statistics": "certificates.confidence_bounds",
     "summary": "results",
     "tables": "report.tables",
@@ -95,9 +95,9 @@ if TYPE_CHECKING:
     from idrc_jax.certificates import schemes
     from idrc_jax.certification import SmoothedClassifier, certify, predict
     from idrc_jax.certification import gallery_selection as exhibits
-    from idrc_jax.certification import smoothed as smoothing
+    from idrc_jax.certification import smoothed_classifier as smoothing
     from idrc_jax.interop import from_torch
-    from idrc_jax.models import Classifier, Denoiser, denoised, diffusion, load_classifier, load_denoiser
+    from idrc_jax.models import Classifier, Denoiser, denoised_classifier, diffusion, load_classifier, load_denoiser
     from idrc_jax.report import figures, plot_certified_accuracy, tables
     from idrc_jax.report import paper_numbers as paper
     from idrc_jax.results import (

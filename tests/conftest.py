@@ -23,7 +23,7 @@ import pytest  # noqa: E402
 
 from idrc_jax.kernels import convolution_cpu, network_cpu, resnet_cpu, resnet_training_cpu  # noqa: E402
 from idrc_jax.models import Classifier  # noqa: E402
-from idrc_jax.sampling import choice_cache  # noqa: E402
+from idrc_jax.sampling import implementation_choice_cache  # noqa: E402
 
 KERNELS = (convolution_cpu, network_cpu, resnet_cpu, resnet_training_cpu)
 
@@ -58,7 +58,7 @@ def pytest_runtest_makereport(item, call):
 def _choices(tmp_path_factory):
     """What is measured in a test session is remembered for that session alone."""
     folder = tmp_path_factory.mktemp("choices")
-    with mock.patch.object(choice_cache, "cache_folder", return_value=folder):
+    with mock.patch.object(implementation_choice_cache, "cache_folder", return_value=folder):
         yield
 
 

@@ -21,7 +21,7 @@ from idrc_jax.certificates.sampling_plans import Fixed
 from idrc_jax.certification import job
 from idrc_jax.commands import certify as certify_main
 from idrc_jax.commands import train as train_main
-from idrc_jax.core import budget
+from idrc_jax.core import time_budget
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import batch_systems, processes
 from idrc_jax.sampling.vote_counter import VoteCounter
@@ -85,7 +85,7 @@ def certify_command(cue, *arguments):
             return start(counter, draw)
 
         VoteCounter.start = timed
-        budget.time = types.SimpleNamespace(monotonic=lambda: 60.0 * minutes)
+        time_budget.time = types.SimpleNamespace(monotonic=lambda: 60.0 * minutes)
         atexit.register(lambda: print(f"{minutes} minutes"))
     else:
         results.ResultsFile.append = die_after(int(count), results.ResultsFile.append, SIGNALS[how])

@@ -19,15 +19,15 @@ from idrc_jax.audit import significance
 from idrc_jax.audit.search import Search, Searcher
 from idrc_jax.audit.settings import Settings
 from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
-from idrc_jax.core import files, manifests
-from idrc_jax.core.budget import Budget
-from idrc_jax.core.manifests import Json
+from idrc_jax.core import files, json_values
+from idrc_jax.core.json_values import Json
 from idrc_jax.core.progress import Progress, require_progress, write_status
+from idrc_jax.core.time_budget import Budget
 from idrc_jax.models import Classifier
 from idrc_jax.results import Results, Row, audit_rows, metrics
 from idrc_jax.results.audit_file import FindingsFile
 from idrc_jax.results.audit_rows import CLAIMS, TABLE, Finding
-from idrc_jax.sampling import choice, devices, random_keys
+from idrc_jax.sampling import devices, implementation_choice, random_keys
 
 
 def audit_certificates(
@@ -105,7 +105,7 @@ def audit_certificates(
         scheme = schemes.from_description(guarantee)
         share = len(todo) / max(len(certified), 1)
         # Gradients take all devices, whatever votes would: the devices are no choice.
-        chosen = choice.choose(
+        chosen = implementation_choice.choose(
             classifier,
             scheme,
             samples=round(share * attempts * (settings.votes + settings.screening)),
@@ -216,7 +216,7 @@ def _same_certificates(read: Results, classifier: Classifier, dataset: data.Data
     )
     certification.check_fits(classifier, dataset)
     made = certification.describe_guarantee(classifier, schemes.from_description(stored), dataset, indices, settings)
-    changed = results.guarantee_differences(stored, manifests.as_json(made))
+    changed = results.guarantee_differences(stored, json_values.as_json(made))
     if changed:
         raise ValueError(f"Expected the classifier and data that {read.path} was made with, got {changed}.")
     for row in read.rows:

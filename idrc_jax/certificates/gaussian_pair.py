@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from idrc_jax.core import roots
+from idrc_jax.core import root_finding
 
 # The midpoint rule in t, tau = sinh(t) in units of the saddle point's width. Both tails are then right to 1e-10 of the
 # smaller one (tests compare SciPy's ncx2 and 30-digit arithmetic); results stay _TRUST of a tail on the safe side.
@@ -212,7 +212,7 @@ def radius(
         return np.maximum(special.ndtri(np.minimum(*worst)), -40.0)
 
     some = np.flatnonzero(p_lower > 0.5)
-    e, _ = roots.bracket(
+    e, _ = root_finding.bracket(
         lambda rows, e: margin(some[rows], e),
         np.zeros(len(some)),
         special.ndtri(p_lower[some]),

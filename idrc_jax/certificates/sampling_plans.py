@@ -23,8 +23,8 @@ from scipy import special
 
 from idrc_jax.certificates import confidence_bounds
 from idrc_jax.certificates.confidence_bounds import Numbers
-from idrc_jax.core import roots, validate
-from idrc_jax.core.manifests import Json
+from idrc_jax.core import root_finding, validate
+from idrc_jax.core.json_values import Json
 from idrc_jax.core.validate import SettingError
 
 MOST = 2**32  # samples of an image: their numbers are 32 bits of its keys
@@ -269,7 +269,7 @@ def needed_probabilities(radius_of: RadiusOf, radii: Sequence[float], most: floa
     quantile = float(special.ndtri(most))
     if not quantile > 0:
         return np.zeros(0)
-    _, high = roots.bracket(
+    _, high = root_finding.bracket(
         lambda rows, x: wanted[rows] - radius_of(special.ndtr(x)),
         np.zeros(len(wanted)),
         np.full(len(wanted), quantile),

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from idrc_jax.core import validate
-from idrc_jax.core.manifests import Json
+from idrc_jax.core.json_values import Json
 from idrc_jax.core.validate import SettingError
 
 Array = Any  # NumPy's or JAX's

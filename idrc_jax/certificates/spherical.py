@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import interpolate, special
 
-from idrc_jax.core import roots
+from idrc_jax.core import root_finding
 
 # Double-exponential quadrature: nodes in (0, 1) and weights of a panel. Tails are then right to 1e-9 of themselves
 # (a test compares 20-digit adaptive quadrature); results stay _TRUST of a tail, or of 1/2, on the safe side.
@@ -76,7 +76,7 @@ class _Table:
     def __init__(self, dim: int) -> None:
         a = _GRID / np.sqrt(dim)
         # The smallest tau that passes: L is at most (a sqrt(dim))^2-like near 0 and linear far away.
-        _, tau = roots.bracket(
+        _, tau = root_finding.bracket(
             lambda rows, tau: 0.5 * (1 + 4 * _TRUST) - ratio_tail(-tau, a[rows], dim),
             np.zeros(len(a)),
             10 * _GRID + _GRID**2,

@@ -7,7 +7,7 @@ from idrc_jax.certification.guarantee import check_fits, describe_guarantee
 from idrc_jax.certification.in_memory import certify, check_prediction, predict
 from idrc_jax.certification.job import certify_dataset, estimate
 from idrc_jax.certification.settings import Settings
-from idrc_jax.certification.smoothed import SmoothedClassifier
+from idrc_jax.certification.smoothed_classifier import SmoothedClassifier
 
 __all__ = [
     "Settings",

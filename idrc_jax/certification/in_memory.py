@@ -14,7 +14,7 @@ from idrc_jax.certification.decisions import Decisions
 from idrc_jax.certification.settings import Settings
 from idrc_jax.core import validate
 from idrc_jax.models import Classifier
-from idrc_jax.sampling import choice, random_keys
+from idrc_jax.sampling import implementation_choice, random_keys
 from idrc_jax.sampling.dispatch_ahead import Scheduler
 from idrc_jax.sampling.execution import Execution
 from idrc_jax.sampling.vote_counter import VoteCounter
@@ -65,7 +65,7 @@ def certify(
     certificates.check_certificate(certificate, scheme, settings.plan)
     images = sampling.check_images(images, classifier)
     samples = len(images) * settings.plan.most
-    execution = choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
+    execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
     return certify_by(execution, scheme, images, settings, indices=indices, key=key)
 
 
@@ -126,7 +126,7 @@ def predict(
     """
     check_prediction(n, alpha, classifier.classes, adaptive=adaptive)
     images = sampling.check_images(images, classifier)
-    execution = choice.choose(classifier, scheme, samples=len(images) * n, mesh=mesh, chunk=chunk)
+    execution = implementation_choice.choose(classifier, scheme, samples=len(images) * n, mesh=mesh, chunk=chunk)
     return predict_by(execution, scheme, images, indices=indices, n=n, alpha=alpha, adaptive=adaptive, key=key)
 
 

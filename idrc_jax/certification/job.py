@@ -19,11 +19,11 @@ from idrc_jax.certification.decisions import Decisions
 from idrc_jax.certification.guarantee import check_fits, check_indices, describe_guarantee
 from idrc_jax.certification.settings import Settings
 from idrc_jax.core import files
-from idrc_jax.core.budget import Budget
 from idrc_jax.core.progress import Progress, require_progress, write_status
+from idrc_jax.core.time_budget import Budget
 from idrc_jax.models import Classifier
 from idrc_jax.results import ResultsFile, Row
-from idrc_jax.sampling import choice, random_keys
+from idrc_jax.sampling import implementation_choice, random_keys
 from idrc_jax.sampling.batch_systems import ALONE, Worker
 from idrc_jax.sampling.dispatch_ahead import Drawn, Scheduler
 from idrc_jax.sampling.execution import Execution
@@ -88,7 +88,9 @@ def certify_dataset(
             return True
         samples = len(todo) * settings.plan.most
         seconds = 60 * max_minutes
-        execution = choice.choose(classifier, scheme, samples=samples, seconds=seconds, mesh=mesh, chunk=chunk)
+        execution = implementation_choice.choose(
+            classifier, scheme, samples=samples, seconds=seconds, mesh=mesh, chunk=chunk
+        )
         file.note(execution.describe())
         counter = job.counter(execution)
         rate = counter.samples_per_second()
@@ -210,7 +212,7 @@ def estimate(
     images = sampling.check_images(data.to_unit(dataset.images[first]), classifier)
     _, levels = host_scale(scheme, images)
     samples = len(indices) * settings.plan.most
-    execution = choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
+    execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
     key = random_keys.root(settings.seed)
     rate = VoteCounter(execution, scheme, images, levels, indices=first, key=key).samples_per_second()
     memory = sampling.memory_estimate(execution, scheme)

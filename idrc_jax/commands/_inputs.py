@@ -13,8 +13,8 @@ from ml_collections import config_flags
 
 from idrc_jax import __version__, config, data, models
 from idrc_jax.certificates.schemes import Scheme
-from idrc_jax.interop import factory
-from idrc_jax.models.denoised import denoised
+from idrc_jax.interop import user_factory
+from idrc_jax.models.denoised_classifier import denoised
 from idrc_jax.models.diffusion import Denoiser
 from idrc_jax.sampling import devices
 
@@ -27,7 +27,7 @@ def classifier_and_images(
     if settings.model.factory and settings.model.weights:
         raise ValueError("Expected model.factory or model.weights, got both.")
     if settings.model.factory:
-        classifier = factory.load(settings.model.factory)
+        classifier = user_factory.load(settings.model.factory)
     else:
         where = settings.model.weights or values.workdir
         classifier = models.load_classifier(

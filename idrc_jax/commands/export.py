@@ -5,9 +5,9 @@ import sys
 from idrc_jax import results
 from idrc_jax.core import command_line
 from idrc_jax.interop.exporting import WEIGHTS, export_weights
-from idrc_jax.results import tabular
+from idrc_jax.results import table_exports
 
-_TABLES = {".parquet": tabular.write_parquet, ".tsv": tabular.write_log}
+_TABLES = {".parquet": table_exports.write_parquet, ".tsv": table_exports.write_log}
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from idrc_jax import certification, config, data
 from idrc_jax.certification.in_memory import PREDICTION_SAMPLES, predict_by
 from idrc_jax.commands._inputs import classifier_and_images, mesh_of
 from idrc_jax.config.flags import run
-from idrc_jax.sampling import choice, random_keys
+from idrc_jax.sampling import implementation_choice, random_keys
 
 
 def main() -> None:
@@ -20,7 +20,9 @@ def _predict(values: flags.FlagValues) -> int:
     classifier, dataset, indices = classifier_and_images(values, scheme)
     certification.check_fits(classifier, dataset)
     certification.check_prediction(values.n, settings.certify.alpha, classifier.classes, adaptive=values.adaptive)
-    execution = choice.choose(classifier, scheme, samples=len(indices) * values.n, mesh=mesh, chunk=settings.chunk)
+    execution = implementation_choice.choose(
+        classifier, scheme, samples=len(indices) * values.n, mesh=mesh, chunk=settings.chunk
+    )
     print("idx\tlabel\tpredict\tcorrect" if dataset.labelled else "idx\tpredict", flush=True)
     for start in range(0, len(indices), 16):
         some = indices[start : start + 16]

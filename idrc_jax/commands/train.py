@@ -9,7 +9,7 @@ from idrc_jax import config, data, models, training
 from idrc_jax.commands._inputs import denoiser_of, go_on
 from idrc_jax.config.flags import run
 from idrc_jax.sampling import devices, processes
-from idrc_jax.training import denoiser, implementation
+from idrc_jax.training import denoiser, training_kernel
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
 
 def _training_devices(settings: config.Config) -> int:
     model = settings.model
-    return implementation.cpu_devices(model.architecture, model.dtype, settings.train.batch, settings.kernel)
+    return training_kernel.cpu_devices(model.architecture, model.dtype, settings.train.batch, settings.kernel)
 
 
 def _train(values: flags.FlagValues) -> int:

@@ -14,7 +14,7 @@ from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.certification import Settings
 from idrc_jax.config.fields import FIELDS, Config
 from idrc_jax.core import validate
-from idrc_jax.core.manifests import Json
+from idrc_jax.core.json_values import Json
 from idrc_jax.core.validate import SettingError
 from idrc_jax.models import diffusion
 from idrc_jax.training import denoiser

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from idrc_jax.core.manifests import Json
+from idrc_jax.core.json_values import Json
 
 
 def cache_folder() -> Path:

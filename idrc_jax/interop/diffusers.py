@@ -10,7 +10,7 @@ from typing import Any
 
 from idrc_jax import models
 from idrc_jax.core import files
-from idrc_jax.interop import checks, torch_files
+from idrc_jax.interop import network_checks, torch_files
 from idrc_jax.models import Arrays, Description
 
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -96,14 +96,14 @@ def import_unet(folder: str | Path, *, size: int = 0) -> tuple[Arrays, Descripti
         "unet": settings,
         "diffusion": _diffusion(_one_of(folder, ("scheduler_config.json", "scheduler/scheduler_config.json"))),
         "dtype": "float32",
-        "imported": checks.origin(weights),
+        "imported": network_checks.origin(weights),
     }
     _, params, _ = models.abstract(description, dtype="float32")
     shapes = {name: value.shape for name, value in params.items()}
     tensors = torch_files.read(weights).tensors
     old = any(".proj_attn." in name for name in tensors)
     names = {name: their_name(name, old=old) for name in shapes}
-    return checks.tensors(tensors, names, shapes, weights), description
+    return network_checks.tensors(tensors, names, shapes, weights), description
 
 
 def _one_of(folder: Path, names: tuple[str, str]) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 
 from idrc_jax import models
 from idrc_jax.core import files, validate
-from idrc_jax.interop import checks, diffusers, layouts, torch_files, transformers_vit
+from idrc_jax.interop import diffusers, layouts, network_checks, torch_files, transformers_vit
 from idrc_jax.models import Arrays, Description
 
 _SIZES = {"resnet": 32, "resnet50": 224}
@@ -50,22 +50,22 @@ def import_network(
     zero_pad = akamaster and not any(f".{layout.shortcut}." in name for name in read.tensors)
     blocks = layouts.stages(architecture, depth)
     _check_depth(read.tensors, blocks, path)
-    channels = checks.shape_of(read.tensors, "conv1.weight", 4, path)[1]
+    channels = network_checks.shape_of(read.tensors, "conv1.weight", 4, path)[1]
     side = size or _SIZES[architecture]
     description = {
         "architecture": architecture,
         "depth": depth,
-        "classes": checks.head(read.tensors, f"{layout.head}.bias", classes, path),
+        "classes": network_checks.head(read.tensors, f"{layout.head}.bias", classes, path),
         "image_shape": [side, side, channels],
         "shortcut": "zero_pad" if zero_pad else "projection",
-        **checks.normalisation(read, tuple(mean), tuple(std), channels, path),
+        **network_checks.normalisation(read, tuple(mean), tuple(std), channels, path),
         "dtype": "float32",
-        "imported": checks.origin(path),
+        "imported": network_checks.origin(path),
     }
     _, params, stats = models.abstract(description, dtype="float32")
     shapes = {name: value.shape for name, value in (params | stats).items()}
     names = layouts.torch_names(shapes, blocks, layout)
-    return checks.tensors(read.tensors, names, shapes, path), description
+    return network_checks.tensors(read.tensors, names, shapes, path), description
 
 
 def _import_folder(folder: Path, **asked: Any) -> tuple[Arrays, Description]:
@@ -97,5 +97,5 @@ def _check_depth(tensors: Arrays, blocks: tuple[int, ...], path: Path) -> None:
     counts = tuple(found[stage] for stage in sorted(found))
     if counts != blocks:
         asked, got = (" + ".join(map(str, values)) for values in (blocks, counts))
-        got = got or f"none: its tensors are {checks.few(sorted(tensors))}"
+        got = got or f"none: its tensors are {network_checks.few(sorted(tensors))}"
         raise ValueError(f"Expected {asked} blocks in layer1, layer2 ... of {path}, as --arch has them, got {got}.")

@@ -10,7 +10,7 @@ from typing import Any
 
 from idrc_jax import models
 from idrc_jax.core import files
-from idrc_jax.interop import checks, layouts, torch_files
+from idrc_jax.interop import layouts, network_checks, torch_files
 from idrc_jax.models import Arrays, Description
 
 ARCHITECTURE = "ViTForImageClassification"
@@ -73,15 +73,15 @@ def import_folder(
     description = {
         "architecture": "vit",
         "vit": {**settings, "resize": resize},
-        "classes": checks.head(read.tensors, "classifier.bias", classes, path),
+        "classes": network_checks.head(read.tensors, "classifier.bias", classes, path),
         "image_shape": [side, side, channels],
-        **checks.normalisation(read, mean, std, channels, folder),
+        **network_checks.normalisation(read, mean, std, channels, folder),
         "dtype": "float32",
-        "imported": checks.origin(path),
+        "imported": network_checks.origin(path),
     }
     _, params, _ = models.abstract(description, dtype="float32")
     shapes = {name: value.shape for name, value in params.items()}
-    return checks.tensors(read.tensors, {name: _their_name(name) for name in shapes}, shapes, path), description
+    return network_checks.tensors(read.tensors, {name: _their_name(name) for name in shapes}, shapes, path), description
 
 
 def _their_name(name: str) -> str:

@@ -4,7 +4,7 @@ Imports core and kernels.
 """
 
 from idrc_jax.models.classifier import Classifier, check_logits, fingerprint
-from idrc_jax.models.denoised import denoised
+from idrc_jax.models.denoised_classifier import denoised
 from idrc_jax.models.diffusion import Denoiser, Schedule
 from idrc_jax.models.loading import load_classifier, load_denoiser
 from idrc_jax.models.registry import abstract, build, merge, split

@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.typing import ArrayLike
 
 from idrc_jax.core import validate
-from idrc_jax.models.implementations import Interchangeable
+from idrc_jax.models.interchangeable import Interchangeable
 from idrc_jax.models.tensors import Description, PyTree
 
 ApplyFn = Callable[[PyTree, jax.Array], jax.Array]

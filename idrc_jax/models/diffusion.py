@@ -16,7 +16,7 @@ import numpy as np
 
 from idrc_jax.core import validate
 from idrc_jax.core.validate import SettingError
-from idrc_jax.models.implementations import Interchangeable
+from idrc_jax.models.interchangeable import Interchangeable
 from idrc_jax.models.tensors import Description, PyTree
 
 KINDS = ("linear", "scaled_linear", "cosine")

@@ -19,15 +19,15 @@ from PIL import Image
 
 from idrc_jax import __version__, certificates
 from idrc_jax.core import files
-from idrc_jax.core.manifests import Json
-from idrc_jax.report import class_names, digest, interactive_curves
+from idrc_jax.core.json_values import Json
+from idrc_jax.report import class_names, interactive_charts, run_summaries
 from idrc_jax.results import Results, Row, audit_rows, gallery_file, guarantee_differences, metrics, runs
 from idrc_jax.results.runs import Run
 
 NAME = "index.html"
-KINDS = interactive_curves.KINDS
+KINDS = interactive_charts.KINDS
 PICTURES = 12  # of each kind in a gallery
-ByKind = dict[str, list[digest.ClassRadii] | None]  # by kind of radius
+ByKind = dict[str, list[run_summaries.ClassRadii] | None]  # by kind of radius
 _KIND_NAMES = {"radius": "valid", "radius_published": "published", audit_rows.TABLE: "fixed radii"}
 
 
@@ -43,7 +43,7 @@ class Page:
     confusion: Json | None
     mistakes: list[tuple[str, str, int]]
     gallery: list[tuple[str, list[Json]]]
-    spending: digest.Spending
+    spending: run_summaries.Spending
     audit: Json | None
     sessions: list[Json]
     command: str | None
@@ -69,14 +69,14 @@ def render(
             raise ValueError(
                 f"Expected a whole manifest beside {run.results.path}, got one without {error}."
             ) from error
-    data = {"curves": interactive_curves.curves([(part.run.name, part.summary["curves"]) for part in parts])}
+    data = {"curves": interactive_charts.curves([(part.run.name, part.summary["curves"]) for part in parts])}
     data |= {
-        f"classes-{part.number}": interactive_curves.classes(part.classes)
+        f"classes-{part.number}": interactive_charts.classes(part.classes)
         for part in parts
         if _any_quantiles(part.classes)
     }
     notes = [*notes, *_mixed(several)]
-    scripts = [Markup(text) for text in [*interactive_curves.library(), _file("report.js")]]
+    scripts = [Markup(text) for text in [*interactive_charts.library(), _file("report.js")]]
     return _template().render(
         parts=parts,
         kinds=KINDS,
@@ -110,9 +110,10 @@ def _page(run: Run, number: int, names: Sequence[str], pictures: int) -> Page:
     there = {"valid": metrics.has_certificates(read), "published": metrics.has_published(read)}
     there = {kind: known and not same for kind, known in there.items()} | {"same": same}
     by_class = {
-        kind: digest.per_class(read, names, published=kind == "published") if there[kind] else None for kind in KINDS
+        kind: run_summaries.per_class(read, names, published=kind == "published") if there[kind] else None
+        for kind in KINDS
     }
-    confusion = digest.confusion(read)
+    confusion = run_summaries.confusion(read)
     if confusion:
         labels, columns, counts = confusion
         confusion = {
@@ -137,13 +138,13 @@ def _page(run: Run, number: int, names: Sequence[str], pictures: int) -> Page:
         confusion=confusion,
         mistakes=[
             (class_names.name(names, label), class_names.name(names, predict), count)
-            for label, predict, count in digest.mistakes(read)
+            for label, predict, count in run_summaries.mistakes(read)
         ],
         gallery=_gallery(read, names, pictures),
-        spending=digest.spending(read),
+        spending=run_summaries.spending(read),
         audit=_audit(read, names, pictures),
         sessions=[_flat(session) for session in read.manifest["sessions"]] if read.manifest else [],
-        command=digest.command(read),
+        command=run_summaries.command(read),
         sha256=hashlib.sha256(read.path.read_bytes()).hexdigest(),
     )
 
@@ -151,13 +152,13 @@ def _page(run: Run, number: int, names: Sequence[str], pictures: int) -> Page:
 def _summary(run: Run, there: dict[str, bool]) -> Json:
     """What the overview says of a run: per kind of radius a curve, accuracies with intervals and ACR."""
     read = run.results
-    curves: dict[str, digest.Curve | None] = {}
+    curves: dict[str, run_summaries.Curve | None] = {}
     accuracies: dict[str, list[tuple[float, float, float]] | None] = {}
     acr: dict[str, float | None] = {}
     for kind in KINDS:
         published = kind == "published"
-        curves[kind] = digest.curve(read, published=published) if there[kind] else None
-        accuracies[kind] = digest.accuracies(read, metrics.RADII, published=published) if there[kind] else None
+        curves[kind] = run_summaries.curve(read, published=published) if there[kind] else None
+        accuracies[kind] = run_summaries.accuracies(read, metrics.RADII, published=published) if there[kind] else None
         acr[kind] = metrics.average_certified_radius(read, published=published) if there[kind] else None
     if there["same"]:
         acr["valid"] = acr["published"] = acr["same"]

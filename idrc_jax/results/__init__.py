@@ -3,7 +3,8 @@
 Imports core and certificates. No JAX, so that results are read anywhere.
 """
 
-from idrc_jax.results.manifest import MANIFEST, guarantee_differences
+from idrc_jax.results.final_text_table import summary_table
+from idrc_jax.results.manifest import MANIFEST
 from idrc_jax.results.metrics import (
     abstention_rate,
     average_certified_radius,
@@ -12,9 +13,9 @@ from idrc_jax.results.metrics import (
     correct_radii,
 )
 from idrc_jax.results.result_file import ResultsFile, merge, result_files, worker_file, write
-from idrc_jax.results.rows import COLUMNS, NAME, SIX, UNLABELLED, Results, Row, is_correct, read_results
-from idrc_jax.results.tabular import to_pandas
-from idrc_jax.results.text_table import summary_table
+from idrc_jax.results.result_rows import COLUMNS, NAME, SIX, UNLABELLED, Results, Row, is_correct, read_results
+from idrc_jax.results.resume_check import guarantee_differences
+from idrc_jax.results.table_exports import to_pandas
 
 __all__ = [
     "COLUMNS",

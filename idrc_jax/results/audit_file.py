@@ -9,7 +9,7 @@ from typing import Self
 
 from idrc_jax.core import append_only, files
 from idrc_jax.core.append_only import AppendOnlyTable
-from idrc_jax.core.manifests import Json, as_json, differences
+from idrc_jax.core.json_values import Json, as_json, differences
 from idrc_jax.results.audit_rows import COLUMNS, MANIFEST, NAME, Finding, line_of, read_manifest, read_rows
 
 

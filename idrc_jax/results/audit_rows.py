@@ -16,8 +16,8 @@ import numpy as np
 
 from idrc_jax import certificates
 from idrc_jax.core import append_only, files
-from idrc_jax.core.manifests import Json
-from idrc_jax.results.rows import votes_text
+from idrc_jax.core.json_values import Json
+from idrc_jax.results.result_rows import votes_text
 
 SCHEMA_VERSION = 1
 NAME = "audit.tsv"

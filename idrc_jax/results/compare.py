@@ -13,7 +13,7 @@ from scipy import stats
 from idrc_jax.certificates import confidence_bounds
 from idrc_jax.core import validate
 from idrc_jax.results import metrics, runs
-from idrc_jax.results.rows import Results
+from idrc_jax.results.result_rows import Results
 
 # The 5 % by which an interval may err: for the share of differing images that fall to the second run, and for how many
 # differ.

@@ -13,7 +13,7 @@ import numpy as np
 
 from idrc_jax.certificates import confidence_bounds
 from idrc_jax.core import files
-from idrc_jax.results.rows import Row
+from idrc_jax.results.result_rows import Row
 
 NAME = "gallery.npz"
 KINDS = ("most robust", "least robust", "wrong", "abstained")

@@ -8,7 +8,7 @@ from scipy import stats
 from idrc_jax import certificates
 from idrc_jax.certificates import confidence_bounds
 from idrc_jax.core import validate
-from idrc_jax.results.rows import Results
+from idrc_jax.results.result_rows import Results
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from idrc_jax import certificates
 from idrc_jax.certificates import sampling_plans, schemes
-from idrc_jax.core.manifests import Json
+from idrc_jax.core.json_values import Json
 from idrc_jax.results.manifest import MANIFEST, Manifest
-from idrc_jax.results.rows import Results, Row
+from idrc_jax.results.result_rows import Results, Row
 
 
 def recertify(read: Results, *, alpha: float | None = None, certificate: str | None = None) -> Results:

@@ -9,9 +9,10 @@ from typing import Self
 
 from idrc_jax.core import append_only, files
 from idrc_jax.core.append_only import AppendOnlyTable
-from idrc_jax.core.manifests import Json, as_json
-from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, read_manifest, same_guarantee
-from idrc_jax.results.rows import COLUMNS, NAME, Row, line_of, read_as_it_is, read_results
+from idrc_jax.core.json_values import Json, as_json
+from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, read_manifest
+from idrc_jax.results.result_rows import COLUMNS, NAME, Row, line_of, read_as_it_is, read_results
+from idrc_jax.results.resume_check import same_guarantee
 
 _FILE = re.compile(r"certificates(\.\d+-of-\d+)?\.tsv")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from idrc_jax.core import append_only, files
-from idrc_jax.core.manifests import Json
-from idrc_jax.results import result_file, rows
-from idrc_jax.results.rows import Results
+from idrc_jax.core.json_values import Json
+from idrc_jax.results import result_file, result_rows
+from idrc_jax.results.result_rows import Results
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def read(arguments: Sequence[str]) -> list[Run]:
     for argument in arguments:
         name, path = _split(argument)
         names.append(name)
-        found.append(rows.read_results(path))
+        found.append(result_rows.read_results(path))
         if not found[-1].rows:
             raise ValueError(f"Expected at least one row in {found[-1].path}, got none.")
     return [Run(name or own, one) for name, own, one in zip(names, labels(found), found, strict=True)]
@@ -55,13 +55,13 @@ def with_rows(arguments: Sequence[str]) -> list[str]:
     kept, notes = [], []
     for argument in arguments:
         folder = Path(argument)
-        if not folder.is_dir() or append_only.has_rows(folder / rows.NAME):
+        if not folder.is_dir() or append_only.has_rows(folder / result_rows.NAME):
             kept.append(argument)
             continue
         hint = ""
         if any(map(append_only.has_rows, result_file.result_files(folder))):
             hint = f" Unite its workers' files: idrc-merge --out {folder} {folder}/certificates.*-of-*.tsv"
-        notes.append(f"note: {folder} has no rows in {rows.NAME} and is left out.{hint}")
+        notes.append(f"note: {folder} has no rows in {result_rows.NAME} and is left out.{hint}")
     if not kept:
         return list(arguments)
     for note in notes:
@@ -142,4 +142,4 @@ def _label(one: Results) -> str:
 def _parts(one: Results) -> tuple[str, ...]:
     """The path's folders of a run of this project, which are its name; of another's log the file, too."""
     whole = one.path.absolute()
-    return (whole.parent if whole.name == rows.NAME else whole).parts
+    return (whole.parent if whole.name == result_rows.NAME else whole).parts

@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 
 from idrc_jax import data, models
 from idrc_jax.certificates.schemes import Gaussian, Scheme
-from idrc_jax.core.budget import Budget
+from idrc_jax.core.time_budget import Budget
 from idrc_jax.kernels import resnet_training_cpu
 from idrc_jax.models import Denoiser, Description, Tensors
 from idrc_jax.sampling import devices, noise_laws, random_keys
-from idrc_jax.training import implementation, loop
+from idrc_jax.training import loop, training_kernel
 from idrc_jax.training.job import Facts, Job, RunOptions
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.steps import State, descend, images_of_step
@@ -68,14 +68,14 @@ def make_batch(
 
 def network_on(mesh: Mesh, description: Description, kernel: str = "auto") -> Network:
     """Make the network in training, by the fastest that runs on those devices ("auto") or plainly ("xla")."""
-    if implementation.kernel_on(mesh, description, kernel) == "resnet_training_cpu":
+    if training_kernel.kernel_on(mesh, description, kernel) == "resnet_training_cpu":
         return resnet_training_cpu.network(
             depth=description["depth"],
             shortcut=description["shortcut"],
             mean=tuple(description["mean"]),
             std=tuple(description["std"]),
         )
-    graph = implementation.graph_on(mesh, description, kernel)
+    graph = training_kernel.graph_on(mesh, description, kernel)
 
     def apply(params: Tensors, stats: Tensors, images: jax.Array) -> tuple[jax.Array, Tensors]:
         model = models.merge(graph, params, stats)

@@ -17,10 +17,10 @@ from jax.sharding import Mesh
 
 from idrc_jax import data, models
 from idrc_jax.core import validate
-from idrc_jax.core.budget import Budget
+from idrc_jax.core.time_budget import Budget
 from idrc_jax.models import Description, Schedule, Tensors, diffusion
 from idrc_jax.sampling import devices, random_keys
-from idrc_jax.training import implementation, loop, moving_average
+from idrc_jax.training import loop, moving_average, training_kernel
 from idrc_jax.training.job import Job, RunOptions
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.steps import State, descend, images_of_step
@@ -168,7 +168,7 @@ def train(
     description = description | {"diffusion": {**diffused, "sigma_low": low, "sigma_high": high}}
 
     def step_on(optimiser: optax.GradientTransformation, mesh: Mesh) -> Callable[..., tuple[State, Metrics]]:
-        return make_step(implementation.graph_on(mesh, description, kernel), recipe, target, optimiser, seed, mesh)
+        return make_step(training_kernel.graph_on(mesh, description, kernel), recipe, target, optimiser, seed, mesh)
 
     job = Job(
         description=description,

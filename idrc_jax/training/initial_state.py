@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from idrc_jax import models
-from idrc_jax.core import manifests
+from idrc_jax.core import json_values
 from idrc_jax.models import Arrays, Description, Tensors
 from idrc_jax.sampling import devices, processes, random_keys
 from idrc_jax.training import moving_average
@@ -36,7 +36,7 @@ def read_start(job: Job) -> Start:
     same = found["architecture"] == job.description["architecture"]
     names = job.comparable if same else ("architecture",)
     compared = ({name: _entry(one, name) for name in names} for one in (found, job.description))
-    changed = manifests.differences(*(models.flatten(manifests.as_json(one)) for one in compared))
+    changed = json_values.differences(*(models.flatten(json_values.as_json(one)) for one in compared))
     if changed:
         raise ValueError(f"Expected train.start to be the network that is to be trained, got {changed} in {job.start}.")
     _, params, stats = models.abstract(job.description, dtype=job.description["dtype"])

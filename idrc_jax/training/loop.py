@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from idrc_jax import models
-from idrc_jax.core.budget import Budget
 from idrc_jax.core.progress import Progress, require_progress, write_status
+from idrc_jax.core.time_budget import Budget
 from idrc_jax.sampling import devices, processes, random_keys
 from idrc_jax.training import initial_state
 from idrc_jax.training.checkpoints import TrainingCheckpoints

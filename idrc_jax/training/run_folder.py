@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from idrc_jax.core import files, manifests
+from idrc_jax.core import files, json_values
 from idrc_jax.models import Description, flatten
 from idrc_jax.sampling import processes
 from idrc_jax.training.checkpoints import TrainingCheckpoints
@@ -30,7 +30,7 @@ def open_run(workdir: Path, description: Description, mesh: Mesh) -> TrainingChe
 
 def same_or_refuse(path: Path, description: Description) -> None:
     """Write a run's description as JSON at the first call; refuse another one, or a damaged file, ever after."""
-    description = manifests.as_json(description)
+    description = json_values.as_json(description)
     if not path.is_file():
         files.write_json(path, description)
         return
@@ -38,6 +38,6 @@ def same_or_refuse(path: Path, description: Description) -> None:
         kept = files.read_json(path)
     except ValueError as error:
         raise ValueError(f"{error} Restore the settings of this run, or use another workdir.") from None
-    changed = manifests.differences(flatten(kept), flatten(description))
+    changed = json_values.differences(flatten(kept), flatten(description))
     if changed:
         raise ValueError(f"Expected the settings of the run in {path.parent}, got {changed}: use another workdir.")

@@ -15,7 +15,7 @@ from idrc_jax import audit, certification, data, results
 from idrc_jax.audit import Settings
 from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.core import files
-from idrc_jax.core.budget import Budget
+from idrc_jax.core.time_budget import Budget
 from idrc_jax.results import audit_file, audit_rows
 from idrc_jax.sampling import devices
 

@@ -10,10 +10,10 @@ from idrc_jax import certification, data, results, sampling
 from idrc_jax.certificates import confidence_bounds, schemes
 from idrc_jax.certificates.sampling_plans import Fixed, SelectionFree, ToPrecision, ToRadius
 from idrc_jax.certification import Settings, certify_dataset, job
-from idrc_jax.core.budget import Budget
+from idrc_jax.core.time_budget import Budget
 from idrc_jax.models import Classifier
 from idrc_jax.results import metrics, summary_table
-from idrc_jax.sampling import choice, devices, random_keys
+from idrc_jax.sampling import devices, implementation_choice, random_keys
 from idrc_jax.sampling.batch_systems import Worker
 
 SCHEME = schemes.Gaussian(sigma=0.5)
@@ -127,7 +127,7 @@ def test_the_manifest_says_how_it_ran_and_what_was_measured(linear, dataset, tmp
         asked.append(more)
         return chosen
 
-    monkeypatch.setattr(choice, "choose", told)
+    monkeypatch.setattr(implementation_choice, "choose", told)
     assert run(linear, dataset, tmp_path, indices=INDICES[:4])
     assert run(linear, dataset, tmp_path, indices=INDICES[:6], max_minutes=30.0)
     assert run(linear, dataset, tmp_path, indices=INDICES[:6], mesh=devices.mesh(1))

@@ -1,7 +1,7 @@
 """What a finished certification leaves in its folder."""
 
 import pytest
-from test_rows import row, write
+from test_result_rows import row, write
 
 from idrc_jax import results
 from idrc_jax.commands import certify

@@ -9,7 +9,7 @@ from conftest import ROOT
 from idrc_jax import models, results
 from idrc_jax.core import files
 from idrc_jax.interop import exporting
-from idrc_jax.results import tabular
+from idrc_jax.results import table_exports
 
 RUN = ROOT / "results/plans/fixed"
 WEIGHTS = ROOT / "checkpoints/cifar10_resnet20_gaussian_0.25.safetensors"
@@ -22,7 +22,7 @@ def weights(path):
 def parquet(path):
     for name in ("pandas", "pyarrow"):
         pytest.importorskip(name)
-    tabular.write_parquet(results.read_results(RUN), path)
+    table_exports.write_parquet(results.read_results(RUN), path)
 
 
 def torch(path):
@@ -34,7 +34,7 @@ WRITERS = [
     ("x.json", lambda path: files.write_json(path, {"a": 1})),
     ("x.safetensors", weights),
     ("y.safetensors", lambda path: exporting.export_weights(WEIGHTS, path)),
-    ("log.tsv", lambda path: tabular.write_log(results.read_results(RUN), path)),
+    ("log.tsv", lambda path: table_exports.write_log(results.read_results(RUN), path)),
     pytest.param("x.parquet", parquet, marks=pytest.mark.peers),
     pytest.param("x.pth", torch, marks=pytest.mark.peers),
 ]

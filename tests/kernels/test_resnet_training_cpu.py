@@ -16,10 +16,10 @@ from test_convolution_cpu import exactly
 
 from idrc_jax import data, models, training
 from idrc_jax.certificates import schemes
-from idrc_jax.core.budget import Budget
+from idrc_jax.core.time_budget import Budget
 from idrc_jax.kernels import resnet_training_cpu
 from idrc_jax.sampling import devices
-from idrc_jax.training import implementation, loop, steps
+from idrc_jax.training import loop, steps, training_kernel
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.steps import State
 
@@ -275,15 +275,15 @@ def pair(train_set):
 
 def test_the_default_trains_an_eligible_network_by_the_kernel_and_others_by_xla():
     description, mesh = describe(8, "projection", (8, 8, 3)), devices.mesh(1)
-    assert implementation.kernel_on(mesh, description) == "resnet_training_cpu"
-    assert implementation.kernel_on(mesh, description, "xla") == "xla"
-    assert implementation.kernel_on(mesh, description | {"dtype": "bfloat16"}) == "xla"
-    assert implementation.kernel_on(devices.mesh(2), description) == "xla"
-    assert implementation.cpu_devices("resnet", "float32", 256) == 1
-    assert implementation.cpu_devices("resnet", "float32", 8 * (os.cpu_count() or 1), "xla") == os.cpu_count()
-    assert implementation.cpu_devices("resnet", "float32", 1, "xla") == 1
+    assert training_kernel.kernel_on(mesh, description) == "resnet_training_cpu"
+    assert training_kernel.kernel_on(mesh, description, "xla") == "xla"
+    assert training_kernel.kernel_on(mesh, description | {"dtype": "bfloat16"}) == "xla"
+    assert training_kernel.kernel_on(devices.mesh(2), description) == "xla"
+    assert training_kernel.cpu_devices("resnet", "float32", 256) == 1
+    assert training_kernel.cpu_devices("resnet", "float32", 8 * (os.cpu_count() or 1), "xla") == os.cpu_count()
+    assert training_kernel.cpu_devices("resnet", "float32", 1, "xla") == 1
     with pytest.raises(ValueError, match="kernel to be one of auto, xla"):
-        implementation.kernel_on(mesh, description, "fast")
+        training_kernel.kernel_on(mesh, description, "fast")
 
 
 SCRIPT = """

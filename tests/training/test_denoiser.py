@@ -13,7 +13,7 @@ from scipy import stats
 
 from idrc_jax import data, models, training
 from idrc_jax.certificates import schemes
-from idrc_jax.core.budget import Budget
+from idrc_jax.core.time_budget import Budget
 from idrc_jax.models import diffusion
 from idrc_jax.models.diffusion import Schedule
 from idrc_jax.sampling import devices

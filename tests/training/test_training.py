@@ -14,7 +14,7 @@ from scipy import stats
 from idrc_jax import data, models, training
 from idrc_jax.certificates import schemes
 from idrc_jax.core import files
-from idrc_jax.core.budget import Budget
+from idrc_jax.core.time_budget import Budget
 from idrc_jax.sampling import devices
 from idrc_jax.training import RunOptions, loop, metrics_log, steps
 from idrc_jax.training.recipe import Recipe

@@ -5,8 +5,9 @@
 #include <type_traits>
 
 #include "direct.h"
+#include "image_groups.h"
 #include "self_test.h"
-#include "tasks.h"
+#include "thread_pool.h"
 #include "winograd.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -15,28 +16,7 @@ namespace ffi = xla::ffi;
 namespace idrc {
 namespace {
 
-constexpr int kGroup = 8;   // images that share transformed weights, at most
 constexpr int kShares = 8;  // of a batch: sums are made share by share, so that they do not depend on the threads
-
-// Images without a border, to be read a few at a time with one.
-class Bordered {
- public:
-  explicit Bordered(Shape shape) : shape_(shape), copy_(Zeros(kGroup * shape.Size())) {}
-
-  const float* Copy(const float* images, int count) {
-    const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(shape_.width) * shape_.channels;
-    for (int i = 0; i < count; ++i) {
-      for (int y = 0; y < shape_.height; ++y, images += row) {
-        std::copy_n(images, row, copy_.get() + i * shape_.Size() + shape_.At(y, 0));
-      }
-    }
-    return copy_.get();
-  }
-
- private:
-  Shape shape_;
-  Buffer copy_;
-};
 
 // What is to be convolved: `count` images, whose copies get a border, with weights [size, size, in, out].
 struct Problem {

@@ -10,8 +10,8 @@
 #include "attention.h"
 #include "depthwise.h"
 #include "gemm.h"
-#include "tasks.h"
-#include "winograd_wide.h"
+#include "thread_pool.h"
+#include "winograd_any_width.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;

@@ -15,7 +15,7 @@
 #include "resnet/gradient.h"
 #include "resnet/worker.h"
 #include "self_test.h"
-#include "tasks.h"
+#include "thread_pool.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;

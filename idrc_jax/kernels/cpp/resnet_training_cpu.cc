@@ -22,9 +22,9 @@
 
 #include "resnet_training/backward.h"
 #include "resnet_training/forward.h"
-#include "resnet_training/kept.h"
+#include "resnet_training/kept_activations.h"
 #include "self_test.h"
-#include "tasks.h"
+#include "thread_pool.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;

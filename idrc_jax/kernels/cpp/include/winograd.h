@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 
-#include "four_by_four.h"
+#include "winograd_4x4.h"
 #include "tensor.h"
 
 namespace idrc {

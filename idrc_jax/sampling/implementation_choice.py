@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import devices
-from idrc_jax.sampling.choice_cache import ChoiceCache, identity
-from idrc_jax.sampling.contest import Contest, Trial, disagreements
 from idrc_jax.sampling.execution import Execution, check_chunk, unmeasured
+from idrc_jax.sampling.implementation_choice_cache import ChoiceCache, identity
+from idrc_jax.sampling.implementation_contest import Contest, Trial, disagreements
 
 
 def choose(

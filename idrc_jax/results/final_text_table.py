@@ -17,7 +17,7 @@ from idrc_jax.results.metrics import (
     require_rows,
     too_low,
 )
-from idrc_jax.results.rows import Results
+from idrc_jax.results.result_rows import Results
 
 
 def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:

@@ -3,7 +3,7 @@
 
 #pragma once
 
-#include "four_by_four.h"
+#include "winograd_4x4.h"
 #include "gemm.h"
 
 namespace idrc {

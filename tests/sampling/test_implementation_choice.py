@@ -15,7 +15,7 @@ from idrc_jax import models
 from idrc_jax.certificates import schemes
 from idrc_jax.kernels import build
 from idrc_jax.models import Classifier
-from idrc_jax.sampling import choice, choice_cache, devices
+from idrc_jax.sampling import devices, implementation_choice, implementation_choice_cache
 
 SCHEME = schemes.Gaussian(sigma=0.5)
 LONG = 10**12  # samples
@@ -71,7 +71,7 @@ def both(linear, **changes):
 
 def choose(classifier, trial, folder, *, samples=LONG, mesh=None, chunk=32, **more):
     mesh = mesh or devices.mesh(2)
-    return choice.choose(
+    return implementation_choice.choose(
         classifier, SCHEME, samples=samples, mesh=mesh, chunk=chunk, trial=trial, folder=folder, **more
     )
 
@@ -210,7 +210,7 @@ def test_a_short_job_measures_nothing(linear, tmp_path, capsys):
 def test_measuring_ends_within_a_minute_or_so(linear, tmp_path):
     """A network that compiles for 11 s and does a chunk in 4."""
     trial = Told(by_kernel(ours=60, xla=70), compiling=11.0)
-    chosen = choice.choose(both(linear), SCHEME, samples=LONG, trial=trial, folder=tmp_path)
+    chosen = implementation_choice.choose(both(linear), SCHEME, samples=LONG, trial=trial, folder=tmp_path)
     assert trial.now < 11 + 4 * 32 * 0.06 + 60
     assert chosen.classifier.kernel == "ours"
     assert len(chosen.rates) > 1
@@ -222,13 +222,15 @@ def test_devices_and_chunk_are_measured_unless_given(linear, tmp_path):
     def seconds(candidate):
         return 1e-5 * candidate.mesh.size * (1 + abs(np.log(candidate.chunk / 512)))
 
-    found = choice.choose(linear, SCHEME, samples=LONG, trial=Told(seconds), folder=tmp_path)
+    found = implementation_choice.choose(linear, SCHEME, samples=LONG, trial=Told(seconds), folder=tmp_path)
     assert (found.mesh.size, found.chunk) == (1, 512)
-    given = choice.choose(linear, SCHEME, samples=LONG, mesh=devices.mesh(3), trial=Told(seconds), folder=tmp_path)
+    given = implementation_choice.choose(
+        linear, SCHEME, samples=LONG, mesh=devices.mesh(3), trial=Told(seconds), folder=tmp_path
+    )
     assert (given.mesh.size, given.chunk) == (3, 512)
-    given = choice.choose(linear, SCHEME, samples=LONG, chunk=50, trial=Told(seconds), folder=tmp_path)
+    given = implementation_choice.choose(linear, SCHEME, samples=LONG, chunk=50, trial=Told(seconds), folder=tmp_path)
     assert (given.mesh.size, given.chunk) == (1, 50)
-    small = choice.choose(
+    small = implementation_choice.choose(
         linear, SCHEME, samples=LONG, trial=Told(lambda one: 1e-5 * one.chunk / one.mesh.size), folder=tmp_path / "2"
     )
     assert (small.mesh.size, small.chunk) == (len(devices.mesh().devices), 2)
@@ -266,8 +268,8 @@ def test_what_a_choice_depends_on_is_measured_anew(linear, tmp_path, monkeypatch
     assert measured(mesh=devices.mesh(1))
     for where, name, value in (
         (build, "processor", lambda: "another"),
-        (choice_cache.jax, "__version__", "0.0.1"),
-        (choice_cache, "_sources", lambda: "other kernels"),
+        (implementation_choice_cache.jax, "__version__", "0.0.1"),
+        (implementation_choice_cache, "_sources", lambda: "other kernels"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(where, name, value)
@@ -325,7 +327,7 @@ def test_without_a_cache_one_line_is_said(linear, tmp_path, monkeypatch, caplog)
         raise RuntimeError("Could not determine home directory.")
 
     for folder in (tmp_path / "file", None):
-        monkeypatch.setattr(choice_cache, "cache_folder", homeless)
+        monkeypatch.setattr(implementation_choice_cache, "cache_folder", homeless)
         with caplog.at_level(logging.WARNING, "idrc_jax"):
             assert choose(both(linear), Told(by_kernel(ours=3, xla=1)), folder).classifier.kernel == "xla"
         (line,) = caplog.messages
@@ -362,7 +364,9 @@ def test_the_real_trial_runs_the_programs_of_certification(linear, tmp_path, cap
         return jax.lax.fori_loop(1, 64, lambda k, sum: sum + linear_logits(params, images + 0 * k), first) / 64
 
     classifier = dataclasses.replace(linear, kernel="slow", apply_fn=slow).with_alternatives(linear)
-    chosen = choice.choose(classifier, SCHEME, samples=LONG, mesh=devices.mesh(2), chunk=32, folder=tmp_path)
+    chosen = implementation_choice.choose(
+        classifier, SCHEME, samples=LONG, mesh=devices.mesh(2), chunk=32, folder=tmp_path
+    )
     assert set(chosen.rates) == {"slow on 2 devices, chunk 32", "xla on 2 devices, chunk 32"}
     assert all(rate > 0 for rate in chosen.rates.values())
     assert not chosen.left_out

@@ -11,7 +11,7 @@ from test_metrics import results
 from idrc_jax import config
 from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.config import flags
-from idrc_jax.report import class_names, digest
+from idrc_jax.report import class_names, run_summaries
 from idrc_jax.results import metrics, read_results
 
 GENERATOR = np.random.default_rng(0)
@@ -28,7 +28,7 @@ MIXED = results(
 def test_curves_are_the_certified_accuracy_however_many_rows(count, published):
     radii = [float(radius) for radius in GENERATOR.uniform(0, 1, count)]
     made = results(radii, published=[2 * radius for radius in radii])
-    curve = digest.curve(made, published=published)
+    curve = run_summaries.curve(made, published=published)
     assert len(curve.radius) <= 402
     assert curve.radius == sorted(curve.radius)
     for radius, accuracy in list(zip(curve.radius, curve.accuracy, strict=True))[:: len(curve.radius) // 10 + 1]:
@@ -37,7 +37,7 @@ def test_curves_are_the_certified_accuracy_however_many_rows(count, published):
     k = round(curve.accuracy[-2] * count)
     low = stats.beta.ppf(0.025, k, count - k + 1)
     assert curve.low[-2] == pytest.approx(low)
-    ((accuracy, low, high),) = digest.accuracies(made, [curve.radius[-2]], published=published)
+    ((accuracy, low, high),) = run_summaries.accuracies(made, [curve.radius[-2]], published=published)
     assert (accuracy, low, high) == (curve.accuracy[-2], curve.low[-2], curve.high[-2])
 
 
@@ -45,7 +45,7 @@ def test_classes_count_what_became_of_their_images():
     labelled = dataclasses.replace(
         MIXED, rows=tuple(dataclasses.replace(row, label=k % 2) for k, row in enumerate(MIXED.rows))
     )
-    zero, one = digest.per_class(labelled, ("no", "yes"))
+    zero, one = run_summaries.per_class(labelled, ("no", "yes"))
     assert (zero.name, zero.images, zero.right, zero.wrong, zero.abstained) == ("no", 3, 2, 0, 1)
     assert (one.name, one.images, one.right, one.wrong, one.abstained) == ("yes", 3, 2, 1, 0)
     assert zero.quantiles[2] == pytest.approx(0.45)
@@ -58,34 +58,34 @@ def test_of_many_classes_the_most_frequent_are_shown():
     many = results([0.5] * 200)
     rows = tuple(dataclasses.replace(row, label=min(k // 2, 40), predict=k % 90) for k, row in enumerate(many.rows))
     many = dataclasses.replace(many, rows=rows)
-    shown = digest.per_class(many, ())
-    assert len(shown) == digest.MOST_CLASSES
+    shown = run_summaries.per_class(many, ())
+    assert len(shown) == run_summaries.MOST_CLASSES
     assert shown[-1].name == "40"
-    assert digest.confusion(many) is None
+    assert run_summaries.confusion(many) is None
 
 
 def test_confusions_and_mistakes_count_pairs():
-    labels, columns, counts = digest.confusion(MIXED)
+    labels, columns, counts = run_summaries.confusion(MIXED)
     assert (labels, columns) == ([1], [0, 1, 2, -1])
     assert counts == [[1, 3, 1, 1]]
-    assert sorted(digest.mistakes(MIXED)) == [(1, -1, 1), (1, 2, 1)]
+    assert sorted(run_summaries.mistakes(MIXED)) == [(1, -1, 1), (1, 2, 1)]
 
 
 def test_samples_and_time():
     made = read_results(ROOT / "results/plans/to_radius")
-    said = digest.spending(made)
+    said = run_summaries.spending(made)
     drawn = [row.n + row.n0 for row in made.rows]
     assert (said.samples, said.most) == (sum(drawn), 100 * 100_000)
     assert said.quantiles[1] in (sorted(drawn)[49], sorted(drawn)[50])
     assert said.seconds == pytest.approx(sum(row.time for row in made.rows))
-    assert digest.spending(dataclasses.replace(made, manifest=None)).samples is None
+    assert run_summaries.spending(dataclasses.replace(made, manifest=None)).samples is None
 
 
 def test_spacing():
-    assert digest.spacing([0, 20, 40]) == (0, 41, 20)
-    assert digest.spacing([40, 0, 20]) == (0, 41, 20)
-    assert digest.spacing([7]) == (7, 8, 1)
-    assert digest.spacing([0, 1, 3]) is None
+    assert run_summaries.spacing([0, 20, 40]) == (0, 41, 20)
+    assert run_summaries.spacing([40, 0, 20]) == (0, 41, 20)
+    assert run_summaries.spacing([7]) == (7, 8, 1)
+    assert run_summaries.spacing([0, 1, 3]) is None
 
 
 RUNS = sorted(path.parent for path in (ROOT / "results").rglob("manifest.json"))
@@ -95,7 +95,7 @@ RUNS = sorted(path.parent for path in (ROOT / "results").rglob("manifest.json"))
 def test_the_command_asks_for_the_same_certificates(folder, monkeypatch):
     """Parsed as the command line is, it gives the scheme, plan and settings of the manifest, and the images."""
     made = read_results(folder)
-    program, *arguments = shlex.split(digest.command(made))
+    program, *arguments = shlex.split(run_summaries.command(made))
     assert program == "idrc-certify"
     monkeypatch.setattr("sys.argv", [program, *arguments])
     values, rest = flags._parse(True, None)
@@ -112,8 +112,8 @@ def test_the_command_asks_for_the_same_certificates(folder, monkeypatch):
 
 
 def test_no_command_for_others_files_and_schemes_of_ones_own():
-    assert digest.command(dataclasses.replace(MIXED, manifest=None)) is None
-    assert digest.command(results([0.5], scheme="my own")) is None
+    assert run_summaries.command(dataclasses.replace(MIXED, manifest=None)) is None
+    assert run_summaries.command(results([0.5], scheme="my own")) is None
 
 
 def test_class_names(tmp_path):

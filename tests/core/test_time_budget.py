@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from idrc_jax.core.budget import Budget
+from idrc_jax.core.time_budget import Budget
 
 
 class Clock:

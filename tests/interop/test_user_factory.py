@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from idrc_jax import models
-from idrc_jax.interop import factory
+from idrc_jax.interop import user_factory
 
 MODULE = """
 import jax.numpy as jnp
@@ -42,12 +42,12 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_functions_classifier_with_its_name_and_hash(folder):
-    made = factory.load("my_networks:make")
+    made = user_factory.load("my_networks:make")
     assert isinstance(made, models.Classifier)
     assert made.description == {"factory": "my_networks:make"}
     assert len(made.sha256) == 64
-    assert factory.load("my_networks:make").sha256 == made.sha256
-    assert factory.load("my_networks:louder").sha256 != made.sha256
+    assert user_factory.load("my_networks:make").sha256 == made.sha256
+    assert user_factory.load("my_networks:louder").sha256 != made.sha256
     assert made(np.zeros((2, 8, 8, 1), np.float32)).shape == (2, 4)
 
 
@@ -63,7 +63,7 @@ def test_the_functions_classifier_with_its_name_and_hash(folder):
 )
 def test_anything_else_is_refused(folder, name, message):
     with pytest.raises(ValueError, match=message):
-        factory.load(name)
+        user_factory.load(name)
 
 
 def test_certify_with_a_factory(folder):

@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 
 import idrc_jax as idrc
-from idrc_jax.certification import smoothed as module
-from idrc_jax.sampling import choice
+from idrc_jax.certification import smoothed_classifier as module
+from idrc_jax.sampling import implementation_choice
 
 ABSENT = -1
 
@@ -65,7 +65,7 @@ def test_a_key_repeats_and_none_does_not(smoothed):
 def test_how_to_run_is_chosen_once_unless_calls_get_longer(monkeypatch):
     base = idrc.Classifier(apply_fn=brightness, params=jnp.float32(0.5), classes=2, image_shape=(4, 4, 1))
     answer = idrc.SmoothedClassifier(base, idrc.schemes.make("gaussian", sigma=0.5), n=2000, chunk=500)
-    asked, real = [], choice.choose
+    asked, real = [], implementation_choice.choose
 
     def counted(*given, **more):
         asked.append(more["samples"])

@@ -11,8 +11,8 @@ from disks import no_file_above
 
 from idrc_jax import certificates, results
 from idrc_jax.certificates import sampling_plans, schemes
-from idrc_jax.core import manifests
-from idrc_jax.results import metrics, tabular
+from idrc_jax.core import json_values
+from idrc_jax.results import metrics, table_exports
 
 GUARANTEE = {"scheme": "gaussian", "sigma": 0.5, "ref": 1.0, "n0": 10, "n": 100, "alpha": 0.001, "data": "x/test"}
 GUARANTEE |= {"plan": "fixed"}
@@ -274,7 +274,7 @@ def test_correct_follows_from_label_and_predict_whatever_a_log_writes_there(tmp_
     assert [one.correct for one in read.rows] == [1, 0, 0, 1, 0]
     assert [metrics.certified_accuracy(read, radius) for radius in (0, 0.25, 0.5, 0.75)] == [0.4, 0.4, 0.2, 0]
     assert metrics.average_certified_radius(read) == pytest.approx(0.16)
-    tabular.write_log(read, tmp_path / "again.tsv")
+    table_exports.write_log(read, tmp_path / "again.tsv")
     assert results.read_results(tmp_path / "again.tsv").rows == read.rows
 
 
@@ -360,7 +360,7 @@ def test_rows_of_another_run_are_refused_under_this_ones_manifest(tmp_path, othe
     "plan", [sampling_plans.SelectionFree(n=100), sampling_plans.ToRadius(n=100), sampling_plans.ToPrecision(n=1000)]
 )
 def test_rows_of_another_plan_are_refused(tmp_path, plan):
-    made = manifests.as_json(GUARANTEE | sampling_plans.describe(plan))
+    made = json_values.as_json(GUARANTEE | sampling_plans.describe(plan))
     write(tmp_path, [dataclasses.replace(row(0), n0=0)], made)
     assert len(results.read_results(tmp_path).rows) == 1  # 100 is a look of each
     write(tmp_path, [row(20)], made)

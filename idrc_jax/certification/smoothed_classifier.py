@@ -15,7 +15,7 @@ from idrc_jax.certification.in_memory import PREDICTION_SAMPLES, certify_by, che
 from idrc_jax.certification.settings import Settings
 from idrc_jax.core import validate
 from idrc_jax.models import Classifier
-from idrc_jax.sampling import choice, random_keys
+from idrc_jax.sampling import implementation_choice, random_keys
 from idrc_jax.sampling.execution import Execution
 
 
@@ -126,7 +126,7 @@ class SmoothedClassifier:
     def _choose(self, samples: int) -> Execution:
         """How to run: looked into again where a call is longer than all before."""
         if self._execution is None or samples > self._longest:
-            self._execution = choice.choose(
+            self._execution = implementation_choice.choose(
                 self._classifier, self._scheme, samples=samples, mesh=self._mesh, chunk=self._chunk
             )
             self._longest = samples

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from idrc_jax.core import files
-from idrc_jax.results import rows
-from idrc_jax.results.rows import Results
+from idrc_jax.results import result_rows
+from idrc_jax.results.result_rows import Results
 
 
 def to_pandas(read: Results) -> Any:
@@ -17,10 +17,10 @@ def to_pandas(read: Results) -> Any:
         import pandas as pd  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError("Expected pandas, got no such package: pip install 'idrc_jax[tables]'.") from None
-    columns = rows.COLUMNS if read.manifest is not None else rows.SIX
+    columns = result_rows.COLUMNS if read.manifest is not None else result_rows.SIX
     table = pd.DataFrame({name: [getattr(row, name) for row in read.rows] for name in columns})
     if "votes" in table:
-        table["votes"] = [rows.votes_text(row.votes) for row in read.rows]
+        table["votes"] = [result_rows.votes_text(row.votes) for row in read.rows]
     table.attrs["manifest"] = read.manifest
     return table
 
@@ -43,5 +43,5 @@ def write_log(read: Results, path: Path) -> None:
     """
     if not read.labelled:
         raise ValueError(f"Expected labels in {read.path} for a log whose rows say what is correct, got none.")
-    lines = ["\t".join(repr(getattr(row, name)) for name in rows.SIX) for row in read.rows]
-    files.write_text(path, "\n".join(["\t".join(rows.SIX), *lines, ""]))
+    lines = ["\t".join(repr(getattr(row, name)) for name in result_rows.SIX) for row in read.rows]
+    files.write_text(path, "\n".join(["\t".join(result_rows.SIX), *lines, ""]))

@@ -13,8 +13,8 @@ from bokeh.models import ColumnDataSource, FactorRange, HoverTool, Range1d
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
-from idrc_jax.core.manifests import Json
-from idrc_jax.report.digest import ClassRadii, Curve
+from idrc_jax.core.json_values import Json
+from idrc_jax.report.run_summaries import ClassRadii, Curve
 
 KINDS = ("valid", "published", "same")  # of radii; a run has the first two or, where they are the same, the last
 COLOURS = 8  # of the page; runs beyond have them again, in thinner lines

@@ -1,0 +1,18 @@
+"""What a resumed run compares: its guarantee, with that of the rows that are there."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from idrc_jax.core.json_values import differences
+
+
+def same_guarantee(stored: Mapping[str, object], asked: Mapping[str, object], where: Path) -> None:
+    """ValueError, which shows every difference, unless the guarantees are the same."""
+    changed = guarantee_differences(stored, asked)
+    if changed:
+        raise ValueError(f"Expected the settings of the certificates in {where}, got {changed}: use another workdir.")
+
+
+def guarantee_differences(stored: Mapping[str, object], asked: Mapping[str, object]) -> str:
+    """`differences` of two guarantees; one that names no generator is older than the naming of JAX's default."""
+    return differences(*({"generator": "threefry2x32", **one} for one in (stored, asked)))
