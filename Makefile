@@ -23,7 +23,7 @@ SETTINGS = --config=$(CONFIG):$(SCHEME) --config.noise.sigma=$(SIGMA) --config.d
 	--config.max_minutes=$(SLICE) --workdir=$(RUN) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all lint typecheck reproduce overhead invariance widths certificate-table plans denoising figures \
+.PHONY: help quickstart test evidence test-all lint typecheck reproduce overhead invariance widths certificate-table plans denoising figures \
 	throughput training-throughput networks scaling gpu-benchmark clean
 
 help:  ## Show this help.
@@ -33,8 +33,11 @@ quickstart: $(VENV)/.quickstart  ## Train and certify a small network on the emb
 	$(BIN)/python train.py --workdir=runs/quickstart
 	$(BIN)/python certify.py --workdir=runs/quickstart
 
-test: $(VENV)/.dev  ## Run the tests that need nothing but this checkout.
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not shared and not peers"
+test: $(VENV)/.dev  ## Run the tests that need nothing but this checkout, in minutes.
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not evidence and not shared and not peers"
+
+evidence: $(VENV)/.dev  ## Run the long ones: many draws, real kills, other widths, benchmarks; as XLA compiles for users.
+	XLA_FLAGS= $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "evidence and not shared and not peers"
 
 test-all: $(VENV)/.peers  ## Run the tests that need ../shared or PyTorch; a skip is a failure.
 	$(BIN)/pytest -m "shared or peers" --forbid-skips

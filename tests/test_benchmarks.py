@@ -375,6 +375,7 @@ def run(module, folder, *flags, unit="samples/s"):
 TINY = ("--depths", "8", "--chunks", "4", "--batches", "4", "--rounds", "2", "--seconds", ".1", "--images", "20")
 
 
+@pytest.mark.evidence
 def test_throughput_end_to_end(tmp_path):
     result = run("throughput", tmp_path, *TINY, "--contenders", "idrc_jax", f"--out={tmp_path}")
     assert result["finished"]
@@ -389,6 +390,7 @@ def test_throughput_end_to_end(tmp_path):
     assert {"cpu", "cores", "versions", "commit", "load_before"} <= result["machine"].keys()
 
 
+@pytest.mark.evidence
 def test_training_end_to_end(tmp_path):
     flags = ("--depths", "8", "--batches", "4", "--contenders", OURS, "--rounds", "1", "--seconds", ".1")
     result = run("training", tmp_path, *flags, f"--out={tmp_path}", unit="images/s")
@@ -399,6 +401,7 @@ def test_training_end_to_end(tmp_path):
     assert all(row["kernel"] for row in table["rows"])
 
 
+@pytest.mark.evidence
 def test_training_is_timed_as_it_is_done(tmp_path, monkeypatch):
     """After the same steps on the same images its weights are those of `training.train`, to a bit."""
     monkeypatch.setattr(measure, "TRAINING_IMAGES", 64)
@@ -422,6 +425,7 @@ def test_training_is_timed_as_it_is_done(tmp_path, monkeypatch):
         np.testing.assert_array_equal(value, tensors[name], err_msg=name)
 
 
+@pytest.mark.evidence
 def test_any_network_end_to_end(tmp_path):
     flags = ("--networks", "ResNet-8", "--contenders", OURS, "--rounds", "2", "--seconds", ".1")
     result = run("any_network", tmp_path, *flags, f"--out={tmp_path}")
@@ -451,6 +455,7 @@ def test_a_line_of_any_network_is_chosen_kernel_rates_and_paired_ratios():
     ]  # fmt: skip
 
 
+@pytest.mark.evidence
 def test_gpu_rehearsal_end_to_end(tmp_path):
     result = run("gpu", tmp_path, "--rehearse", str(tmp_path), "--name", "gpu")
     assert result["finished"]

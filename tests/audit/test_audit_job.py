@@ -332,6 +332,7 @@ def make():
 """
 
 
+@pytest.mark.evidence
 def test_the_command(tmp_path):
     (tmp_path / "my_networks.py").write_text(NETWORK)
     own = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "SLURM_", "JOB_COMPLETION_INDEX")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from idrc_jax import certificates
+from idrc_jax import certificates, sampling
 from idrc_jax.audit import Settings, point_votes, significance
 from idrc_jax.audit.search import Searcher
 from idrc_jax.audit.significance import break_p_value
@@ -157,7 +157,15 @@ NEAREST = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "scheme", "low", "high"), NEAREST, ids=[f"{type(case[0]).__name__}-{case[1].name}" for case in NEAREST]
+    ("kind", "scheme", "low", "high"),
+    [
+        pytest.param(
+            *case,
+            id=f"{type(case[0]).__name__}-{case[1].name}",
+            marks=[pytest.mark.evidence] if case[1].name not in ("gaussian", "l1") else [],
+        )
+        for case in NEAREST
+    ],
 )
 def test_the_nearest_break_is_found_within_five_percent(kind, scheme, low, high):
     """Of an image of each class. With the ball under `stepped`, one has its nearest break where an edge between bins
@@ -303,8 +311,8 @@ def test_an_images_search_does_not_depend_on_the_others():
 def test_no_votes_are_drawn_where_there_is_no_noise():
     points = np.stack([np.zeros(SHAPE), np.full(SHAPE, 0.5)]).astype(np.float32)
     votes = point_votes.count(
-        classifier(HalfSpace()), schemes.L1(sigma=1.0), points, indices=[0, 1], first=np.zeros(2, int),
-        n=np.full(2, 10), key=random_keys.root(0), chunk=64, mesh=devices.mesh(1),
+        sampling.unmeasured(classifier(HalfSpace()), devices.mesh(1), 64), schemes.L1(sigma=1.0), points, indices=[0, 1], first=np.zeros(2, int),
+        n=np.full(2, 10), key=random_keys.root(0),
     )  # fmt: skip
     assert votes.sum(axis=1).tolist() == [0, 10]
 

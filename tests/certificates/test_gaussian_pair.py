@@ -166,6 +166,7 @@ def linear_bounds(sigma, slope):
     return lambda rows, a: (sigma[rows] - slope * a, sigma[rows] + slope * a)
 
 
+@pytest.mark.evidence
 @settings(deadline=None, max_examples=150)
 @given(
     st.floats(0.5, 1 - 1e-12, exclude_min=True),

@@ -50,6 +50,7 @@ def test_plans_err_at_most_alpha_with_their_class_chosen_by_the_same_votes(plan,
     assert chance_of_an_error(plan, 0.84, 0.84, alpha) > alpha / 100
 
 
+@pytest.mark.evidence
 def test_coverage_of_a_whole_run_by_simulation():
     """10**5 images with three classes, stopped by the plan's own rule: how often the radius is too large."""
     runs, alpha, truth = 100_000, 0.05, np.array([0.7, 0.2, 0.1])

@@ -73,7 +73,7 @@ def directions_to_try(image, classifier, generator):
 
 
 @pytest.mark.parametrize("name", ["gaussian", "l1", "inverse_sqrt_norm", "stepped"])
-@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("dim", [pytest.param(dim, marks=pytest.mark.evidence) if dim != 48 else dim for dim in DIMS])
 def test_no_image_inside_the_radius_has_another_decision(name, dim):
     """400 images, 17 directions and 6 distances each: 40,000 decisions a case, 490,000 in all."""
     generator = np.random.default_rng([dim, len(name)])
@@ -111,7 +111,9 @@ def l2_probability(square, points, centre, sigma, dim, *, inside):
     return within if inside else 1 - within
 
 
-@pytest.mark.parametrize("dim", [4, 48, 3072])
+@pytest.mark.parametrize(
+    "dim", [pytest.param(dim, marks=pytest.mark.evidence) if dim != 48 else dim for dim in (4, 48, 3072)]
+)
 def test_no_image_inside_the_radius_of_l2_has_another_decision(dim):
     generator = np.random.default_rng(dim)
     sigma, scheme = 0.3, schemes.L2(sigma=0.3)

@@ -87,6 +87,7 @@ def test_train_then_certify_prints_the_table_and_writes_rows_and_figure(trained,
     assert runs.trained_under(read).startswith("gaussian, σ = ")
 
 
+@pytest.mark.evidence
 def test_training_that_is_killed_goes_on_to_the_same_weights(trained, tmp_path):
     """SIGKILL in the middle of a run that saves after every step, twice."""
     every_step = "--config.train.checkpoint_minutes=0"
@@ -102,6 +103,7 @@ def test_training_that_is_killed_goes_on_to_the_same_weights(trained, tmp_path):
         np.testing.assert_array_equal(value, resumed[name])
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize(("cue", "status"), [("interrupt:3", 130), ("kill:3", -9)])
 def test_certification_that_is_stopped_goes_on(trained, certified, tmp_path, cue, status):
     arguments = (f"--config.model.weights={trained}", "--config.data.skip=1", "--config.chunk=64")
@@ -167,6 +169,7 @@ def test_predict_prints_a_line_an_image(trained):
     assert sum(int(line[3]) for line in lines[1:]) > 4
 
 
+@pytest.mark.evidence
 def test_workers_by_hand_and_of_a_slurm_array_merge_by_command_or_by_one_more_call(trained, certified, tmp_path):
     network = f"--config.model.weights={trained}"
     out, _ = run("certify.py", tmp_path, network, "--config.workers.index=0", "--config.workers.count=2")
@@ -359,6 +362,7 @@ def denoiser(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.evidence
 def test_a_denoiser_is_trained_put_in_front_and_named_in_the_manifest(trained, denoiser, tmp_path):
     given = [f"--config.model.weights={trained}", f"--config.denoiser.weights={denoiser}", "--config.certify.n=200"]
     run("certify.py", tmp_path, *given, "--config.denoiser.steps=2")
@@ -372,6 +376,7 @@ def test_a_denoiser_is_trained_put_in_front_and_named_in_the_manifest(trained, d
     assert "denoiser_steps was 2, is 1" in error
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

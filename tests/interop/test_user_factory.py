@@ -66,6 +66,7 @@ def test_anything_else_is_refused(folder, name, message):
         user_factory.load(name)
 
 
+@pytest.mark.evidence
 def test_certify_with_a_factory(folder):
     """The synthetic set's class is its bright quadrant, which this network reads; the manifest names it."""
 

@@ -48,6 +48,7 @@ def check(program: Path, runner: list[str], folder: Path):
             assert np.isnan(np.fromfile(folder / "logits", np.float32)).all()
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("bits", ["128", "256", "512"])
 def test_every_width(bits, tmp_path, monkeypatch):
     """Narrower vectors than this machine's, and wider ones, which the compiler takes apart."""

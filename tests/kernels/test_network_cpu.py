@@ -4,13 +4,11 @@ import functools
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
 from jax.sharding import PartitionSpec as P
 from scipy import special
 
@@ -192,6 +190,7 @@ def resnet50_tensors():
     return {name: drawn(name, value.shape).astype(np.float32) for name, value in {**params, **stats}.items()}
 
 
+@pytest.mark.evidence
 def test_a_resnet50_from_a_file_is_its_plain_twin(tmp_path):
     models.save_weights(tmp_path / "weights.safetensors", resnet50_tensors(), DESCRIPTION)
     ours, plain = (models.load_classifier(tmp_path, kernel=kernel) for kernel in ("auto", "xla"))
@@ -202,6 +201,7 @@ def test_a_resnet50_from_a_file_is_its_plain_twin(tmp_path):
     np.testing.assert_allclose(ours(images), expected, atol=2e-5 * np.abs(expected).max())
 
 
+@pytest.mark.evidence
 def test_gradients_are_the_twins():
     folded = folding.fold(resnet50_tensors(), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
     apply_fn, params = folding.resnet50_by_kernel(folded, (40, 36, 3))
@@ -220,6 +220,7 @@ def test_gradients_are_the_twins():
     assert not any(np.any(one) for one in jax.tree.leaves(ours[0]["packed"]))
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("bits", [128, 256, 512])
 def test_vectors_of_every_width_give_the_same(tmp_path, bits):
     script = """
@@ -236,7 +237,7 @@ print("same")
 """
     environment = os.environ | {
         "IDRC_VECTOR_BITS": str(bits), "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": os.pathsep.join(sys.path),
     }  # fmt: skip
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == "same", done.stderr

@@ -5,13 +5,11 @@ import logging
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
 from jax.sharding import PartitionSpec as P
 from test_convolution_cpu import exactly
 from test_folding import fold, network, noisy
@@ -345,10 +343,11 @@ print("same")
 """
 
 
+@pytest.mark.evidence
 def test_vectors_of_avx2_give_the_same_logits_and_gradients():
     environment = os.environ | {
         "IDRC_VECTOR_BITS": "256", "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": os.pathsep.join(sys.path),
     }  # fmt: skip
     done = subprocess.run([sys.executable, "-c", SAME], capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == "same", done.stderr

@@ -3,14 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT
 from flax import nnx
 from test_convolution_cpu import exactly
 
@@ -239,6 +237,7 @@ def test_under_vmap_each_network_is_its_own():
             np.testing.assert_allclose(together[name][i], value, atol=1e-5 * np.abs(value).max())
 
 
+@pytest.mark.evidence
 def test_a_few_steps_by_kernel_and_by_xla_agree():
     train_set = data.load("synthetic", "train")
     description = describe(8, "projection", (8, 8, 1), 4)
@@ -305,12 +304,13 @@ for _ in range(3):
 """
 
 
+@pytest.mark.evidence
 def test_results_are_the_same_on_any_number_of_threads():
     lines = []
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    cores = list(range(os.cpu_count() or 1)) if hasattr(os, "sched_setaffinity") else []  # a test worker has one
     if len(cores) < 2:
         pytest.skip("needs two cores")
-    paths = os.pathsep.join([str(Path(__file__).parent), str(ROOT)])
+    paths = os.pathsep.join(sys.path)
     for some in (cores[:1], cores):
         setting = f"import os; os.sched_setaffinity(0, {some})\n"
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}

@@ -83,6 +83,7 @@ def network_50(classes=6, seed=0):
     return jax.jit(lambda images: models.merge(graph, *parts)(images)), fold(tensors, description)
 
 
+@pytest.mark.evidence
 def test_the_folded_resnet50_is_the_same_function():
     """Odd sizes too: strides, the pool's padding and the border see the same pixels."""
     model, folded = network_50()

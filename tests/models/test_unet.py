@@ -85,6 +85,7 @@ def loss_and_gradients(name, convolution):
     return jax.jit(jax.value_and_grad(lambda params: jnp.mean(jnp.square(call(params, batch(), times)))))(params)
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_gradient_reaches_every_parameter(name):
     value, gradients = loss_and_gradients(name, jax.lax.conv_general_dilated)

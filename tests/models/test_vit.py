@@ -140,6 +140,7 @@ def test_smaller_images_are_resized_between_the_centres_of_pixels():
     assert np.abs(network(tensors, change(resize="bicubic"))(images) - classify(images)).max() > 0.01
 
 
+@pytest.mark.evidence
 def test_votes(tmp_path):
     tensors, images = random_tensors(), np.random.default_rng(2).uniform(size=(4, 6, 6, 3)).astype(np.float32)
     tensors["head.bias"] -= np.mean(network(tensors, SMALL_IMAGES)(images), axis=0)  # so that several classes win

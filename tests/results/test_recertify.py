@@ -102,7 +102,9 @@ def test_votes_and_levels_that_do_not_fit_the_manifest_are_refused(linear, datas
         recertify.recertify(dataclasses.replace(read, manifest=None))
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize(
+    "name", [name if name == "gaussian" else pytest.param(name, marks=pytest.mark.evidence) for name in SCHEMES]
+)
 def test_ten_thousand_rows_at_once(name, tmp_path):
     """As many images as CIFAR-10 tests, n = 100,000, all different: seconds, where row by row takes minutes."""
     generator = np.random.default_rng(0)

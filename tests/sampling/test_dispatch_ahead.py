@@ -129,7 +129,9 @@ def test_it_stops_at_once_when_told_to():
     assert len(made) < 8
 
 
-@pytest.mark.parametrize("stride", [1, 37, 400])
+@pytest.mark.parametrize(
+    "stride", [pytest.param(1, marks=pytest.mark.evidence), 37, pytest.param(400, marks=pytest.mark.evidence)]
+)
 def test_the_stride_changes_no_votes(stride):
     plan = sampling_plans.ToPrecision(n=2000, precision=0.1)
     made = {}

@@ -20,7 +20,7 @@ from idrc_jax.sampling.batch_systems import Worker
 TESTS = Path(__file__).parent.parent
 INDICES = np.arange(60)
 SECONDS = 250  # of one process; a fifth of that on two idle cores
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.evidence, pytest.mark.timeout(900)]
 COMPILED = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 

@@ -98,6 +98,7 @@ def test_batches_hold_noisy_images_of_uniform_times_and_their_targets(digits, pr
     assert {image.tobytes() for image in found} <= wanted
 
 
+@pytest.mark.evidence
 def test_what_is_kept_is_the_moving_average_of_the_weights(digits):
     mesh = devices.mesh(1)
     graph, params, _ = models.split(models.build(DESCRIPTION, dtype="float32", rngs=nnx.Rngs(0)))
@@ -115,6 +116,7 @@ def test_what_is_kept_is_the_moving_average_of_the_weights(digits):
     assert any(not np.allclose(state.stats[name], state.params[name], atol=1e-4) for name in mean)
 
 
+@pytest.mark.evidence
 def test_a_run_in_two_slices_ends_at_the_weights_of_one(digits, tmp_path, monkeypatch):
     recipe = Recipe(epochs=1, batch=128, method="adam", lr=1e-3)
 
@@ -140,6 +142,7 @@ def test_a_run_in_two_slices_ends_at_the_weights_of_one(digits, tmp_path, monkey
         np.testing.assert_array_equal(value, sliced[name])
 
 
+@pytest.mark.evidence
 def test_a_classifier_is_tuned_on_denoised_images_from_given_weights(digits, finished, tmp_path):
     description = {
         "architecture": "resnet", "depth": 8, "classes": 10, "image_shape": [8, 8, 1], "shortcut": "projection",
@@ -171,6 +174,7 @@ def test_a_classifier_is_tuned_on_denoised_images_from_given_weights(digits, fin
         training.train(digits, schemes.L1(sigma=0.5), first, description, tmp_path / "x", denoiser=denoiser)
 
 
+@pytest.mark.evidence
 def test_a_denoiser_starts_from_given_weights(digits, finished, tmp_path):
     """At a rate of next to nothing it keeps them."""
     still = dataclasses.replace(RECIPE, epochs=1, lr=1e-12, warmup_epochs=0.0)

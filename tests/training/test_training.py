@@ -32,9 +32,9 @@ def synthetic():
     return data.load("synthetic", "train")
 
 
-def train(synthetic, workdir, recipe=None, scheme=SCHEME, seed=0, **options):
-    recipe = recipe or Recipe(epochs=1, batch=128, lr=0.05)
-    return training.train(synthetic, scheme, recipe, DESCRIPTION, workdir, seed=seed, options=RunOptions(**options))
+def train(synthetic, workdir, recipe=None, scheme=SCHEME, seed=0, budget=None, **options):
+    recipe, options = recipe or Recipe(epochs=1, batch=128, lr=0.05), RunOptions(**options)
+    return training.train(synthetic, scheme, recipe, DESCRIPTION, workdir, seed=seed, options=options, budget=budget)
 
 
 def fresh_state(recipe, mesh):
@@ -58,6 +58,7 @@ def loss_on(graph, state, images, labels):
     return float(jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels)))
 
 
+@pytest.mark.evidence
 def test_steps_lower_the_loss_on_a_fixed_batch_the_same_on_one_and_four_devices(synthetic):
     """The loss is computed here from the weights, without the step's own report."""
     recipe = Recipe(batch=64, lr=0.05, augment=False)
@@ -172,6 +173,7 @@ def test_orders_are_those_that_runs_have_always_had():
         np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("steps_per_dispatch", [3, 50])
 def test_a_dispatch_of_many_steps_ends_with_the_epoch(synthetic, tmp_path, monkeypatch, steps_per_dispatch):
     """Five steps an epoch: scanned a few at a time, as on accelerators, they see what single steps see."""
