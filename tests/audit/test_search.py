@@ -311,8 +311,8 @@ def test_an_images_search_does_not_depend_on_the_others():
 def test_no_votes_are_drawn_where_there_is_no_noise():
     points = np.stack([np.zeros(SHAPE), np.full(SHAPE, 0.5)]).astype(np.float32)
     votes = point_votes.count(
-        sampling.unmeasured(classifier(HalfSpace()), devices.mesh(1), 64), schemes.L1(sigma=1.0), points, indices=[0, 1], first=np.zeros(2, int),
-        n=np.full(2, 10), key=random_keys.root(0),
+        sampling.unmeasured(classifier(HalfSpace()), devices.mesh(1), 64), schemes.L1(sigma=1.0), points,
+        indices=[0, 1], first=np.zeros(2, int), n=np.full(2, 10), key=random_keys.root(0),
     )  # fmt: skip
     assert votes.sum(axis=1).tolist() == [0, 10]
 
