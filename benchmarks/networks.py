@@ -15,7 +15,7 @@ class Cost(NamedTuple):
 
 
 def describe(depth: int, size: int = 32) -> Description:
-    """A CIFAR ResNet as `checkpoints.build` takes it: projection shortcuts, ten classes, `size` x `size` x 3."""
+    """A CIFAR ResNet as `models.build` takes it: projection shortcuts, ten classes, `size` x `size` x 3."""
     return {
         "architecture": "resnet", "depth": depth, "classes": 10, "image_shape": [size, size, 3],
         "shortcut": "projection", "mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.201], "dtype": "float32",

@@ -162,7 +162,7 @@ NEAREST = [
         pytest.param(
             *case,
             id=f"{type(case[0]).__name__}-{case[1].name}",
-            marks=[pytest.mark.evidence] if case[1].name not in ("gaussian", "l1") else [],
+            marks=[pytest.mark.evidence] if case[1].name != "gaussian" else [],
         )
         for case in NEAREST
     ],

@@ -71,7 +71,7 @@ def test_how_to_run_is_chosen_once_unless_calls_get_longer(monkeypatch):
         asked.append(more["samples"])
         return real(*given, **more)
 
-    monkeypatch.setattr(module.choice, "choose", counted)
+    monkeypatch.setattr(module.implementation_choice, "choose", counted)
     for count in (1, 2, 1, 2):
         answer.predict(greys(*[0.9] * count))
     assert asked == [1000, 2000]

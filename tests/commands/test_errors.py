@@ -26,7 +26,8 @@ SYNTHETIC = [
 def environment():
     """Without the test session's own settings of JAX, and of the job it may run in."""
     own = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "SLURM_", "JOB_COMPLETION_INDEX")
-    return {key: value for key, value in os.environ.items() if not key.startswith(own)}
+    flags = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag)
+    return {key: value for key, value in os.environ.items() if not key.startswith(own)} | {"XLA_FLAGS": flags}
 
 
 def start(script, workdir, *arguments, cue="", **variables):
@@ -232,9 +233,10 @@ BAD = [
 
 @pytest.mark.parametrize(("script", "arguments", "message"), BAD)
 def test_bad_input_is_one_line_and_leaves_nothing(trained, tmp_path, script, arguments, message):
+    main = {"train.py": train.main, "certify.py": certify.main}[script]
     arguments = [argument.format(trained=trained) for argument in arguments]
-    out, error = run(script, tmp_path / "run", *arguments, status=1)
-    assert out == ""
+    status, out, error = running.run(main, f"--workdir={tmp_path / 'run'}", *SYNTHETIC, *arguments)
+    assert (status, out) == (1, "")
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert message in error
@@ -342,7 +344,7 @@ def test_a_shipped_config_is_found_by_its_name_from_anywhere(tmp_path):
 
 
 def test_help_and_debug(tmp_path):
-    out, _ = run("certify.py", tmp_path / "run", "--help")
+    _, out, _ = running.run(certify.main, f"--workdir={tmp_path / 'run'}", "--help")
     for word in ("--config", "--workdir", "--dry_run", "noise.sigma"):
         assert word in out
     _, error = run("train.py", tmp_path / "run", "--debug", "--config.noise.sigma=0", status=1)

@@ -12,7 +12,7 @@ def reached(name):
 
 def test_what_is_certified_stands_apart_from_networks_files_and_kernels():
     assert reached("models.classifier") == {
-        "models.classifier", "models.implementations", "models.tensors", "core.validate",
+        "models.classifier", "models.interchangeable", "models.tensors", "core.validate",
     }  # fmt: skip
 
 

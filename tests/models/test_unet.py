@@ -95,6 +95,7 @@ def test_the_gradient_reaches_every_parameter(name):
         assert np.abs(gradient).max() > 1e-5 * value or name.endswith(".key.bias"), name
 
 
+@pytest.mark.evidence
 def test_the_kernel_for_cpus_is_the_same_network():
     if not convolution_cpu.available():
         pytest.skip("needs a C++ compiler")

@@ -43,6 +43,7 @@ def finished(digits, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.evidence
 def test_a_trained_denoiser_takes_noise_off_at_every_level(finished):
     """Also more than a blur-free shrinkage towards the mean image can: it has learned what digits look like."""
     test_set = data.load("digits", "test")
@@ -61,6 +62,7 @@ def test_a_trained_denoiser_takes_noise_off_at_every_level(finished):
         denoiser(clean, sigma=1.5)
 
 
+@pytest.mark.evidence
 def test_the_log_tells_loss_and_psnr(finished):
     rows = list(csv.DictReader((finished / "metrics.csv").read_text().splitlines()))
     assert list(rows[0]) == ["epoch", "step", "lr", "loss", "psnr", "seconds"]
@@ -68,6 +70,7 @@ def test_the_log_tells_loss_and_psnr(finished):
     assert float(rows[-1]["psnr"]) > float(rows[0]["psnr"])
 
 
+@pytest.mark.evidence
 def test_a_denoiser_and_a_classifier_are_told_apart(finished):
     with pytest.raises(ValueError, match="Expected a classifier, got a denoiser"):
         models.load_classifier(finished)
@@ -185,6 +188,7 @@ def test_a_denoiser_starts_from_given_weights(digits, finished, tmp_path):
     assert after.description["training"]["start"] == {"weights_sha256": before.sha256}
 
 
+@pytest.mark.evidence
 def test_weights_of_another_denoiser_are_refused_as_a_start(digits, finished, tmp_path):
     def attempt(target=TARGET, description=DESCRIPTION, **more):
         denoiser.train(digits, target, RECIPE, description, tmp_path / "x", **more)
