@@ -5,6 +5,7 @@ Imports all rooms above.
 
 from idrc_jax.config.builders import (
     AUDIT,
+    TRAIN,
     audit_settings,
     denoiser_description,
     denoiser_sigma,
@@ -23,6 +24,7 @@ __all__ = [
     "AUDIT",
     "FIELDS",
     "PATHS",
+    "TRAIN",
     "Config",
     "audit_settings",
     "base",

@@ -39,7 +39,7 @@ def _group(name: str) -> list[str]:
     return [path for path in FIELDS if path.startswith(f"{name}.")]
 
 
-AUDIT = _group("audit")
+AUDIT, TRAIN = _group("audit"), _group("train")
 
 
 def noise_scheme(config: Config) -> Scheme:
@@ -97,7 +97,7 @@ def _not_certified(config: Config, train_set: data.Dataset) -> np.ndarray:
     return np.asarray(train_set.images)[~shared]
 
 
-@named(*_group("train"))
+@named(*TRAIN)
 def recipe(config: Config) -> training.Recipe:
     """The training recipe."""
     return training.Recipe(**{name: config.train[name] for name in training.Recipe.__dataclass_fields__})
@@ -125,7 +125,9 @@ def plan(config: Config) -> sampling_plans.Plan:
     return chosen(**{field.name: known[field.name] for field in fields(chosen)})
 
 
-@named("denoiser.prediction", "denoiser.beta_start", kind="denoiser.schedule", steps="denoiser.times")
+@named(
+    "denoiser.prediction", "denoiser.beta_start", "denoiser.sigma_low", kind="denoiser.schedule", steps="denoiser.times"
+)
 def denoiser_target(config: Config) -> denoiser.Target:
     """What a denoiser that is trained learns."""
     asked = config.denoiser

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from idrc_jax import data, models
 from idrc_jax.certificates.schemes import Gaussian, Scheme
 from idrc_jax.core.time_budget import Budget
+from idrc_jax.core.validate import SettingError
 from idrc_jax.kernels import resnet_training_cpu
 from idrc_jax.models import Denoiser, Description, Tensors
 from idrc_jax.sampling import devices, noise_laws, random_keys
@@ -175,7 +176,9 @@ def train(
     if not train_set.labelled:
         raise ValueError(f"Expected labels to train a classifier, got none (absent, or -1) in {train_set.source}.")
     if recipe.sigma_low > scheme.sigma:
-        raise ValueError(f"Expected train.sigma_low <= train.sigma = {scheme.sigma}, got {recipe.sigma_low}.")
+        raise SettingError(
+            f"Expected sigma_low <= sigma = {scheme.sigma}, got {recipe.sigma_low}.", "sigma_low", "sigma"
+        )
     facts: Facts = {"scheme": {"name": scheme.name, **asdict(scheme)}}
     denoise, frozen = None, ()
     if denoiser is not None:
@@ -206,9 +209,9 @@ def train(
 def _check_denoiser(denoiser: Denoiser, steps: int, scheme: Scheme, recipe: Recipe, description: Description) -> None:
     """ValueError unless the denoiser can stand before the network under that noise."""
     if scheme.name != Gaussian.name:
-        raise ValueError(f"Expected train.scheme = gaussian with a denoiser, got {scheme.name}.")
+        raise SettingError(f"Expected scheme = gaussian with a denoiser, got {scheme.name}.", "scheme")
     if recipe.sigma_low:
-        raise ValueError(f"Expected train.sigma_low = 0 with a denoiser of one level, got {recipe.sigma_low}.")
+        raise SettingError(f"Expected sigma_low = 0 with a denoiser of one level, got {recipe.sigma_low}.", "sigma_low")
     if list(denoiser.image_shape) != list(description["image_shape"]):
         raise ValueError(f"Expected a denoiser of {description['image_shape']} images, got {denoiser.image_shape}.")
     if not denoiser.sha256:

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from idrc_jax import data, models
 from idrc_jax.core import validate
 from idrc_jax.core.time_budget import Budget
+from idrc_jax.core.validate import SettingError
 from idrc_jax.models import Description, Schedule, Tensors, diffusion
 from idrc_jax.sampling import devices, random_keys
 from idrc_jax.training import loop, moving_average, training_kernel
@@ -52,7 +53,7 @@ class Target:
             raise ValueError(f"Expected 0 <= denoiser.ema < 1, got {self.ema}.")
         low, high = self.sigmas
         if low > high:
-            raise ValueError(f"Expected denoiser.sigma_low <= sigma_high, got {low} and {high}.")
+            raise SettingError(f"Expected sigma_low <= sigma_high, got {low} and {high}.", "sigma_low")
         for sigma in (low, high):
             self.schedule.time(sigma)
 

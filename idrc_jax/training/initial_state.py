@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from idrc_jax import models
 from idrc_jax.core import json_values
+from idrc_jax.core.validate import SettingError
 from idrc_jax.models import Arrays, Description, Tensors
 from idrc_jax.sampling import devices, processes, random_keys
 from idrc_jax.training import moving_average
@@ -38,7 +39,9 @@ def read_start(job: Job) -> Start:
     compared = ({name: _entry(one, name) for name in names} for one in (found, job.description))
     changed = json_values.differences(*(models.flatten(json_values.as_json(one)) for one in compared))
     if changed:
-        raise ValueError(f"Expected train.start to be the network that is to be trained, got {changed} in {job.start}.")
+        raise SettingError(
+            f"Expected start to be the network that is to be trained, got {changed} in {job.start}.", "start"
+        )
     _, params, stats = models.abstract(job.description, dtype=job.description["dtype"])
     models.check_tensors(tensors, params | stats, job.start)
     floats = {name: np.asarray(value, np.float32) for name, value in tensors.items()}

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from idrc_jax import models
 from idrc_jax.core.progress import Progress, require_progress, write_status
 from idrc_jax.core.time_budget import Budget
+from idrc_jax.core.validate import SettingError
 from idrc_jax.sampling import devices, processes, random_keys
 from idrc_jax.training import initial_state
 from idrc_jax.training.checkpoints import TrainingCheckpoints
@@ -167,9 +168,11 @@ def _check(job: Job, mesh: Mesh) -> None:
     """ValueError for a seed or a batch that cannot be."""
     random_keys.check_seed(job.seed)
     if job.recipe.batch > len(job.train_set):
-        raise ValueError(f"Expected train.batch <= the {len(job.train_set)} training images, got {job.recipe.batch}.")
+        raise SettingError(
+            f"Expected batch <= the {len(job.train_set)} training images, got {job.recipe.batch}.", "batch"
+        )
     if job.recipe.batch % mesh.size:
-        raise ValueError(f"Expected train.batch to be a multiple of {mesh.size} devices, got {job.recipe.batch}.")
+        raise SettingError(f"Expected batch to be a multiple of {mesh.size} devices, got {job.recipe.batch}.", "batch")
 
 
 def _require_finite(losses: np.ndarray, first_step: int, store: TrainingCheckpoints) -> None:

@@ -417,7 +417,7 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(syntheti
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({"batch": 1024}, "train.batch <= the 512"),
+        ({"batch": 1024}, "Expected batch <= the 512"),
         ({"batch": 126}, "multiple of 4 devices"),
         ({"batch": 128, "sigma_low": 0.5}, "sigma_low <= train.sigma"),
         ({"epochs": 0}, "Expected epochs >= 1"),
