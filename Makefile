@@ -40,7 +40,7 @@ evidence: $(VENV)/.dev  ## Run the long ones: many draws, real kills, other widt
 	XLA_FLAGS= $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "evidence and not shared and not peers"
 
 test-all: $(VENV)/.peers  ## Run the tests that need ../shared or PyTorch; a skip is a failure.
-	$(BIN)/pytest -m "shared or peers" --forbid-skips
+	XLA_FLAGS= $(BIN)/pytest -m "shared or peers" --forbid-skips
 
 lint: $(VENV)/.dev  ## Check style.
 	$(BIN)/ruff check .

@@ -109,7 +109,7 @@ def audit_certificates(
             classifier,
             scheme,
             samples=round(share * attempts * (settings.votes + settings.screening)),
-            seconds=60 * max_minutes,
+            seconds=60 * budget.minutes,
             mesh=mesh or devices.mesh(),
             chunk=chunk,
         )
@@ -124,27 +124,37 @@ def audit_certificates(
             chunk=chosen.chunk,
             mesh=chosen.mesh,
         )
-        with budget:
-            with contextlib.closing(Progress("audit", len(certified), done, unit="images")) as progress:
-                for search in searcher.run(
-                    images[todo],
-                    np.asarray([certified[i].idx for i in todo]),
-                    np.asarray([certified[i].predict for i in todo]),
-                    [distances[i] for i in todo],
-                    must_stop=budget.over,
-                ):
-                    row = certified[todo[search.position]]
-                    saved.add(row, search)
-                    file.append([_finding(row, *cell, search) for cell in cells(row, settings)])
-                    done += 1
-                    budget.tick()
-                    progress.update(done)
+
+        def conclude() -> None:
+            """Say how far the audit has come, and what it has found."""
             finished = done == len(certified)
             write_status(out / "audit_status.json", "audit", done=done, total=len(certified))
             file.write_manifest(**_tables(file.rows, read, seen, settings, finished=finished), finished=finished)
-    if not finished:
-        require_progress(before, done, max_minutes)
-    return finished
+
+        with budget:
+            try:
+                with contextlib.closing(Progress("audit", len(certified), done, unit="images")) as progress:
+                    for search in searcher.run(
+                        images[todo],
+                        np.asarray([certified[i].idx for i in todo]),
+                        np.asarray([certified[i].predict for i in todo]),
+                        [distances[i] for i in todo],
+                        must_stop=budget.over,
+                    ):
+                        row = certified[todo[search.position]]
+                        saved.add(row, search)
+                        file.append([_finding(row, *cell, search) for cell in cells(row, settings)])
+                        done += 1
+                        budget.tick()
+                        progress.update(done)
+            except BaseException:
+                with contextlib.suppress(OSError):  # of a full disk, say, which is not to hide the error in flight
+                    conclude()
+                raise
+            conclude()
+    if done < len(certified):
+        require_progress(before, done, budget.minutes)
+    return done == len(certified)
 
 
 def cells(row: Row, settings: Settings) -> list[tuple[str, float, float]]:

@@ -50,7 +50,7 @@ def certify(
       alpha: error probability of each image's certificate.
       certificate: see `certificates.from_votes`.
       key: the run's typed key, `prng.root(seed)`; selection and estimation use branches of their own.
-      chunk, mesh: as for `count_votes`, but chosen by measuring (see `choice.choose`).
+      chunk, mesh: as for `count_votes`, but chosen by measuring (see `implementation_choice.choose`).
 
     Returns:
       A certificate an image, in the order of the images.
@@ -112,7 +112,7 @@ def predict(
     Args:
       n: samples an image.
       alpha: probability with which an image's answer may be another class than the smoothed classifier's.
-      adaptive: stop as soon as the class is clear (`statistics.predict_sequential`), after at most n samples.
+      adaptive: stop as soon as the class is clear (`confidence_bounds.predict_sequential`), after at most n samples.
       Others: as for `certify`.
 
     Guarantee: for each image on its own, with probability at least 1 - alpha it returns the smoothed

@@ -59,7 +59,7 @@ def certify_dataset(
       indices: which images; they name the noise.
       settings: what else the certificates depend on.
       workdir: folder of the result files and their manifest, made where it is missing.
-      chunk, mesh: as for `count_votes`, but chosen by measuring (see `choice.choose`).
+      chunk, mesh: as for `count_votes`, but chosen by measuring (see `implementation_choice.choose`).
       max_minutes: of this call, which stops cleanly before; 0 for no limit.
       worker: certifies its share.
       provenance: kept in the manifest for each call, never compared.
@@ -87,7 +87,7 @@ def certify_dataset(
         if not todo:
             return True
         samples = len(todo) * settings.plan.most
-        seconds = 60 * max_minutes
+        seconds = 60 * budget.minutes
         execution = implementation_choice.choose(
             classifier, scheme, samples=samples, seconds=seconds, mesh=mesh, chunk=chunk
         )
@@ -97,7 +97,7 @@ def certify_dataset(
         least = (settings.plan.selection + settings.plan.looks()[0]) / rate  # seconds of the shortest image
         if 0 < seconds < least:
             raise ValueError(
-                f"Expected max_minutes >= {least / 60:.2f}, the time of one image here, got {max_minutes}."
+                f"Expected max_minutes >= {least / 60:.2f}, the time of one image here, got {budget.minutes}."
             )
         budget.expect(least)
         piece = counter.stride * max(1, round(rate * _SECONDS_A_PIECE / counter.stride))
@@ -124,7 +124,7 @@ def certify_dataset(
                 slots_used=round(scheduler.slots_used / max(1, scheduler.slots_total), 4),
             )
     if done < total:
-        require_progress(before, done, max_minutes)
+        require_progress(before, done, budget.minutes)
     return done == total
 
 

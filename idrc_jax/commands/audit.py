@@ -4,7 +4,7 @@ from absl import flags
 
 from idrc_jax import config, results
 from idrc_jax.audit import audit_certificates
-from idrc_jax.certificates import schemes
+from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.commands._inputs import classifier_and_images, go_on, mesh_of, provenance
 from idrc_jax.config.flags import PathFlag, run
 from idrc_jax.results import audit_rows
@@ -26,6 +26,7 @@ def _audit(values: flags.FlagValues) -> int:
         )
     scheme = schemes.from_description(read.manifest["guarantee"])
     classifier, dataset, indices = classifier_and_images(values, scheme)
+    sampling_plans.from_description(read.manifest["guarantee"])  # whose errors are not about the audit's settings
     with config.named(*config.AUDIT):
         finished = audit_certificates(
             classifier,

@@ -19,12 +19,13 @@ class Budget:
     is one at once. Outside the main thread signals cannot be caught and nothing changes.
 
     Attributes:
+      minutes: the limit; 0 for none.
       interrupted: whether a signal has asked to stop.
     """
 
     def __init__(self, minutes: float = 0.0) -> None:
-        self.interrupted = False
-        self._limit = 60 * validate.at_least("max_minutes", minutes, 0) or math.inf
+        self.minutes, self.interrupted = validate.at_least("max_minutes", minutes, 0), False
+        self._limit = 60 * self.minutes or math.inf
         self._start = time.monotonic()
         self._first_tick = math.nan
         self._ticks = 0

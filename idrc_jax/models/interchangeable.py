@@ -1,4 +1,4 @@
-"""Several implementations of one network, among which `choice` takes the fastest."""
+"""Several implementations of one network, among which `sampling.implementation_choice` takes the fastest."""
 
 import copy
 import dataclasses

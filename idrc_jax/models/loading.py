@@ -24,8 +24,8 @@ def load_classifier(
     Args:
       path: the file, or a folder holding `weights.safetensors`.
       dtype: compute type ("float32", "bfloat16"); empty takes the one it was trained in.
-      kernel: "auto" takes a kernel where this machine can run one, with the plain network as its alternative (`choice`
-        takes the faster); "xla" the plain network alone.
+      kernel: "auto" takes a kernel where this machine can run one, with the plain network as its alternative
+        (`sampling.implementation_choice` takes the faster); "xla" the plain network alone.
       expect: entries of the description (architecture, depth ...) that must agree.
 
     Raises:

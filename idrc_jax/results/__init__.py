@@ -6,11 +6,17 @@ Imports core and certificates. No JAX, so that results are read anywhere.
 from idrc_jax.results.final_text_table import summary_table
 from idrc_jax.results.manifest import MANIFEST
 from idrc_jax.results.metrics import (
+    RADII,
     abstention_rate,
     average_certified_radius,
     certified_accuracy,
     certified_accuracy_lower,
     correct_radii,
+    has_certificates,
+    has_published,
+    last_radius,
+    published_is_valid,
+    too_low,
 )
 from idrc_jax.results.result_file import ResultsFile, merge, result_files, worker_file, write
 from idrc_jax.results.result_rows import COLUMNS, NAME, SIX, UNLABELLED, Results, Row, is_correct, read_results
@@ -21,6 +27,7 @@ __all__ = [
     "COLUMNS",
     "MANIFEST",
     "NAME",
+    "RADII",
     "SIX",
     "UNLABELLED",
     "Results",
@@ -32,12 +39,17 @@ __all__ = [
     "certified_accuracy_lower",
     "correct_radii",
     "guarantee_differences",
+    "has_certificates",
+    "has_published",
     "is_correct",
+    "last_radius",
     "merge",
+    "published_is_valid",
     "read_results",
     "result_files",
     "summary_table",
     "to_pandas",
+    "too_low",
     "worker_file",
     "write",
 ]

@@ -73,7 +73,7 @@ class Contest:
     Args:
       trial: what runs them.
       first: the candidate that a tie goes to; it is run at once, and says how long the job would take.
-      samples, seconds: of the job (see `choice.choose`).
+      samples, seconds: of the job (see `implementation_choice.choose`).
 
     Attributes:
       complete: whether there was time for all.

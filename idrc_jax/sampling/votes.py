@@ -47,7 +47,7 @@ def slot_votes(
 
     Args:
       apply_fn: (params, images float32 [B, H, W, C]) -> logits [B, classes].
-      law: a name in `noise.LAWS`.
+      law: a name in `noise_laws.LAWS`.
       key: the stage's typed key.
       images: float32 [N, H, W, C] in [0, 1].
       indices: uint32 [N], data-set indices: with `sample` they name the noise.
@@ -234,7 +234,7 @@ def count_votes(
       images: float32 [N, H, W, C] in [0, 1].
       indices: [N] data-set indices; images with the same index and key get the same noise.
       n: samples an image, numbered from `first`.
-      key: a typed key; use another for every stage (`prng.stage`).
+      key: a typed key; use another for every stage (`random_keys.stage`).
       chunk: samples a device computes at a time (>= 2; 0 chooses); it sets the memory, not the votes.
       mesh: the devices (all local ones by default).
 

@@ -79,6 +79,11 @@ class Job:
         }
         if start_sha256:
             facts["start"] = {"weights_sha256": start_sha256}
+        unknown = facts.keys() - Facts.__annotations__.keys()
+        if unknown:  # it would neither be compared when a run goes on nor be told
+            raise ValueError(
+                f"Expected facts among {', '.join(Facts.__annotations__)}, got {', '.join(sorted(unknown))}."
+            )
         return self.description | {"training": {name: facts[name] for name in Facts.__annotations__ if name in facts}}
 
     def kept(self, state: State) -> Tensors:

@@ -156,7 +156,7 @@ def run(
         log.close()
         store.close()
     if dispatcher.step < job.steps:
-        require_progress(done, dispatcher.step, options.max_minutes)
+        require_progress(done, dispatcher.step, budget.minutes)
         return False
     if leads:
         kept = {name: np.asarray(value) for name, value in job.kept(dispatcher.state).items()}

@@ -218,7 +218,7 @@ def test_ctrl_c_ends_it_between_two_images_with_its_tables(linear, dataset, cert
 
 
 def test_an_error_is_told_as_it_is_and_finished_rows_are_kept(linear, dataset, certified, tmp_path, monkeypatch):
-    """After two images the disk is full: no manifest and no status is tried, whose own failures would be told."""
+    """After two images the disk is full, for status and manifest, too, whose own failures are not told."""
     monkeypatch.setattr("idrc_jax.audit.search._ROWS", 1)
     append = audit_file.FindingsFile.append
 
@@ -232,10 +232,25 @@ def test_an_error_is_told_as_it_is_and_finished_rows_are_kept(linear, dataset, c
             monkeypatch.setattr(files, "write_text", full)
 
     monkeypatch.setattr(audit_file.FindingsFile, "append", twice)
-    with pytest.raises(OSError, match="No space") as told:
+    with pytest.raises(OSError, match="No space"):
         run(linear, dataset, certified, tmp_path)
-    assert told.value.__context__ is None
     assert len({row.idx for row in audit_rows.read_audit(tmp_path).rows}) == 2
+
+
+def test_an_error_leaves_status_and_tables_of_what_is_done(linear, dataset, certified, tmp_path, monkeypatch):
+    monkeypatch.setattr("idrc_jax.audit.search._ROWS", 1)
+    append = audit_file.FindingsFile.append
+
+    def twice(file, rows):
+        if len(file.done) == 2:
+            raise RuntimeError("device lost")
+        append(file, rows)
+
+    monkeypatch.setattr(audit_file.FindingsFile, "append", twice)
+    with pytest.raises(RuntimeError, match="device lost"):
+        run(linear, dataset, certified, tmp_path)
+    assert json.loads((tmp_path / "audit_status.json").read_text())["done"] == 2
+    assert "broken" in audit_rows.table(audit_rows.read_audit(tmp_path).manifest)
 
 
 def test_another_audit_is_refused_and_nothing_is_touched(linear, dataset, certified, audited):

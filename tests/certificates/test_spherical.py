@@ -101,7 +101,6 @@ def test_one_dimension_is_gaussian():
     assert np.all(spherical.radius(p, 1) <= np.maximum(special.ndtri(p), 0))
 
 
-@pytest.mark.evidence
 @settings(deadline=None, max_examples=40)
 @given(st.floats(0.5, 1 - 1e-12), st.sampled_from([2, 3, 20, 784, 3072, 200_000]))
 def test_the_radius_is_proven_and_nearly_the_supremum(p, dim):

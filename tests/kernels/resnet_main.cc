@@ -1,4 +1,4 @@
-// The kernel of kernels/resnet_cpu.cc as a program, for compilers and processors that JAX is not at hand for:
+// The kernel of kernels/cpp/resnet_cpu.cc as a program, for compilers and processors that JAX is not at hand for:
 // resnet_main WEIGHTS IMAGES LOGITS height width channels count classes blocks projection half, files of float32.
 
 #include <cstdio>
