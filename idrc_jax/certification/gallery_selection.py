@@ -1,4 +1,4 @@
-"""Makes the gallery of a finished run (see `gallery_file`): its images, and the noise under which they were classified."""
+"""Makes the gallery of a finished run (see `gallery_file`): its images, and the noise they were classified under."""
 
 from functools import partial
 
