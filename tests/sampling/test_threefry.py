@@ -134,3 +134,18 @@ def test_the_first_and_the_last_seed_are_jaxs():
     for seed in (0, 7, np.int64(2**32 - 1)):
         expected = jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
         np.testing.assert_array_equal(jax.random.key_data(random_keys.root(seed)), expected)
+
+
+def test_the_key_tree_is_seed_then_stage_then_image_then_sample():
+    """By JAX's own functions and numbers written out: rows and votes on disk go on only under the same tree."""
+    stages = [
+        ("SELECTION", 0), ("ESTIMATION", 1), ("PREDICTION", 2), ("INITIALISATION", 3), ("TRAINING", 4), ("SEARCH", 5),
+        ("DIRECTION", 6), ("SCREENING", 7), ("CONFIRMATION", 8),
+    ]  # fmt: skip
+    for name, number in stages:
+        wanted = jax.random.key(7, impl="threefry2x32")
+        for branch in (number, 4_000_000_000, 12):
+            wanted = jax.random.fold_in(wanted, np.uint32(branch))
+        stage = random_keys.stage(random_keys.root(7), getattr(random_keys, name))
+        found = random_keys.sample(stage, jnp.uint32(4_000_000_000), jnp.uint32(12))
+        assert np.array_equal(jax.random.key_data(found), jax.random.key_data(wanted))
