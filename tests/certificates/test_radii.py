@@ -282,3 +282,13 @@ def test_the_documentations_tables_are_the_codes(monkeypatch):
 def test_a_probability_of_one_is_refused():
     with pytest.raises(ValueError, match="p_lower < 1"):
         certificates.radius(schemes.Gaussian(sigma=1.0), 0.0, 1.0, dim=4)
+
+
+def test_a_bound_of_exactly_one_half_abstains():
+    class Half(Fixed):
+        def lower(self, k, n, alpha):
+            return np.full(np.shape(k), 0.5)
+
+    votes, plan = np.array([[60, 40, 0]]), Half(n=100, n0=10)
+    (made,) = certificates.from_votes(schemes.Gaussian(sigma=1.0), [0.0], [0], votes, plan=plan, alpha=0.001, dim=3)
+    assert (made.predict, made.radius, made.p_lower) == (-1, 0.0, 0.5)
