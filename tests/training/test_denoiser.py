@@ -169,11 +169,11 @@ def test_a_classifier_is_tuned_on_denoised_images_from_given_weights(digits, fin
     np.testing.assert_allclose(tuned["head.kernel"], clean["head.kernel"], atol=1e-9)
     assert tuned["stem_norm.var"].sum() < 0.9 * noisy["stem_norm.var"].sum()
     assert told["training"]["denoiser"]["weights_sha256"] == denoiser.sha256
-    with pytest.raises(ValueError, match=r"train\.start to be the network .* depth was 8, is 14"):
+    with pytest.raises(ValueError, match=r"Expected start to be the network .* depth was 8, is 14"):
         training.train(
             digits, scheme, first, description | {"depth": 14}, tmp_path / "x", start=str(tmp_path / "clean")
         )
-    with pytest.raises(ValueError, match=r"train\.scheme = gaussian with a denoiser, got l1"):
+    with pytest.raises(ValueError, match=r"Expected scheme = gaussian with a denoiser, got l1"):
         training.train(digits, schemes.L1(sigma=0.5), first, description, tmp_path / "x", denoiser=denoiser)
 
 

@@ -419,7 +419,7 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(syntheti
     [
         ({"batch": 1024}, "Expected batch <= the 512"),
         ({"batch": 126}, "multiple of 4 devices"),
-        ({"batch": 128, "sigma_low": 0.5}, "sigma_low <= train.sigma"),
+        ({"batch": 128, "sigma_low": 0.5}, "sigma_low <= sigma = "),
         ({"epochs": 0}, "Expected epochs >= 1"),
         ({"lr": 0.0}, "Expected lr > 0"),
         ({"schedule": "cosine", "epochs": 1, "warmup_epochs": 1.0}, "Expected warmup_epochs < epochs = 1"),
