@@ -86,7 +86,7 @@ def test_the_readmes_import(shared, tmp_path):
     (commands,) = blocks("Certify your PyTorch model", "bash")
     (tmp_path / "resnet20-12fca82f.th").symlink_to(shared / "weights/resnet20-12fca82f.th")
     run(sys.executable, str(shared / "cifar10/unpack.py"), str(tmp_path / "FOLDER"), cwd=tmp_path)
-    places = {"idrc-import": "from idrc_jax.interop import importing as m; m.main()"}
+    places = {"idrc-import": "from idrc_jax.commands import import_network as m; m.main()"}
     places["idrc-certify"] = "from idrc_jax.commands import certify as m; m.main()"
     said = []
     for line in commands.replace("\\\n", " ").splitlines():

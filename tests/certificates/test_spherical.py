@@ -143,3 +143,10 @@ def test_rows_do_not_depend_on_each_other():
 
 def test_probabilities_up_to_one_half_certify_nothing():
     np.testing.assert_array_equal(spherical.radius(np.array([0.0, 0.3, 0.5]), 3072), 0.0)
+
+
+def test_a_table_that_proposes_too_much_is_not_believed(monkeypatch):
+    p, distance = np.array([0.6, 0.9, 0.99]), spherical._Table.distance
+    honest = spherical.radius(p, 48)
+    monkeypatch.setattr(spherical._Table, "distance", lambda self, needed: 1.0002 * distance(self, needed))
+    assert np.all(spherical.radius(p, 48) <= honest * (1 + 1e-7))
