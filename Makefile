@@ -37,7 +37,7 @@ test: $(VENV)/.dev  ## Run the tests that need nothing but this checkout, in min
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not evidence and not shared and not peers"
 
 evidence: $(VENV)/.dev  ## Run the long ones: many draws, real kills, other widths, benchmarks; as XLA compiles for users.
-	XLA_FLAGS= $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "evidence and not shared and not peers"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "evidence and not shared and not peers"
 
 test-all: $(VENV)/.peers  ## Run the tests that need ../shared or PyTorch; a skip is a failure.
 	XLA_FLAGS= $(BIN)/pytest -m "shared or peers" --forbid-skips
