@@ -36,7 +36,7 @@ quickstart: $(VENV)/.quickstart  ## Train and certify a small network on the emb
 test: $(VENV)/.dev  ## Run the tests that need nothing but this checkout, in minutes.
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not evidence and not shared and not peers"
 
-evidence: $(VENV)/.dev  ## Run the long ones: many draws, real kills, other widths, benchmarks; as XLA compiles for users.
+evidence: $(VENV)/.dev  ## Run the long ones: many draws, real kills, other widths, benchmarks.
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "evidence and not shared and not peers"
 
 test-all: $(VENV)/.peers  ## Run the tests that need ../shared or PyTorch; a skip is a failure.
