@@ -49,7 +49,7 @@ def certify(
       plan: instead of n0 selection and n estimation samples.
       alpha: error probability of each image's certificate.
       certificate: see `certificates.from_votes`.
-      key: the run's typed key, `prng.root(seed)`; selection and estimation use branches of their own.
+      key: the run's typed key, `random_keys.root(seed)`; selection and estimation use branches of their own.
       chunk, mesh: as for `count_votes`, but chosen by measuring (see `implementation_choice.choose`).
 
     Returns:

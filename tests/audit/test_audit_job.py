@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import budgets
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -176,22 +177,10 @@ def test_an_audit_that_was_cut_off_goes_on_to_the_same_rows(linear, dataset, cer
     assert (tmp_path / audit_rows.NAME).read_bytes() == before
 
 
-class ThreeImages(Budget):
-    """A call's time is over when it has done three images."""
-
-    done = 0
-
-    def tick(self, count=1):
-        self.done += count
-
-    def over(self, *, margin_ticks=1):
-        return super().over() or self.done >= 3
-
-
 def test_a_time_limit_stops_it_and_the_same_call_goes_on(linear, dataset, certified, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("idrc_jax.audit.search._ROWS", 1)
-        assert not run(linear, dataset, certified, tmp_path, budget=ThreeImages())
+        assert not run(linear, dataset, certified, tmp_path, budget=budgets.Three())
     half = audit_rows.read_audit(tmp_path)
     assert len({row.idx for row in half.rows}) == 3
     assert not half.manifest["finished"]

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import budgets
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -156,18 +157,6 @@ def test_workers_share_the_images_and_merge_to_the_same_file(linear, dataset, tm
     assert [(session["worker"], session["workers"]) for session in sessions] == [(2, 3), (0, 3), (1, 3)]
 
 
-class ThreeImages(Budget):
-    """A call's time is over when it has done three images."""
-
-    ticks = 0
-
-    def tick(self, count=1):
-        self.ticks += count
-
-    def over(self, *, margin_ticks=1):
-        return self.ticks >= 3
-
-
 @pytest.mark.parametrize("counts", [(2, 4, 1), (4, 2, 3), (3, 1)])
 def test_a_run_goes_on_with_another_number_of_workers(linear, dataset, tmp_path, monkeypatch, counts):
     """All but the last worker of each number but the last are stopped after three images at least."""
@@ -181,7 +170,7 @@ def test_a_run_goes_on_with_another_number_of_workers(linear, dataset, tmp_path,
             worker = Worker(index, count)
             some = {"indices": images, "worker": worker}
             if count != counts[-1] and index != count - 1:
-                assert not run(linear, dataset, tmp_path / "many", settings, budget=ThreeImages(), **some)
+                assert not run(linear, dataset, tmp_path / "many", settings, budget=budgets.Three(), **some)
             else:
                 assert run(linear, dataset, tmp_path / "many", settings, **some)
             rows = set(without_time(tmp_path / "many", results.worker_file(index, count)))
@@ -235,7 +224,7 @@ def test_going_on_with_other_pixels_or_weights_is_refused(linear, dataset, tmp_p
 
 
 def test_a_time_limit_stops_between_images_and_says_how_far(linear, dataset, tmp_path):
-    assert not run(linear, dataset, tmp_path, budget=ThreeImages())
+    assert not run(linear, dataset, tmp_path, budget=budgets.Three())
     done = len(without_time(tmp_path))
     assert 3 <= done < 20  # a dispatch holds many images of a few samples
     status = json.loads((tmp_path / "certify_status.json").read_text())

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import budgets
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,6 @@ from test_convolution_cpu import exactly
 
 from idrc_jax import data, models, training
 from idrc_jax.certificates import schemes
-from idrc_jax.core.time_budget import Budget
 from idrc_jax.kernels import resnet_training_cpu
 from idrc_jax.sampling import devices
 from idrc_jax.training import loop, steps, training_kernel
@@ -335,15 +335,6 @@ def test_what_is_no_number_is_not_lost_in_a_cut():
 
 
 def test_a_resumed_run_ends_at_the_very_weights_of_one(tmp_path, monkeypatch):
-    class ThreeSteps(Budget):
-        ticks = 0
-
-        def tick(self, count=1):
-            self.ticks += count
-
-        def over(self, *, margin_ticks=1):
-            return self.ticks >= 3
-
     def run(folder, budget=None):
         recipe, scheme = Recipe(epochs=2, batch=256, lr=0.05), schemes.Gaussian(sigma=0.25)
         description, mesh = describe(8, "zero_pad", (8, 8, 1), 4), devices.mesh(1)
@@ -354,7 +345,7 @@ def test_a_resumed_run_ends_at_the_very_weights_of_one(tmp_path, monkeypatch):
     assert run("whole")
     with monkeypatch.context() as patched:
         patched.setattr(loop, "_IN_FLIGHT", 0)
-        assert not run("sliced", ThreeSteps())
+        assert not run("sliced", budgets.Three())
     assert run("sliced")
     whole, sliced = (models.read_weights(tmp_path / folder)[0] for folder in ("whole", "sliced"))
     for name, value in whole.items():

@@ -3,6 +3,7 @@ import dataclasses
 import subprocess
 import sys
 
+import budgets
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,6 @@ from scipy import stats
 
 from idrc_jax import data, models, training
 from idrc_jax.certificates import schemes
-from idrc_jax.core.time_budget import Budget
 from idrc_jax.models import diffusion
 from idrc_jax.models.diffusion import Schedule
 from idrc_jax.sampling import devices
@@ -123,22 +123,13 @@ def test_what_is_kept_is_the_moving_average_of_the_weights(digits):
 def test_a_run_in_two_slices_ends_at_the_weights_of_one(digits, tmp_path, monkeypatch):
     recipe = Recipe(epochs=1, batch=128, method="adam", lr=1e-3)
 
-    class ThreeSteps(Budget):
-        ticks = 0
-
-        def tick(self, count=1):
-            self.ticks += count
-
-        def over(self, *, margin_ticks=1):
-            return self.ticks >= 3
-
     def run(folder, budget=None):
         return denoiser.train(digits, TARGET, recipe, DESCRIPTION, tmp_path / folder, budget=budget)
 
     assert run("whole")
     with monkeypatch.context() as patched:
         patched.setattr(loop, "_IN_FLIGHT", 0)
-        assert not run("sliced", ThreeSteps())
+        assert not run("sliced", budgets.Three())
     assert run("sliced")
     whole, sliced = (models.read_weights(tmp_path / folder)[0] for folder in ("whole", "sliced"))
     for name, value in whole.items():

@@ -2,6 +2,7 @@ import csv
 import json
 import shutil
 
+import budgets
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,6 @@ from scipy import stats
 from idrc_jax import data, models, training
 from idrc_jax.certificates import schemes
 from idrc_jax.core import files
-from idrc_jax.core.time_budget import Budget
 from idrc_jax.sampling import devices
 from idrc_jax.training import RunOptions, loop, metrics_log, steps
 from idrc_jax.training.recipe import Recipe
@@ -232,18 +232,9 @@ def load(content):
 
 
 def test_a_run_in_two_slices_ends_at_the_weights_of_one(synthetic, finished, tmp_path, monkeypatch):
-    class ThreeSteps(Budget):
-        ticks = 0
-
-        def tick(self, count=1):
-            self.ticks += count
-
-        def over(self, *, margin_ticks=1):
-            return self.ticks >= 3
-
     with monkeypatch.context() as patched:
         patched.setattr(loop, "_IN_FLIGHT", 0)
-        assert not train(synthetic, tmp_path, SHORT, scheme=schemes.L1(sigma=0.5), budget=ThreeSteps())
+        assert not train(synthetic, tmp_path, SHORT, scheme=schemes.L1(sigma=0.5), budget=budgets.Three())
     status = json.loads((tmp_path / "train_status.json").read_text())
     assert status == {"job": "train", "finished": False, "done": 3, "total": 8}
     assert not (tmp_path / "weights.safetensors").exists()
