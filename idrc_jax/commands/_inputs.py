@@ -19,6 +19,7 @@ from idrc_jax.models.diffusion import Denoiser
 from idrc_jax.sampling import devices
 
 
+@config.named(*config.NETWORK)
 def classifier_and_images(
     values: flags.FlagValues, scheme: Scheme
 ) -> tuple[models.Classifier, data.Dataset, np.ndarray]:

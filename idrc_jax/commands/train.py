@@ -28,7 +28,7 @@ def _train(values: flags.FlagValues) -> int:
         return _train_together(settings, values.workdir)
 
 
-@config.named(*config.TRAIN)
+@config.named(*config.TRAIN, *config.NETWORK)
 def _train_together(settings: config.Config, workdir: Path) -> int:
     recipe = config.recipe(settings)
     train_set = data.load(settings.data.name, "train", directory=settings.data.dir, seed=settings.seed)

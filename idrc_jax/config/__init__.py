@@ -5,6 +5,7 @@ Imports all rooms above.
 
 from idrc_jax.config.builders import (
     AUDIT,
+    NETWORK,
     TRAIN,
     audit_settings,
     denoiser_description,
@@ -23,6 +24,7 @@ from idrc_jax.config.files import folder, load
 __all__ = [
     "AUDIT",
     "FIELDS",
+    "NETWORK",
     "PATHS",
     "TRAIN",
     "Config",

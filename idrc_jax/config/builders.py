@@ -40,6 +40,7 @@ def _group(name: str) -> list[str]:
 
 
 AUDIT, TRAIN = _group("audit"), _group("train")
+NETWORK = ["model.architecture", "model.shortcut", "model.dtype", "denoiser.steps"]
 
 
 def noise_scheme(config: Config) -> Scheme:
@@ -126,7 +127,12 @@ def plan(config: Config) -> sampling_plans.Plan:
 
 
 @named(
-    "denoiser.prediction", "denoiser.beta_start", "denoiser.sigma_low", kind="denoiser.schedule", steps="denoiser.times"
+    "denoiser.prediction",
+    "denoiser.beta_start",
+    "denoiser.sigma_low",
+    "denoiser.ema",
+    kind="denoiser.schedule",
+    steps="denoiser.times",
 )
 def denoiser_target(config: Config) -> denoiser.Target:
     """What a denoiser that is trained learns."""

@@ -29,7 +29,7 @@ def denoised(classifier: Classifier, denoiser: Denoiser, *, sigma: float, steps:
     """
     if "denoiser" in classifier.description:
         raise ValueError("Expected a classifier without a denoiser, got one that has one in front already.")
-    sigma, steps = float(sigma), validate.count("denoiser.steps", steps, 1)
+    sigma, steps = float(sigma), validate.count("steps", steps, 1)
     shape, wanted = denoiser.image_shape, classifier.image_shape
     if shape[-1] != wanted[-1]:
         raise ValueError(

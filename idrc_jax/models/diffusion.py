@@ -148,7 +148,7 @@ class Denoiser(Interchangeable):
     def check(self, sigma: float, steps: int = 1) -> None:
         """ValueError unless it can denoise this level in so many steps."""
         validate.one_of("prediction", self.prediction, PREDICTIONS)
-        validate.count("denoiser.steps", steps, 1)
+        validate.count("steps", steps, 1)
         time = self.schedule.time(sigma)
         low, high = self.sigmas
         if not low * (1 - 1e-6) <= sigma <= high * (1 + 1e-6):
@@ -157,9 +157,10 @@ class Denoiser(Interchangeable):
             )
         last = sigma if steps == 1 else self.schedule.sigma(time / steps)
         if last < low * (1 - 1e-6):
-            raise ValueError(
-                f"Expected all levels >= {low:.4g}, for which the denoiser was trained, got {last:.4g} in the last of "
-                f"{steps} denoiser.steps: take fewer."
+            raise SettingError(
+                f"Expected steps whose levels are all >= {low:.4g}, for which the denoiser was trained, got {last:.4g} "
+                f"in the last of {steps}: take fewer.",
+                "steps",
             )
 
     def describe(self) -> dict[str, object]:

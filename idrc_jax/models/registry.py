@@ -37,8 +37,8 @@ def build(
     Raises:
       ValueError: no such architecture, type or settings.
     """
-    validate.one_of("model.architecture", description["architecture"], SETTINGS)
-    validate.one_of("model.dtype", dtype, DTYPES)
+    validate.one_of("architecture", description["architecture"], SETTINGS)
+    validate.one_of("dtype", dtype, DTYPES)
     if description["architecture"] == "unet":
         return UNet(**description["unet"], dtype=DTYPES[dtype], convolution=convolution, rngs=rngs)
     validate.classes("a classifier", description["classes"])

@@ -117,7 +117,7 @@ class ResNet(nnx.Module):
     ) -> None:
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"Expected a ResNet depth of 6n + 2 (8, 20, 56, 110 ...), got {depth}.")
-        validate.one_of("model.shortcut", shortcut, ("projection", "zero_pad"))
+        validate.one_of("shortcut", shortcut, ("projection", "zero_pad"))
         if not len(mean) == len(std) == channels:
             raise ValueError(f"Expected a mean and a std for each of {channels} channels, got {mean} and {std}.")
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype

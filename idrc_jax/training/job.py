@@ -108,7 +108,7 @@ class RunOptions:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        validate.at_least("train.checkpoint_minutes", self.checkpoint_minutes, 0)
-        validate.count("train.steps_per_dispatch", self.steps_per_dispatch, 1)
+        validate.at_least("checkpoint_minutes", self.checkpoint_minutes, 0)
+        validate.count("steps_per_dispatch", self.steps_per_dispatch, 1)
         if self.tensorboard:
             summary_writer()

@@ -220,6 +220,9 @@ BAD = [
     ("certify.py", ["--config.workers.count=3"], "set --config.workers.index"),
     ("certify.py", ["--config.certify.n=5"], "Expected certify.n >= 10, the fewest samples"),
     ("certify.py", ["--config.certify.alpha=1.5"], "0 < certify.alpha < 1"),
+    ("certify.py", ["--config.model.weights={trained}", "--config.model.dtype=half"], "Expected model.dtype to be one"),
+    ("train.py", ["--config.model.shortcut=none"], "Expected model.shortcut to be one of"),
+    ("train.py", ["--config.train.checkpoint_minutes=-1"], "Expected train.checkpoint_minutes >= 0"),
     (
         "certify.py",
         ["--config.model.weights={trained}", "--config.model.depth=20"],

@@ -254,6 +254,8 @@ def test_a_choice_is_remembered_by_the_network_not_its_weights(linear, tmp_path)
 
 
 def test_what_a_choice_depends_on_is_measured_anew(linear, tmp_path, monkeypatch):
+    monkeypatch.delenv("IDRC_VECTOR_BITS", raising=False)
+
     def measured(classifier=None, **more):
         trial = Told(by_kernel(ours=1, xla=3))
         choose(classifier or both(linear), trial, tmp_path, **more)

@@ -197,7 +197,7 @@ def test_weights_of_another_denoiser_are_refused_as_a_start(digits, finished, tm
     ("settings", "message"),
     [
         ({"prediction": "noise"}, "Expected prediction to be one of"),
-        ({"ema": 1.0}, "denoiser.ema < 1"),
+        ({"ema": 1.0}, "ema < 1"),
         ({"sigma_low": 0.5, "sigma_high": 0.25}, "sigma_low <= sigma_high"),
         ({"sigma_high": 200.0}, "which the diffusion schedule spans"),
     ],

@@ -50,7 +50,7 @@ def test_a_step_of_descent_moves_the_params_alone_and_counts():
 
 
 def test_options_are_checked_when_they_are_made():
-    with pytest.raises(ValueError, match=r"train\.steps_per_dispatch >= 1"):
+    with pytest.raises(ValueError, match=r"steps_per_dispatch >= 1"):
         RunOptions(steps_per_dispatch=0)
-    with pytest.raises(ValueError, match=r"train\.checkpoint_minutes >= 0"):
+    with pytest.raises(ValueError, match=r"checkpoint_minutes >= 0"):
         RunOptions(checkpoint_minutes=-1.0)
