@@ -38,6 +38,7 @@ test: $(VENV)/.dev  ## Run the tests that need nothing but this checkout, in min
 
 evidence: $(VENV)/.dev  ## Run the long ones: many draws, real kills, other widths, benchmarks.
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "evidence and not shared and not peers"
+	XLA_FLAGS= $(BIN)/pytest -k "do_not_depend_on_chunk and l1" tests/sampling/test_votes.py  # by the compiler as users have it
 
 test-all: $(VENV)/.peers  ## Run the tests that need ../shared or PyTorch; a skip is a failure.
 	XLA_FLAGS= $(BIN)/pytest -m "shared or peers" --forbid-skips
