@@ -63,7 +63,7 @@ invariance: $(VENV)/.quickstart  ## Count the votes that change with chunk and d
 widths: $(VENV)/.quickstart  ## Count the votes that change with the width of a processor's vectors: DATA=FOLDER.
 	$(BIN)/python -m benchmarks.widths $(DATA) $(ARGS)
 
-certificate-table: $(VENV)/.quickstart  ## Print the tables of docs/certificates.md and draw its figure.
+certificate-table: $(VENV)/.quickstart  ## Print the tables of docs/explanation/certificates.md and draw its figure.
 	$(BIN)/python benchmarks/certificate_table.py
 
 plans: $(VENV)/.quickstart  ## Replay sampling plans over a published log, draw their power: LOG=FILE.
@@ -94,7 +94,7 @@ figures: $(VENV)/.quickstart  ## Make the README's figure and tables from result
 	  "stepped, 2 bins: σ = .246, .354"=$(RANGE)/stepped_2_bins \
 	  "stepped, 4 bins: σ = .216, .275, .317, .392"=$(RANGE)/stepped_4_bins \
 	  --kind valid --at 0 .25 .5 .75 1 --out README.md --mark stepped
-	$(BIN)/idrc-tables methods $(DENOISED_RUNS) --kind valid --paper --out docs/denoising.md --mark table3
+	$(BIN)/idrc-tables methods $(DENOISED_RUNS) --kind valid --paper --out docs/how_to/denoising.md --mark table3
 ifneq ($(DATA),)
 	$(BIN)/idrc-gallery $(FIRST_RUNS) $(SECOND_RUNS) results/plans/fixed results/plans/to_radius --data $(DATA)
 	$(BIN)/idrc-gallery $(BEHIND)/denoised_0.25 $(BEHIND)/tuned_0.5 --denoiser $(DENOISER) --data $(DATA)

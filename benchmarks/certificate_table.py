@@ -1,4 +1,4 @@
-"""Valid against published radii over p_lower for 3,072 values: the tables and figure of docs/certificates.md.
+"""Valid against published radii over p_lower for 3,072 values: tables and figure of docs/explanation/certificates.md.
 
 Command:   make certificate-table        (two seconds; a test holds the page against `tables()`)
 """

@@ -1,4 +1,4 @@
-"""What sampling plans cost and give: the figure and the replayed table of docs/plans.md.
+"""What sampling plans cost and give: the figure and the replayed table of docs/explanation/plans.md.
 
 The figure: mean number of samples against the probability of the class. The table: the 500 images of Cohen et al.'s
 published sigma = .25 log, their class probabilities inferred from its radii, votes drawn anew 10 times for each plan.

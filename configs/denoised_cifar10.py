@@ -6,7 +6,7 @@ Command:   python certify.py --config=configs/denoised_cifar10.py --config.noise
            Fine-tuning the classifier on denoised images: python train.py with the same arguments and
            --config.train.start=runs/clean --config.model.weights= --workdir=runs/tuned
            Under input-dependent noise the denoiser needs one level for all images: --config.denoiser.sigma=0.25
-Hardware:  two CPU cores at n = 1,000; run times and results: docs/denoising.md.
+Hardware:  two CPU cores at n = 1,000; run times and results: docs/how_to/denoising.md.
 """
 
 from idrc_jax.config import base

@@ -5,7 +5,8 @@ of Ho et al. (2020), 35.7 million weights, on the whole schedule.
 Command:   python train.py --config=configs/denoiser.py:small --config.data.dir=FOLDER --workdir=runs/denoiser
            Gaussian denoiser of one level (Salman et al. 2020): --config.denoiser.prediction=sample
            --config.denoiser.sigma_low=0.25 --config.denoiser.sigma_high=0.25
-Hardware:  small: two CPU cores; full: one GPU, where it has not been run. Run times and results: docs/denoising.md.
+Hardware:  small: two CPU cores; full: one GPU, where it has not been run.
+           Run times and results: docs/how_to/denoising.md.
 """
 
 from idrc_jax.config import base

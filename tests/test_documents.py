@@ -43,7 +43,7 @@ def test_the_example_of_an_own_function(tmp_path):
 
 def test_the_tables_of_the_documents_are_those_of_make_figures(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    pages = {name: tmp_path / name.replace("/", "_") for name in ("README.md", "docs/denoising.md")}
+    pages = {name: tmp_path / name.replace("/", "_") for name in ("README.md", "docs/how_to/denoising.md")}
     for name, copy in pages.items():
         copy.write_text(re.sub(r"^\|.*\n", "", (ROOT / name).read_text(), flags=re.M))
     lines = run("make", "-n", "figures", cwd=ROOT).replace("\\\n", "").splitlines()
@@ -61,7 +61,7 @@ def test_the_tables_of_the_documents_are_those_of_make_figures(tmp_path, monkeyp
 
 def test_the_comparison_in_the_documentation(monkeypatch):
     monkeypatch.chdir(ROOT)
-    text = (ROOT / "docs/report.md").read_text()
+    text = (ROOT / "docs/how_to/report.md").read_text()
     (line, said) = re.search(r"^\$ idrc-compare (.*)\n((?:.+\n)+?)```", text, re.M).groups()
     assert running.run(compare.main, *line.split())[1] == said
 

@@ -6,7 +6,7 @@ which says that A is the likeliest class there.
 
 Guarantee: if a break is claimed where the p-value is at most level / M, and there are at most M confirmations, then
 with probability at least 1 - level over the fresh votes every claim is true (as far as floating point and the
-generator go, see docs/caveats.md).
+generator go, see docs/explanation/caveats.md).
 
 Proof. x' and B are functions of the data, the search and earlier confirmations; the votes of a confirmation have a
 stage of the key tree and sample numbers of their own, so they are independent of these. Given x', B and how many of

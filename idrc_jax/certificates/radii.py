@@ -2,7 +2,7 @@
 
 `radius` and `two_sided_radius` are valid; `published_radius` is what the paper reports for every scheme, which for
 input-dependent noise is not a certificate. The theorems, their sources and the numerical errors are in
-docs/certificates.md.
+docs/explanation/certificates.md.
 """
 
 from collections.abc import Mapping, Sequence

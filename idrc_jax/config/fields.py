@@ -119,7 +119,7 @@ FIELDS = {
     "denoiser.scale_shift": Field(False, "the time scales and shifts the normalised, instead of being added"),
     "denoiser.resample": Field("conv", "between resolutions: conv, resnet"),
     "sampling.plan": Field(
-        "fixed", f"how many samples an image gets: {_any_of(sampling_plans.PLANS)}; see docs/plans.md"
+        "fixed", f"how many samples an image gets: {_any_of(sampling_plans.PLANS)}; see docs/explanation/plans.md"
     ),
     "sampling.sequence": Field("betting", "to_radius, to_precision: bound at every look: betting, union"),
     "sampling.radii": Field(

@@ -245,7 +245,7 @@ def count_votes(
       ValueError: images, indices, n, first or chunk that cannot be.
 
     Guarantee: votes are independent draws of f(x + noise) given the image, as far as the pseudo-random
-    generator and float32 normals are (see docs/caveats.md).
+    generator and float32 normals are (see docs/explanation/caveats.md).
     """
     images = check_images(images, classifier)
     indices = check_indices(indices, images)

@@ -276,7 +276,7 @@ def test_the_documentations_tables_are_the_codes(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import certificate_table
 
-    assert certificate_table.tables() in (ROOT / "docs" / "certificates.md").read_text()
+    assert certificate_table.tables() in (ROOT / "docs/explanation/certificates.md").read_text()
 
 
 def test_a_probability_of_one_is_refused():

@@ -45,7 +45,7 @@ def test_the_three_ways_are_there():
     array = (FOLDER / "certify_array.sbatch").read_text()
     assert script_command(FOLDER / "certify_rest.sbatch") == script_command(FOLDER / "certify_array.sbatch")
     assert re.search(r"^#SBATCH --array=\d+-\d+$", array, re.MULTILINE)
-    docs = (ROOT / "docs" / "clusters.md").read_text()
+    docs = (ROOT / "docs/how_to/clusters.md").read_text()
     assert all(f"examples/clusters/{path.name}" in docs for path in (*SCRIPTS, *MANIFESTS))
 
 
@@ -69,7 +69,7 @@ def test_their_commands_parse(path):
     assert "noise.sigma = 0.25" in out
 
 
-@pytest.mark.parametrize("path", sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")]), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")]), ids=lambda path: path.name)
 def test_config_fields_in_the_documentation_exist(path):
     known = set(config.FIELDS) | set(config.base())
     named = set(re.findall(r"--config\.([a-z_]\w*(?:\.\w+)*)", path.read_text()))
