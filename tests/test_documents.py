@@ -10,6 +10,7 @@ import pytest
 import running
 from conftest import ROOT
 
+from idrc_jax import results
 from idrc_jax.commands import compare, tables
 
 README = (ROOT / "README.md").read_text()
@@ -64,6 +65,11 @@ def test_the_comparison_in_the_documentation(monkeypatch):
     text = (ROOT / "docs/how_to/report.md").read_text()
     (line, said) = re.search(r"^\$ idrc-compare (.*)\n((?:.+\n)+?)```", text, re.M).groups()
     assert running.run(compare.main, *line.split())[1] == said
+
+
+def test_the_table_at_the_end_in_the_documentation():
+    read = results.read_results(ROOT / "results/cifar10_resnet20_0.25/gaussian")
+    assert f"```\n{results.summary_table(read)}\n```" in (ROOT / "docs/quickstart.md").read_text()
 
 
 def test_the_committed_report_is_small():

@@ -67,6 +67,11 @@ class Plan:
         """Samples of an image, at most, with those of the selection."""
         return self.selection + self.n
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether the votes themselves decide how many an image gets."""
+        return len(self.looks()) > 1
+
     def looks(self) -> list[int]:
         """Sample numbers, ascending, at which votes are read; the last is n."""
         return [self.n]

@@ -10,6 +10,7 @@ from absl import flags
 
 from idrc_jax import config, data, results
 from idrc_jax.certification import certify_dataset, estimate, gallery_selection
+from idrc_jax.certification.clean_accuracy import with_clean_accuracy
 from idrc_jax.commands._inputs import classifier_and_images, denoiser_of, go_on, mesh_of, provenance
 from idrc_jax.config.flags import run
 from idrc_jax.models import Classifier
@@ -77,7 +78,7 @@ def _certify(values: flags.FlagValues) -> int:
     if not finished:
         print(go_on("Certification", workdir))
     elif worker.count == 1:
-        read = _united(workdir)
+        read = with_clean_accuracy(_united(workdir), classifier, dataset)
         print(results.summary_table(read))
         gallery_file.write(gallery_selection.gallery(read, dataset, denoiser_of(settings)), workdir)
         others = len(read.rows) - len(indices)

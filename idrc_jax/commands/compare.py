@@ -4,7 +4,7 @@ import math
 import sys
 
 from idrc_jax.core import command_line
-from idrc_jax.results import metrics, runs
+from idrc_jax.results import equal_terms, metrics, runs
 from idrc_jax.results.compare import acr_difference, compare, table
 
 
@@ -18,8 +18,17 @@ def main() -> None:
         parser.add_argument(
             "--published", action="store_true", help="compare published radii, which are no certificates"
         )
+        parser.add_argument(
+            "--equal-terms", action="store_true", help="both at the smaller n and alpha, from the votes that are stored"
+        )
         asked = parser.parse_args()
         a, b = runs.read([asked.a, asked.b])
+        if asked.equal_terms:
+            a, b, done = equal_terms.equalised(a, b)
+            print(done)
+        differ = equal_terms.differences([a, b])
+        if differ:
+            print(differ if asked.equal_terms else f"{differ} {equal_terms.offer(a, b)}")
         made = compare(a.results, b.results, asked.at, published=asked.published)
         acr = acr_difference(a.results, b.results, published=asked.published)
         kind = "Published radii, no certificates but for gaussian" if asked.published else "Valid radii"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from idrc_jax.core import command_line, files
 from idrc_jax.report import class_names
 from idrc_jax.report.page import NAME, PICTURES, render
-from idrc_jax.results import runs
+from idrc_jax.results import equal_terms, runs
 from idrc_jax.results.runs import Run
 
 
@@ -29,7 +29,7 @@ def main() -> None:
         parser.add_argument("--pictures", type=int, default=PICTURES, help="most of each kind in a gallery")
         asked = parser.parse_args()
         several, notes = _read(runs.with_rows(asked.runs))
-        for note in notes:
+        for note in filter(None, [*notes, equal_terms.warning(several)]):
             print(f"warning: {note}", file=sys.stderr)
         names = class_names.read(asked.classes) if asked.classes else ()
         page = render(several, names=names, pictures=asked.pictures, notes=notes)

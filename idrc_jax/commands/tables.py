@@ -6,7 +6,7 @@ from pathlib import Path
 
 from idrc_jax.core import command_line, files
 from idrc_jax.report.tables import by_method, by_run, by_sigma
-from idrc_jax.results import metrics, runs
+from idrc_jax.results import equal_terms, metrics, runs
 
 _ONCE = "Valid = published for these runs"
 _LAYOUTS = {"runs": by_run, "sigmas": by_sigma, "methods": by_method}
@@ -27,6 +27,8 @@ def main() -> None:
         parser.add_argument("--mark", help="replace what stands in that file between <!-- MARK --> and <!-- /MARK -->")
         asked = parser.parse_args()
         several = runs.read(runs.with_rows(asked.runs))
+        if told := equal_terms.warning(several):
+            print(f"warning: {told}", file=sys.stderr)
         parts = []
         once = asked.kind == "both" and all(metrics.published_is_valid(run.results) for run in several)
         for published in {"valid": (False,), "published": (True,), "both": (False, True)}[asked.kind]:

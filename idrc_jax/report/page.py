@@ -21,7 +21,7 @@ from idrc_jax import __version__, certificates
 from idrc_jax.core import files
 from idrc_jax.core.json_values import Json
 from idrc_jax.report import class_names, interactive_charts, run_summaries
-from idrc_jax.results import Results, Row, audit_rows, gallery_file, guarantee_differences, metrics, runs
+from idrc_jax.results import Results, Row, audit_rows, equal_terms, gallery_file, guarantee_differences, metrics, runs
 from idrc_jax.results.runs import Run
 
 NAME = "index.html"
@@ -75,7 +75,7 @@ def render(
         for part in parts
         if _any_quantiles(part.classes)
     }
-    notes = [*notes, *_mixed(several)]
+    notes = [*notes, *_mixed(several), *filter(None, [equal_terms.warning(several)])]
     scripts = [Markup(text) for text in [*interactive_charts.library(), _file("report.js")]]
     return _template().render(
         parts=parts,

@@ -139,13 +139,15 @@ def spacing(indices: Sequence[int]) -> tuple[int, int, int] | None:
 
 def command(results: Results) -> str | None:
     """The command that makes a run's rows anew, on the classifier that its manifest names; None where it cannot: for
-    another project's file or a scheme of the user's own.
+    another project's file, a scheme of the user's own, or a part of a run's votes.
 
     FOLDER stands for the data set's place, WEIGHTS and DENOISER for weights that no call named.
     """
-    if results.manifest is None or results.manifest["guarantee"]["scheme"] not in schemes.SCHEMES:
+    if results.manifest is None:
         return None
     made, sessions = results.manifest["guarantee"], results.manifest["sessions"]
+    if made["scheme"] not in schemes.SCHEMES or "subsampled_from" in made:
+        return None
     plan, name = sampling_plans.from_description(made), made["data"].partition("/")[0]
     scheme = schemes.describe(schemes.from_description(made))
     fields = {"data.name": name, "data.dir": "FOLDER"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from idrc_jax.report import paper_numbers
-from idrc_jax.results import metrics, runs
+from idrc_jax.results import equal_terms, metrics, runs
 from idrc_jax.results.runs import Run
 
 VALID = "Certified accuracy (valid radii)"
@@ -243,6 +243,7 @@ def _caption(several: Sequence[Run], published: bool, paper_too: bool) -> str:
         *([_MIXED] if _mixed(several) else []),
     ]
     notes += [_TO_RADIUS] if "to_radius" in plans else []
+    notes += [told.removesuffix(".")] if (told := equal_terms.differences(several)) else []
     return ". ".join(notes)
 
 

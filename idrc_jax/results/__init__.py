@@ -4,16 +4,19 @@ Imports core and certificates. No JAX, so that results are read anywhere.
 """
 
 from idrc_jax.results.final_text_table import summary_table
-from idrc_jax.results.manifest import MANIFEST
+from idrc_jax.results.manifest import MANIFEST, read_manifest
 from idrc_jax.results.metrics import (
     RADII,
     abstention_rate,
     average_certified_radius,
+    base_accuracy,
     certified_accuracy,
     certified_accuracy_lower,
+    clean_accuracy,
     correct_radii,
     has_certificates,
     has_published,
+    largest_radius,
     last_radius,
     published_is_valid,
     too_low,
@@ -35,16 +38,20 @@ __all__ = [
     "Row",
     "abstention_rate",
     "average_certified_radius",
+    "base_accuracy",
     "certified_accuracy",
     "certified_accuracy_lower",
+    "clean_accuracy",
     "correct_radii",
     "guarantee_differences",
     "has_certificates",
     "has_published",
     "is_correct",
+    "largest_radius",
     "last_radius",
     "merge",
     "published_is_valid",
+    "read_manifest",
     "read_results",
     "result_files",
     "summary_table",

@@ -134,7 +134,7 @@ def table(first: str, second: str, differences: Sequence[Difference], acr: tuple
       kind: which radii these are, for the head.
     """
     lines = [
-        f"A: {first}\nB: {second}\n{kind}, paired by image; B - A with exact 95 % intervals.",
+        f"A: {first}\nB: {second}\n{kind}, paired by image; B - A with exact 95 % intervals, each for one radius.",
         f"{'radius':>6}  {'A':>5}  {'B':>5}  {'only A':>6}  {'only B':>6}  {'B - A':>7}  {'95 % interval':>17}  "
         f"{'p':>7}  {'p (Holm)':>8}",
     ]
@@ -145,20 +145,51 @@ def table(first: str, second: str, differences: Sequence[Difference], acr: tuple
             f"{one.second - one.first:+7.3f}  {interval:>17}  {one.p_value:7.2g}  {one.p_holm:8.2g}"
         )
     lines.append(f"ACR: B - A = {acr[0]:+.4f} ± {acr[1]:.4f} (95 %, normal approximation)")
-    return "\n".join([*lines, verdict(differences)])
+    return "\n".join([*lines, verdict(differences), *explanations(differences, acr)])
 
 
 def verdict(differences: Sequence[Difference]) -> str:
     """In a sentence, at which radii one run certifies more, at 5 % for all radii together."""
     said = []
     for name, sign in (("A", -1), ("B", 1)):
-        radii = [
-            one.radius for one in differences if one.p_holm <= 0.05 and sign * (one.only_second - one.only_first) > 0
-        ]
+        radii = [one for one in differences if _told_apart(one) and sign * (one.only_second - one.only_first) > 0]
         if radii:
-            said.append(f"{name} certifies more at {', '.join(f'{radius:g}' for radius in radii)}")
+            said.append(f"{name} certifies more at {_radii(radii)}")
     what = "; ".join(said) if said else "the runs are not told apart at any radius"
     return f"At 5 % for the {len(differences)} radii together (Holm): {what}."
+
+
+def explanations(differences: Sequence[Difference], acr: tuple[float, float]) -> list[str]:
+    """A line for each way in which an interval seems to contradict the verdict; none where all agree."""
+    alone = [one for one in differences if not _told_apart(one) and not one.low <= 0 <= one.high]
+    wide = [one for one in differences if _told_apart(one) and one.low <= 0 <= one.high]
+    lines = []
+    if alone:
+        lines.append(
+            f"At {_radii(alone)} the interval leaves out 0 but the verdict names no run: an interval errs in 5 % of "
+            f"cases at its one radius, the verdict in 5 % at all {len(differences)} together."
+        )
+    if wide:
+        lines.append(
+            f"At {_radii(wide)} the interval holds 0 but the verdict names a run: the interval also allows for chance "
+            "in how many images differ."
+        )
+    mean, half = acr
+    agree = any(_told_apart(one) and (one.only_second - one.only_first) * mean > 0 for one in differences)
+    if abs(mean) > half and not agree:
+        lines.append(
+            f"The ACR's interval leaves out 0 but the verdict does not name {'A' if mean < 0 else 'B'}: the ACR adds "
+            "up all radii, also differences too small to be told at any one."
+        )
+    return lines
+
+
+def _told_apart(one: Difference) -> bool:
+    return one.p_holm <= 0.05
+
+
+def _radii(several: Sequence[Difference]) -> str:
+    return ", ".join(f"{one.radius:g}" for one in several)
 
 
 def _mcnemar(only_first: int, only_second: int) -> float:

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from idrc_jax import certificates
-from idrc_jax.certificates import confidence_bounds
+from idrc_jax.certificates import confidence_bounds, schemes
 from idrc_jax.results.metrics import (
     RADII,
+    base_accuracy,
+    clean_accuracy,
     correct_radii,
     has_certificates,
     has_published,
+    largest_radius,
     last_radius,
     published_is_valid,
     require_rows,
@@ -21,24 +24,30 @@ from idrc_jax.results.result_rows import Results
 
 
 def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
-    """A text table: certified and published accuracy with 95 % intervals at `radii`, ACR, abstentions.
+    """A text table that says what its numbers are: certified accuracy with 95 % intervals at `radii`, ACR, accuracy of
+    the smoothed and of the base classifier, the largest radius within reach, abstentions.
 
-    Accuracies are rounded to the nearest, ACR down. Where no radius is valid the certified column says so; where the
-    published radii are the valid ones there is one column. Of images without labels only abstentions are told.
+    Published radii have a column where they are others than the valid ones. Accuracies are rounded to the nearest, ACR
+    down, the largest radius up. Where no radius is valid the certified column says so. Of images without labels only
+    abstentions are told.
     """
     require_rows(results)
     if not results.labelled:
         return "\n".join([_title(results), "The images have no labels, so no accuracy is known.", *_counts(results)])
     certified = correct_radii(results) if has_certificates(results) else None
-    published = correct_radii(results, published=True) if has_published(results) else None
-    columns = {"certified": certified, "published": published}
-    if published_is_valid(results):
-        columns = {"valid = published": certified}
-    lines = [_title(results), f"{'radius':>6}" + "".join(f"  {name:>22}" for name in columns)]
+    columns = {"certified": certified}
+    if has_published(results) and not published_is_valid(results):
+        columns["published"] = correct_radii(results, published=True)
+    lines = [
+        _title(results),
+        "Certified accuracy at l2 radius r: the share of images that are predicted rightly, certified up to r or more,",
+        "and its 95 % interval. ACR: the mean certified radius, 0 for an image that is predicted wrongly or abstained.",
+        f"{'r':>6}" + "".join(f"  {name:>22}" for name in columns),
+    ]
     for radius in radii:
         lines.append(f"{radius:6.2f}" + "".join(f"  {_accuracy(own, radius):>22}" for own in columns.values()))
     lines.append(f"{'ACR':>6}" + "".join(f"  {_acr(own):>22}" for own in columns.values()))
-    lines += _counts(results)
+    lines += [*_accuracies(results), *_reach(results), *_counts(results)]
     if results.manifest and math.isfinite(last_radius(results)):
         lines.append(f"The plan {too_low(results)}")
     if certified is None:
@@ -46,6 +55,27 @@ def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
     elif results.manifest:
         lines.append(certificates.explain(results.manifest["guarantee"]["scheme"]))
     return "\n".join(lines)
+
+
+def _accuracies(results: Results) -> list[str]:
+    """The smoothed classifier's accuracy, and the base classifier's as far as it is known."""
+    lines = [f"Smoothed classifier: {np.mean([row.correct for row in results.rows]):.3f} right, abstentions are not."]
+    noisy, clean = base_accuracy(results), clean_accuracy(results)
+    told = [] if noisy is None else [f"{noisy:.3f} right under the noise (mean share of votes for the true class)"]
+    told += [] if clean is None else [f"{clean:.3f} right on clean images"]
+    return [*lines, f"Base classifier: {', '.join(told)}."] if told else lines
+
+
+def _reach(results: Results) -> list[str]:
+    """The largest radius that the settings allow, where it is known."""
+    largest = largest_radius(results)
+    if largest is None or results.manifest is None:
+        return []
+    made = results.manifest["guarantee"]
+    return [
+        f"No radius above {math.ceil(1000 * largest) / 1000:.3f} is within reach of n {made['n']:,}, alpha "
+        f"{made['alpha']:g} and sigma {made['sigma']:g}, even if all votes agree."
+    ]
 
 
 def _counts(results: Results) -> list[str]:
@@ -63,9 +93,11 @@ def _title(results: Results) -> str:
     if not results.manifest:
         return f"{results.path}: {len(results.rows)} images"
     made = results.manifest["guarantee"]
+    ref = f", ref {made['ref']:g}" if hasattr(schemes.SCHEMES.get(made["scheme"]), "ref") else ""
+    drawn = f" drawn from {made['subsampled_from']:,}" if "subsampled_from" in made else ""
     return (
-        f"{made['scheme']}, sigma {made['sigma']:g}, ref {made['ref']:g}, {len(results.rows)} images of "
-        f"{made['data']}, n0 {made['n0']:,}, n {made['n']:,}, alpha {made['alpha']:g}, {made['certificate']}"
+        f"{made['scheme']}, sigma {made['sigma']:g}{ref}, {len(results.rows)} images of {made['data']}, "
+        f"n0 {made['n0']:,}, n {made['n']:,}{drawn}, alpha {made['alpha']:g}, {made['certificate']}"
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from idrc_jax import certificates
-from idrc_jax.certificates import confidence_bounds
+from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
 from idrc_jax.core import validate
 from idrc_jax.results.result_rows import Results
 
@@ -86,6 +86,47 @@ def abstention_rate(results: Results) -> float:
     """The fraction of images whose prediction is an abstention."""
     require_rows(results)
     return float(np.mean([row.predict == confidence_bounds.ABSTAIN for row in results.rows]))
+
+
+def base_accuracy(results: Results) -> float | None:
+    """Accuracy of the base classifier under the noise: the mean over images of the share of votes for the true class.
+
+    None for images without labels or files without votes. Under a plan that stops early it is a little off, because
+    where that stops depends on the votes.
+    """
+    require_rows(results)
+    if not results.labelled or any(row.votes is None or not row.n for row in results.rows):
+        return None
+    return float(np.mean([(row.votes or {}).get(row.label, 0) / (row.n or 1) for row in results.rows]))
+
+
+def clean_accuracy(results: Results) -> float | None:
+    """Accuracy of the base classifier on the images without noise, where certification measured it on these images."""
+    measured = results.manifest.get("clean") if results.manifest else None
+    if measured is None or measured["images"] != len(results.rows):
+        return None
+    return measured["right"] / measured["images"]
+
+
+def largest_radius(results: Results) -> float | None:
+    """The largest radius that any of the images could get: that of n votes, all of them for one class.
+
+    None without a manifest, for a scheme of the user's own, which the file does not hold, and where the file's radii
+    are not valid.
+    """
+    require_rows(results)
+    made = results.manifest["guarantee"] if results.manifest else {}
+    if made.get("scheme") not in schemes.SCHEMES or not has_certificates(results):
+        return None
+    plan = sampling_plans.from_description(made)
+    statistic = np.unique([row.statistic for row in results.rows])
+    votes = np.zeros((len(statistic), made["classes"] + 1), np.int64)
+    votes[:, 0] = plan.n
+    best = certificates.from_votes(
+        schemes.from_description(made), statistic, np.zeros(len(statistic), np.int64), votes,
+        plan=plan, alpha=made["alpha"], dim=made["dim"], certificate=made["certificate"],
+    )  # fmt: skip
+    return max(one.radius for one in best)
 
 
 def last_radius(results: Results) -> float:

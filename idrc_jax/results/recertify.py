@@ -1,33 +1,48 @@
-"""Recompute the certificates of stored votes, offline and without JAX: at another alpha, or by another certificate.
+"""Recompute the certificates of stored votes, offline and without JAX: at another alpha, by another certificate, or as
+if fewer votes had been drawn.
 
-The error probability and the certificate belong to the plan: choose them before looking at the radii.
+The error probability, the certificate and the number of votes belong to the plan: choose them before looking at the
+radii.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from idrc_jax import certificates
-from idrc_jax.certificates import sampling_plans, schemes
+from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
+from idrc_jax.certificates.sampling_plans import Plan
+from idrc_jax.core import validate
 from idrc_jax.core.json_values import Json
 from idrc_jax.results.manifest import MANIFEST, Manifest
 from idrc_jax.results.result_rows import Results, Row
 
 
-def recertify(read: Results, *, alpha: float | None = None, certificate: str | None = None) -> Results:
+def recertify(
+    read: Results, *, alpha: float | None = None, certificate: str | None = None, n: int | None = None
+) -> Results:
     """The same votes, certified anew.
 
     Args:
       read: a result file of this project, with its manifest.
       alpha, certificate: instead of the file's own.
+      n: fewer votes of each image than the file has, drawn from them without replacement: always the same ones for the
+        run's seed, the image and both numbers (by one release of NumPy).
 
     Returns:
       Rows with new `predict`, `radius`, `radius_published`, `correct` and `p_lower`, and the manifest that says so.
+      With fewer votes `n`, `votes` and, where these choose the class, `selected` are new, too, and the manifest has
+      `subsampled_from`, so that no certification goes on from such rows.
 
     Raises:
-      ValueError: another project's file, votes that do not fit the manifest, or a certificate that the scheme has not.
+      ValueError: another project's file, votes that do not fit the manifest, a certificate that the scheme has not, or
+        another n than 1 to the file's, one that certifies nothing, or one for an adaptive plan: where that stopped
+        depends on the order of the votes, which is not stored.
 
-    Guarantee: the numbers are those that certification itself would have written, to the last digit.
+    Guarantee: the numbers are those that certification itself would have written, to the last digit. With fewer votes
+    they have the law of a run that drew so few: votes are independent and alike, so which of them are taken does not
+    matter as long as their counts do not decide it.
     """
     if read.manifest is None:
         raise ValueError(f"Expected {MANIFEST} beside {read.path}, with the scheme of its votes, got none.")
@@ -36,11 +51,19 @@ def recertify(read: Results, *, alpha: float | None = None, certificate: str | N
     made = made | {name: value for name, value in chosen.items() if value is not None}
     plan = sampling_plans.from_description(made)
     looks = set(plan.looks())
+    votes = np.asarray([_votes(row, made, looks, read.path) for row in read.rows]).reshape(-1, made["classes"] + 1)
+    selected = np.asarray([row.selected for row in read.rows], np.int64)
+    if n is not None and n != plan.n:
+        plan = _shorter(plan, n, made["alpha"], read.path)
+        made = {"subsampled_from": made["n"], **made, "n": n}
+        votes = np.asarray([_drawn(own, n, made["seed"], row.idx) for own, row in zip(votes, read.rows, strict=True)])
+        if not plan.selection:
+            selected = np.asarray([confidence_bounds.select(own) for own in votes], np.int64)
     found = certificates.from_votes(
         schemes.from_description(made),
         np.asarray([row.statistic for row in read.rows], np.float64),
-        np.asarray([row.selected for row in read.rows], np.int64),
-        np.asarray([_votes(row, made, looks, read.path) for row in read.rows]).reshape(-1, made["classes"] + 1),
+        selected,
+        votes,
         plan=plan,
         alpha=made["alpha"],
         dim=made["dim"],
@@ -55,6 +78,30 @@ def recertify(read: Results, *, alpha: float | None = None, certificate: str | N
     rows = [Row.from_certificate(new, old.idx, old.label, old.time) for new, old in zip(found, read.rows, strict=True)]
     manifest: Manifest = {**read.manifest, "guarantee": made}
     return Results(tuple(rows), manifest, read.path)
+
+
+def _shorter(plan: Plan, n: int, alpha: float, path: Path) -> Plan:
+    """The same plan with fewer votes, or ValueError."""
+    validate.count("n", n, 1)
+    if n > plan.n:
+        raise ValueError(f"Expected n <= {plan.n}, the votes of each image in {path}, got {n}.")
+    if plan.adaptive:
+        raise ValueError(
+            f"Expected the plan fixed or selection_free to take fewer votes, got {plan.name} in {path}: where that "
+            "stops on an image depends on the order of its votes, which is not stored."
+        )
+    shorter = replace(plan, n=n)
+    shorter.check(alpha)
+    return shorter
+
+
+def _drawn(votes: np.ndarray, n: int, seed: int, idx: int) -> np.ndarray:
+    """Counts of n of an image's votes [K + 1], drawn without replacement.
+
+    Both numbers are part of the seed, so that drawing from what was drawn is a draw of its own.
+    """
+    generator = np.random.default_rng([seed, idx, int(np.sum(votes)), n])
+    return generator.multivariate_hypergeometric(votes, n)
 
 
 def _votes(row: Row, made: Json, looks: set[int], path: Path) -> list[int]:

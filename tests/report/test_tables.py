@@ -138,7 +138,7 @@ def test_a_kind_of_radii_that_no_file_has_is_said(tmp_path):
 
 def test_a_plan_that_stops_at_its_radii_is_said():
     stopped = run("s", "gaussian")
-    stopped.results.manifest["guarantee"] |= {"plan": "to_radius", "radii": [0.25, 0.5]}
+    stopped.results.manifest["guarantee"] |= {"plan": "to_radius", "radii": [0.25, 0.5], "sequence": "betting"}
     assert "Under the plan to_radius accuracy above" in tables.by_run([GAUSSIAN, stopped]).caption
     assert "to_radius" not in tables.by_run([GAUSSIAN, L1]).caption
     said = [summary_table(one.results) for one in (stopped, GAUSSIAN)]

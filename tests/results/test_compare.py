@@ -83,6 +83,39 @@ def test_the_committed_runs_and_the_verdict():
     assert out.rstrip().endswith("A certifies more at 0.75.")
 
 
+def difference(*, low, high, p_holm, only_second=9):
+    return compare.Difference(0.5, 0.5, 0.6, 3, only_second, low, high, p_holm, p_holm)
+
+
+NOTHING = (0.0, 0.1)  # of the ACR
+
+
+def test_what_seems_to_contradict_is_explained():
+    agree = [difference(low=0.1, high=0.2, p_holm=0.01), difference(low=-0.1, high=0.1, p_holm=0.4)]
+    assert compare.explanations(agree, NOTHING) == []
+    (alone,) = compare.explanations([difference(low=0.01, high=0.2, p_holm=0.08)], NOTHING)
+    assert alone.startswith("At 0.5 the interval leaves out 0 but the verdict names no run")
+    (wide,) = compare.explanations([difference(low=-0.01, high=0.2, p_holm=0.045)], NOTHING)
+    assert wide.startswith("At 0.5 the interval holds 0 but the verdict names a run")
+    (acr,) = compare.explanations([difference(low=-0.1, high=0.2, p_holm=0.5)], (0.02, 0.01))
+    assert acr.startswith("The ACR's interval leaves out 0 but the verdict does not name B")
+    assert compare.explanations(agree, (0.02, 0.01)) == []
+    assert "name A" in compare.explanations(agree, (-0.02, 0.01))[0]  # the verdict names B alone
+
+
+def test_no_comparison_of_counts_is_left_unexplained():
+    """Where an interval and the verdict disagree about 0 there is a line that says so, and only there."""
+    seen = set()
+    for only_first in range(16):
+        for only_second in range(only_first, 16):
+            made = compare.compare(*paired(only_first, only_second, 20, 30), [0.5, 2.0])
+            named = "certifies more" in compare.verdict(made)
+            out = not made[0].low <= 0 <= made[0].high
+            assert bool(compare.explanations(made, NOTHING)) == (named != out)
+            seen.add((named, out))
+    assert len(seen) >= 3
+
+
 def test_a_plan_that_stops_at_its_radii_is_said():
     a, b = (ROOT / "results/plans" / name for name in ("fixed", "to_radius"))
     _, out, _ = running.run(command.main, f"a={a}", f"b={b}")

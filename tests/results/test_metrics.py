@@ -1,8 +1,10 @@
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from scipy import stats
 
 from idrc_jax.results import Results, Row, metrics, read_results, summary_table
@@ -19,7 +21,7 @@ def results(radii, *, correct=None, published=None, predict=None, scheme="gaussi
         for i, radius in enumerate(radii)
     )  # fmt: skip
     guarantee = {"scheme": scheme, "sigma": 0.5, "ref": 1.0, "data": "x/test", "n0": 1, "n": 9, "alpha": 0.001}
-    guarantee |= {"certificate": "one_sided", "plan": "fixed", "data_sha256": "0" * 64}
+    guarantee |= {"certificate": "one_sided", "plan": "fixed", "data_sha256": "0" * 64, "classes": 3, "dim": 48}
     return Results(rows, {"guarantee": guarantee}, None)
 
 
@@ -43,32 +45,76 @@ def test_nan_is_not_certified_at_any_radius():
 
 def test_table_shows_no_certified_accuracy_where_there_is_no_certificate():
     table = summary_table(results([math.nan, math.nan], published=[0.7, 0.3], scheme="l1"))
-    rows = [line.split() for line in table.splitlines()[2:10]]
+    rows = [line.split() for line in table.splitlines()[4:12]]
     assert all(row[1] == "-" for row in rows)
     assert rows[2][:3] == ["0.50", "-", "0.500"]
     assert "no valid radii" in table
     assert "not certificates" in table
 
 
-def test_table_shows_no_published_radii_where_the_paper_has_none():
-    table = summary_table(results([0.375, 0.0], published=[math.nan, math.nan], scheme="stepped"))
-    rows = [line.split() for line in table.splitlines()[2:10]]
-    assert all(row[-1] == "-" for row in rows)
-    assert rows[1][:2] == ["0.25", "0.500"]
-
-
-def test_what_is_the_same_by_definition_is_shown_once():
-    radii = [0.375, 0.0, 0.6]
-    (_, head, *rows) = summary_table(results(radii)).splitlines()
-    assert head.split() == ["radius", "valid", "=", "published"]
+@pytest.mark.parametrize(("scheme", "published"), [("uniform", [math.nan] * 3), ("gaussian", None)])
+def test_table_shows_no_published_radii_where_they_say_nothing(scheme, published):
+    table = summary_table(results([0.375, 0.0, 0.6], published=published, scheme=scheme))
+    (head, *rows) = table.splitlines()[3:]
+    assert head.split() == ["r", "certified"]
     assert [len(line.split()) for line in rows[:8]] == [4] * 7 + [2]
+    assert rows[1].split()[:2] == ["0.25", "0.667"]
+    assert "published" not in table
+    assert "ref" not in table
+
+
+def test_published_radii_that_are_others_have_a_column():
+    radii = [0.375, 0.0, 0.6]
     two_sided = results(radii)
     two_sided.manifest["guarantee"]["certificate"] = "two_sided"
     others = results(radii, scheme="l1"), two_sided, results(radii, published=[0.4, 0.0, 0.6])
     for other in (*others, dataclasses.replace(results(radii), manifest=None, path="x")):
-        assert summary_table(other).splitlines()[1].split() == ["radius", "certified", "published"]
+        assert summary_table(other).splitlines()[3].split() == ["r", "certified", "published"]
+    assert ", ref 1," in summary_table(others[0])
     rounded = results(radii, published=[radius * (1 + 1e-8) for radius in radii])  # sigma as a float32 below it
-    assert "valid = published" in summary_table(rounded)
+    assert "published" not in summary_table(rounded)
+
+
+def test_table_says_what_its_numbers_are_and_how_good_the_base_classifier_is():
+    made = results([0.3, 0.0, 0.0, 0.2], predict=[1, -1, 2, 1], correct=[1, 0, 0, 1])
+    shares = zip(made.rows, (9, 6, 0, 3), strict=True)
+    made = dataclasses.replace(made, rows=tuple(dataclasses.replace(row, votes={1: k, 2: 9 - k}) for row, k in shares))
+    assert metrics.base_accuracy(made) == pytest.approx(0.5)
+    assert metrics.clean_accuracy(made) is None
+    table = summary_table(made)
+    assert "Certified accuracy at l2 radius r: the share of images that are predicted rightly" in table
+    assert "Smoothed classifier: 0.500 right" in table
+    assert "Base classifier: 0.500 right under the noise (mean share of votes for the true class).\n" in table
+    made.manifest["clean"] = {"right": 3, "images": 4}
+    assert "true class), 0.750 right on clean images.\n" in summary_table(made)
+    made.manifest["clean"] = {"right": 3, "images": 3}  # of other images: rows have come since
+    assert metrics.clean_accuracy(made) is None
+    log = dataclasses.replace(made, manifest=None, path="x", rows=(dataclasses.replace(made.rows[0], votes=None),))
+    assert metrics.base_accuracy(log) is None
+    assert "Base classifier" not in summary_table(log)
+
+
+def test_the_largest_radius_is_that_of_votes_that_all_agree():
+    for n, alpha in ((100, 0.001), (10_000, 0.01)):
+        made = results([0.3])
+        made.manifest["guarantee"] |= {"n": n, "alpha": alpha}
+        expected = 0.5 * stats.norm.ppf(alpha ** (1 / n))  # sigma times the quantile of the exact bound
+        assert metrics.largest_radius(made) == pytest.approx(expected, rel=1e-9)
+        said = re.search(rf"No radius above (\S+) is within reach of n {n:,}, alpha {alpha} and", summary_table(made))
+        assert 0 <= float(said[1]) - expected < 1e-3  # rounded up, or it would not be true
+    two_sided = results([0.3])
+    two_sided.manifest["guarantee"] |= {"certificate": "two_sided", "n": 100}
+    assert 0 < metrics.largest_radius(two_sided) < 0.5 * stats.norm.ppf(0.001 ** (1 / 100))
+    own = results([0.3], scheme="own")
+    assert metrics.largest_radius(own) is None
+    assert "No radius above" not in summary_table(own)
+    assert metrics.largest_radius(dataclasses.replace(own, manifest=None)) is None
+    assert metrics.largest_radius(results([math.nan], published=[0.5], scheme="l1")) is None
+
+
+def test_the_largest_radius_is_that_of_the_image_that_could_get_most():
+    read = read_results(ROOT / "results/cifar10_resnet20_0.25/l1")
+    assert max(row.radius for row in read.rows) <= metrics.largest_radius(read) < 0.6
 
 
 def test_table_shows_accuracy_interval_and_acr():
@@ -76,14 +122,14 @@ def test_table_shows_accuracy_interval_and_acr():
     line = next(line for line in table.splitlines() if line.strip().startswith("0.25"))
     assert "0.600 [0.556, 0.643]" in line  # the exact interval of 300 in 500, from tables
     assert "ACR" in table
-    acr = next(line for line in table.splitlines() if "ACR" in line)
+    acr = next(line for line in table.splitlines() if line.strip().startswith("ACR"))
     assert acr.split()[1] == "0.225"
     assert "Samples: 5,000, 10 an image (plan fixed)." in table
 
 
 def test_acr_is_printed_rounded_down():
     table = summary_table(results([0.3999]))
-    assert "0.399" in table.splitlines()[9]
+    assert "0.399" in table.splitlines()[11]
 
 
 def test_empty_files_and_missing_columns_are_refused():

@@ -5,10 +5,12 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
+from scipy import stats
 
 from idrc_jax import certification, data, results
 from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.certification import Settings
+from idrc_jax.report import run_summaries
 from idrc_jax.results import recertify
 
 SCHEMES = {
@@ -100,6 +102,88 @@ def test_votes_and_levels_that_do_not_fit_the_manifest_are_refused(linear, datas
         recertify.recertify(dataclasses.replace(read, rows=(dataclasses.replace(read.rows[0], sigma_x=0.3),)))
     with pytest.raises(ValueError, match=r"Expected manifest\.json"):
         recertify.recertify(dataclasses.replace(read, manifest=None))
+
+
+def drawn_run(folder, count, *, n=400, p=0.8, alpha=0.05, plan="fixed", **more):
+    """Rows of so many images whose votes are drawn by the class's probability; class 1 has the rest but for 3 %."""
+    votes = np.random.default_rng(0).multinomial(n, [p, 0.97 - p, 0.03], size=count)
+    made = schemes.describe(SCHEMES["gaussian"]) | sampling_plans.describe(sampling_plans.PLANS[plan](n=n)) | more
+    made |= {"alpha": alpha, "certificate": "one_sided", "classes": 2, "dim": 16, "seed": 5, "data": "made/test"}
+    made |= {"data_sha256": "0" * 64, "weights_sha256": "1" * 64, "dtype": "float32"}
+    rows = tuple(
+        results.Row(i, 0, 0, 0.1, 1, 0.0, 0.1, 0, 0.0, 0.5, 0.6, n, made["n0"], dict(zip((0, 1, -1), own, strict=True)))
+        for i, own in enumerate(votes.tolist())
+    )
+    return results.Results(rows, {"schema_version": 1, "guarantee": made, "sessions": []}, folder)
+
+
+def test_fewer_votes_have_the_law_of_a_run_that_drew_so_few(tmp_path):
+    """Of binomial counts a part drawn without replacement is binomial, and its bounds err as often as they may."""
+    made = recertify.recertify(drawn_run(tmp_path, 4000), n=20)
+    counts = np.bincount([row.votes.get(0, 0) for row in made.rows], minlength=21)
+    expected = 4000 * stats.binom.pmf(np.arange(21), 20, 0.8)
+    lumped = [np.append(one[12:], np.sum(one[:12])) for one in (counts, expected)]
+    assert stats.chisquare(*lumped).pvalue > 1e-3
+    errs = np.mean([row.p_lower > 0.8 for row in made.rows])
+    assert errs <= stats.binom.ppf(0.999, 4000, 0.05) / 4000
+    assert errs > 0.005
+    assert np.mean([row.votes.get(-1, 0) for row in made.rows]) == pytest.approx(20 * 0.03, abs=0.1)
+
+
+def test_which_votes_are_taken_follows_from_seed_image_and_numbers(tmp_path):
+    read = drawn_run(tmp_path, 30)
+    made = recertify.recertify(read, n=100)
+    assert {(row.n, sum(row.votes.values())) for row in made.rows} == {(100, 100)}
+    assert made.manifest["guarantee"] == {**read.manifest["guarantee"], "n": 100, "subsampled_from": 400}
+    assert recertify.recertify(read, n=100).rows == made.rows
+    backwards = recertify.recertify(dataclasses.replace(read, rows=read.rows[::-1]), n=100)
+    assert backwards.rows[::-1] == made.rows
+    other = {**read.manifest, "guarantee": read.manifest["guarantee"] | {"seed": 6}}
+    assert recertify.recertify(dataclasses.replace(read, manifest=other), n=100).rows != made.rows
+    again = recertify.recertify(made, n=50)
+    assert again.manifest["guarantee"]["subsampled_from"] == 400
+    assert again.rows != recertify.recertify(read, n=50).rows
+    whole = recertify.recertify(read, n=400)
+    assert whole.rows == recertify.recertify(read).rows
+    assert "subsampled_from" not in whole.manifest["guarantee"]
+
+
+def test_a_part_of_the_votes_is_read_back_said_and_not_gone_on_from(tmp_path):
+    made = recertify.recertify(drawn_run(tmp_path, 10), n=100)
+    results.write(made.rows, made.manifest, tmp_path)
+    read = results.read_results(tmp_path)
+    assert read.rows == made.rows
+    assert "n 100 drawn from 400," in results.summary_table(read)
+    assert run_summaries.command(read) is None
+    guarantee = {name: value for name, value in made.manifest["guarantee"].items() if name != "subsampled_from"}
+    with (
+        pytest.raises(ValueError, match="subsampled_from was 400"),
+        results.ResultsFile(tmp_path, guarantee=guarantee, session={}),
+    ):
+        pass
+
+
+def test_where_the_votes_choose_the_class_fewer_votes_choose_it_anew(tmp_path):
+    made = recertify.recertify(drawn_run(tmp_path, 200, p=0.5, plan="selection_free"), n=30)
+    assert {row.selected for row in made.rows} == {0, 1}
+    for row in made.rows:
+        assert row.votes.get(row.selected, 0) == max(row.votes.get(0, 0), row.votes.get(1, 0))
+    fixed = recertify.recertify(drawn_run(tmp_path, 200, p=0.5), n=30)
+    assert {row.selected for row in fixed.rows} == {0}
+
+
+@pytest.mark.parametrize(
+    ("plan", "n", "message"),
+    [
+        ("fixed", 401, "Expected n <= 400, the votes of each image in"),
+        ("fixed", 0, "Expected n >= 1"),
+        ("fixed", 4, "Expected n >= 5, the fewest samples that can certify anything"),
+        ("to_radius", 100, "Expected the plan fixed or selection_free to take fewer votes, got to_radius"),
+    ],
+)
+def test_fewer_votes_that_cannot_be_are_refused(tmp_path, plan, n, message):
+    with pytest.raises(ValueError, match=message):
+        recertify.recertify(drawn_run(tmp_path, 3, plan=plan), n=n)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from idrc_jax.core import json_values
 from idrc_jax.results import metrics, table_exports
 
 GUARANTEE = {"scheme": "gaussian", "sigma": 0.5, "ref": 1.0, "n0": 10, "n": 100, "alpha": 0.001, "data": "x/test"}
-GUARANTEE |= {"plan": "fixed"}
+GUARANTEE |= {"plan": "fixed", "certificate": "one_sided", "classes": 3, "dim": 48}
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
 
 
