@@ -3,6 +3,7 @@
 `idrc-figures` draws each by one command; the paper's Figures 4 to 8 are `noisy`, `sigmas` and `training`.
 """
 
+import string
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,18 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from idrc_jax.certificates import confidence_bounds
 from idrc_jax.results import Results, gallery_file, metrics, runs
 from idrc_jax.results.gallery_file import Gallery
 from idrc_jax.results.runs import Run
 
-# Okabe and Ito's colours, told apart by colour-blind readers; the markers tell the curves apart in grey.
+# Okabe and Ito's colours, told apart by colour-blind readers; letters at the curves tell them apart in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vPX"
+_BAND = "95 % interval of the certified accuracy at each radius"
+_FAINT = 0.15
 _NO_CERTIFICATE = "published (not a certificate)"
 _SUFFIXES = (".png", ".pdf", ".svg")
 # The same drawing makes the same file.
@@ -36,7 +40,7 @@ def plot_certified_accuracy(
     """Certified accuracy against l2 radius, one colour a file.
 
     Solid lines with pointwise 95 % bands are valid radii; dashed ones the paper's published radii, drawn where they
-    differ from the valid ones.
+    differ from the valid ones. The legend says so, and names each of several curves by the letter that stands on it.
 
     Args:
       path: where to save; the suffix chooses the format. None draws only.
@@ -50,8 +54,8 @@ def plot_certified_accuracy(
     for number, (one, label) in enumerate(zip(results, labels, strict=True)):
         _draw(axes, one, number, label)
     _finish(axes, title)
-    figure.legend(loc="outside lower center", frameon=False)
-    figure.set_size_inches(6.4, 4.0 + 0.23 * len(axes.get_lines()))
+    figure.set_size_inches(6.4, 4.0 + 0.23 * (1 + len(axes.get_lines())))
+    _explain(figure)
     if path is not None:
         save(figure, Path(path))
     return figure
@@ -77,9 +81,7 @@ def plot_panels(several: Sequence[Run], label: Callable[[Run], str], title: str 
         _finish(axes, scheme)
     for axes in panels[1:]:
         axes.set_ylabel("")
-    shown = {text: line for axes in panels for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    columns = 1 if len(schemes) == 1 else 2
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", frameon=False, ncols=columns)
+    _explain(figure, columns=1 if len(schemes) == 1 else 2)
     figure.suptitle(title)
     return figure
 
@@ -153,7 +155,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _draw(axes: Axes, one: Results, number: int, label: str) -> None:
-    """The curves of one file, in the colour and with the marker of its number."""
+    """The curves of one file, in the colour of its number."""
     valid = metrics.correct_radii(one) if metrics.has_certificates(one) else None
     if valid is not None:
         _curve(axes, valid, number, label, linestyle="-")
@@ -161,7 +163,7 @@ def _draw(axes: Axes, one: Results, number: int, label: str) -> None:
     if metrics.has_published(one):
         published = metrics.correct_radii(one, published=True)
         if valid is None or not np.allclose(valid, published, rtol=1e-6):
-            _curve(axes, published, number, f"{label}, {_NO_CERTIFICATE}", linestyle="--", markerfacecolor="none")
+            _curve(axes, published, number, f"{label}, {_NO_CERTIFICATE}", linestyle="--")
 
 
 def _finish(axes: Axes, title: str) -> None:
@@ -172,15 +174,40 @@ def _finish(axes: Axes, title: str) -> None:
 
 def _curve(axes: Axes, radii: np.ndarray, number: int, label: str, **style: Any) -> None:
     at, counts = _steps(radii)
-    colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
-    shape: dict[str, Any] = {"marker": marker, "markersize": 4, "markevery": (0.03 * (number + 1), 0.22)}
-    axes.step(at, counts / len(radii), where="pre", color=colour, label=label, **shape, **style)
+    axes.step(at, counts / len(radii), where="pre", color=_COLOURS[number % len(_COLOURS)], label=label, **style)
+
+
+def _explain(figure: Figure, columns: int = 1) -> None:
+    """The legend below: each curve with its letter, where there are several, and what the bands are."""
+    lines = [line for axes in figure.axes for line in axes.get_lines()]
+    shown = {str(line.get_label()): line for line in lines}
+    letters = dict(zip(shown, string.ascii_uppercase + string.ascii_lowercase, strict=False)) if len(shown) > 1 else {}
+    for axes in figure.axes:
+        own = axes.get_lines()
+        for place, line in enumerate(own):
+            if line.get_label() in letters:
+                _letter(axes, line, letters[str(line.get_label())], (place + 0.5) / len(own))
+    handles: list[Any] = list(shown.values())
+    texts = [f"{letters[text]}   {text}" if text in letters else text for text in shown]
+    if any(axes.collections for axes in figure.axes):
+        handles.append(Patch(facecolor="#808080", alpha=_FAINT, linewidth=0))
+        texts.append(_BAND)
+    figure.legend(handles, texts, loc="outside lower center", frameon=False, ncols=columns)
+
+
+def _letter(axes: Axes, line: Line2D, letter: str, share: float) -> None:
+    """A letter on a curve, at that share of its largest radius."""
+    at, heights = (np.asarray(values, np.float64) for values in line.get_data())
+    x = share * at[-2]  # the last point ends the line, beyond all radii
+    height = heights[np.searchsorted(at, x)]
+    halo = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": "none"}
+    axes.text(x, height, letter, color=line.get_color(), size=8, weight="bold", ha="center", va="center", bbox=halo)
 
 
 def _band(axes: Axes, radii: np.ndarray, number: int) -> None:
     at, counts = _steps(radii)
     low, high = confidence_bounds.proportion_interval(counts, len(radii))
-    axes.fill_between(at, low, high, step="pre", color=_COLOURS[number % len(_COLOURS)], alpha=0.15, linewidth=0)
+    axes.fill_between(at, low, high, step="pre", color=_COLOURS[number % len(_COLOURS)], alpha=_FAINT, linewidth=0)
 
 
 def _steps(radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -43,6 +43,35 @@ def test_a_scheme_with_both_radii_shows_both():
     assert len(figures.plot_certified_accuracy([both]).axes[0].get_lines()) == 2
 
 
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_nothing_looks_like_a_measurement_and_the_legend_explains_the_rest():
+    figure = figures.plot_certified_accuracy([GAUSSIAN, L1, GAUSSIAN], labels=["one", "two", "three"])
+    (axes,) = figure.axes
+    assert {line.get_marker() for line in axes.get_lines()} == {"None"}
+    band = "95 % interval of the certified accuracy at each radius"
+    assert legend(figure) == ["A   one", "B   two, published (not a certificate)", "C   three", band]
+    for text, line in zip(axes.texts, axes.get_lines(), strict=True):
+        assert text.get_color() == line.get_color()
+        radii, accuracies = line.get_data()
+        x, y = text.get_position()
+        assert y == accuracies[np.searchsorted(radii, x)]  # on its curve
+    assert [text.get_text() for text in axes.texts] == ["A", "B", "C"]
+    alone = figures.plot_certified_accuracy([GAUSSIAN], labels=["one"])
+    assert legend(alone) == ["one", band]
+    assert not alone.axes[0].texts
+    assert legend(figures.plot_certified_accuracy([L1], labels=["two"])) == ["two, published (not a certificate)"]
+
+
+def test_a_letter_stands_for_one_name_in_all_panels_and_nothing_certified_has_one_too():
+    several = [run("", radii(s), scheme=scheme, sigma=s) for scheme in ("gaussian", "l1") for s in (1, 2)]
+    figure = figures.plot_sigmas([*several, run("", [0.0] * 5, scheme="l2", sigma=1)])
+    assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["A", "B"], ["A", "B"], ["A"]]
+    assert len(legend(figure)) == 3
+
+
 def test_labels_must_fit():
     with pytest.raises(ValueError, match="Expected 1 labels"):
         figures.plot_certified_accuracy([GAUSSIAN], labels=["a", "b"])
