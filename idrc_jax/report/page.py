@@ -27,6 +27,7 @@ from idrc_jax.results.runs import Run
 NAME = "index.html"
 KINDS = interactive_charts.KINDS
 PICTURES = 12  # of each kind in a gallery
+FIRST = 5  # runs whose curves are shown before any is chosen
 ByKind = dict[str, list[run_summaries.ClassRadii] | None]  # by kind of radius
 _KIND_NAMES = {"radius": "valid", "radius_published": "published", audit_rows.TABLE: "fixed radii"}
 
@@ -80,6 +81,7 @@ def render(
     return _template().render(
         parts=parts,
         kinds=KINDS,
+        first=FIRST,
         radii=metrics.RADII,
         notes=notes,
         data=data,

@@ -73,6 +73,17 @@ def test_the_page_says_what_the_rows_say(tmp_path):
     assert {image["title"] for image in images} == {"clean", "noisy", "denoised", "original", "adversarial"}
 
 
+def test_boxes_are_there_for_several_runs_and_few_are_ticked(tmp_path):
+    folder = write_run(tmp_path / "a")
+    for count, ticked in ((1, 0), (2, 2), (7, 5)):
+        page = page_of(*(f"run {number}={folder}" for number in range(count)))
+        boxes = [attributes for tag, attributes in page.tags if "data-run" in attributes]
+        assert len(boxes) == (count if count > 1 else 0)
+        assert sum("checked" in box for box in boxes) == ticked
+        assert (f"{min(count, 5)} of {count} shown" in page.text) == (count > 1)
+        assert ("Show all" in page.text) == (count > 5)
+
+
 def test_an_audit_that_is_not_finished_says_so(tmp_path):
     text = page_of(write_audit(write_run(tmp_path / "a"), finished=False)).text
     assert "(this audit is not finished)" in text

@@ -14,6 +14,8 @@ pytestmark = pytest.mark.peers
 READY = "return document.getElementById(arguments[0])?.dataset.ready === 'true'"
 VISIBLE = """return Bokeh.documents.flatMap((one) => one.roots()).flatMap((plot) => plot.renderers)
   .filter((one) => one.visible && one.tags[0] === 'line').map((one) => one.tags.slice(1).join('-'))"""
+BANDS = VISIBLE.replace("'line'", "'band'")
+POINTED = "return document.getElementById('pointed').textContent"
 # The place on the page of a point in the coordinates of the first chart.
 POINT = """const view = Bokeh.index.roots[0]; const box = view.el.getBoundingClientRect(); const [x, y] = arguments;
   return [box.left + view.frame.x_scale.compute(x), box.top + view.frame.y_scale.compute(y)]"""
@@ -151,6 +153,54 @@ def test_hovering_tells_a_curves_values(browser, two):
     text = " ".join(browser.execute_script(TOOLTIPS))
     assert "first" in text
     assert f"{curve.accuracy[middle]:.3f} [{curve.low[middle]:.3f}, {curve.high[middle]:.3f}]" in text
+    assert no_complaints(browser) == []
+
+
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("twelve")
+    return folder, *(f"run {number}={write_run(folder / str(number), seed=number)}" for number in range(12))
+
+
+def test_of_many_runs_few_are_shown_at_first_and_all_on_demand(browser, twelve):
+    opened(browser, *twelve)
+    ready(browser, "curves")
+    shown = "return document.querySelector('.runs legend').textContent"
+    assert browser.execute_script(VISIBLE) == [f"valid-{number}" for number in range(5)]
+    assert browser.execute_script(shown) == "Runs, 5 of 12 shown"
+    rows = "return [...document.querySelectorAll('tr.valid')].filter((row) => row.offsetParent !== null).length"
+    assert browser.execute_script(rows) == 5
+    browser.find_element("id", "all").click()
+    assert browser.execute_script(VISIBLE) == [f"valid-{number}" for number in range(12)]
+    assert browser.execute_script(shown) == "Runs, 12 of 12 shown"
+    assert browser.find_element("id", "all").text == "Show the first 5"
+    browser.find_element("id", "all").click()
+    assert len(browser.execute_script(VISIBLE)) == browser.execute_script(rows) == 5
+    browser.find_element("css selector", "input[data-run='9']").click()
+    assert browser.execute_script(VISIBLE)[-1] == "valid-9"
+    assert no_complaints(browser) == []
+
+
+def test_the_band_is_that_of_the_run_pointed_at(browser, twelve):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    opened(browser, *twelve)
+    ready(browser, "curves")
+    assert (browser.execute_script(BANDS), browser.execute_script(POINTED)) == (["valid-0"], "run 0")
+    ActionChains(browser).move_to_element(browser.find_element("css selector", "input[data-run='2']")).perform()
+    until(lambda: browser.execute_script(BANDS) == ["valid-2"])
+    assert browser.execute_script(POINTED) == "run 2"
+    browser.find_element("css selector", "input[data-run='2']").click()  # whose run is hidden gives its band to another
+    assert (browser.execute_script(BANDS), browser.execute_script(POINTED)) == (["valid-0"], "run 0")
+    browser.find_element("css selector", "input[data-run='7']").click()
+    assert (browser.execute_script(BANDS), browser.execute_script(POINTED)) == (["valid-7"], "run 7")
+    curve = page._page(runs.read([twelve[4]])[0], 3, (), 1).summary["curves"]["valid"]
+    hover(browser, curve.radius[-2], curve.accuracy[-2] / 2)  # the last step down, which is its own
+    until(lambda: browser.execute_script(BANDS) == ["valid-3"])
+    assert browser.execute_script(POINTED) == "run 3"
+    widths = """return Bokeh.documents[0].roots()[0].renderers.filter((one) => one.tags[0] === 'line' && one.visible)
+      .map((one) => one.glyph.line_width.value)"""
+    assert sorted(set(browser.execute_script(widths))) == [2.5, 4.0]
     assert no_complaints(browser) == []
 
 

@@ -1,10 +1,14 @@
 "use strict";
-// Embeds the charts when they come into sight, colours them by the page's theme, and obeys the boxes and buttons.
+// Embeds the charts when they come into sight, colours them by the page's theme, obeys the boxes and buttons, and draws
+// the band of the run that is pointed at.
 (() => {
   const root = document.documentElement;
   const items = JSON.parse(document.getElementById("data").textContent);
   const plots = new Map();
+  const widths = new Map(); // of the curves' lines, as they came
   const hidden = new Set();
+  const boxes = [...document.querySelectorAll("input[data-run]")];
+  let pointed = 0; // the run whose band is drawn; it stays until another is pointed at
 
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
@@ -15,8 +19,40 @@
 
   function update(id, plot) {
     for (const renderer of plot.renderers) {
-      const [, kind, run] = renderer.tags;
-      renderer.visible = shown(kind, id === "curves" ? run : -1);
+      const [part, kind, run] = renderer.tags;
+      if (id === "curves") {
+        renderer.visible = shown(kind, run) && (part === "line" || run === pointed);
+        if (part === "line") renderer.glyph.line_width = { value: widths.get(renderer) + (run === pointed ? 1.5 : 0) };
+      } else renderer.visible = shown(kind, -1);
+    }
+  }
+
+  function pointAt(run) {
+    if (run === pointed || hidden.has(run)) return;
+    pointed = run;
+    const box = boxes.find((one) => Number(one.dataset.run) === run);
+    document.getElementById("pointed").textContent = box.parentElement.textContent.trim();
+    const plot = plots.get("curves");
+    if (plot) update("curves", plot);
+  }
+
+  // All curves under the mouse are told one after the other: the run pointed at stays if it is one of them.
+  function follow(plot) {
+    const under = new Set();
+    for (const renderer of plot.renderers) {
+      const [part, , run] = renderer.tags;
+      if (part !== "line") continue;
+      widths.set(renderer, renderer.glyph.line_width.value);
+      renderer.data_source.inspect.connect(() => {
+        if (renderer.data_source.inspected.is_empty()) return;
+        if (under.size === 0) {
+          requestAnimationFrame(() => {
+            if (!under.has(pointed)) pointAt(Math.min(...under));
+            under.clear();
+          });
+        }
+        under.add(run);
+      });
     }
   }
 
@@ -46,6 +82,7 @@
     await Bokeh.embed.embed_item(items[id], id);
     const plot = Bokeh.documents.at(-1).roots()[0];
     plots.set(id, plot);
+    if (id === "curves") follow(plot);
     paint(plot);
     update(id, plot);
     document.getElementById(id).dataset.ready = "true";
@@ -61,17 +98,33 @@
     if (button.checked) root.dataset.kinds = button.value;
   }
 
-  for (const box of document.querySelectorAll("input[data-run]")) {
-    const obey = () => {
+  function obey() {
+    for (const box of boxes) {
       const run = Number(box.dataset.run);
       if (box.checked) hidden.delete(run);
       else hidden.add(run);
       for (const row of document.querySelectorAll(`[data-of-run="${run}"]`)) row.hidden = !box.checked;
-      for (const [id, plot] of ready()) update(id, plot);
-    };
-    box.addEventListener("change", obey);
-    obey();
+    }
+    const left = boxes.filter((box) => box.checked);
+    if (hidden.has(pointed) && left.length) pointAt(Number(left[0].dataset.run));
+    if (boxes.length) document.getElementById("shown").textContent = left.length;
+    const all = document.getElementById("all");
+    if (all) all.textContent = left.length < boxes.length ? "Show all" : `Show the first ${all.dataset.first}`;
+    for (const [id, plot] of ready()) update(id, plot);
   }
+
+  for (const box of boxes) {
+    const point = () => pointAt(Number(box.dataset.run));
+    box.addEventListener("change", () => { obey(); point(); });
+    box.addEventListener("focus", point);
+    box.parentElement.addEventListener("mouseenter", point);
+  }
+  document.getElementById("all")?.addEventListener("click", (event) => {
+    const every = boxes.some((box) => !box.checked);
+    for (const box of boxes) box.checked = every || Number(box.dataset.run) < Number(event.target.dataset.first);
+    obey();
+  });
+  obey();
 
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     for (const [, plot] of ready()) paint(plot);
