@@ -199,7 +199,7 @@ def _letter(axes: Axes, line: Line2D, letter: str, share: float) -> None:
     """A letter on a curve, at that share of its largest radius."""
     at, heights = (np.asarray(values, np.float64) for values in line.get_data())
     x = share * at[-2]  # the last point ends the line, beyond all radii
-    height = heights[np.searchsorted(at, x)]
+    height = float(heights[np.searchsorted(at, x)])
     halo = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": "none"}
     axes.text(x, height, letter, color=line.get_color(), size=8, weight="bold", ha="center", va="center", bbox=halo)
 

@@ -119,7 +119,7 @@ def largest_radius(results: Results) -> float | None:
     if made.get("scheme") not in schemes.SCHEMES or not has_certificates(results):
         return None
     plan = sampling_plans.from_description(made)
-    statistic = np.unique([row.statistic for row in results.rows])
+    statistic = np.unique(np.asarray([row.statistic for row in results.rows], np.float64))
     votes = np.zeros((len(statistic), made["classes"] + 1), np.int64)
     votes[:, 0] = plan.n
     best = certificates.from_votes(
