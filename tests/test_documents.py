@@ -69,7 +69,7 @@ def test_the_comparison_in_the_documentation(monkeypatch):
 
 def test_the_table_at_the_end_in_the_documentation():
     read = results.read_results(ROOT / "results/cifar10_resnet20_0.25/gaussian")
-    assert f"```\n{results.summary_table(read)}\n```" in (ROOT / "docs/quickstart.md").read_text()
+    assert f"```\n{results.summary_table(read)}\n```" in (ROOT / "docs/tutorials/quickstart.md").read_text()
 
 
 def test_the_committed_report_is_small():
