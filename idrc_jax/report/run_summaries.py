@@ -145,9 +145,10 @@ def command(results: Results) -> str | None:
     """
     if results.manifest is None:
         return None
-    made, sessions = results.manifest["guarantee"], results.manifest["sessions"]
+    made = results.manifest["guarantee"]
     if made["scheme"] not in schemes.SCHEMES or "subsampled_from" in made:
         return None
+    sessions = results.manifest["sessions"]
     plan, name = sampling_plans.from_description(made), made["data"].partition("/")[0]
     scheme = schemes.describe(schemes.from_description(made))
     fields = {"data.name": name, "data.dir": "FOLDER"}
