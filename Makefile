@@ -14,13 +14,15 @@ CONFIG ?= configs/cifar10.py
 SLICE ?= 60
 RUN ?= runs/$(SCHEME)-$(SIGMA)
 ARGS ?=
+TRAIN_ARGS ?=
+CERTIFY_ARGS ?=
 WHAT ?= n
 # Processes that test side by side, each on a core of its own.
 WORKERS ?= 2
 # An interpreter that has JAX: the virtual environment's where there is one.
 PYTHON_RUN ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 SETTINGS = --config=$(CONFIG):$(SCHEME) --config.noise.sigma=$(SIGMA) --config.data.dir=$(DATA) \
-	--config.max_minutes=$(SLICE) --workdir=$(RUN) $(ARGS)
+	--config.max_minutes=$(SLICE) --workdir=$(RUN)
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test evidence test-all lint typecheck reproduce overhead invariance widths certificate-table plans denoising figures \
@@ -51,8 +53,8 @@ typecheck: $(VENV)/.dev  ## Check types.
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 reproduce: $(VENV)/.quickstart  ## Train by the full recipe, certify 500 images: SIGMA=0.25 SCHEME=gaussian DATA=FOLDER.
-	until grep -qs '"finished": true' $(RUN)/train_status.json; do $(BIN)/python train.py $(SETTINGS) || exit; done
-	until grep -qs '"finished": true' $(RUN)/certify_status.json; do $(BIN)/python certify.py $(SETTINGS) || exit; done
+	until grep -qs '"finished": true' $(RUN)/train_status.json; do $(BIN)/python train.py $(SETTINGS) $(TRAIN_ARGS) || exit; done
+	until grep -qs '"finished": true' $(RUN)/certify_status.json; do $(BIN)/python certify.py $(SETTINGS) $(CERTIFY_ARGS) || exit; done
 
 overhead: $(VENV)/.quickstart  ## Measure what the sampling core adds to the bare forward pass.
 	$(BIN)/python benchmarks/overhead.py

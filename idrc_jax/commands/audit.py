@@ -12,7 +12,7 @@ from idrc_jax.results import audit_rows
 
 def main() -> None:
     """idrc-audit RUN: search near certified images for ones at which the smoothed classifier decides otherwise."""
-    run(main.__doc__, _audit, config_file=True, define=_define_audit, folder=True)
+    run(main.__doc__, _audit, command="audit", define=_define_audit, folder=True)
 
 
 def _audit(values: flags.FlagValues) -> int:

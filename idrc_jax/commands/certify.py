@@ -21,7 +21,7 @@ from idrc_jax.sampling import batch_systems
 
 def main() -> None:
     """idrc-certify: certify images with a trained network."""
-    run(main.__doc__, _certify, config_file=True, define=_define_dry_run)
+    run(main.__doc__, _certify, command="certify", define=_define_dry_run)
 
 
 def _warn_of_training_images(

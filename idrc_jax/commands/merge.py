@@ -9,7 +9,7 @@ from idrc_jax.core import command_line
 
 def main() -> None:
     """idrc-merge: unite the result files of several workers into one."""
-    run(main.__doc__, _merge, config_file=False, define=_define_merge)
+    run(main.__doc__, _merge, define=_define_merge)
 
 
 def _merge(values: flags.FlagValues, paths: list[str]) -> int:

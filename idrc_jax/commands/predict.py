@@ -11,7 +11,7 @@ from idrc_jax.sampling import implementation_choice, random_keys
 
 def main() -> None:
     """idrc-predict: the smoothed classifier's class of each image, or an abstention."""
-    run(main.__doc__, _predict, config_file=True, define=_define_predict)
+    run(main.__doc__, _predict, command="predict", define=_define_predict)
 
 
 def _predict(values: flags.FlagValues) -> int:

@@ -14,7 +14,7 @@ from idrc_jax.training import denoiser, training_kernel
 
 def main() -> None:
     """idrc-train: train a network under noise."""
-    run(main.__doc__, _train, config_file=True, cpu_devices=_training_devices)
+    run(main.__doc__, _train, command="train", cpu_devices=_training_devices)
 
 
 def _training_devices(settings: config.Config) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from idrc_jax.config import fields, files
+from idrc_jax.config import command_fields, fields, files
 from idrc_jax.core import command_line
 from idrc_jax.sampling import devices, random_keys
 
@@ -33,17 +33,27 @@ def run(
     about: str | None,
     job: Callable,
     *,
-    config_file: bool,
+    command: str = "",
     define: Callable[[flags.FlagValues], None] | None = None,
     cpu_devices: Callable[[fields.Config], int] = lambda _: os.cpu_count() or 1,
     folder: bool = False,
 ) -> None:
+    """Parse the command line, and exit with what the job returns.
+
+    Args:
+      about: the first lines of `--help`.
+      job: takes the flags; without a config also the other arguments.
+      command: one of `command_fields.READS`, which takes a config; empty for one that takes none.
+      define: adds flags of its own.
+      cpu_devices: into how many devices a CPU is split, unless the user says.
+      folder: whether the run's folder may stand alone, without `--workdir=`.
+    """
     with command_line.one_line_errors(), devices.known_platforms():
-        values, rest = _parse(config_file, define)
+        values, rest = _parse(command, define)
         if values.help:
             print(_help(about, values))
             sys.exit(0)
-        if not config_file:
+        if not command:
             sys.exit(job(values, rest))
         if folder and len(rest) == 1:
             values.workdir = command_line.path(rest[0])
@@ -70,14 +80,14 @@ def _explained(path: str, field: fields.Field, value: object) -> str:
     return f"  {f'{path} = {value!r}':<38}  # {field.help}{default}"
 
 
-def _parse(config_file: bool, define: Callable[[flags.FlagValues], None] | None) -> tuple[flags.FlagValues, list[str]]:
+def _parse(command: str, define: Callable[[flags.FlagValues], None] | None) -> tuple[flags.FlagValues, list[str]]:
     """The flags and what is left of the command line, or a ValueError of one line."""
     values = flags.FlagValues()
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
     flags.DEFINE_bool("help", False, "Show this help.", flag_values=values)
     arguments = sys.argv
     try:
-        if config_file:
+        if command:
             name, arguments = _config_file(arguments)
             config_flags.DEFINE_config_dict("config", files.load(name), _CONFIG, values, sys_argv=arguments)
             workdir = str(files.default_workdir(name))
@@ -85,7 +95,8 @@ def _parse(config_file: bool, define: Callable[[flags.FlagValues], None] | None)
         if define:
             define(values)
         rest = values(arguments)[1:]
-        if config_file:
+        if command:
+            command_fields.check(command, config_flags.get_override_values(values["config"]))
             fields.expand_home(values.config)
         return values, rest
     except (AttributeError, KeyError) as error:

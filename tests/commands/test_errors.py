@@ -13,6 +13,7 @@ from conftest import ROOT
 
 from idrc_jax import config, data, results
 from idrc_jax.commands import audit, certify, predict, train
+from idrc_jax.config.command_fields import READS
 from idrc_jax.core import command_line
 from idrc_jax.models import Classifier
 from idrc_jax.results import gallery_file, runs
@@ -21,6 +22,12 @@ SYNTHETIC = [
     "--config.data.name=synthetic", "--config.train.epochs=2", "--config.devices=1", "--config.data.skip=4",
     "--config.certify.n=400",
 ]  # fmt: skip
+MAINS = {"train": train.main, "certify": certify.main, "predict": predict.main, "audit": audit.main}
+
+
+def synthetic(command):
+    """The flags of `SYNTHETIC` that a command reads."""
+    return [one for one in SYNTHETIC if one.removeprefix("--config.").partition("=")[0] in READS[command]]
 
 
 def environment():
@@ -43,7 +50,7 @@ def start(script, workdir, *arguments, cue="", **variables):
     command = [
         sys.executable, *program, f"--workdir={workdir}", *[a for a in arguments if a.startswith("--config=")],
     ]  # fmt: skip
-    command += [*SYNTHETIC, *[a for a in arguments if not a.startswith("--config=")]]
+    command += [*synthetic(script.removesuffix(".py")), *[a for a in arguments if not a.startswith("--config=")]]
     own = environment() | variables
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own)
 
@@ -135,7 +142,7 @@ def test_a_time_limit_ends_in_status_zero_and_says_so(trained, tmp_path):
 
 
 def test_the_table_says_that_it_covers_more_images_than_this_call(trained, tmp_path):
-    given = [f"--workdir={tmp_path}", *SYNTHETIC, f"--config.model.weights={trained}"]
+    given = [f"--workdir={tmp_path}", *synthetic("certify"), f"--config.model.weights={trained}"]
     _, out, _ = running.run(certify.main, *given, "--config.data.skip=16")
     assert "other calls" not in out
     _, out, _ = running.run(certify.main, *given, "--config.data.skip=32", "--config.data.start=1")
@@ -162,7 +169,7 @@ def test_weights_that_are_named_say_themselves_what_they_are(trained, tmp_path):
 
 def test_predict_prints_a_line_an_image(trained):
     code = "from idrc_jax.commands import predict; predict.main()"
-    command = [sys.executable, "-c", code, f"--workdir={trained}", *SYNTHETIC, "--n=200"]
+    command = [sys.executable, "-c", code, f"--workdir={trained}", *synthetic("predict"), "--n=200"]
     answer = subprocess.run(command, capture_output=True, text=True, env=environment(), check=True, cwd=ROOT)
     lines = [line.split("\t") for line in answer.stdout.splitlines()]
     assert lines[0] == ["idx", "label", "predict", "correct"]
@@ -236,9 +243,9 @@ BAD = [
 
 @pytest.mark.parametrize(("script", "arguments", "message"), BAD)
 def test_bad_input_is_one_line_and_leaves_nothing(trained, tmp_path, script, arguments, message):
-    main = {"train.py": train.main, "certify.py": certify.main}[script]
+    command = script.removesuffix(".py")
     arguments = [argument.format(trained=trained) for argument in arguments]
-    status, out, error = running.run(main, f"--workdir={tmp_path / 'run'}", *SYNTHETIC, *arguments)
+    status, out, error = running.run(MAINS[command], f"--workdir={tmp_path / 'run'}", *synthetic(command), *arguments)
     assert (status, out) == (1, "")
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -278,14 +285,24 @@ REFUSED = [
     (certify.main, ["--noise.sigma=1"], "Expected a known flag, got --noise.sigma. Did you mean --config.noise.sigma?"),
     (certify.main, ["--noise.sgma=1"], "got --noise.sgma. Did you mean --config.noise.sigma?"),
     (train.main, ["--config.train.start={trained}", "--config.model.depth=14"], "got depth was 8, is 14 in"),
+    (
+        predict.main,
+        ["--config.certify.n=5"],
+        "Expected a field that idrc-predict reads, got --config.certify.n, which is for idrc-certify. idrc-predict "
+        "--help lists its own.",
+    ),
+    (certify.main, ["--noconfig.train.augment"], "got --config.train.augment, which is for idrc-train."),
+    (train.main, ["--config.data.skip=1"], "which is for idrc-certify, idrc-predict, idrc-audit."),
+    (audit.main, ["--config.noise.sigma=1.0"], "which is for idrc-train, idrc-certify, idrc-predict."),
 ]
 
 
 @pytest.mark.parametrize(("main", "arguments", "message"), REFUSED)
 def test_more_bad_input_is_one_line_and_leaves_nothing(trained, tmp_path, main, arguments, message):
     given = [f"--config.model.weights={trained}"] if main in (certify.main, predict.main) else []
+    (command,) = (name for name, other in MAINS.items() if other is main)
     more = [argument.format(trained=trained) for argument in arguments]
-    error = running.refused(main, f"--workdir={tmp_path / 'run'}", *SYNTHETIC, *given, *more)
+    error = running.refused(main, f"--workdir={tmp_path / 'run'}", *synthetic(command), *given, *more)
     assert message in error
     assert len(error) < 400
     assert not (tmp_path / "run").exists()
@@ -318,12 +335,12 @@ def test_images_without_labels_are_predicted_and_certified(trained, tmp_path):
     images = data.load("synthetic", "test").images[:8]
     np.savez(tmp_path / "test.npz", images=images)
     given = [f"--config.model.weights={trained}", "--config.data.name=npz", f"--config.data.dir={tmp_path}"]
-    status, out, error = running.run(predict.main, *SYNTHETIC, *given, "--n=200")
+    status, out, error = running.run(predict.main, *synthetic("predict"), *given, "--n=200")
     assert status == 0, error
     lines = [line.split("\t") for line in out.splitlines()]
     assert lines[0] == ["idx", "predict"]
     assert [len(line) for line in lines] == [2] * 3
-    status, out, error = running.run(certify.main, f"--workdir={tmp_path / 'run'}", *SYNTHETIC, *given)
+    status, out, error = running.run(certify.main, f"--workdir={tmp_path / 'run'}", *synthetic("certify"), *given)
     assert status == 0, error
     assert "no labels" in out
     assert "accuracy" not in out.replace("no accuracy is known", "")

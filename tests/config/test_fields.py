@@ -10,7 +10,7 @@ from idrc_jax import certification, config, data, models, training
 from idrc_jax.audit import search
 from idrc_jax.certificates import schemes
 from idrc_jax.commands import audit, certify, merge, predict, train
-from idrc_jax.config import flags
+from idrc_jax.config import command_fields, flags
 from idrc_jax.models import diffusion
 from idrc_jax.training import denoiser
 
@@ -140,15 +140,15 @@ def test_every_config_makes_valid_settings(name):
 
 @pytest.mark.parametrize("main", [train.main, certify.main, predict.main, audit.main])
 def test_help_explains_every_field_in_a_line(main):
-    status, out, _ = running.run(main, "--config=cifar10.py", "--config.noise.sigma=0.7", "--help")
+    status, out, _ = running.run(main, "--config=cifar10.py", "--config.seed=7", "--help")
     assert status == 0
     lines = [re.fullmatch(r"  ([\w.]+) = (.+?) +# (\S.{3,})", line) for line in out.splitlines() if " = " in line]
     explained = {line[1]: (line[2], line[3]) for line in lines}
     assert len(lines) == len(explained)
     assert list(explained) == list(config.FIELDS)
-    assert explained["noise.sigma"] == ("0.7", f"{config.FIELDS['noise.sigma'].help} (default: 0.25)")
+    assert explained["seed"] == ("7", f"{config.FIELDS['seed'].help} (default: 0)")
     for name, (value, told) in explained.items():
-        if name != "noise.sigma":
+        if name != "seed":
             assert (value, told) == (repr(config.FIELDS[name].default), config.FIELDS[name].help)
 
 
@@ -310,17 +310,23 @@ def test_each_config_has_a_workdir_of_its_own(given, folder):
 def test_home_stands_for_the_tilde_of_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine.py").write_text((config.folder() / "cifar10.py").read_text())
-    given = [
-        "--config=~/mine.py:l1",
-        "--workdir=~/run",
-        "--out=~/found",
-        *(f"--config.{one}=~/x" for one in config.PATHS),
-    ]
-    with mock.patch("sys.argv", ["x", *given]):
-        values, rest = flags._parse(True, audit._define_audit)
-    assert (values.workdir, values.out, rest) == (tmp_path / "run", tmp_path / "found", [])
-    assert {config.get(values.config, one) for one in config.PATHS} == {str(tmp_path / "x")}
-    assert values.config.noise.scheme == "l1"
+    for command, define in (("train", None), ("audit", audit._define_audit)):
+        paths = [one for one in config.PATHS if one in command_fields.READS[command]]
+        given = ["--config=~/mine.py:l1", "--workdir=~/run", *(f"--config.{one}=~/x" for one in paths)]
+        with mock.patch("sys.argv", ["x", *given, *(["--out=~/found"] if define else [])]):
+            values, rest = flags._parse(command, define)
+        assert (values.workdir, rest) == (tmp_path / "run", [])
+        assert {config.get(values.config, one) for one in paths} == {str(tmp_path / "x")}
+        assert values.config.noise.scheme == "l1"
+    assert values.out == tmp_path / "found"
+
+
+def test_each_field_is_read_by_a_command():
+    assert set().union(*command_fields.READS.values()) == set(config.FIELDS)
+    assert {"data.skip", "certify.n", "sampling.plan", "model.factory"} <= set(command_fields.READS["certify"])
+    assert not {"data.skip", "chunk", "model.weights", "certify.n"} & set(command_fields.READS["train"])
+    for declared in command_fields._DECLARED.values():
+        assert all(one in config.FIELDS or f"{one}." in "".join(config.FIELDS) for one in declared)
 
 
 def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):

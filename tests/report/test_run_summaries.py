@@ -98,7 +98,7 @@ def test_the_command_asks_for_the_same_certificates(folder, monkeypatch):
     program, *arguments = shlex.split(run_summaries.command(made))
     assert program == "idrc-certify"
     monkeypatch.setattr("sys.argv", [program, *arguments])
-    values, rest = flags._parse(True, None)
+    values, rest = flags._parse("certify", None)
     assert rest == []
     asked, guarantee = values.config, made.manifest["guarantee"]
     settings = config.settings(asked)

@@ -1,0 +1,40 @@
+"""Which fields each command reads: one declaration a command. A flag for any other is refused."""
+
+from collections.abc import Iterable
+
+from idrc_jax.config.fields import FIELDS
+
+_ONE_CALL = ("seed", "max_minutes", "devices", "kernel")  # and how it runs
+_NETWORK = ("model.architecture", "model.depth", "model.shortcut", "model.dtype")
+_SMOOTHED = (
+    "chunk", "data", *_NETWORK, "model.weights", "model.factory", "denoiser.weights", "denoiser.sigma",
+    "denoiser.steps",
+)  # fmt: skip
+
+# Fields, or groups of them, by the command's name behind `idrc-`.
+_DECLARED = {
+    "train": (
+        *_ONE_CALL, "workers", "data.name", "data.dir", "noise", *_NETWORK, "model.mean", "model.std", "train",
+        "denoiser",
+    ),
+    "certify": (*_ONE_CALL, "workers", *_SMOOTHED, "noise", "sampling", "certify"),
+    "predict": ("seed", "devices", "kernel", *_SMOOTHED, "noise", "certify.alpha"),
+    "audit": (*_ONE_CALL, *_SMOOTHED, "audit"),
+}  # fmt: skip
+
+# What each command reads, in the order of `FIELDS`.
+READS = {
+    command: tuple(path for path in FIELDS if path in declared or path.partition(".")[0] in declared)
+    for command, declared in _DECLARED.items()
+}
+
+
+def check(command: str, given: Iterable[str]) -> None:
+    """ValueError for the first of these fields that the command does not read; it names the commands that do."""
+    for path in given:
+        if path not in READS[command]:
+            others = ", ".join(f"idrc-{other}" for other, reads in READS.items() if path in reads)
+            raise ValueError(
+                f"Expected a field that idrc-{command} reads, got --config.{path}, which is for {others}. "
+                f"idrc-{command} --help lists its own."
+            )
