@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ from idrc_jax.sampling import devices
 
 @config.named(*config.NETWORK)
 def classifier_and_images(
-    values: flags.FlagValues, scheme: Scheme
+    values: flags.FlagValues, scheme: Scheme, note: str = ""
 ) -> tuple[models.Classifier, data.Dataset, np.ndarray]:
-    """The classifier, behind its denoiser if there is one; the data set; the indices of the images to look at."""
+    """The classifier, behind its denoiser if there is one; the data set; the indices of the images to look at.
+
+    When all of them are there, the note is told: what came from the run.
+    """
     settings = values.config
     if settings.model.factory and settings.model.weights:
         raise ValueError("Expected model.factory or model.weights, got both.")
@@ -40,6 +44,8 @@ def classifier_and_images(
         classifier = denoised(classifier, denoiser, sigma=sigma, steps=settings.denoiser.steps)
     dataset = data.load(settings.data.name, "test", directory=settings.data.dir, seed=settings.seed)
     chosen = data.select(len(dataset), skip=settings.data.skip, start=settings.data.start, stop=settings.data.stop)
+    if note:
+        print(f"note: {note}.", file=sys.stderr)
     return classifier, dataset, chosen
 
 

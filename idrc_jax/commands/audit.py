@@ -6,7 +6,7 @@ from idrc_jax import config, results
 from idrc_jax.audit import audit_certificates
 from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.commands._inputs import classifier_and_images, go_on, mesh_of, provenance
-from idrc_jax.config.flags import PathFlag, run
+from idrc_jax.config.flags import PathFlag, run, take_from_run
 from idrc_jax.results import audit_rows
 
 
@@ -17,6 +17,7 @@ def main() -> None:
 
 def _audit(values: flags.FlagValues) -> int:
     settings, out = values.config, values.out or values.workdir
+    note = take_from_run(values, "audit")
     audit_settings = config.audit_settings(settings)
     read = results.read_results(values.workdir)
     if read.manifest is None:
@@ -25,7 +26,7 @@ def _audit(values: flags.FlagValues) -> int:
             "an audit counts anew, nor the scheme of its noise. Certify the network here, and audit that run."
         )
     scheme = schemes.from_description(read.manifest["guarantee"])
-    classifier, dataset, indices = classifier_and_images(values, scheme)
+    classifier, dataset, indices = classifier_and_images(values, scheme, note)
     sampling_plans.from_description(read.manifest["guarantee"])  # whose errors are not about the audit's settings
     with config.named(*config.AUDIT):
         finished = audit_certificates(

@@ -12,7 +12,7 @@ from idrc_jax import config, data, results
 from idrc_jax.certification import certify_dataset, estimate, gallery_selection
 from idrc_jax.certification.clean_accuracy import with_clean_accuracy
 from idrc_jax.commands._inputs import classifier_and_images, denoiser_of, go_on, mesh_of, provenance
-from idrc_jax.config.flags import run
+from idrc_jax.config.flags import run, take_from_run
 from idrc_jax.models import Classifier
 from idrc_jax.report import figures
 from idrc_jax.results import gallery_file
@@ -49,10 +49,11 @@ def _warn_of_training_images(
 
 def _certify(values: flags.FlagValues) -> int:
     settings, workdir = values.config, values.workdir
+    note = take_from_run(values, "certify")
     scheme, mesh = config.noise_scheme(settings), mesh_of(settings)
     certify_settings = config.settings(settings)
     worker = batch_systems.this_worker(settings.workers.index, settings.workers.count)
-    classifier, dataset, indices = classifier_and_images(values, scheme)
+    classifier, dataset, indices = classifier_and_images(values, scheme, note)
     if values.dry_run:
         said = estimate(classifier, scheme, dataset, indices, certify_settings, chunk=settings.chunk, mesh=mesh)
         memory = "unknown" if said.memory is None else f"{math.ceil(said.memory / 2**20)} MiB a device for a chunk"

@@ -5,7 +5,7 @@ from absl import flags
 from idrc_jax import certification, config, data
 from idrc_jax.certification.in_memory import PREDICTION_SAMPLES, predict_by
 from idrc_jax.commands._inputs import classifier_and_images, mesh_of
-from idrc_jax.config.flags import run
+from idrc_jax.config.flags import run, take_from_run
 from idrc_jax.sampling import implementation_choice, random_keys
 
 
@@ -16,8 +16,9 @@ def main() -> None:
 
 def _predict(values: flags.FlagValues) -> int:
     settings = values.config
+    note = take_from_run(values, "predict")
     scheme, mesh = config.noise_scheme(settings), mesh_of(settings)
-    classifier, dataset, indices = classifier_and_images(values, scheme)
+    classifier, dataset, indices = classifier_and_images(values, scheme, note)
     certification.check_fits(classifier, dataset)
     certification.check_prediction(values.n, settings.certify.alpha, classifier.classes, adaptive=values.adaptive)
     execution = implementation_choice.choose(

@@ -7,7 +7,8 @@ from absl import flags
 
 from idrc_jax import config, data, models, training
 from idrc_jax.commands._inputs import denoiser_of, go_on
-from idrc_jax.config.flags import run
+from idrc_jax.config import run_memory
+from idrc_jax.config.flags import config_of_file, run
 from idrc_jax.sampling import devices, processes
 from idrc_jax.training import denoiser, training_kernel
 
@@ -30,7 +31,7 @@ def _train(values: flags.FlagValues) -> int:
 
 @config.named(*config.TRAIN, *config.NETWORK)
 def _train_together(settings: config.Config, workdir: Path) -> int:
-    recipe = config.recipe(settings)
+    recipe, file = config.recipe(settings), config_of_file()
     train_set = data.load(settings.data.name, "train", directory=settings.data.dir, seed=settings.seed)
     limits = {name: settings.train[name] for name in ("checkpoint_minutes", "steps_per_dispatch", "tensorboard")}
     common = {
@@ -54,6 +55,7 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
         more = {"denoiser": denoiser_of(settings), "denoiser_steps": settings.denoiser.steps}
         finished = training.train(train_set, scheme, recipe, described, workdir, **more, **common)
     if jax.process_index() == 0:
+        run_memory.save(workdir, file, settings)
         print(f"Trained: {workdir / models.WEIGHTS}" if finished else go_on("Training", workdir))
     return 0
 

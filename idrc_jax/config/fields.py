@@ -171,11 +171,16 @@ def get(config: Config, path: str) -> Any:
     return config
 
 
+def put(config: Config, path: str, value: Any) -> None:
+    """Set a field, by its name in `FIELDS`."""
+    *groups, name = path.split(".")
+    (config[groups[0]] if groups else config)[name] = value
+
+
 def expand_home(config: Config) -> None:
     """Put the home folder for the `~` that a path begins with."""
     for path in PATHS:
-        group, name = path.split(".")
-        config[group][name] = os.path.expanduser(config[group][name])
+        put(config, path, os.path.expanduser(get(config, path)))
 
 
 def unknown_field(name: str) -> str:

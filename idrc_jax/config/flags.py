@@ -15,10 +15,11 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from idrc_jax.config import command_fields, fields, files
+from idrc_jax.config import command_fields, fields, files, run_memory
 from idrc_jax.core import command_line
 from idrc_jax.sampling import devices, random_keys
 
+_DEFAULT = "quickstart.py"
 _CONFIG = "FILE[:ARGUMENT]: a config file of yours or, by its name, of this package; quickstart.py by default."
 
 
@@ -89,6 +90,7 @@ def _parse(command: str, define: Callable[[flags.FlagValues], None] | None) -> t
     try:
         if command:
             name, arguments = _config_file(arguments)
+            name = name or _DEFAULT
             config_flags.DEFINE_config_dict("config", files.load(name), _CONFIG, values, sys_argv=arguments)
             workdir = str(files.default_workdir(name))
             flags.DEFINE(PathFlag(), "workdir", workdir, f"Folder of the run, {workdir} by default.", values)
@@ -108,8 +110,8 @@ def _parse(command: str, define: Callable[[flags.FlagValues], None] | None) -> t
 
 
 def _config_file(arguments: list[str]) -> tuple[str, list[str]]:
-    """What the last --config says, or the default, and the other arguments."""
-    name, others, rest = "quickstart.py", [], iter(arguments)
+    """What the last --config says, empty without one, and the other arguments."""
+    name, others, rest = "", [], iter(arguments)
     for argument in rest:
         match = re.fullmatch(r"--?config(?:=(.*))?", argument)
         if match:
@@ -117,6 +119,26 @@ def _config_file(arguments: list[str]) -> tuple[str, list[str]]:
         else:
             others.append(argument)
     return name, others
+
+
+def config_of_file() -> fields.Config:
+    """The settings of this process's command line before its flags: as the config file has them."""
+    return files.load(_config_file(sys.argv)[0] or _DEFAULT)
+
+
+def take_from_run(values: flags.FlagValues, command: str) -> str:
+    """Put what the run of the weights remembers into the settings (see `run_memory`).
+
+    Returns:
+      What to tell: which settings were taken, and where they differ from the training's. Empty for weights that know
+      nothing of their training.
+    """
+    config = values.config
+    run = None if config.model.factory else run_memory.read(config.model.weights or values.workdir)
+    if run is None:
+        return ""
+    given = config_of_file() if _config_file(sys.argv)[0] else None
+    return run_memory.take(config, run, command, config_flags.get_override_values(values["config"]), given)
 
 
 def _unknown_flag(name: str) -> str:

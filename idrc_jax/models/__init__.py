@@ -9,7 +9,7 @@ from idrc_jax.models.diffusion import Denoiser, Schedule
 from idrc_jax.models.loading import load_classifier, load_denoiser
 from idrc_jax.models.registry import abstract, build, merge, split
 from idrc_jax.models.tensors import Arrays, Description, PyTree, Tensors, check_tensors, flatten, hash_tensors
-from idrc_jax.models.weights import WEIGHTS, read_weights, save_half, save_weights
+from idrc_jax.models.weights import WEIGHTS, read_description, read_weights, save_half, save_weights
 
 __all__ = [
     "WEIGHTS",
@@ -31,6 +31,7 @@ __all__ = [
     "load_classifier",
     "load_denoiser",
     "merge",
+    "read_description",
     "read_weights",
     "save_half",
     "save_weights",

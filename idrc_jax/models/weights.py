@@ -49,12 +49,21 @@ def read_weights(path: str | Path) -> tuple[Arrays, Description]:
     Raises:
       ValueError: no such file, a damaged one, or one that is not of this project or of another format.
     """
-    file = weights_file(path)
+    return _read(weights_file(path), tensors=True)
+
+
+def read_description(path: str | Path) -> Description:
+    """Read the description alone, without the tensors; args, errors as for `read_weights`."""
+    return _read(weights_file(path), tensors=False)[1]
+
+
+def _read(file: Path, *, tensors: bool) -> tuple[Arrays, Description]:
     try:
         with safe_open(file, framework="numpy") as handle:
             metadata = handle.metadata() or {}
             ours = "idrc_jax" in metadata  # others' may be of types that NumPy does not have
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()} if ours else {}  # noqa: SIM118
+            wanted = handle.keys() if ours and tensors else []
+            found = {name: handle.get_tensor(name) for name in wanted}
     except (SafetensorError, OSError) as error:
         hint = "" if file.suffix == ".safetensors" else " A PyTorch checkpoint is to be imported first: idrc-import."
         raise ValueError(f"Expected a whole .safetensors file, got {file}: {error}.{hint}") from None
@@ -69,8 +78,8 @@ def read_weights(path: str | Path) -> tuple[Arrays, Description]:
         raise ValueError(
             f"Expected weights of format {_FORMAT} in {file}, got {version}: use the release that wrote it."
         )
-    wanted = _DESCRIBED | SETTINGS.get(description.get("architecture", ""), set())
-    missing = sorted(wanted - description.keys())
+    needed = _DESCRIBED | SETTINGS.get(description.get("architecture", ""), set())
+    missing = sorted(needed - description.keys())
     if missing:
         raise ValueError(f"Expected a whole description in {file}, got none of {', '.join(missing)}.")
-    return tensors, description
+    return found, description

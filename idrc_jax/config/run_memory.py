@@ -1,0 +1,197 @@
+"""What a run remembers: the settings of its training, which later commands take unless the command line says otherwise.
+
+Training writes them beside the weights (`settings.json`), twice: as its config file had them, and as they were in the
+end, with the flags. Weights without that file know their data set, noise and network from the description inside them.
+
+A later command takes a field from the run unless a flag gives it, or a `--config` file gives it another value than the
+run's own config file did: what that file already said then, and a flag overruled, is nothing new.
+"""
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from idrc_jax import data
+from idrc_jax.certificates import schemes
+from idrc_jax.config.command_fields import READS
+from idrc_jax.config.fields import FIELDS, PATHS, Config, get, put
+from idrc_jax.core import files
+from idrc_jax.core.json_values import Json
+from idrc_jax.models import WEIGHTS, read_description
+
+NAME = "settings.json"
+_SCHEMA_VERSION = 1
+_GROUPS = ("data", "noise", "sampling", "certify", "audit")
+_FIELDS = ("seed", "model.dtype", "denoiser.weights", "denoiser.sigma", "denoiser.steps")
+_NETWORK = ("model.architecture", "model.depth", "model.shortcut")
+REMEMBERED = tuple(path for path in FIELDS if path in (*_FIELDS, *_NETWORK) or path.partition(".")[0] in _GROUPS)
+
+# Fields that make no sense beside another value of these.
+_BINS = {"noise.edges", "noise.levels", "noise.bins"}
+_DEPENDS = {
+    **{path: {"data.name"} for path in ("data.dir", "data.start", "data.stop", "data.skip")},
+    **{path: {"noise.scheme"} for path in ("noise.ref", "noise.by")},
+    **{path: {"noise.scheme", "noise.by", *_BINS} for path in _BINS},
+    **{path: {"denoiser.weights"} for path in ("denoiser.sigma", "denoiser.steps")},
+}
+_ALWAYS_TOLD = ("data.name", "noise.scheme", "noise.sigma")
+_DONE = {"certify": "certified", "predict": "predicted", "audit": "audited"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run.
+
+    Attributes:
+      where: its folder or its weights.
+      settings: the fields that it knows, as it was trained with.
+      file: these, as its config file had them; their defaults where that is unknown.
+      training: the description's "training".
+    """
+
+    where: str
+    settings: Mapping[str, Any]
+    file: Mapping[str, Any]
+    training: Json
+
+
+def save(workdir: Path, file: Config, config: Config) -> None:
+    """Write what a run in this folder was trained with: paths absolute, so that it can be used from anywhere.
+
+    Args:
+      workdir: existing folder of the run.
+      file: the settings as the config file has them.
+      config: the settings with the flags.
+    """
+    content = {
+        "schema_version": _SCHEMA_VERSION,
+        "file": {path: get(file, path) for path in REMEMBERED},
+        "settings": {path: _absolute(path, get(config, path)) for path in REMEMBERED},
+    }
+    files.write_json(workdir / NAME, content)
+
+
+def read(where: str | Path) -> Run | None:
+    """The run that trained these weights (a file, or a folder with `weights.safetensors`).
+
+    None where there are no weights of this project, or none that know how they were trained. ValueError for a
+    `settings.json` that is not one.
+    """
+    folder = Path(where) if Path(where).is_dir() else Path(where).parent
+    try:
+        described = read_description(where)
+    except ValueError:  # which says nothing new: loading the weights says it
+        return None
+    training = described.get("training")
+    if training is None:
+        return None
+    kept = None
+    if Path(where).is_dir() or Path(where).name == WEIGHTS:
+        kept = files.read_manifest(folder / NAME, _SCHEMA_VERSION, "a run's settings")
+    if kept is None:
+        settings = _of_description(described, training)
+        return Run(str(where), settings, {path: FIELDS[path].default for path in settings}, training)
+    known = [path for path in REMEMBERED if path in kept["settings"] and path in kept["file"]]
+    settings, file = ({path: _typed(path, kept[name][path]) for path in known} for name in ("settings", "file"))
+    return Run(str(where), settings, file, training)
+
+
+def _of_description(described: Json, training: Json) -> dict[str, Any]:
+    """The fields that weights know, where data and noise are of this package.
+
+    Not the bins of `stepped`: those may have been fitted to images that are to be certified.
+    """
+    scheme, known = training.get("scheme", {}), {}
+    if training.get("data") in data.NAMES:
+        known["data.name"] = training["data"]
+    if scheme.get("name") in schemes.SCHEMES:
+        known |= {"noise.scheme": scheme["name"], "noise.sigma": scheme["sigma"], "noise.ref": scheme.get("ref", 1.0)}
+    known |= {path: described[path.partition(".")[2]] for path in _NETWORK if path.partition(".")[2] in described}
+    return known
+
+
+def taken(run: Run, reads: Collection[str], flags: Mapping[str, Any], file: Config | None) -> dict[str, Any]:
+    """The fields that come from a run, with their values.
+
+    Args:
+      run: whose.
+      reads: the fields that the command reads.
+      flags: those that flags give, with their values.
+      file: the config as the file that `--config` names has it; None without one.
+
+    Raises:
+      ValueError: a path that the run was trained with does not exist any more.
+    """
+    said = dict(flags)
+    if file is not None:
+        said = {path: get(file, path) for path in run.settings if get(file, path) != run.file[path]} | said
+    others = {path for path, value in said.items() if path not in run.settings or value != run.settings[path]}
+    found = {
+        path: value
+        for path, value in run.settings.items()
+        if path in reads and path not in said and not others & _DEPENDS.get(path, set())
+    }
+    for path in PATHS:
+        if found.get(path) and not os.path.exists(found[path]):
+            raise ValueError(
+                f"Expected {path} of the run in {run.where}, {found[path]}, to be there still, got no such path: set "
+                f"--config.{path}."
+            )
+    return found
+
+
+def take(config: Config, run: Run, command: str, flags: Collection[str], file: Config | None) -> str:
+    """Put what comes from a run into the config; the line that says so, empty where there is nothing to say.
+
+    Args:
+      config: the settings with the flags; changed.
+      run: that of the weights.
+      command: one of `READS`.
+      flags: the fields that flags give.
+      file: see `taken`.
+    """
+    given = {path: _absolute(path, get(config, path)) for path in flags}
+    found = taken(run, READS[command], given, file)
+    for path, value in found.items():
+        put(config, path, value)
+    in_file = {path: value if file is None else _absolute(path, get(file, path)) for path, value in found.items()}
+    told = [
+        f"{path} = {value}" + (f" (the config file: {in_file[path]})" if in_file[path] != value else "")
+        for path, value in found.items()
+        if path in _ALWAYS_TOLD or (path not in _NETWORK and value != FIELDS[path].default)
+    ]
+    parts = [f"from {run.where}: {', '.join(told)}"] if told else []
+    return "; ".join([*parts, *_differences(run.training, config, command)])
+
+
+def _differences(training: Json, config: Config, command: str) -> list[str]:
+    """Where a command's data and noise are not those of the training."""
+    done, found = _DONE[command], []
+    if training.get("data", config.data.name) != config.data.name:
+        found.append(f"trained on {training['data']}, {done} on {config.data.name}")
+    scheme = training.get("scheme")
+    if scheme is None or "noise.sigma" not in READS[command]:
+        return found
+    if scheme["name"] != config.noise.scheme:
+        found.append(f"trained under {scheme['name']}, {done} under {config.noise.scheme}")
+    elif scheme.get("ref", config.noise.ref) != config.noise.ref:
+        found.append(f"trained at ref = {scheme['ref']:g}, {done} at {config.noise.ref:g}")
+    high = scheme["sigma"]
+    low = training.get("recipe", {}).get("sigma_low") or high
+    if not low <= config.noise.sigma <= high:
+        range_of = f"{high:g}" if low == high else f"{low:g} to {high:g}"
+        found.append(f"trained at σ = {range_of}, {done} at {config.noise.sigma:g}")
+    if "denoiser" in training and not config.denoiser.weights:
+        found.append(f"trained behind a denoiser, {done} without")
+    return found
+
+
+def _absolute(path: str, value: Any) -> Any:
+    return os.path.abspath(value) if path in PATHS and value else value
+
+
+def _typed(path: str, value: Any) -> Any:
+    """A value of a JSON file in the type of its field."""
+    return tuple(value) if isinstance(FIELDS[path].default, tuple) else value

@@ -1,0 +1,207 @@
+"""A run remembers: what later commands take from it, what the command line overrules, and what they say of it."""
+
+import json
+import shutil
+
+import pytest
+import running
+
+from idrc_jax import config, models, results
+from idrc_jax.commands import audit, certify, predict, train
+from idrc_jax.config import run_memory
+
+ONE = "--config.devices=1"
+CONFIG = """
+from idrc_jax.config import base
+
+def get_config(scheme="gaussian"):
+    config = base()
+    config.data.name = "synthetic"
+    config.data.skip = 16
+    config.noise.scheme = scheme
+    config.noise.sigma = 0.5
+    config.model.depth = 8
+    config.model.mean = (0.3,)
+    config.model.std = (0.38,)
+    config.train.scheme = "gaussian"
+    config.train.epochs = 1
+    config.train.warmup_epochs = 0.0
+    config.certify.n = 200
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a config file, and a run that was trained by it but for σ and the seed."""
+    folder = tmp_path_factory.mktemp("memory")
+    (folder / "mine.py").write_text(CONFIG)
+    status, out, error = running.run(
+        train.main, f"--config={folder / 'mine.py'}", f"--workdir={folder / 'run'}", "--config.noise.sigma=0.25",
+        "--config.seed=5", ONE,
+    )  # fmt: skip
+    assert (status, out) == (0, f"Trained: {folder / 'run' / models.WEIGHTS}\n"), error
+    return folder
+
+
+@pytest.fixture
+def run(place, tmp_path):
+    """A copy of that run."""
+    shutil.copytree(place / "run", tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    return tmp_path / "run"
+
+
+def certified(run, *arguments):
+    """The guarantee in the manifest, and what was said on standard error."""
+    status, _, error = running.run(certify.main, f"--workdir={run}", ONE, *arguments)
+    assert status == 0, error
+    return json.loads((run / "manifest.json").read_text())["guarantee"], error
+
+
+def notes(error):
+    return [line for line in error.splitlines() if line.startswith("note: ")]
+
+
+def test_a_command_in_the_runs_folder_takes_everything_from_it(run):
+    guarantee, error = certified(run)
+    assert (guarantee["data"], guarantee["scheme"], guarantee["sigma"]) == ("synthetic/test", "gaussian", 0.25)
+    assert (guarantee["n"], guarantee["seed"]) == (200, 5)
+    assert [row.idx for row in results.read_results(run).rows] == [0, 16, 32, 48]
+    assert notes(error) == [
+        f"note: from {run}: seed = 5, data.name = synthetic, data.skip = 16, noise.scheme = gaussian, noise.sigma = "
+        "0.25, certify.n = 200."
+    ]
+    # The other commands, too; and what was given again or taken is the same to the manifest.
+    _, out, error = running.run(predict.main, f"--workdir={run}", "--n=50", ONE)
+    assert [line.split("\t")[0] for line in out.splitlines()] == ["idx", "0", "16", "32", "48"]
+    assert len(notes(error)) == 1
+    small = ["--config.audit.votes=100", "--config.audit.steps=2", "--config.audit.fractions=(1.0,)"]
+    status, out, error = running.run(audit.main, run, *small, ONE)
+    assert status == 0, error
+    assert notes(error) == [f"note: from {run}: seed = 5, data.name = synthetic, data.skip = 16."]
+    again, _ = certified(run, "--config.noise.sigma=0.25", "--config.data.name=synthetic", "--config.seed=5")
+    assert again == guarantee
+
+
+def test_the_runs_config_file_given_again_says_nothing_new(run, place):
+    guarantee, error = certified(run, f"--config={place / 'mine.py'}")
+    assert (guarantee["sigma"], guarantee["seed"], guarantee["scheme"]) == (0.25, 5, "gaussian")
+    assert "noise.sigma = 0.25 (the config file: 0.5)" in error
+
+
+def test_flags_overrule_the_run_and_the_line_says_how(run):
+    guarantee, error = certified(run, "--config.noise.sigma=0.5", "--config.data.skip=32")
+    assert guarantee["sigma"] == 0.5
+    assert [row.idx for row in results.read_results(run).rows] == [0, 32]
+    (note,) = notes(error)
+    assert note.endswith("; trained at σ = 0.25, certified at 0.5.")
+    assert "noise.sigma" not in note
+    assert "skip" not in note
+    error = running.run(certify.main, f"--workdir={run}", ONE)[2]
+    assert "sigma was 0.5, is 0.25: use another workdir" in error  # what is taken is compared like what is given
+
+
+def test_a_config_file_overrules_where_it_says_something_else_than_the_runs(run, place):
+    guarantee, error = certified(run, f"--config={place / 'mine.py'}:l1")
+    assert (guarantee["scheme"], guarantee["sigma"], guarantee["seed"]) == ("l1", 0.25, 5)
+    assert notes(error)[0].endswith("; trained under gaussian, certified under l1.")
+
+
+def test_weights_alone_know_data_and_noise(run, tmp_path):
+    (run / run_memory.NAME).unlink()
+    given = ["--config.seed=5", "--config.certify.n=200", "--config.data.skip=32"]
+    guarantee, error = certified(run, *given)
+    assert (guarantee["data"], guarantee["sigma"]) == ("synthetic/test", 0.25)
+    assert notes(error)[0].startswith(f"note: from {run}: data.name = synthetic, noise.scheme = gaussian, noise.sigma")
+    # Elsewhere, under a config that sets neither data nor noise and one that sets the noise's scheme.
+    for argument, scheme in (("", "gaussian"), (":l1", "l1")):
+        file = run / models.WEIGHTS
+        out = tmp_path / scheme
+        guarantee, error = certified(out, f"--config=cifar10.py{argument}", f"--config.model.weights={file}", *given)
+        assert (guarantee["data"], guarantee["scheme"], guarantee["sigma"]) == ("synthetic/test", scheme, 0.25)
+        assert "data.name = synthetic (the config file: cifar10)" in error
+
+
+def test_weights_that_know_nothing_leave_all_to_the_config(run):
+    tensors, description = models.read_weights(run)
+    del description["training"]
+    models.save_weights(run / models.WEIGHTS, tensors, description)
+    assert run_memory.read(run) is None
+    assert run_memory.read(run / "nowhere") is None
+    assert "4 classes, got 9 in digits" in running.refused(certify.main, f"--workdir={run}", ONE)
+
+
+def test_data_that_are_gone_are_one_line_that_names_them(run):
+    kept = json.loads((run / run_memory.NAME).read_text())
+    kept["settings"] |= {"data.name": "npz", "data.dir": "/nowhere/images.npz"}
+    (run / run_memory.NAME).write_text(json.dumps(kept))
+    error = running.refused(certify.main, f"--workdir={run}", ONE)
+    assert error == (
+        f"error: Expected data.dir of the run in {run}, /nowhere/images.npz, to be there still, got no such path: set "
+        "--config.data.dir.\n"
+    )
+    error = running.refused(certify.main, f"--workdir={run}", ONE, "--config.data.dir=/elsewhere.npz")
+    assert error.startswith("error: Expected data.dir to be an .npz file")
+    (run / run_memory.NAME).write_text("{}")
+    assert "Expected a run's settings" in running.refused(certify.main, f"--workdir={run}", ONE)
+
+
+def test_paths_are_kept_whole(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    made = config.base()
+    made.data.dir = "images"
+    run_memory.save(tmp_path, config.base(), made)
+    kept = json.loads((tmp_path / run_memory.NAME).read_text())
+    assert (kept["file"]["data.dir"], kept["settings"]["data.dir"]) == ("", str(tmp_path / "images"))
+
+
+RUN = run_memory.Run(
+    "x",
+    {"data.name": "npz", "data.dir": "/", "noise.scheme": "l1", "noise.sigma": 0.25, "noise.ref": 0.477,
+     "noise.bins": 4, "denoiser.weights": "/", "denoiser.sigma": 0.25},
+    {"data.name": "cifar10", "data.dir": "", "noise.scheme": "l1", "noise.sigma": 0.25, "noise.ref": 1.0,
+     "noise.bins": 0, "denoiser.weights": "", "denoiser.sigma": 0.0},
+    {},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "gone"),
+    [
+        ({}, set()),
+        ({"data.name": "digits"}, {"data.name", "data.dir"}),
+        ({"data.name": "npz"}, {"data.name"}),
+        ({"data.dir": "/tmp"}, {"data.dir"}),
+        ({"noise.sigma": 0.5}, {"noise.sigma"}),
+        ({"noise.scheme": "gaussian"}, {"noise.scheme", "noise.ref", "noise.bins"}),
+        ({"noise.edges": (1.0,)}, {"noise.bins"}),
+        ({"denoiser.weights": ""}, {"denoiser.weights", "denoiser.sigma"}),
+    ],
+)
+def test_what_hangs_together_is_taken_together(flags, gone):
+    found = run_memory.taken(RUN, config.FIELDS, flags, None)
+    assert found == {path: value for path, value in RUN.settings.items() if path not in gone}
+
+
+def test_bins_are_not_taken_from_weights_alone(run):
+    """Those of the training may be fitted to images that are to be certified; `noise.bins` fits them to others."""
+    tensors, description = models.read_weights(run)
+    description["training"]["scheme"] = {
+        "name": "stepped",
+        "sigma": 0.3,
+        "by": "norm",
+        "edges": [1.0],
+        "levels": [1, 2],
+    }
+    models.save_weights(run / models.WEIGHTS, tensors, description)
+    (run / run_memory.NAME).unlink()
+    assert "Expected noise.bins" in running.refused(certify.main, f"--workdir={run}", ONE)
+
+
+def test_a_range_of_noise_is_told():
+    training = {"scheme": {"name": "gaussian", "sigma": 0.45}, "recipe": {"sigma_low": 0.1}, "data": "cifar10"}
+    asked = config.base()
+    assert run_memory._differences(training, asked, "certify") == []
+    asked.noise.sigma = 0.5
+    assert run_memory._differences(training, asked, "predict") == ["trained at σ = 0.1 to 0.45, predicted at 0.5"]
+    assert run_memory._differences(training | {"data": "npz"}, asked, "audit") == ["trained on npz, audited on cifar10"]
