@@ -18,7 +18,8 @@ from idrc_jax import certification, data, results, sampling
 from idrc_jax.audit import significance
 from idrc_jax.audit.search import Search, Searcher
 from idrc_jax.audit.settings import Settings
-from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
+from idrc_jax.certificates import confidence_bounds, sampling_plans, user_schemes
+from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.core import files, json_values
 from idrc_jax.core.json_values import Json
 from idrc_jax.core.progress import Progress, require_progress, write_status
@@ -38,6 +39,7 @@ def audit_certificates(
     settings: Settings,
     out: Path,
     *,
+    scheme: Scheme | None = None,
     seed: int = 0,
     chunk: int = 0,
     mesh: Mesh | None = None,
@@ -52,6 +54,7 @@ def audit_certificates(
       read: the result file, with its manifest, whose scheme is used.
       settings: how to search, and when to claim a break.
       out: folder for `audit.tsv`, `audit.json` and `audit.npz` (see `audit_rows`).
+      scheme: the user's own that the results were made under; None for one of this package.
       seed: of the key tree.
       chunk, mesh: as for `certify`.
       max_minutes: of this call, which stops cleanly before; 0 for no limit.
@@ -67,7 +70,7 @@ def audit_certificates(
     """
     budget = budget or Budget(max_minutes)
     random_keys.check_seed(seed)
-    guarantee = _same_certificates(read, classifier, dataset, indices)
+    guarantee, scheme = _same_certificates(read, classifier, dataset, indices, scheme)
     sampling.check_chunk(classifier, mesh, chunk)
     seen = _evenly(read.rows, settings.images)
     certified = [row for row in seen if row.predict != confidence_bounds.ABSTAIN and cells(row, settings)]
@@ -102,7 +105,6 @@ def audit_certificates(
         saved = _Images(out, settings.saved, file.done)
         todo = [i for i, row in enumerate(certified) if row.idx not in file.done]
         done = before = len(certified) - len(todo)
-        scheme = schemes.from_description(guarantee)
         share = len(todo) / max(len(certified), 1)
         # Gradients take all devices, whatever votes would: the devices are no choice.
         chosen = implementation_choice.choose(
@@ -212,8 +214,10 @@ def _evenly(rows: Sequence[Row], count: int) -> list[Row]:
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def _same_certificates(read: Results, classifier: Classifier, dataset: data.Dataset, indices: np.ndarray) -> Json:
-    """The guarantee of a result file that can be audited with this classifier and data, or ValueError."""
+def _same_certificates(
+    read: Results, classifier: Classifier, dataset: data.Dataset, indices: np.ndarray, scheme: Scheme | None
+) -> tuple[Json, Scheme]:
+    """Guarantee and scheme of a result file that can be audited with this classifier and data, or ValueError."""
     if not read.rows:
         raise ValueError(f"Expected at least one row in {read.path}, got none.")
     if read.manifest is None:
@@ -225,7 +229,8 @@ def _same_certificates(read: Results, classifier: Classifier, dataset: data.Data
         sampling_plans.from_description(stored), stored["alpha"], stored["seed"], stored["certificate"]
     )
     certification.check_fits(classifier, dataset)
-    made = certification.describe_guarantee(classifier, schemes.from_description(stored), dataset, indices, settings)
+    scheme = scheme or user_schemes.of_results(stored)
+    made = certification.describe_guarantee(classifier, scheme, dataset, indices, settings)
     changed = results.guarantee_differences(stored, json_values.as_json(made))
     if changed:
         raise ValueError(f"Expected the classifier and data that {read.path} was made with, got {changed}.")
@@ -234,7 +239,7 @@ def _same_certificates(read: Results, classifier: Classifier, dataset: data.Data
             raise ValueError(
                 f"Expected images and labels of {stored['data']} in {read.path}, got {row.idx}, {row.label}."
             )
-    return stored
+    return stored, scheme
 
 
 class _Images:

@@ -26,9 +26,30 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from idrc_jax.core import validate
+from idrc_jax.certificates.scheme_check import SchemeCheck, check
+from idrc_jax.core import user_code, validate
 from idrc_jax.core.json_values import Json
 from idrc_jax.core.validate import SettingError
+
+__all__ = [
+    "L1",
+    "L2",
+    "SCHEMES",
+    "STATISTICS",
+    "Gaussian",
+    "InverseSqrtNorm",
+    "Scheme",
+    "SchemeCheck",
+    "Stepped",
+    "Uniform",
+    "check",
+    "describe",
+    "drawn_level",
+    "fit_stepped",
+    "from_description",
+    "host_scale",
+    "make",
+]
 
 Array = Any  # NumPy's or JAX's
 
@@ -238,6 +259,13 @@ class Stepped(Scheme):
         edges = xp.asarray(self.edges, dtype=statistic.dtype)
         return levels[xp.searchsorted(edges, statistic, side="right")]
 
+    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
+        """The bin's level up to the distance to its edge; from there on, of all bins."""
+        statistic = np.asarray(statistic, np.float64)
+        inside, level = distance < self.distance_to_edge(statistic, dim), self.scale(statistic)
+        ends = (self.sigma * min(self.levels), self.sigma * max(self.levels))
+        return np.where(inside, level, ends[0]), np.where(inside, level, ends[1])
+
     def distance_to_edge(self, statistic: ArrayLike, dim: int) -> np.ndarray:
         """A lower bound on the l2 distance from an image with this statistic to any image in another bin: [...].
 
@@ -285,8 +313,12 @@ def make(
 
 
 def describe(scheme: Scheme) -> Json:
-    """A scheme as plain values, as manifests hold it: its name as `scheme`, `sigma`, `ref` and what else it has."""
-    return {"scheme": scheme.name, "ref": 1.0, **asdict(scheme)}
+    """A scheme as plain values, as manifests hold it: its name as `scheme`, `sigma`, `ref` and what else it has.
+
+    One of the user's own has its class as `scheme_class`, with the hash of its source as `scheme_sha256`.
+    """
+    code = {f"scheme_{name}": value for name, value in user_code.describe(scheme).items()}
+    return {"scheme": scheme.name, "ref": 1.0, **asdict(scheme), **code}
 
 
 def from_description(description: Json) -> Scheme:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from idrc_jax import data
-from idrc_jax.certificates import schemes
+from idrc_jax.certificates import schemes, user_schemes
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.models.diffusion import Denoiser
 from idrc_jax.results import Results, gallery_file
@@ -15,13 +15,16 @@ from idrc_jax.results.gallery_file import Gallery
 from idrc_jax.sampling import noise_laws, random_keys
 
 
-def gallery(read: Results, dataset: data.Dataset, denoiser: Denoiser | None = None) -> Gallery:
+def gallery(
+    read: Results, dataset: data.Dataset, denoiser: Denoiser | None = None, scheme: Scheme | None = None
+) -> Gallery:
     """The chosen images of a run, each under the first noise whose vote was counted in its estimation.
 
     Args:
       read: a finished run, with its manifest.
       dataset: the images it certified.
       denoiser: that of a denoised run; without it the gallery has no denoised images.
+      scheme: that of the run, if it is the user's own.
 
     Raises:
       ValueError: other images or another denoiser than the run's, or a run without rows or manifest.
@@ -33,7 +36,7 @@ def gallery(read: Results, dataset: data.Dataset, denoiser: Denoiser | None = No
     if certified[-1] >= len(dataset) or dataset.fingerprint(certified) != made["data_sha256"]:
         raise ValueError(f"Expected the images of {read.path}, {made['data']}, got others in {dataset.name}.")
     chosen = np.asarray([row.idx for row in gallery_file.choose(read.rows)], np.int64)
-    images, scheme = data.to_unit(dataset.images[chosen]), schemes.from_description(made)
+    images, scheme = data.to_unit(dataset.images[chosen]), scheme or user_schemes.of_results(made)
     _, sigma_x = schemes.host_scale(scheme, images)
     noisy = add_first_noise(scheme, images, sigma_x, indices=chosen, seed=made["seed"])
     denoised = None

@@ -12,7 +12,8 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from idrc_jax import __version__, config, data, models
+from idrc_jax import __version__, certificates, config, data, models
+from idrc_jax.certificates import schemes
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.interop import user_factory
 from idrc_jax.models.denoised_classifier import denoised
@@ -84,6 +85,25 @@ def provenance(settings: config.Config) -> dict[str, Any]:
         "weights": settings.model.weights,
         **({"denoiser": settings.denoiser.weights} if settings.denoiser.weights else {}),
     }
+
+
+def checked_scheme(scheme: Scheme, images: np.ndarray) -> dict[str, Any]:
+    """What to say in a manifest of a scheme of the user's own, whose bounds are searched near these images; else {}.
+
+    Args:
+      images: float32 [N, H, W, C] in [0, 1].
+
+    Raises:
+      ValueError: no certificate follows from the scheme, or an image whose level leaves its bounds was found.
+    """
+    if type(scheme) in schemes.SCHEMES.values():
+        return {}
+    statistic, _ = schemes.host_scale(scheme, images)
+    certificates.radius(scheme, statistic, 0.9, dim=int(np.prod(images.shape[1:])))  # refuses what has none
+    found = schemes.check(scheme, images)
+    if not found.ok:
+        raise ValueError(str(found))
+    return {"scheme_check": {"images": found.images, "points": found.points, "violation": found.violation}}
 
 
 def go_on(what: str, workdir: Path) -> str:

@@ -4,7 +4,7 @@ from absl import flags
 
 from idrc_jax import config, results
 from idrc_jax.audit import audit_certificates
-from idrc_jax.certificates import sampling_plans, schemes
+from idrc_jax.certificates import sampling_plans, user_schemes
 from idrc_jax.commands._inputs import classifier_and_images, go_on, mesh_of, provenance
 from idrc_jax.config.flags import PathFlag, run, take_from_run
 from idrc_jax.results import audit_rows
@@ -25,9 +25,10 @@ def _audit(values: flags.FlagValues) -> int:
             f"Expected a run with its manifest to audit, got {read.path}: a log has neither the network, whose votes "
             "an audit counts anew, nor the scheme of its noise. Certify the network here, and audit that run."
         )
-    scheme = schemes.from_description(read.manifest["guarantee"])
+    made = read.manifest["guarantee"]
+    scheme = user_schemes.of_results(made, settings.noise.factory)
     classifier, dataset, indices = classifier_and_images(values, scheme, note)
-    sampling_plans.from_description(read.manifest["guarantee"])  # whose errors are not about the audit's settings
+    sampling_plans.from_description(made)  # whose errors are not about the audit's settings
     with config.named(*config.AUDIT):
         finished = audit_certificates(
             classifier,
@@ -36,6 +37,7 @@ def _audit(values: flags.FlagValues) -> int:
             read,
             audit_settings,
             out,
+            scheme=scheme,
             seed=settings.seed,
             chunk=settings.chunk,
             mesh=mesh_of(settings),

@@ -11,12 +11,21 @@ from absl import flags
 from idrc_jax import config, data, results
 from idrc_jax.certification import certify_dataset, estimate, gallery_selection
 from idrc_jax.certification.clean_accuracy import with_clean_accuracy
-from idrc_jax.commands._inputs import classifier_and_images, denoiser_of, go_on, mesh_of, provenance
+from idrc_jax.commands._inputs import (
+    checked_scheme,
+    classifier_and_images,
+    denoiser_of,
+    go_on,
+    mesh_of,
+    provenance,
+)
 from idrc_jax.config.flags import run, take_from_run
 from idrc_jax.models import Classifier
 from idrc_jax.report import figures
 from idrc_jax.results import gallery_file
 from idrc_jax.sampling import batch_systems
+
+_CHECKED = 16  # images at most, near which the bounds of a user's scheme are searched
 
 
 def main() -> None:
@@ -54,6 +63,8 @@ def _certify(values: flags.FlagValues) -> int:
     certify_settings = config.settings(settings)
     worker = batch_systems.this_worker(settings.workers.index, settings.workers.count)
     classifier, dataset, indices = classifier_and_images(values, scheme, note)
+    some = indices[:: math.ceil(len(indices) / _CHECKED)]
+    scheme_check = checked_scheme(scheme, data.to_unit(dataset.images[some]))
     if values.dry_run:
         said = estimate(classifier, scheme, dataset, indices, certify_settings, chunk=settings.chunk, mesh=mesh)
         memory = "unknown" if said.memory is None else f"{math.ceil(said.memory / 2**20)} MiB a device for a chunk"
@@ -74,14 +85,14 @@ def _certify(values: flags.FlagValues) -> int:
         mesh=mesh,
         max_minutes=settings.max_minutes,
         worker=worker,
-        provenance=provenance(settings) | _training(classifier),
+        provenance=provenance(settings) | _training(classifier) | scheme_check,
     )
     if not finished:
         print(go_on("Certification", workdir))
     elif worker.count == 1:
         read = with_clean_accuracy(_united(workdir), classifier, dataset)
         print(results.summary_table(read))
-        gallery_file.write(gallery_selection.gallery(read, dataset, denoiser_of(settings)), workdir)
+        gallery_file.write(gallery_selection.gallery(read, dataset, denoiser_of(settings), scheme), workdir)
         others = len(read.rows) - len(indices)
         if others:
             print(

@@ -4,6 +4,7 @@ import os
 import sys
 
 from idrc_jax import data, models, results
+from idrc_jax.certificates import user_schemes
 from idrc_jax.certification.gallery_selection import gallery
 from idrc_jax.core import command_line
 from idrc_jax.results import gallery_file, runs
@@ -24,6 +25,7 @@ def main() -> None:
             default="",
             help="that of denoised runs, as --config.denoiser.weights",
         )
+        parser.add_argument("--factory", help="package.module:Scheme, the scheme of your own that the runs name")
         asked = parser.parse_args()
         denoiser = models.load_denoiser(asked.denoiser) if asked.denoiser else None
         for run in runs.with_rows(asked.runs):
@@ -33,7 +35,8 @@ def main() -> None:
             made = read.manifest["guarantee"]
             name, _, split = made["data"].partition("/")
             dataset = data.load(name, split, directory=asked.data, seed=made["seed"])
-            gallery_file.write(gallery(read, dataset, denoiser), read.path.parent)
+            scheme = user_schemes.of_results(made, asked.factory)
+            gallery_file.write(gallery(read, dataset, denoiser, scheme), read.path.parent)
             print(f"Gallery: {read.path.parent / gallery_file.NAME}")
     sys.exit(0)
 

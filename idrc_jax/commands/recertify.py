@@ -3,6 +3,7 @@
 import sys
 
 from idrc_jax import results
+from idrc_jax.certificates import user_schemes
 from idrc_jax.core import command_line
 from idrc_jax.results.recertify import recertify
 
@@ -18,9 +19,12 @@ def main() -> None:
         parser.add_argument(
             "--out", type=command_line.path, help="folder for the new certificates.tsv and manifest.json"
         )
+        parser.add_argument("--factory", help="package.module:Scheme, the scheme of your own that the file names")
         arguments = parser.parse_args()
         read = results.read_results(arguments.file)
-        made = recertify(read, alpha=arguments.alpha, certificate=arguments.certificate, n=arguments.n)
+        own = arguments.factory and read.manifest
+        scheme = user_schemes.of_results(read.manifest["guarantee"], arguments.factory) if own else None
+        made = recertify(read, alpha=arguments.alpha, certificate=arguments.certificate, n=arguments.n, scheme=scheme)
         print(results.summary_table(made))
         if arguments.out and made.manifest:
             results.write(made.rows, made.manifest, arguments.out)

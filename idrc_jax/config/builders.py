@@ -9,10 +9,10 @@ from dataclasses import fields
 import numpy as np
 
 from idrc_jax import audit, certificates, data, training
-from idrc_jax.certificates import sampling_plans, schemes
+from idrc_jax.certificates import sampling_plans, schemes, user_schemes
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.certification import Settings
-from idrc_jax.config.fields import FIELDS, Config
+from idrc_jax.config.fields import FIELDS, Config, get
 from idrc_jax.core import validate
 from idrc_jax.core.json_values import Json
 from idrc_jax.core.validate import SettingError
@@ -46,14 +46,27 @@ NETWORK = ["model.architecture", "model.shortcut", "model.dtype", "denoiser.step
 def noise_scheme(config: Config) -> Scheme:
     """The scheme that predictions and certificates use; ValueError for bins fitted to images that it is to certify."""
     noise = config.noise
+    if noise.factory:
+        return _own_scheme(config, sigma=noise.sigma, ref=noise.ref)
     return _scheme(config, noise.scheme, sigma=noise.sigma, ref=noise.ref, certified=True)
+
+
+def _own_scheme(config: Config, *, sigma: float, ref: float) -> Scheme:
+    """The scheme of the user's that `noise.factory` names; ValueError beside settings that are for others."""
+    for name in ("noise.scheme", "noise.edges", "noise.levels", "noise.bins"):
+        value = get(config, name)
+        if value != FIELDS[name].default:
+            raise ValueError(f"Expected no {name} beside noise.factory, got {value}.")
+    return user_schemes.load(config.noise.factory, sigma=sigma, ref=ref)
 
 
 def training_scheme(config: Config) -> Scheme:
     """The scheme that training uses: the noise's unless `config.train` says otherwise."""
-    name = config.train.scheme or config.noise.scheme
-    ref = config.train.ref or (config.noise.ref if name == config.noise.scheme else 1.0)
-    return _scheme(config, name, sigma=config.train.sigma or config.noise.sigma, ref=ref)
+    own = config.noise.factory and not config.train.scheme
+    name, sigma = config.train.scheme or config.noise.scheme, config.train.sigma or config.noise.sigma
+    same = own or (name == config.noise.scheme and not config.noise.factory)
+    ref = config.train.ref or (config.noise.ref if same else 1.0)
+    return _own_scheme(config, sigma=sigma, ref=ref) if own else _scheme(config, name, sigma=sigma, ref=ref)
 
 
 @named("noise.scheme", "noise.by", "noise.edges", "noise.levels", "noise.bins")

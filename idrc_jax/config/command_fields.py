@@ -19,7 +19,7 @@ _DECLARED = {
     ),
     "certify": (*_ONE_CALL, "workers", *_SMOOTHED, "noise", "sampling", "certify"),
     "predict": ("seed", "devices", "kernel", *_SMOOTHED, "noise", "certify.alpha"),
-    "audit": (*_ONE_CALL, *_SMOOTHED, "audit"),
+    "audit": (*_ONE_CALL, *_SMOOTHED, "noise.factory", "audit"),
 }  # fmt: skip
 
 # What each command reads, in the order of `FIELDS`.

@@ -32,11 +32,11 @@ REMEMBERED = tuple(path for path in FIELDS if path in (*_FIELDS, *_NETWORK) or p
 _BINS = {"noise.edges", "noise.levels", "noise.bins"}
 _DEPENDS = {
     **{path: {"data.name"} for path in ("data.dir", "data.start", "data.stop", "data.skip")},
-    **{path: {"noise.scheme"} for path in ("noise.ref", "noise.by")},
-    **{path: {"noise.scheme", "noise.by", *_BINS} for path in _BINS},
+    "noise.scheme": {"noise.factory"},
+    **{path: {"noise.scheme", "noise.factory"} for path in ("noise.ref", "noise.by")},
+    **{path: {"noise.scheme", "noise.factory", "noise.by", *_BINS} for path in _BINS},
     **{path: {"denoiser.weights"} for path in ("denoiser.sigma", "denoiser.steps")},
 }
-_ALWAYS_TOLD = ("data.name", "noise.scheme", "noise.sigma")
 _DONE = {"certify": "certified", "predict": "predicted", "audit": "audited"}
 
 
@@ -122,7 +122,8 @@ def taken(run: Run, reads: Collection[str], flags: Mapping[str, Any], file: Conf
       file: the config as the file that `--config` names has it; None without one.
 
     Raises:
-      ValueError: a path that the run was trained with does not exist any more.
+      ValueError: a path that the run was trained with does not exist any more, or the run was trained under a scheme of
+        the user's own, which is only loaded where the command line names it.
     """
     said = dict(flags)
     if file is not None:
@@ -133,6 +134,13 @@ def taken(run: Run, reads: Collection[str], flags: Mapping[str, Any], file: Conf
         for path, value in run.settings.items()
         if path in reads and path not in said and not others & _DEPENDS.get(path, set())
     }
+    factory = found.pop("noise.factory", "")
+    named = file is not None and get(file, "noise.factory") == factory
+    if factory and not named and "noise.scheme" in reads and "noise.scheme" not in said:
+        raise ValueError(
+            f"Expected --config.noise.factory={factory}, under which the run in {run.where} was trained, or another "
+            "--config.noise.scheme, got neither: code is only loaded where the command line names it."
+        )
     for path in PATHS:
         if found.get(path) and not os.path.exists(found[path]):
             raise ValueError(
@@ -157,26 +165,30 @@ def take(config: Config, run: Run, command: str, flags: Collection[str], file: C
     for path, value in found.items():
         put(config, path, value)
     in_file = {path: value if file is None else _absolute(path, get(file, path)) for path, value in found.items()}
+    always = {"data.name", "noise.sigma", *(() if config.noise.factory else ("noise.scheme",))}
     told = [
         f"{path} = {value}" + (f" (the config file: {in_file[path]})" if in_file[path] != value else "")
         for path, value in found.items()
-        if path in _ALWAYS_TOLD or (path not in _NETWORK and value != FIELDS[path].default)
+        if path in always or (path not in _NETWORK and value != FIELDS[path].default)
     ]
     parts = [f"from {run.where}: {', '.join(told)}"] if told else []
-    return "; ".join([*parts, *_differences(run.training, config, command)])
+    return "; ".join([*parts, *_differences(run, config, command)])
 
 
-def _differences(training: Json, config: Config, command: str) -> list[str]:
+def _differences(run: Run, config: Config, command: str) -> list[str]:
     """Where a command's data and noise are not those of the training."""
-    done, found = _DONE[command], []
+    training, done, found = run.training, _DONE[command], []
     if training.get("data", config.data.name) != config.data.name:
         found.append(f"trained on {training['data']}, {done} on {config.data.name}")
     scheme = training.get("scheme")
     if scheme is None or "noise.sigma" not in READS[command]:
         return found
-    if scheme["name"] != config.noise.scheme:
-        found.append(f"trained under {scheme['name']}, {done} under {config.noise.scheme}")
-    elif scheme.get("ref", config.noise.ref) != config.noise.ref:
+    then, now = scheme["name"], config.noise.factory or config.noise.scheme
+    if then not in schemes.SCHEMES:
+        then = run.settings.get("noise.factory") or then
+    if then != now:
+        found.append(f"trained under {then}, {done} under {now}")
+    elif now in schemes.SCHEMES and scheme.get("ref", config.noise.ref) != config.noise.ref:
         found.append(f"trained at ref = {scheme['ref']:g}, {done} at {config.noise.ref:g}")
     high = scheme["sigma"]
     low = training.get("recipe", {}).get("sigma_low") or high

@@ -1,10 +1,8 @@
 """A classifier from the user's own code, by the name of a function that makes it."""
 
 import dataclasses
-import importlib
-import os
-import sys
 
+from idrc_jax.core import user_code
 from idrc_jax.models import Classifier, fingerprint
 
 
@@ -16,16 +14,7 @@ def load(name: str) -> Classifier:
     Raises:
       ValueError: the function cannot be imported, raises, or returns anything but a `Classifier`.
     """
-    module, colon, function = name.partition(":")
-    if not (module and colon and function):
-        raise ValueError(f"Expected model.factory to be package.module:function, got {name!r}.")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        made = getattr(importlib.import_module(module), function)()
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ValueError(f"Expected model.factory={name} to make a classifier, got {what}.") from error
+    made = user_code.call("model.factory", name, "a classifier")
     if not isinstance(made, Classifier):
         raise ValueError(f"Expected model.factory={name} to return an idrc_jax.Classifier, got {type(made).__name__}.")
     description = {**made.description, "factory": name}

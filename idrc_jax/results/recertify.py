@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from idrc_jax import certificates
-from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
+from idrc_jax.certificates import confidence_bounds, sampling_plans, user_schemes
 from idrc_jax.certificates.sampling_plans import Plan
+from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.core import validate
 from idrc_jax.core.json_values import Json
 from idrc_jax.results.manifest import MANIFEST, Manifest
@@ -20,7 +21,12 @@ from idrc_jax.results.result_rows import Results, Row
 
 
 def recertify(
-    read: Results, *, alpha: float | None = None, certificate: str | None = None, n: int | None = None
+    read: Results,
+    *,
+    alpha: float | None = None,
+    certificate: str | None = None,
+    n: int | None = None,
+    scheme: Scheme | None = None,
 ) -> Results:
     """The same votes, certified anew.
 
@@ -29,6 +35,7 @@ def recertify(
       alpha, certificate: instead of the file's own.
       n: fewer votes of each image than the file has, drawn from them without replacement: always the same ones for the
         run's seed, the image and both numbers (by one release of NumPy).
+      scheme: the user's own that the votes were drawn under; None for one of this package.
 
     Returns:
       Rows with new `predict`, `radius`, `radius_published`, `correct` and `p_lower`, and the manifest that says so.
@@ -37,8 +44,8 @@ def recertify(
 
     Raises:
       ValueError: another project's file, votes that do not fit the manifest, a certificate that the scheme has not, or
-        another n than 1 to the file's, one that certifies nothing, or one for an adaptive plan: where that stopped
-        depends on the order of the votes, which is not stored.
+        a scheme that is not the file's; another n than 1 to the file's, one that certifies nothing, or one for an adaptive
+        plan: where that stopped depends on the order of the votes, which is not stored.
 
     Guarantee: the numbers are those that certification itself would have written, to the last digit. With fewer votes
     they have the law of a run that drew so few: votes are independent and alike, so which of them are taken does not
@@ -60,7 +67,7 @@ def recertify(
         if not plan.selection:
             selected = np.asarray([confidence_bounds.select(own) for own in votes], np.int64)
     found = certificates.from_votes(
-        schemes.from_description(made),
+        scheme or user_schemes.of_results(made),
         np.asarray([row.statistic for row in read.rows], np.float64),
         selected,
         votes,

@@ -14,5 +14,7 @@ def same_guarantee(stored: Mapping[str, object], asked: Mapping[str, object], wh
 
 
 def guarantee_differences(stored: Mapping[str, object], asked: Mapping[str, object]) -> str:
-    """`differences` of two guarantees; one that names no generator is older than the naming of JAX's default."""
-    return differences(*({"generator": "threefry2x32", **one} for one in (stored, asked)))
+    """`differences` of two guarantees; one that names no generator, or no code of a user's scheme, is older than that:
+    its generator is JAX's default, and its code any."""
+    code = {name: one[name] for name in ("scheme_class", "scheme_sha256") for one in (stored, asked) if name in one}
+    return differences(*({"generator": "threefry2x32", **code, **one} for one in (stored, asked)))

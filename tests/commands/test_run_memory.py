@@ -200,8 +200,9 @@ def test_bins_are_not_taken_from_weights_alone(run):
 
 def test_a_range_of_noise_is_told():
     training = {"scheme": {"name": "gaussian", "sigma": 0.45}, "recipe": {"sigma_low": 0.1}, "data": "cifar10"}
-    asked = config.base()
-    assert run_memory._differences(training, asked, "certify") == []
+    asked, run = config.base(), run_memory.Run("x", {}, {}, training)
+    assert run_memory._differences(run, asked, "certify") == []
     asked.noise.sigma = 0.5
-    assert run_memory._differences(training, asked, "predict") == ["trained at σ = 0.1 to 0.45, predicted at 0.5"]
-    assert run_memory._differences(training | {"data": "npz"}, asked, "audit") == ["trained on npz, audited on cifar10"]
+    assert run_memory._differences(run, asked, "predict") == ["trained at σ = 0.1 to 0.45, predicted at 0.5"]
+    other = run_memory.Run("x", {}, {}, training | {"data": "npz"})
+    assert run_memory._differences(other, asked, "audit") == ["trained on npz, audited on cifar10"]

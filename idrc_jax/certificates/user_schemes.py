@@ -1,0 +1,79 @@
+"""Noise schemes from the user's own code: made by name, and found again for results that were made under them."""
+
+from idrc_jax.certificates.schemes import (
+    L2,
+    SCHEMES,
+    Gaussian,
+    Scheme,
+    Stepped,
+    Uniform,
+    describe,
+    from_description,
+)
+from idrc_jax.core import json_values, user_code
+from idrc_jax.core.json_values import Json
+
+# Their certificates follow from what they are, not from `scale_bounds`: a subclass would be certified as they are.
+_WITH_RADII_OF_THEIR_OWN = (Gaussian, L2, Uniform, Stepped)
+
+
+def load(name: str, *, sigma: float, ref: float = 1.0) -> Scheme:
+    """Make the scheme of `package.module:Scheme`, a subclass of `Scheme` or a function that returns an instance of one.
+
+    Args:
+      name: of the class or function; the current folder is searched first.
+      sigma: the noise parameter, which it is called with.
+      ref: it is called with this, too, unless it is 1.
+
+    Raises:
+      ValueError: it cannot be imported, raises, or makes anything but a scheme of its own with this sigma.
+    """
+    setting = f"noise.factory={name}"
+    made = user_code.call("noise.factory", name, "a noise scheme", sigma=sigma, **({} if ref == 1 else {"ref": ref}))
+    if not isinstance(made, Scheme):
+        raise ValueError(f"Expected {setting} to return an idrc_jax.schemes.Scheme, got {type(made).__name__}.")
+    if isinstance(made, _WITH_RADII_OF_THEIR_OWN):
+        kind = next(one for one in _WITH_RADII_OF_THEIR_OWN if isinstance(made, one))
+        raise ValueError(
+            f"Expected {setting} to be a subclass of Scheme itself, got one of {kind.__name__}, whose certificate does "
+            "not ask scale_bounds."
+        )
+    named = getattr(made, "name", None)
+    if not isinstance(named, str) or named in SCHEMES:
+        raise ValueError(f"Expected {setting} to have a name of its own, none of {', '.join(SCHEMES)}, got {named!r}.")
+    if made.sigma != sigma:
+        raise ValueError(f"Expected {setting} to have the sigma that it is called with, {sigma}, got {made.sigma}.")
+    try:
+        hash(made)
+    except TypeError as error:
+        raise ValueError(f"Expected {setting} to be a dataclass with frozen=True, got: {error}.") from None
+    return made
+
+
+def of_results(described: Json, factory: str | None = None) -> Scheme:
+    """The scheme that results were made under.
+
+    Args:
+      described: by `schemes.describe`, as manifests hold it; other keys are ignored.
+      factory: `load`'s name, for results made under a scheme of the user's own: a manifest never loads code.
+
+    Raises:
+      ValueError: results under a scheme of the user's and no factory, or one that makes another scheme than theirs.
+    """
+    name = described["scheme"]
+    if not factory:
+        if name in SCHEMES:
+            return from_description(described)
+        place = described.get("scheme_class", name)
+        raise ValueError(
+            f"Expected the scheme {place}, which is not of this package, to be named by noise.factory or --factory, "
+            "got none: code is only loaded where the command line names it."
+        )
+    made = load(factory, sigma=described["sigma"])
+    if describe(made)["ref"] != described["ref"]:
+        made = load(factory, sigma=described["sigma"], ref=described["ref"])
+    now = json_values.as_json(describe(made))
+    changed = json_values.differences({key: described.get(key, value) for key, value in now.items()}, now)
+    if changed:
+        raise ValueError(f"Expected the scheme that the results were made under, got another by {factory}: {changed}.")
+    return made

@@ -1,0 +1,74 @@
+"""The user's own code: found by the name that a setting gives, and named by a hash of its source."""
+
+import ast
+import hashlib
+import importlib
+import inspect
+import os
+import sys
+import textwrap
+from typing import Any
+
+import numpy as np
+
+
+def call(setting: str, name: str, kind: str, **arguments: object) -> Any:
+    """Call `package.module:function` (or a class) with these arguments; the current folder is searched first.
+
+    Args:
+      setting: by which the user names it, for messages.
+      kind: of what it is to make, with its article.
+
+    Raises:
+      ValueError: it cannot be imported, or raises.
+    """
+    module, colon, function = name.partition(":")
+    if not (module and colon and function):
+        raise ValueError(f"Expected {setting} to be package.module:function, got {name!r}.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), function)(**arguments)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"Expected {setting}={name} to make {kind}, got {what}.") from error
+
+
+def describe(made: object, package: str = "idrc_jax") -> dict[str, str]:
+    """What an object's class is, where it is not of the package: its name as `class`, and `sha256` of its source.
+
+    The hash is over the source of the class and its bases, and of the functions, classes and plain values that they
+    name in their modules, as far as there is a source: comments count, other code in the module does not.
+    """
+    kind = type(made)
+    if kind.__module__.partition(".")[0] == package:
+        return {}
+    own = [one for one in kind.__mro__ if one.__module__.partition(".")[0] not in (package, "builtins")]
+    named = {"class": f"{kind.__module__}:{kind.__qualname__}"}
+    sources: dict[str, str] = {}
+    try:
+        for one in own:
+            _collect(one, sources)
+    except (OSError, TypeError):  # no source: typed into an interpreter, or compiled
+        return named
+    text = "\n".join(f"{name}\n{source}" for name, source in sorted(sources.items()))
+    return named | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _collect(thing: Any, sources: dict[str, str]) -> None:
+    """Put the source of a class or function, and of what it names in its module, into `sources`."""
+    place = f"{thing.__module__}:{thing.__qualname__}"
+    if place in sources:
+        return
+    sources[place] = textwrap.dedent(inspect.getsource(thing))
+    around = vars(sys.modules[thing.__module__])
+    names = {node.id for node in ast.walk(ast.parse(sources[place])) if isinstance(node, ast.Name)}
+    for name in sorted(names & around.keys()):
+        value = around[name]
+        if inspect.isfunction(value) or inspect.isclass(value):
+            if value.__module__ == thing.__module__:
+                _collect(value, sources)
+        elif isinstance(value, bool | int | float | str | tuple):
+            sources[f"{thing.__module__}:{name}"] = repr(value)
+        elif isinstance(value, np.ndarray):
+            sources[f"{thing.__module__}:{name}"] = f"{value.shape} {value.dtype} {value.tobytes().hex()}"
