@@ -22,8 +22,9 @@ def main() -> None:
         parser.add_argument("--factory", help="package.module:Scheme, the scheme of your own that the file names")
         arguments = parser.parse_args()
         read = results.read_results(arguments.file)
-        own = arguments.factory and read.manifest
-        scheme = user_schemes.of_results(read.manifest["guarantee"], arguments.factory) if own else None
+        scheme = None
+        if arguments.factory and read.manifest is not None:
+            scheme = user_schemes.of_results(read.manifest["guarantee"], arguments.factory)
         made = recertify(read, alpha=arguments.alpha, certificate=arguments.certificate, n=arguments.n, scheme=scheme)
         print(results.summary_table(made))
         if arguments.out and made.manifest:

@@ -44,8 +44,8 @@ def recertify(
 
     Raises:
       ValueError: another project's file, votes that do not fit the manifest, a certificate that the scheme has not, or
-        a scheme that is not the file's; another n than 1 to the file's, one that certifies nothing, or one for an adaptive
-        plan: where that stopped depends on the order of the votes, which is not stored.
+        a scheme that is not the file's; another n than 1 to the file's, one that certifies nothing, or one for an
+        adaptive plan: where that stopped depends on the order of the votes, which is not stored.
 
     Guarantee: the numbers are those that certification itself would have written, to the last digit. With fewer votes
     they have the law of a run that drew so few: votes are independent and alike, so which of them are taken does not
