@@ -39,7 +39,7 @@ class SchemeCheck:
         negative inside.
       index: of that image among those given.
       image: float64 [H, W, C], near it.
-      distance: for which the bounds are, l2; the image found is no farther away.
+      distance: between them, l2.
       level: at the image found.
       low, high: the bounds that do not hold there.
       images: how many were searched around.
@@ -118,7 +118,7 @@ def check(
         others = clean[generator.choice(len(clean), _OTHERS)] - clean[index]
         found = np.stack([search(clean[index], others, distance, generator) for distance in distances])
         found = found.reshape(-1, *clean.shape[1:]).astype(np.float64)
-        said = _worst(scheme, clean[index].astype(np.float64), float(statistic[index]), levels[index], found, distances)
+        said = _worst(scheme, clean[index].astype(np.float64), float(statistic[index]), levels[index], found)
         if worst is None or said["violation"] > worst.violation:
             points = len(searched) * len(distances) * 2 * starts * (steps + 1)
             worst = SchemeCheck(scheme=name, index=int(index), images=len(searched), points=points, **said)
@@ -133,31 +133,28 @@ def _levels(scheme: Levelled, images: np.ndarray) -> tuple[np.ndarray, np.ndarra
         return statistic, np.broadcast_to(np.asarray(scheme.scale(statistic), np.float64), statistic.shape)
 
 
-def _worst(
-    scheme: Levelled, image: np.ndarray, statistic: float, level: float, found: np.ndarray, distances: np.ndarray
-) -> dict[str, Any]:
-    """The point that is farthest outside the bounds: of its own distance, or of those that are larger."""
-    away = np.sqrt(np.sum((found - image) ** 2, axis=_PIXEL_AXES)) * (1 + 2.0**-40)
+def _worst(scheme: Levelled, image: np.ndarray, statistic: float, level: float, found: np.ndarray) -> dict[str, Any]:
+    """The point that is farthest outside the bounds of its distance."""
+    distance = np.sqrt(np.sum((found - image) ** 2, axis=_PIXEL_AXES)) * (1 + 2.0**-40)
     _, there = _levels(scheme, found)
-    within = np.concatenate([away[:, None], np.broadcast_to(distances, (len(found), len(distances)))], axis=1)
     try:
         with np.errstate(all="ignore"):
-            both = scheme.scale_bounds(np.full(within.shape, statistic), within, image.size)
+            both = scheme.scale_bounds(np.full(distance.shape, statistic), distance, image.size)
     except NotImplementedError:
         raise ValueError("Expected a scheme with scale_bounds, got one without.") from None
-    low, high = (np.broadcast_to(np.asarray(one, np.float64), within.shape) for one in both)
+    low, high = (np.broadcast_to(np.asarray(one, np.float64), distance.shape) for one in both)
     # Bounds of 0 and infinity end a radius, and so do bounds that are no numbers: they claim nothing.
-    claims = (low > 0) & np.isfinite(high) & (within >= away[:, None])
-    outside = np.maximum(there[:, None] - high, low - there[:, None]) / level
-    outside = np.where(claims, np.where(np.isfinite(there)[:, None], outside, np.inf), -np.inf)
-    point, column = np.unravel_index(np.argmax(outside), outside.shape)
+    claims = (low > 0) & np.isfinite(high)
+    outside = np.maximum(there - high, low - there) / level
+    outside = np.where(claims, np.where(np.isfinite(there), outside, np.inf), -np.inf)
+    worst = np.argmax(outside)
     return {
-        "violation": float(outside[point, column]),
-        "image": found[point],
-        "distance": float(within[point, column]),
-        "level": float(there[point]),
-        "low": float(low[point, column]),
-        "high": float(high[point, column]),
+        "violation": float(outside[worst]),
+        "image": found[worst],
+        "distance": float(distance[worst]),
+        "level": float(there[worst]),
+        "low": float(low[worst]),
+        "high": float(high[worst]),
     }
 
 

@@ -103,7 +103,7 @@ def checked_scheme(scheme: Scheme, images: np.ndarray) -> dict[str, Any]:
     found = schemes.check(scheme, images)
     if not found.ok:
         raise ValueError(str(found))
-    return {"scheme_check": {"images": found.images, "points": found.points, "violation": found.violation}}
+    return {"scheme_check": {"images": found.images, "points": found.points, "violation": max(found.violation, 0.0)}}
 
 
 def go_on(what: str, workdir: Path) -> str:
