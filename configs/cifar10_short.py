@@ -18,6 +18,6 @@ def get_config(scheme="gaussian"):
     config.train.batch = 128
     config.train.weight_decay = 5e-4
     config.train.schedule = "cosine"
-    config.train.warmup_epochs = 1.0
+    config.train.warmup_epochs = -1.0
     config.certify.n = 2_000
     return config

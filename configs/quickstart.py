@@ -18,7 +18,7 @@ def get_config():
     config.train.epochs = 12
     config.train.batch = 64
     config.train.schedule = "cosine"
-    config.train.warmup_epochs = 1.0
+    config.train.warmup_epochs = -1.0
     config.train.augment = False
     config.certify.n = 10_000
     return config

@@ -11,5 +11,5 @@ class Three(Budget):
     def tick(self, count=1):
         self.done += count
 
-    def over(self, *, margin_ticks=1):
-        return super().over(margin_ticks=margin_ticks) or self.done >= 3
+    def over(self, **margins):
+        return super().over(**margins) or self.done >= 3

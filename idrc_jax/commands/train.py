@@ -10,7 +10,7 @@ from idrc_jax.commands._inputs import denoiser_of, go_on
 from idrc_jax.config import run_memory
 from idrc_jax.config.flags import config_of_file, run
 from idrc_jax.sampling import devices, processes
-from idrc_jax.training import denoiser, training_kernel
+from idrc_jax.training import denoiser, training_kernel, validation
 
 
 def main() -> None:
@@ -33,7 +33,8 @@ def _train(values: flags.FlagValues) -> int:
 def _train_together(settings: config.Config, workdir: Path) -> int:
     recipe, file = config.recipe(settings), config_of_file()
     train_set = data.load(settings.data.name, "train", directory=settings.data.dir, seed=settings.seed)
-    limits = {name: settings.train[name] for name in ("checkpoint_minutes", "steps_per_dispatch", "tensorboard")}
+    options = ("checkpoint_minutes", "validate_epochs", "steps_per_dispatch", "tensorboard")
+    limits = {name: settings.train[name] for name in options}
     common = {
         "seed": settings.seed,
         "mesh": devices.global_mesh(settings.devices),
@@ -42,7 +43,9 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
         "options": training.RunOptions(max_minutes=settings.max_minutes, **limits),
     }
     if settings.model.architecture == "unet":
-        ignored = ("train.scheme", "train.sigma", "train.ref", "train.sigma_low")
+        ignored = ["train.scheme", "train.sigma", "train.ref", "train.sigma_low", "train.validate_epochs"]
+        if settings.train.held_out:  # 0 is what a denoiser's training does
+            ignored.append("train.held_out")
         _require_default(settings, *ignored, "denoiser.weights", "denoiser.sigma", "denoiser.steps")
         target, described = config.denoiser_target(settings), config.denoiser_description(settings, train_set)
         finished = denoiser.train(train_set, target, recipe, described, workdir, **common)
@@ -52,12 +55,24 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
             raise ValueError(
                 f"Expected denoiser.sigma 0 or the training noise's {scheme.sigma}, got {settings.denoiser.sigma}."
             )
-        more = {"denoiser": denoiser_of(settings), "denoiser_steps": settings.denoiser.steps}
+        more = {
+            "denoiser": denoiser_of(settings),
+            "denoiser_steps": settings.denoiser.steps,
+            "held_out": _held_out(settings.train.held_out, workdir, len(train_set)),
+        }
         finished = training.train(train_set, scheme, recipe, described, workdir, **more, **common)
     if jax.process_index() == 0:
         run_memory.save(workdir, file, settings)
         print(f"Trained: {workdir / models.WEIGHTS}" if finished else go_on("Training", workdir))
     return 0
+
+
+def _held_out(asked: int, workdir: Path, images: int) -> int:
+    """How many images to hold out: -1 stands for as many as the folder's run does, or the usual number of a new run."""
+    if asked != -1:
+        return asked
+    recorded = training.recorded_held_out(workdir)
+    return validation.usual_count(images) if recorded is None else recorded
 
 
 def _require_default(settings: config.Config, *names: str) -> None:

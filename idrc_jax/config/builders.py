@@ -114,7 +114,10 @@ def _not_certified(config: Config, train_set: data.Dataset) -> np.ndarray:
 @named(*TRAIN)
 def recipe(config: Config) -> training.Recipe:
     """The training recipe."""
-    return training.Recipe(**{name: config.train[name] for name in training.Recipe.__dataclass_fields__})
+    settings = {name: config.train[name] for name in training.Recipe.__dataclass_fields__}
+    if settings["warmup_epochs"] == -1:
+        settings["warmup_epochs"] = min(1.0, settings["epochs"] / 2)
+    return training.Recipe(**settings)
 
 
 @named(*_group("certify"))

@@ -85,12 +85,20 @@ FIELDS = {
     "train.schedule": Field(_RECIPE.schedule, "of the learning rate: step or cosine (warms up, then falls to 0)"),
     "train.step_epochs": Field(_RECIPE.step_epochs, "step: epochs between two falls"),
     "train.step_factor": Field(_RECIPE.step_factor, "step: what the rate is multiplied by at each"),
-    "train.warmup_epochs": Field(_RECIPE.warmup_epochs, "cosine: epochs of linear rise from 0"),
+    "train.warmup_epochs": Field(
+        _RECIPE.warmup_epochs, "cosine: epochs of linear rise from 0; -1: one, or half of a training of one"
+    ),
     "train.sigma_low": Field(
         _RECIPE.sigma_low, "draw each image's noise level from [sigma_low, training's sigma]; 0: always sigma"
     ),
     "train.augment": Field(_RECIPE.augment, "random crop (padded by 4) and flip; flip alone for a denoiser"),
     "train.start": Field("", "weights of the same network to start from, a file or a run's folder; empty: new ones"),
+    "train.held_out": Field(
+        -1,
+        "training images to validate on instead of training on them; -1: 500 or, of fewer than 5,000, a tenth (a run "
+        "that goes on: as many as it began with); a denoiser: none",
+    ),
+    "train.validate_epochs": Field(1, "epochs between two validations; the last epoch always ends with one"),
     "train.checkpoint_minutes": Field(5.0, "minutes between two checkpoints"),
     "train.steps_per_dispatch": Field(50, "steps between two looks at the clock; accelerators only"),
     "train.tensorboard": Field(False, "write the metrics for TensorBoard, too, into workdir/tensorboard"),

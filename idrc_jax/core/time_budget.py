@@ -45,11 +45,12 @@ class Budget:
             self._pace = (now - self._first_tick) / self._ticks
         self._ticks += count
 
-    def over(self, *, margin_ticks: int = 1) -> bool:
+    def over(self, *, margin_ticks: int = 1, margin_seconds: float = 0.0) -> bool:
         """Whether to stop now: because a signal asked to, or because what is left would not hold `margin_ticks` more
-        ticks at the pace so far and a twentieth of the whole (at most a minute) for saving."""
+        ticks at the pace so far, `margin_seconds` of other work and a twentieth of the whole (at most a minute) for
+        saving."""
         left = self._limit - (time.monotonic() - self._start)
-        return self.interrupted or left <= min(60.0, self._limit / 20) + margin_ticks * self._pace
+        return self.interrupted or left <= min(60.0, self._limit / 20) + margin_ticks * self._pace + margin_seconds
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():

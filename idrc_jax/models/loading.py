@@ -44,7 +44,23 @@ def load_classifier(
     dtype = dtype or description["dtype"]
     _, params, stats = abstract(description, dtype=dtype)
     check_tensors(tensors, params | stats, file)
-    sha256 = hash_tensors(tensors)
+    return classifier_of(tensors, description, dtype=dtype, kernel=kernel, sha256=hash_tensors(tensors))
+
+
+def classifier_of(
+    tensors: Arrays, description: Description, *, dtype: str, kernel: str = "auto", sha256: str = ""
+) -> Classifier:
+    """Make the classifier of a network's tensors, for inference.
+
+    Args:
+      tensors: parameters and running statistics, under their dotted names.
+      description: of the network (see `models.build`).
+      dtype, kernel: as for `load_classifier`.
+      sha256: of the tensors, where they are a file's.
+
+    Raises:
+      ValueError: a value that is not finite once batch normalisation is folded in.
+    """
     first, *others = (
         Classifier(
             apply_fn=apply_fn,

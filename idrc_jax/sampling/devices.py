@@ -72,6 +72,12 @@ def global_mesh(count: int = 0) -> Mesh:
     return jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
 
 
+def local(on: Mesh) -> Mesh:
+    """A one-axis mesh over those of its devices that this process has."""
+    own = [one for one in on.devices.flat if one.process_index == jax.process_index()]
+    return jax.make_mesh((len(own),), (AXIS,), axis_types=(AxisType.Auto,), devices=own)
+
+
 def replicate(tree: Tree, on: Mesh) -> Tree:
     """Put the arrays of a tree, which every process must have, whole on every device of the mesh."""
     whole = replicated(on)

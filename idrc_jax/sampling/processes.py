@@ -61,6 +61,11 @@ def any_wishes(*wishes: bool) -> list[bool]:
     return multihost_utils.process_allgather(np.asarray(wishes)).any(axis=0).tolist()
 
 
+def total(values: np.ndarray) -> np.ndarray:
+    """Sum the values, of one shape, of all processes; every one must ask at the same point, with no work in flight."""
+    return multihost_utils.process_allgather(np.asarray(values)[None], tiled=True).sum(axis=0)
+
+
 def require_same(what: str, value: object) -> None:
     """ValueError on every process unless all have the same value, which is made of JSON's types."""
     text = json.dumps(value, sort_keys=True)

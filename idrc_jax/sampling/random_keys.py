@@ -20,6 +20,7 @@ SEARCH = 5
 DIRECTION = 6
 SCREENING = 7
 CONFIRMATION = 8
+VALIDATION = 9
 
 
 def check_seed(seed: object) -> int:

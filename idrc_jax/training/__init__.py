@@ -7,7 +7,7 @@ from idrc_jax.training.checkpoints import TrainingCheckpoints
 from idrc_jax.training.classifier import Metrics, make_batch, make_step, network_on, train
 from idrc_jax.training.job import RunOptions
 from idrc_jax.training.recipe import Recipe
-from idrc_jax.training.run_folder import same_or_refuse
+from idrc_jax.training.run_folder import recorded_held_out, same_or_refuse
 
 __all__ = [
     "Metrics",
@@ -17,6 +17,7 @@ __all__ = [
     "make_batch",
     "make_step",
     "network_on",
+    "recorded_held_out",
     "same_or_refuse",
     "train",
 ]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -16,12 +17,13 @@ from idrc_jax.certificates.schemes import Gaussian, Scheme
 from idrc_jax.core.time_budget import Budget
 from idrc_jax.core.validate import SettingError
 from idrc_jax.kernels import resnet_training_cpu
-from idrc_jax.models import Denoiser, Description, Tensors
+from idrc_jax.models import Arrays, Classifier, Denoiser, Description, Tensors
 from idrc_jax.sampling import devices, noise_laws, random_keys
-from idrc_jax.training import loop, training_kernel
+from idrc_jax.training import loop, training_kernel, validation
 from idrc_jax.training.job import Facts, Job, RunOptions
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.steps import State, descend, images_of_step
+from idrc_jax.training.validation import Validator
 
 # What the weights to start from must have in common with the network that is to be trained.
 _COMPARABLE = ("architecture", "depth", "classes", "image_shape", "shortcut", "mean", "std")
@@ -142,6 +144,7 @@ def train(
     start: str = "",
     denoiser: Denoiser | None = None,
     denoiser_steps: int = 1,
+    held_out: int = 0,
     kernel: str = "auto",
     options: RunOptions | None = None,
     budget: Budget | None = None,
@@ -161,8 +164,9 @@ def train(
       mesh: the devices that share a batch; None takes all of every process.
       start: weights of the same network to start from (a file or a run's folder) instead of new ones.
       denoiser, denoiser_steps: take the noise off before the network sees the images, told the scheme's sigma.
+      held_out: images that are not trained on, chosen by the seed; their accuracy, clean and noisy, is logged.
       kernel: "auto" trains by the fastest that runs here, "xla" by the plain network; weights differ by rounding.
-      options: how this call goes: its time limit, checkpoints, dispatches.
+      options: how this call goes: its time limit, checkpoints, dispatches, how often it looks at the held-out images.
       budget: instead of one of the options' time limit.
 
     Returns:
@@ -191,6 +195,22 @@ def train(
         network = network_on(mesh, description, kernel)
         return make_step(network, recipe, scheme, optimiser, seed, mesh, denoise)
 
+    out = validation.held_out(seed, held_out, len(train_set))
+    images, labels = train_set.images, train_set.labels
+    if held_out:
+        kept = np.delete(np.arange(len(train_set)), out)
+        images, labels = images[kept], labels[kept]
+
+    def validator_on(mesh: Mesh) -> Validator:
+        by_kernel = training_kernel.kernel_on(mesh, description, kernel) != "xla"
+
+        def judged(tensors: Arrays) -> Classifier:
+            dtype = description["dtype"]
+            made = models.classifier_of(tensors, description, dtype=dtype, kernel="auto" if by_kernel else "xla")
+            return models.denoised(made, denoiser, sigma=scheme.sigma, steps=denoiser_steps) if denoiser else made
+
+        return Validator(train_set.images[out], train_set.labels[out], out, scheme, seed, mesh, judged)
+
     job = Job(
         description=description,
         train_set=train_set,
@@ -199,9 +219,11 @@ def train(
         start=start,
         comparable=_COMPARABLE,
         facts=facts,
-        data=(train_set.images, train_set.labels, *frozen),
+        data=(images, labels, *frozen),
         make_step=step_on,
         metrics=Metrics._fields,
+        held_out=out,
+        make_validator=validator_on if held_out else None,
     )
     return loop.run(job, workdir, mesh=mesh, options=options, budget=budget)
 

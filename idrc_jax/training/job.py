@@ -1,9 +1,10 @@
 """What the loop trains, and how one call of it goes."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TypedDict
 
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -13,6 +14,7 @@ from idrc_jax.models import Description, Tensors
 from idrc_jax.training.metrics_log import summary_writer
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.steps import State, Step
+from idrc_jax.training.validation import Validator
 
 
 class Facts(TypedDict, total=False):
@@ -24,6 +26,7 @@ class Facts(TypedDict, total=False):
     seed: int
     data: str
     data_sha256: str
+    held_out: int
     start: dict[str, str]
     denoiser: dict[str, object]
 
@@ -34,16 +37,18 @@ class Job:
 
     Attributes:
       description: of the network (see `models.build`), with its compute `dtype`.
-      train_set: the images.
+      train_set: the images, those held out among them.
       recipe: how long, how fast.
       seed: of all that is drawn.
       start: weights to start from (a file or a run's folder) instead of new ones; empty for none.
       comparable: entries of the description, "a.b" for one within another, in which those weights' must agree.
       facts: what the weights follow from beside these.
-      data: what every step reads: arrays with the images' first axis, and other networks' params.
+      data: what every step reads: arrays of the images that are not held out, and other networks' params.
       make_step: (optimiser, mesh) -> the step, not jitted.
       metrics: names of what a step measures; the first is the loss.
       averaged: whether the state's stats are the moving average of its params, which then is what is kept.
+      held_out: which images training never sees, [M] indices.
+      make_validator: (mesh) -> what classifies those; None where none are.
     """
 
     description: Description
@@ -57,11 +62,18 @@ class Job:
     make_step: Callable[[optax.GradientTransformation, Mesh], Step]
     metrics: tuple[str, ...]
     averaged: bool = False
+    held_out: np.ndarray = field(default_factory=lambda: np.empty(0, int))
+    make_validator: Callable[[Mesh], Validator] | None = None
+
+    @property
+    def images(self) -> int:
+        """Images of an epoch: all that are not held out."""
+        return len(self.train_set) - len(self.held_out)
 
     @property
     def epoch_steps(self) -> int:
         """Steps of an epoch."""
-        return len(self.train_set) // self.recipe.batch
+        return self.images // self.recipe.batch
 
     @property
     def steps(self) -> int:
@@ -77,6 +89,8 @@ class Job:
             "data": self.train_set.name,
             "data_sha256": self.train_set.fingerprint(),
         }
+        if len(self.held_out):  # runs that were begun before any were say nothing of it
+            facts["held_out"] = len(self.held_out)
         if start_sha256:
             facts["start"] = {"weights_sha256": start_sha256}
         unknown = facts.keys() - Facts.__annotations__.keys()
@@ -98,17 +112,20 @@ class RunOptions:
     Attributes:
       max_minutes: the call stops cleanly before; 0 for no limit.
       checkpoint_minutes: between two checkpoints.
+      validate_epochs: between two looks at the held-out images; the last epoch always ends with one.
       steps_per_dispatch: on accelerators; on the CPU a dispatch is one step.
       tensorboard: whether to write the metrics for TensorBoard, too.
     """
 
     max_minutes: float = 0.0
     checkpoint_minutes: float = 5.0
+    validate_epochs: int = 1
     steps_per_dispatch: int = 50
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
         validate.at_least("checkpoint_minutes", self.checkpoint_minutes, 0)
+        validate.count("validate_epochs", self.validate_epochs, 1)
         validate.count("steps_per_dispatch", self.steps_per_dispatch, 1)
         if self.tensorboard:
             summary_writer()

@@ -25,6 +25,7 @@ from idrc_jax.training.job import Job, RunOptions
 from idrc_jax.training.metrics_log import MetricsLog
 from idrc_jax.training.run_folder import open_run
 from idrc_jax.training.steps import State, Step, epoch_order
+from idrc_jax.training.validation import Scores
 
 _IN_FLIGHT = 8
 
@@ -64,14 +65,14 @@ class _Dispatcher:
         self._data = devices.replicate(job.data, mesh)
         self._shuffle = jax.jit(epoch_order, static_argnums=(0, 2), out_shardings=devices.replicated(mesh))
         self._epoch = self.step // job.epoch_steps
-        self._order = self._shuffle(job.seed, self._epoch, len(job.train_set))
+        self._order = self._shuffle(job.seed, self._epoch, job.images)
         self._pending: deque[tuple[jax.Array, ...]] = deque()
 
     def dispatch(self) -> None:
         """Send the next steps, all of one epoch, on their way."""
         epoch, position = divmod(self.step, self._job.epoch_steps)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._shuffle(self._job.seed, epoch, len(self._job.train_set))
+            self._epoch, self._order = epoch, self._shuffle(self._job.seed, epoch, self._job.images)
         count = min(self.most_steps, self._job.epoch_steps - position)
         self.state, metrics = self._run(self.state, self._order, *self._data, count=count)
         self._pending.append(metrics)
@@ -111,16 +112,32 @@ def run(
     ask_every = 1 if alone else max(1, dispatcher.ahead)  # dispatches between two talks of the processes
     margin = (dispatcher.ahead + ask_every) * dispatcher.most_steps
     rate = job.recipe.learning_rate(job.epoch_steps)
-    log = MetricsLog(workdir if leads else None, job.metrics, done, job.epoch_steps, rate, options.tensorboard)
+    validator = job.make_validator(mesh) if job.make_validator else None
+    scores = Scores._fields if validator else ()
+    log = MetricsLog(workdir if leads else None, job.metrics, scores, done, job.epoch_steps, rate, options.tensorboard)
     progress = Progress("train", job.steps, done, unit="steps", show=leads)
+    validation_seconds = 0.0
 
     def read(in_flight: int) -> None:
         for losses, *others in dispatcher.finished(in_flight):
             _require_finite(losses, log.step, store)
             for values in zip(losses, *others, strict=True):
                 log.add([float(value) for value in values])
-            progress.update(log.step, loss=log.mean_loss)
+            progress.update(log.step, **log.shown)
             budget.tick(len(losses))
+
+    def validate() -> None:
+        nonlocal validation_seconds
+        epoch, left = divmod(dispatcher.step, job.epoch_steps)
+        last = dispatcher.step == job.steps
+        if validator is None or left or (epoch % options.validate_epochs and not last):
+            return
+        read(0)
+        _require_finite_state(dispatcher.state, store)
+        started = time.monotonic()
+        log.add_scores(validator(_on_host(job.kept(dispatcher.state))))
+        validation_seconds = time.monotonic() - started
+        progress.update(log.step, **log.shown)
 
     def save() -> None:
         read(0)
@@ -135,13 +152,14 @@ def run(
 
             def ask(*, due: bool) -> list[bool]:
                 """Whether to stop, and to save: all processes do when one wishes to."""
-                return processes.any_wishes(budget.over(margin_ticks=margin), due)
+                return processes.any_wishes(budget.over(margin_ticks=margin, margin_seconds=validation_seconds), due)
 
             saved_at = time.monotonic()
             stop, _ = ask(due=False)
             while dispatcher.step < job.steps and not stop:
                 dispatcher.dispatch()
                 read(dispatcher.ahead)
+                validate()
                 if dispatcher.dispatched % ask_every:
                     continue
                 if not alone:
@@ -159,18 +177,20 @@ def run(
         require_progress(done, dispatcher.step, budget.minutes)
         return False
     if leads:
-        kept = {name: np.asarray(value) for name, value in job.kept(dispatcher.state).items()}
-        models.save_weights(workdir / models.WEIGHTS, kept, description)
+        models.save_weights(workdir / models.WEIGHTS, _on_host(job.kept(dispatcher.state)), description)
     return True
+
+
+def _on_host(tensors: models.Tensors) -> models.Arrays:
+    return {name: np.asarray(value) for name, value in tensors.items()}
 
 
 def _check(job: Job, mesh: Mesh) -> None:
     """ValueError for a seed or a batch that cannot be."""
     random_keys.check_seed(job.seed)
-    if job.recipe.batch > len(job.train_set):
-        raise SettingError(
-            f"Expected batch <= the {len(job.train_set)} training images, got {job.recipe.batch}.", "batch"
-        )
+    if job.recipe.batch > job.images:
+        kept = f"{job.images} training images{' that are not held out' if len(job.held_out) else ''}"
+        raise SettingError(f"Expected batch <= the {kept}, got {job.recipe.batch}.", "batch")
     if job.recipe.batch % mesh.size:
         raise SettingError(f"Expected batch to be a multiple of {mesh.size} devices, got {job.recipe.batch}.", "batch")
 

@@ -26,11 +26,12 @@ class Board(Protocol):
 
 
 class MetricsLog:
-    """The means of each epoch, in `metrics.csv` and for TensorBoard.
+    """The means of each epoch and the scores on held-out images, in `metrics.csv` and for TensorBoard.
 
     Args:
       workdir: the run's folder; None writes nothing.
       names: of the metrics; the first is the loss.
+      scores: names of the scores on held-out images, which an epoch may lack.
       step: steps done; rows of later ones are dropped.
       epoch_steps: steps of an epoch.
       lr: the learning rate of each step.
@@ -41,14 +42,15 @@ class MetricsLog:
         self,
         workdir: Path | None,
         names: Sequence[str],
+        scores: Sequence[str],
         step: int,
         epoch_steps: int,
         lr: optax.Schedule,
         tensorboard: bool = False,
     ) -> None:
-        self._names = names
+        self._names, self._scores = names, scores
         self._path = workdir / METRICS if workdir else None
-        self._columns = ("epoch", "step", "lr", *names, "seconds")
+        self._columns = ("epoch", "step", "lr", *names, *scores, "seconds")
         self._rows = [row for row in self._read() if row["step"] <= step]
         self._epoch_steps, self._lr, self.step = epoch_steps, lr, step
         self._values: list[Sequence[float]] = []
@@ -57,9 +59,11 @@ class MetricsLog:
         self._board = summary_writer()(str(workdir / "tensorboard")) if workdir and tensorboard else None
 
     @property
-    def mean_loss(self) -> float:
-        """Of the steps of this epoch so far; of the last epoch where there are none."""
-        return float(np.mean([values[0] for values in self._values])) if self._values else self._last_loss
+    def shown(self) -> dict[str, float]:
+        """What to show beside the work done: the mean loss of this epoch so far (or of the last), the last scores."""
+        loss = float(np.mean([values[0] for values in self._values])) if self._values else self._last_loss
+        scored = [row for row in self._rows if row.keys() >= set(self._scores)]
+        return {"loss": loss, **({name: scored[-1][name] for name in self._scores} if scored else {})}
 
     def add(self, values: Sequence[float]) -> None:
         """Note what a step has measured."""
@@ -78,12 +82,22 @@ class MetricsLog:
             "seconds": time.monotonic() - self._started,
         }
         self._rows.append(values)
+        self._last_loss = values["loss"]
+        self._tell(("lr", *self._names))
+        self._values, self._started = [], time.monotonic()
+
+    def add_scores(self, scores: Sequence[float]) -> None:
+        """Note the scores after the epoch that has just ended."""
+        self._rows[-1] |= dict(zip(self._scores, scores, strict=True))
+        self._tell(self._scores)
+        self._started = time.monotonic()
+
+    def _tell(self, names: Sequence[str]) -> None:
+        """Write the file, and these values of the last epoch for TensorBoard."""
         self.flush()
         if self._board:
-            for name in ("lr", *self._names):
-                self._board.add_scalar(name, values[name], epoch)
-        self._last_loss = values["loss"]
-        self._values, self._started = [], time.monotonic()
+            for name in names:
+                self._board.add_scalar(name, self._rows[-1][name], int(self._rows[-1]["epoch"]))
 
     def flush(self) -> None:
         """Write the CSV file anew, whole or not at all."""
@@ -96,12 +110,14 @@ class MetricsLog:
         files.write_text(self._path, text.getvalue())
 
     def _read(self) -> list[dict[str, float]]:
-        """The rows of the file; one that is not whole is left out, with one warning."""
+        """The rows of the file, whose columns may be fewer; one that is not whole is left out, with one warning."""
         if self._path is None or not self._path.is_file():
             return []
-        lines = self._path.read_text(errors="replace").splitlines(keepends=True)
-        rows = [row for line in lines[1:] if (row := _row(self._columns, line))]
-        if 1 + len(rows) != len(lines):
+        head, *lines = self._path.read_text(errors="replace").splitlines(keepends=True) or [""]
+        columns = head.rstrip().split(",")
+        required = set(self._columns) - set(self._scores)
+        rows = [row for line in lines if (row := _row(columns, line)) and required <= row.keys() <= set(self._columns)]
+        if not head.endswith("\n") or len(rows) != len(lines):
             warnings.warn(f"Lines of {self._path} that are not whole are left out.", stacklevel=2)
         return rows
 
@@ -111,14 +127,13 @@ class MetricsLog:
 
 
 def _row(columns: Sequence[str], line: str) -> dict[str, float] | None:
-    """A line of the log, None for one that is cut off or not of this log."""
+    """A line of the log without its empty cells, None for one that is cut off or holds something else than numbers."""
     try:
-        epoch, step, *others = line.split(",")
-        values = (int(epoch), int(step), *map(float, others))
+        cells = dict(zip(columns, line.removesuffix("\n").split(","), strict=True))
+        values = {name: int(cell) if name in ("epoch", "step") else float(cell) for name, cell in cells.items() if cell}
     except ValueError:
         return None
-    whole = line.endswith("\n") and len(values) == len(columns)
-    return dict(zip(columns, values, strict=True)) if whole else None
+    return values if line.endswith("\n") else None
 
 
 def summary_writer() -> Callable[[str], Board]:

@@ -10,6 +10,8 @@ from idrc_jax.models import Description, flatten
 from idrc_jax.sampling import processes
 from idrc_jax.training.checkpoints import TrainingCheckpoints
 
+_CONFIG = "train_config.json"
+
 
 def open_run(workdir: Path, description: Description, mesh: Mesh) -> TrainingCheckpoints:
     """Make the folder, or go on in it: its checkpoints.
@@ -20,12 +22,20 @@ def open_run(workdir: Path, description: Description, mesh: Mesh) -> TrainingChe
     processes.require_same("training settings and data", description)
     processes.require_same("the devices of all processes", [one.id for one in mesh.devices.flat])
     files.make_folder(workdir)
-    config = workdir / "train_config.json"
+    config = workdir / _CONFIG
     if jax.process_index() == 0 or config.is_file():
         same_or_refuse(config, description)
     store = TrainingCheckpoints(workdir / "checkpoints")
     processes.require_same(f"the last checkpoint in {workdir}, a folder they share,", store.latest())
     return store
+
+
+def recorded_held_out(workdir: Path) -> int | None:
+    """How many images the run in the folder holds out; None where none was begun there that can be read."""
+    try:
+        return files.read_json(workdir / _CONFIG)["training"].get("held_out", 0)
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def same_or_refuse(path: Path, description: Description) -> None:

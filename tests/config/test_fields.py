@@ -152,10 +152,27 @@ def test_help_explains_every_field_in_a_line(main):
             assert (value, told) == (repr(config.FIELDS[name].default), config.FIELDS[name].help)
 
 
+@pytest.mark.parametrize("name", ["quickstart", "cifar10", "cifar10_short", "denoiser", "denoised_cifar10"])
+def test_warm_up_is_shorter_than_any_training(name):
+    """One epoch, as before, of all but the shortest."""
+    for epochs, expected in ((1, 0.5), (2, 1.0), (12, 1.0)):
+        made = get(name)
+        made.train.epochs, made.train.schedule = epochs, "cosine"
+        stated = made.train.warmup_epochs
+        assert config.recipe(made).warmup_epochs == (expected if stated == -1 else stated) < epochs
+    made.train.epochs, made.train.warmup_epochs = 1, 1.0
+    with pytest.raises(ValueError, match=r"train\.warmup_epochs < train\.epochs = 1, got 1\.0"):
+        config.recipe(made)
+    made.train.warmup_epochs = -2.0
+    with pytest.raises(ValueError, match=r"train\.warmup_epochs >= 0, got -2\.0"):
+        config.recipe(made)
+
+
 def test_the_fields_are_those_of_the_settings_that_they_make():
     made = config.base()
     assert set(made.train) - set(training.Recipe.__dataclass_fields__) == {
-        "scheme", "sigma", "ref", "start", "checkpoint_minutes", "steps_per_dispatch", "tensorboard", "distributed",
+        "scheme", "sigma", "ref", "start", "held_out", "validate_epochs", "checkpoint_minutes", "steps_per_dispatch",
+        "tensorboard", "distributed",
     }  # fmt: skip
     assert set(made.audit) == set(search.Settings.__dataclass_fields__)
     assert config.recipe(made) == training.Recipe()
@@ -351,6 +368,8 @@ def test_an_audit_of_a_log_says_what_a_log_lacks(tmp_path):
         ("train.scheme", "l1"),
         ("train.sigma", "0.5"),
         ("train.sigma_low", "0.1"),
+        ("train.held_out", "5"),
+        ("train.validate_epochs", "2"),
         ("denoiser.weights", "runs/x"),
         ("denoiser.sigma", "0.25"),
         ("denoiser.steps", "2"),

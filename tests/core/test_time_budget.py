@@ -35,6 +35,14 @@ def test_it_stops_while_there_is_room_for_the_work_in_hand(monkeypatch):
     assert 600 - 30 - 2 * 20 - 20 < clock.now - 100 <= 600 - 30
 
 
+def test_it_keeps_time_for_what_comes_between_ticks(monkeypatch):
+    clock = Clock(monkeypatch)
+    budget = Budget(10)
+    clock.now += 500
+    assert not budget.over(margin_ticks=0, margin_seconds=60)
+    assert budget.over(margin_ticks=0, margin_seconds=80)
+
+
 def test_an_expected_pace_counts_before_the_first_tick(monkeypatch):
     clock = Clock(monkeypatch)
     budget = Budget(1)

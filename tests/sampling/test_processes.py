@@ -1,6 +1,7 @@
 """Certification by several workers and training over several processes: real ones, on the loopback address."""
 
 import contextlib
+import csv
 import dataclasses
 import json
 import os
@@ -9,13 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 from conftest import ROOT
 
-from idrc_jax import results
+from idrc_jax import data, models, results
 from idrc_jax.sampling.batch_systems import Worker
+from idrc_jax.training import validation
 
 TESTS = Path(__file__).parent.parent
 INDICES = np.arange(60)
@@ -169,7 +172,12 @@ def test_two_processes_hold_the_same_weights_to_the_last_bit_and_one_writes(trai
     assert "Trained" not in other
     status = json.loads((workdir / "train_status.json").read_text())
     assert status == {"job": "train", "finished": True, "done": 6, "total": 6}
-    assert len((workdir / "metrics.csv").read_text().splitlines()) == 4
+    *_, last = csv.DictReader((workdir / "metrics.csv").read_text().splitlines())
+    assert last["epoch"] == "3"
+    train_set = data.load("digits", "train")
+    chosen = validation.held_out(3, 143, len(train_set))  # of which each process has classified every other one
+    logits = models.load_classifier(workdir)(jnp.asarray(data.to_unit(train_set.images[chosen])))
+    assert float(last["accuracy_clean"]) == np.mean(np.argmax(np.asarray(logits), 1) == train_set.labels[chosen])
 
 
 def test_two_processes_train_as_two_devices_of_one(trained, tmp_path):

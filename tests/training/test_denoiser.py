@@ -17,7 +17,7 @@ from idrc_jax.certificates import schemes
 from idrc_jax.models import diffusion
 from idrc_jax.models.diffusion import Schedule
 from idrc_jax.sampling import devices
-from idrc_jax.training import denoiser, loop, steps
+from idrc_jax.training import denoiser, loop, steps, validation
 from idrc_jax.training.denoiser import Target
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.steps import State
@@ -160,6 +160,13 @@ def test_a_classifier_is_tuned_on_denoised_images_from_given_weights(digits, fin
     np.testing.assert_allclose(tuned["head.kernel"], clean["head.kernel"], atol=1e-9)
     assert tuned["stem_norm.var"].sum() < 0.9 * noisy["stem_norm.var"].sum()
     assert told["training"]["denoiser"]["weights_sha256"] == denoiser.sha256
+    # What is validated is the classifier behind the denoiser.
+    tune("scored", 0.01, held_out=100)
+    (scores,) = csv.DictReader((tmp_path / "scored" / "metrics.csv").read_text().splitlines())
+    behind = models.denoised(models.load_classifier(tmp_path / "scored"), denoiser, sigma=0.5)
+    chosen = validation.held_out(0, 100, len(digits))
+    right = np.asarray(behind(jnp.asarray(data.to_unit(digits.images[chosen])))).argmax(1) == digits.labels[chosen]
+    assert 0.3 < right.mean() == float(scores["accuracy_clean"])
     with pytest.raises(ValueError, match=r"Expected start to be the network .* depth was 8, is 14"):
         training.train(
             digits, scheme, first, description | {"depth": 14}, tmp_path / "x", start=str(tmp_path / "clean")

@@ -327,7 +327,7 @@ def test_lines_of_the_metrics_that_are_not_whole_are_left_out(sliced, tmp_path, 
     path.write_bytes(damage((sliced / "metrics.csv").read_bytes()))
     rate = SHORT.learning_rate(4)
     with pytest.warns(UserWarning, match=r"Lines of .*metrics\.csv that are not whole"):
-        log = metrics_log.MetricsLog(tmp_path, training.Metrics._fields, 5, 4, rate)
+        log = metrics_log.MetricsLog(tmp_path, training.Metrics._fields, (), 5, 4, rate)
     log.flush()
     lines = path.read_bytes().splitlines(keepends=True)
     assert lines == (sliced / "metrics.csv").read_bytes().splitlines(keepends=True)[: 1 + kept]
@@ -337,7 +337,7 @@ def test_a_disk_that_is_full_leaves_the_metrics_as_they_were(sliced, tmp_path, m
     path = tmp_path / "metrics.csv"
     before = (sliced / "metrics.csv").read_bytes()
     path.write_bytes(before)
-    log = metrics_log.MetricsLog(tmp_path, training.Metrics._fields, 5, 4, SHORT.learning_rate(4))
+    log = metrics_log.MetricsLog(tmp_path, training.Metrics._fields, (), 5, 4, SHORT.learning_rate(4))
 
     def full(*_):
         raise OSError("No space left on device")

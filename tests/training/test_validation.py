@@ -1,0 +1,214 @@
+import csv
+import json
+from unittest import mock
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import running
+import safetensors.numpy
+
+from idrc_jax import data, models, training
+from idrc_jax.certificates import schemes
+from idrc_jax.commands import train
+from idrc_jax.core.validate import SettingError
+from idrc_jax.models import Classifier
+from idrc_jax.sampling import devices, noise_laws, random_keys
+from idrc_jax.training import RunOptions, metrics_log, validation
+from idrc_jax.training.recipe import Recipe
+
+DESCRIPTION = {
+    "architecture": "resnet", "depth": 8, "classes": 4, "image_shape": [8, 8, 1], "shortcut": "zero_pad",
+    "mean": [0.3], "std": [0.4], "dtype": "float32",
+}  # fmt: skip
+SCHEME = schemes.L1(sigma=3.0)
+RECIPE = Recipe(epochs=2, batch=32, lr=0.02, augment=False)
+HELD_OUT = 40
+
+
+@pytest.fixture(scope="module")
+def synthetic():
+    return data.load("synthetic", "train")
+
+
+@pytest.fixture(scope="module")
+def validated(synthetic, tmp_path_factory):
+    """The folder of a run that looks at held-out images after each of two epochs."""
+    workdir = tmp_path_factory.mktemp("validated")
+    options = RunOptions(tensorboard=True)
+    assert training.train(synthetic, SCHEME, RECIPE, DESCRIPTION, workdir, held_out=HELD_OUT, options=options)
+    return workdir
+
+
+def tensors(workdir):
+    return safetensors.numpy.load_file(workdir / "weights.safetensors")
+
+
+def rows(workdir):
+    return list(csv.DictReader((workdir / "metrics.csv").read_text().splitlines()))
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name])
+
+
+def test_the_images_held_out_are_drawn_by_the_seed_and_spread_over_the_set():
+    chosen = validation.held_out(0, 500, 50_000)
+    assert len(set(chosen.tolist())) == 500
+    assert chosen.tolist() == sorted(chosen.tolist()) == validation.held_out(0, 500, 50_000).tolist()
+    assert 0 <= chosen.min() < chosen.max() < 50_000
+    assert chosen.mean() == pytest.approx(25_000, abs=5 * 50_000 / np.sqrt(12 * 500))
+    assert chosen.tolist() != validation.held_out(1, 500, 50_000).tolist()
+    assert validation.held_out(0, 0, 10).tolist() == []
+
+
+@pytest.mark.parametrize("count", [-1, 10, 11])
+def test_some_images_are_left_to_train_on(count):
+    with pytest.raises(SettingError, match="held_out"):
+        validation.held_out(0, count, 10)
+
+
+def test_usually_500_or_a_tenth_is_held_out():
+    assert [validation.usual_count(images) for images in (50_000, 5_000, 4_999, 1_437, 9)] == [500, 500, 499, 143, 0]
+
+
+def test_weights_are_those_of_training_on_the_other_images_without_any_validation(synthetic, validated, tmp_path):
+    """To the last bit; so no look changes them, and no image that is held out is trained on."""
+    others = np.delete(np.arange(len(synthetic)), validation.held_out(0, HELD_OUT, len(synthetic)))
+    kept = data.from_arrays(synthetic.images[others], synthetic.labels[others])
+    assert training.train(kept, SCHEME, RECIPE, DESCRIPTION, tmp_path)
+    assert_same_weights(tensors(validated), tensors(tmp_path))
+    assert list(rows(tmp_path)[0]) == ["epoch", "step", "lr", "loss", "accuracy", "seconds"]
+    for one, other in zip(rows(tmp_path), rows(validated), strict=True):
+        assert (one["loss"], one["accuracy"]) == (other["loss"], other["accuracy"])
+    described = models.load_classifier(validated).description["training"]
+    assert (described["held_out"], described["data_sha256"]) == (HELD_OUT, synthetic.fingerprint())
+    assert "held_out" not in models.load_classifier(tmp_path).description["training"]
+
+
+def test_the_scores_are_the_accuracy_of_the_saved_network(synthetic, validated):
+    """Computed here by the plain network, an image's noise drawn by its own key."""
+    classifier = models.load_classifier(validated, kernel="xla")
+    chosen = validation.held_out(0, HELD_OUT, len(synthetic))
+    images, labels = data.to_unit(synthetic.images[chosen]), synthetic.labels[chosen]
+    clean = np.asarray(classifier(jnp.asarray(images))).argmax(-1) == labels
+    key = validation._key(0, 1)
+    _, levels = schemes.host_scale(SCHEME, images)
+    noise = [
+        [
+            noise_laws.draw(SCHEME.law, random_keys.sample(key, index, sample), np.float32(level), images.shape[1:])
+            for sample in range(validation.SAMPLES)
+        ]
+        for index, level in zip(chosen, levels, strict=True)
+    ]
+    noisy = (images[:, None] + np.asarray(noise)).reshape(-1, *images.shape[1:])
+    right = np.asarray(classifier(jnp.asarray(noisy))).argmax(-1) == np.repeat(labels, validation.SAMPLES)
+    last = rows(validated)[-1]
+    assert float(last["accuracy_clean"]) == clean.mean()
+    assert 0.5 < right.mean() < clean.mean()
+    assert float(last["accuracy_noisy"]) == pytest.approx(right.mean(), abs=1 / 160)  # a tie that rounding breaks
+
+
+def bright(params, images):
+    """Two classes: dark and bright images."""
+    return jnp.stack([0.5 - images.mean((1, 2, 3)), images.mean((1, 2, 3)) - 0.5], axis=1) * params
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_scores_are_shares_of_right_answers_on_any_number_of_devices(count):
+    images = np.full((7, 2, 2, 1), 0.9, np.float32)
+    images[:3] = 0.1
+    labels = np.asarray([0, 0, 1, 1, 1, 1, 0])
+    validator = validation.Validator(
+        images, labels, np.arange(7), schemes.Gaussian(sigma=100.0), 0, devices.mesh(count),
+        lambda tensors: Classifier(bright, tensors["scale"], 2, (2, 2, 1)),
+    )  # fmt: skip
+    scores = validator({"scale": np.float32(1)})
+    assert scores.accuracy_clean == 5 / 7
+    assert 0.1 < scores.accuracy_noisy < 0.9
+    assert validator({"scale": np.float32(1)}) == scores  # the same noise at every look
+    assert validator({"scale": np.float32(-1)}).accuracy_clean == 2 / 7
+
+
+def test_every_epoch_is_scored_or_every_few_and_the_last(synthetic, validated, tmp_path):
+    assert [row["accuracy_clean"] != "" for row in rows(validated)] == [True, True]
+    options = RunOptions(validate_epochs=2)
+    recipe = Recipe(epochs=3, batch=256, lr=0.05)
+    assert training.train(synthetic, SCHEME, recipe, DESCRIPTION, tmp_path, held_out=HELD_OUT, options=options)
+    names = ["epoch", "step", "lr", "loss", "accuracy", "accuracy_clean", "accuracy_noisy", "seconds"]
+    assert list(rows(tmp_path)[0]) == names
+    assert [row["accuracy_noisy"] != "" for row in rows(tmp_path)] == [False, True, True]
+    before = rows(tmp_path)
+    assert training.train(synthetic, SCHEME, recipe, DESCRIPTION, tmp_path, held_out=HELD_OUT, options=options)
+    assert rows(tmp_path) == before  # whose empty cells are read, too
+
+
+def test_the_board_and_the_bar_show_the_scores(validated, tmp_path):
+    events = b"".join(path.read_bytes() for path in (validated / "tensorboard").glob("events*"))
+    assert b"accuracy_clean" in events
+    assert b"accuracy_noisy" in events
+    (tmp_path / "metrics.csv").write_bytes((validated / "metrics.csv").read_bytes())
+    log = metrics_log.MetricsLog(
+        tmp_path, training.Metrics._fields, validation.Scores._fields, 28, 14, RECIPE.learning_rate(14)
+    )
+    last = rows(validated)[-1]
+    assert {name: log.shown[name] for name in validation.Scores._fields} == {
+        name: float(last[name]) for name in validation.Scores._fields
+    }
+
+
+def test_a_log_with_fewer_columns_goes_on_with_all(validated, tmp_path):
+    """So that a score that is added some day does not end the runs of today."""
+    (tmp_path / "metrics.csv").write_bytes((validated / "metrics.csv").read_bytes())
+    scores = (*validation.Scores._fields, "more")
+    log = metrics_log.MetricsLog(tmp_path, training.Metrics._fields, scores, 28, 14, RECIPE.learning_rate(14))
+    log.flush()
+    assert [row.pop("more") for row in rows(tmp_path)] == ["", ""]
+    kept = [{name: value for name, value in row.items() if name != "more"} for row in rows(tmp_path)]
+    assert kept == rows(validated)
+
+
+def test_another_number_in_the_same_folder_is_refused(synthetic, validated):
+    with pytest.raises(ValueError, match=r"training\.held_out was 40, is 41: use another workdir"):
+        training.train(synthetic, SCHEME, RECIPE, DESCRIPTION, validated, held_out=HELD_OUT + 1)
+
+
+GIVEN = ("--config.data.name=synthetic", "--config.devices=1")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "expected"),
+    [
+        (None, [], 51),
+        (None, ["--config.train.held_out=0"], 0),
+        ({"training": {"seed": 0}}, [], 0),  # of a run that was begun before there was validation
+        ({"training": {"held_out": 7}}, [], 7),
+        ({"training": {"held_out": 7}}, ["--config.train.held_out=9"], 9),  # which training will refuse
+    ],
+)
+def test_a_new_run_holds_a_tenth_out_and_goes_on_with_as_many_as_it_began_with(tmp_path, recorded, given, expected):
+    if recorded:
+        (tmp_path / "train_config.json").write_text(json.dumps(recorded))
+    with mock.patch.object(training, "train", return_value=True) as called:
+        assert running.run(train.main, f"--workdir={tmp_path}", *GIVEN, *given)[0] == 0
+    assert called.call_args.kwargs["held_out"] == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--config.train.held_out=512"], "Expected train.held_out < the 512 training images, got 512."),
+        (["--config.train.held_out=-2"], "Expected train.held_out >= 0, got -2."),
+        (["--config.train.validate_epochs=0"], "Expected train.validate_epochs >= 1, got 0."),
+        (
+            ["--config.train.held_out=300", "--config.train.batch=256"],
+            "Expected train.batch <= the 212 training images that are not held out, got 256.",
+        ),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_before_anything_is_written(tmp_path, given, message):
+    workdir = tmp_path / "run"
+    assert running.refused(train.main, f"--workdir={workdir}", *GIVEN, *given) == f"error: {message}\n"
+    assert not workdir.exists()
