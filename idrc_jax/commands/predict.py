@@ -5,7 +5,7 @@ from absl import flags
 from idrc_jax import certification, config, data
 from idrc_jax.certification.in_memory import PREDICTION_SAMPLES, predict_by
 from idrc_jax.commands._inputs import classifier_and_images, mesh_of
-from idrc_jax.config.flags import run, take_from_run
+from idrc_jax.config.flags import WholeNumber, run, take_from_run
 from idrc_jax.sampling import implementation_choice, random_keys
 
 
@@ -46,7 +46,7 @@ def _predict(values: flags.FlagValues) -> int:
 
 def _define_predict(values: flags.FlagValues) -> None:
     told = f"Samples an image, {PREDICTION_SAMPLES} by default."
-    flags.DEFINE_integer("n", PREDICTION_SAMPLES, told, flag_values=values)
+    flags.DEFINE(WholeNumber(), "n", PREDICTION_SAMPLES, told, values)
     flags.DEFINE_bool("adaptive", False, "Stop where the class is clear, after at most n samples.", values)
 
 

@@ -30,6 +30,13 @@ class PathFlag(flags.ArgumentParser):
         return command_line.path(argument)
 
 
+class WholeNumber(flags.IntegerParser):
+    """Of flags and fields that are integers: 1e4 is one, too."""
+
+    def convert(self, argument: int | str) -> int:
+        return argument if isinstance(argument, int) else command_line.whole_number(argument)
+
+
 def run(
     about: str | None,
     job: Callable,
@@ -89,6 +96,7 @@ def _parse(command: str, define: Callable[[flags.FlagValues], None] | None) -> t
     arguments = sys.argv
     try:
         if command:
+            config_flags.register_flag_parser_for_type(int, WholeNumber())
             name, arguments = _config_file(arguments)
             name = name or _DEFAULT
             config_flags.DEFINE_config_dict("config", files.load(name), _CONFIG, values, sys_argv=arguments)

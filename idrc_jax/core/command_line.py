@@ -7,8 +7,11 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import NoReturn
+
+_DIGITS = 20  # of a whole number at most: 1e999999999 would fill the memory
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,6 +33,15 @@ def path(text: str) -> Path:
     if not text:
         raise ValueError("Expected a path, got nothing.")
     return Path(os.path.expanduser(text))
+
+
+def whole_number(text: str) -> int:
+    """A whole number of a command line, also where it is written as 1e4 or 2.5e3; ValueError for any other."""
+    with contextlib.suppress(InvalidOperation):
+        value = Decimal(text)
+        if value.is_finite() and value.adjusted() < _DIGITS and value == int(value):
+            return int(value)
+    raise ValueError(f"Expected a whole number, got {text!r}.")
 
 
 def _one_line(message: Warning | str, *_: object) -> None:

@@ -168,6 +168,23 @@ def test_warm_up_is_shorter_than_any_training(name):
         config.recipe(made)
 
 
+@pytest.mark.parametrize("written", ["1e4", "1E4", "10000", "10_000", "1.0e+4", "10000.0", "100000e-1"])
+def test_whole_numbers_may_be_written_as_powers_of_ten(written):
+    with mock.patch("sys.argv", ["x", f"--config.certify.n={written}", "--config.data.skip", written]):
+        made = flags._parse("certify", None)[0].config
+    with mock.patch("sys.argv", ["x", f"--n={written}"]):
+        n = flags._parse("predict", predict._define_predict)[0].n
+    for number in (made.certify.n, made.data.skip, n):
+        assert (type(number), number) == (int, 10_000)
+
+
+@pytest.mark.parametrize("written", ["1.5", "1e-1", "1e400", "1e999999999", "nan", "inf", "many", "", "1e4 1"])
+def test_other_numbers_are_no_whole_numbers(written):
+    error = running.refused(certify.main, f"--config.certify.n={written}")
+    assert error == f"error: Expected certify.n to be of type int, got {written!r}.\n"
+    assert f"Expected a whole number, got {written!r}." in running.refused(predict.main, f"--n={written}")
+
+
 def test_the_fields_are_those_of_the_settings_that_they_make():
     made = config.base()
     assert set(made.train) - set(training.Recipe.__dataclass_fields__) == {
