@@ -28,6 +28,16 @@ READS = {
     for command, declared in _DECLARED.items()
 }
 
+# What most people set, in the order in which they think of it.
+_FIRST = (
+    "data.name", "data.dir", "data.skip", "noise.scheme", "noise.sigma", "model.weights", "model.factory",
+    "model.depth", "train.epochs", "train.batch", "train.lr", "certify.n", "certify.alpha", "audit.images",
+    "max_minutes", "seed",
+)  # fmt: skip
+
+# The same by command: the fields that its help explains first.
+FIRST = {command: tuple(path for path in _FIRST if path in reads) for command, reads in READS.items()}
+
 
 def check(command: str, given: Iterable[str]) -> None:
     """ValueError for the first of these fields that the command does not read; it names the commands that do."""
@@ -36,5 +46,5 @@ def check(command: str, given: Iterable[str]) -> None:
             others = ", ".join(f"idrc-{other}" for other, reads in READS.items() if path in reads)
             raise ValueError(
                 f"Expected a field that idrc-{command} reads, got --config.{path}, which is for {others}. "
-                f"idrc-{command} --help lists its own."
+                f"idrc-{command} --help=all lists its own."
             )

@@ -55,7 +55,7 @@ FIELDS = {
     "data.skip": Field(20, "certify the test images start, start + skip, ... below stop"),
     "data.start": Field(0, "index of the first test image"),
     "data.stop": Field(-1, "index after the last test image; -1: all"),
-    "noise.scheme": Field("gaussian", f"of certification and prediction: {_any_of(schemes.SCHEMES)}"),
+    "noise.scheme": Field("gaussian", f"of training, certification and prediction: {_any_of(schemes.SCHEMES)}"),
     "noise.factory": Field("", "or your own scheme, package.module:Scheme; see docs/how_to/own_noise_scheme.md"),
     "noise.sigma": Field(0.25, "noise level, in pixel units of images in [0, 1]; > 0"),
     "noise.ref": Field(1.0, "l1, inverse_sqrt_norm: value of the image's statistic at which the level is sigma; > 0"),

@@ -4,7 +4,6 @@ A wrong setting or damaged file ends in one line on standard error and exit stat
 limit exits 0 and says in its status file how far it got; Ctrl-C exits 130.
 """
 
-import itertools
 import os
 import re
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from idrc_jax.config import command_fields, fields, files, run_memory
+from idrc_jax.config import command_fields, fields, files, help_page, run_memory
 from idrc_jax.core import command_line
 from idrc_jax.sampling import devices, random_keys
 
@@ -59,7 +58,7 @@ def run(
     with command_line.one_line_errors(), devices.known_platforms():
         values, rest = _parse(command, define)
         if values.help:
-            print(_help(about, values))
+            print(help_page.page(about, command, values))
             sys.exit(0)
         if not command:
             sys.exit(job(values, rest))
@@ -72,27 +71,11 @@ def run(
         sys.exit(job(values))
 
 
-def _help(about: str | None, values: flags.FlagValues) -> str:
-    own = [values[name] for name in values if not name.startswith("config.") and values[name].help]
-    names = ("config", "workdir", "dry_run", "n", "adaptive", "out", "debug", "help")
-    lines = [about or "", *(f"  --{flag.name:<9} {flag.help}" for flag in own if flag.name in names)]
-    if "config" in values:
-        lines += ["", "Fields, to be set by --config.FIELD=VALUE, with the values of this config:"]
-        for _, group in itertools.groupby(fields.FIELDS.items(), key=lambda item: item[0].rpartition(".")[0]):
-            lines += ["", *(_explained(path, field, fields.get(values.config, path)) for path, field in group)]
-    return "\n".join(lines)
-
-
-def _explained(path: str, field: fields.Field, value: object) -> str:
-    default = "" if value == field.default else f" (default: {field.default!r})"
-    return f"  {f'{path} = {value!r}':<38}  # {field.help}{default}"
-
-
 def _parse(command: str, define: Callable[[flags.FlagValues], None] | None) -> tuple[flags.FlagValues, list[str]]:
     """The flags and what is left of the command line, or a ValueError of one line."""
     values = flags.FlagValues()
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
-    flags.DEFINE_bool("help", False, "Show this help.", flag_values=values)
+    help_page.define(values, fields=bool(command))
     arguments = sys.argv
     try:
         if command:

@@ -286,7 +286,7 @@ REFUSED = [
         predict.main,
         ["--config.certify.n=5"],
         "Expected a field that idrc-predict reads, got --config.certify.n, which is for idrc-certify. idrc-predict "
-        "--help lists its own.",
+        "--help=all lists its own.",
     ),
     (certify.main, ["--noconfig.train.augment"], "got --config.train.augment, which is for idrc-train."),
     (train.main, ["--config.data.skip=1"], "which is for idrc-certify, idrc-predict, idrc-audit."),

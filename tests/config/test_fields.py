@@ -138,18 +138,48 @@ def test_every_config_makes_valid_settings(name):
     assert "Hardware:" in header
 
 
-@pytest.mark.parametrize("main", [train.main, certify.main, predict.main, audit.main])
-def test_help_explains_every_field_in_a_line(main):
-    status, out, _ = running.run(main, "--config=cifar10.py", "--config.seed=7", "--help")
+MAINS = {"train": train.main, "certify": certify.main, "predict": predict.main, "audit": audit.main}
+
+
+def explained(command, *asked):
+    """What a command's help says of each field, (value, told) in its order; and all of it."""
+    status, out, _ = running.run(MAINS[command], "--config=denoised_cifar10.py", "--config.seed=7", *asked)
     assert status == 0
     lines = [re.fullmatch(r"  ([\w.]+) = (.+?) +# (\S.{3,})", line) for line in out.splitlines() if " = " in line]
-    explained = {line[1]: (line[2], line[3]) for line in lines}
-    assert len(lines) == len(explained)
-    assert list(explained) == list(config.FIELDS)
-    assert explained["seed"] == ("7", f"{config.FIELDS['seed'].help} (default: 0)")
-    for name, (value, told) in explained.items():
+    found = {line[1]: (line[2], line[3]) for line in lines}
+    assert len(lines) == len(found)
+    return found, out
+
+
+@pytest.mark.parametrize("command", MAINS)
+def test_help_explains_each_field_of_the_command_in_a_line(command):
+    found, _ = explained(command, "--help=all")
+    assert set(found) == set(command_fields.READS[command])
+    assert found["seed"] == ("7", f"{config.FIELDS['seed'].help} (default: 0)")
+    made = get("denoised_cifar10")
+    for name, (value, told) in found.items():
+        default, about = config.FIELDS[name]
+        same = config.get(made, name) == default
         if name != "seed":
-            assert (value, told) == (repr(config.FIELDS[name].default), config.FIELDS[name].help)
+            assert (value, told) == (
+                repr(config.get(made, name)), about if same else f"{about} (default: {default!r})",
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", MAINS)
+def test_help_begins_with_what_most_people_set_and_says_how_to_see_the_rest(command):
+    found, out = explained(command, "--help")
+    assert 5 <= len(found) <= 14
+    assert list(found)[:2] == ["data.name", "data.dir"]
+    left = len(command_fields.READS[command]) - len(found)
+    assert out.splitlines()[-1] == f"{left} more: idrc-{command} --help=all"
+    assert list(explained(command, "--help=all")[0])[: len(found)] == list(found)
+    assert "--help      Show this help; --help=all: with every field." in out
+
+
+def test_help_of_a_command_without_fields_and_help_for_nothing():
+    assert "--help=all" not in running.run(merge.main, "--help")[1]
+    assert "flag --help=some" in running.refused(train.main, "--help=some")
 
 
 @pytest.mark.parametrize("name", ["quickstart", "cifar10", "cifar10_short", "denoiser", "denoised_cifar10"])
