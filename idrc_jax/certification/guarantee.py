@@ -61,6 +61,13 @@ def check_fits(classifier: Classifier, dataset: data.Dataset) -> None:
         )
 
 
+def check_unique(indices: np.ndarray) -> np.ndarray:
+    """The indices, or ValueError for one that comes twice."""
+    if len(np.unique(indices)) < len(indices):
+        raise ValueError("Expected each image once, got an index that comes twice.")
+    return indices
+
+
 def check_indices(indices: np.ndarray, dataset: data.Dataset) -> np.ndarray:
     """Indices of the data set's images, or ValueError."""
     indices = sampling.check_indices(indices, indices)

@@ -1,8 +1,5 @@
 """What several commands make of their settings: classifier, denoiser, images, devices, provenance."""
 
-import importlib.metadata
-import platform
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +8,9 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from idrc_jax import __version__, config, data, models
+from idrc_jax import config, data, models
 from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.certification.provenance import versions
 from idrc_jax.interop import user_factory
 from idrc_jax.models.denoised_classifier import denoised
 from idrc_jax.models.diffusion import Denoiser
@@ -69,12 +67,8 @@ def _expected(values: flags.FlagValues) -> dict[str, Any]:
 
 def provenance(settings: config.Config) -> dict[str, Any]:
     """What a manifest says of a call: versions, the time, the files of weights."""
-    packages = ("jax", "jaxlib", "flax", "numpy", "scipy")
-    versions = {name: importlib.metadata.version(name) for name in packages} | {"idrc_jax": __version__}
     return {
-        "versions": versions,
-        "python": platform.python_version(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **versions(),
         "weights": settings.model.weights,
         **({"denoiser": settings.denoiser.weights} if settings.denoiser.weights else {}),
     }

@@ -3,7 +3,6 @@
 import math
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -11,6 +10,7 @@ from absl import flags
 from idrc_jax import config, data, results
 from idrc_jax.certification import certify_dataset, estimate, gallery_selection
 from idrc_jax.certification.clean_accuracy import with_clean_accuracy
+from idrc_jax.certification.provenance import training
 from idrc_jax.commands._inputs import classifier_and_images, denoiser_of, go_on, mesh_of, provenance
 from idrc_jax.config.flags import run
 from idrc_jax.models import Classifier
@@ -73,7 +73,7 @@ def _certify(values: flags.FlagValues) -> int:
         mesh=mesh,
         max_minutes=settings.max_minutes,
         worker=worker,
-        provenance=provenance(settings) | _training(classifier),
+        provenance=provenance(settings) | training(classifier),
     )
     if not finished:
         print(go_on("Certification", workdir))
@@ -106,12 +106,6 @@ def _united(workdir: Path) -> results.Results:
             return read
     results.merge(others, workdir)
     return results.read_results(workdir)
-
-
-def _training(classifier: Classifier) -> dict[str, Any]:
-    """How the network was trained, where its weights say so."""
-    described = classifier.description
-    return {"training": described["training"]} if "training" in described else {}
 
 
 def _duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ from idrc_jax import certification, config, data
 from idrc_jax.certification.in_memory import PREDICTION_SAMPLES, predict_by
 from idrc_jax.commands._inputs import classifier_and_images, mesh_of
 from idrc_jax.config.flags import run
-from idrc_jax.sampling import implementation_choice, random_keys
+from idrc_jax.sampling import implementation_choice
 
 
 def main() -> None:
@@ -34,9 +34,9 @@ def _predict(values: flags.FlagValues) -> int:
             n=values.n,
             alpha=settings.certify.alpha,
             adaptive=values.adaptive,
-            key=random_keys.root(settings.seed),
+            seed=settings.seed,
         )
-        for index, prediction in zip(some, predictions, strict=True):
+        for index, prediction in zip(some, [classes for _, classes in sorted(predictions)], strict=True):
             label = dataset.labels[index]
             told = (label, prediction, int(prediction == label)) if dataset.labelled else (prediction,)
             print(index, *told, sep="\t", flush=True)
