@@ -199,7 +199,7 @@ def predict_by(
     images = sampling.check_images(images, execution.classifier)
     _, levels = host_scale(scheme, images)
     counter = VoteCounter(execution, scheme, images, levels, indices=indices, key=random_keys.root(seed))
-    plan = ToSignificance(n=n) if adaptive else SelectionFree(n=n)
+    plan = prediction_plan(n, adaptive=adaptive)
     stop = plan.stopping(np.zeros_like, alpha)  # by the votes alone, whatever the radius
     piece = _STRIDES * counter.stride
     scheduler = Scheduler(counter, plan, lambda position: stop, piece=piece, stage=random_keys.PREDICTION)
@@ -217,6 +217,11 @@ def _shown(made: Iterable[tuple[int, _Answer]], title: str, total: int, show: bo
             yield one
     finally:
         bar.close()
+
+
+def prediction_plan(n: int, *, adaptive: bool) -> Plan:
+    """How the votes of a prediction are drawn; arguments as for `predict`."""
+    return ToSignificance(n=n) if adaptive else SelectionFree(n=n)
 
 
 def check_prediction(n: int, alpha: float, classes: int, *, adaptive: bool) -> None:

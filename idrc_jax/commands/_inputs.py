@@ -1,5 +1,6 @@
 """What several commands make of their settings: classifier, denoiser, images, devices, provenance."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,11 @@ def classifier_and_images(
     if denoiser is not None:
         sigma = config.denoiser_sigma(settings, scheme)
         classifier = denoised(classifier, denoiser, sigma=sigma, steps=settings.denoiser.steps)
-    dataset = data.load(settings.data.name, "test", directory=settings.data.dir, seed=settings.seed)
-    chosen = data.select(len(dataset), skip=settings.data.skip, start=settings.data.start, stop=settings.data.stop)
+    dataset = config.dataset(settings, "test")
+    chosen = config.selection(settings, dataset)
+    if not settings.data.skip and dataset.name in data.SKIPS:
+        told = f"one test image in {data.SKIPS[dataset.name]}, {len(chosen)} of {dataset.name}'s {len(dataset)}"
+        print(f"note: {told}; --config.data.skip=1 takes all.", file=sys.stderr)
     return classifier, dataset, chosen
 
 
@@ -70,6 +74,7 @@ def provenance(settings: config.Config) -> dict[str, Any]:
     return {
         **versions(),
         "weights": settings.model.weights,
+        **({"data_size": settings.data.size} if settings.data.size else {}),
         **({"denoiser": settings.denoiser.weights} if settings.denoiser.weights else {}),
     }
 

@@ -35,7 +35,7 @@ def _warn_of_training_images(
     if trained_on in (None, dataset.fingerprint(indices)):  # the latter is told by certification itself
         return
     try:
-        train_set = data.load(settings.data.name, "train", directory=settings.data.dir, seed=settings.seed)
+        train_set = config.dataset(settings, "train")
     except (ValueError, OSError):
         return
     if train_set.fingerprint() == trained_on:

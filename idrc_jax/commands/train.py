@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from idrc_jax import config, data, models, training
+from idrc_jax import config, models, training
 from idrc_jax.commands._inputs import denoiser_of, go_on
 from idrc_jax.config.flags import run
 from idrc_jax.sampling import devices, processes
@@ -31,7 +31,7 @@ def _train(values: flags.FlagValues) -> int:
 @config.named(*config.TRAIN, *config.NETWORK)
 def _train_together(settings: config.Config, workdir: Path) -> int:
     recipe = config.recipe(settings)
-    train_set = data.load(settings.data.name, "train", directory=settings.data.dir, seed=settings.seed)
+    train_set = config.dataset(settings, "train")
     limits = {name: settings.train[name] for name in ("checkpoint_minutes", "steps_per_dispatch", "tensorboard")}
     common = {
         "seed": settings.seed,

@@ -56,7 +56,7 @@ def run(
 
 def _help(about: str | None, values: flags.FlagValues) -> str:
     own = [values[name] for name in values if not name.startswith("config.") and values[name].help]
-    names = ("config", "workdir", "dry_run", "n", "adaptive", "out", "debug", "help")
+    names = ("config", "workdir", "dry_run", "n", "adaptive", "out", "classes", "debug", "help")
     lines = [about or "", *(f"  --{flag.name:<9} {flag.help}" for flag in own if flag.name in names)]
     if "config" in values:
         lines += ["", "Fields, to be set by --config.FIELD=VALUE, with the values of this config:"]
@@ -87,6 +87,7 @@ def _parse(config_file: bool, define: Callable[[flags.FlagValues], None] | None)
         rest = values(arguments)[1:]
         if config_file:
             fields.expand_home(values.config)
+            fields.name_data(values.config)
         return values, rest
     except (AttributeError, KeyError) as error:
         raise ValueError(_unknown_field(error)) from error

@@ -154,6 +154,8 @@ def command(results: Results) -> str | None:
         return None
     scheme = schemes.describe(schemes.from_description(made))
     fields = {"data.name": name, "data.dir": "FOLDER"}
+    sizes = [one["data_size"] for one in sessions if "data_size" in one]
+    fields |= {"data.size": sizes[-1]} if sizes else {}
     where = spacing([row.idx for row in results.rows])
     if where:
         fields |= dict(zip(("data.start", "data.stop", "data.skip"), where, strict=True))
