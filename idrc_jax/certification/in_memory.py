@@ -85,7 +85,7 @@ def certify(
     named = arguments.check_seed(seed, key)
     settings = Settings(plan or Fixed(n=n, n0=n0), alpha, Settings.seed if named is None else named, certificate)
     certificates.check_certificate(certificate, scheme, settings.plan)
-    pixels = arguments.check_pixels(images, classifier)
+    pixels = data.to_unit(arguments.check_pixels(images, classifier))
     dataset = data.from_arrays(pixels, labels, split="memory")
     check_fits(classifier, dataset)
     indices = check_unique(np.arange(len(pixels)) if indices is None else sampling.check_indices(indices, pixels))
@@ -93,7 +93,7 @@ def certify(
     execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
     session = provenance.versions() | provenance.training(classifier) | execution.describe()
     guarantee = describe_guarantee(classifier, scheme, dataset, indices, settings)
-    made = certify_by(execution, scheme, data.to_unit(pixels), settings, indices=indices)
+    made = certify_by(execution, scheme, pixels, settings, indices=indices)
     rows: dict[int, Row] = {}
     since = time.perf_counter()
     for position, one in _shown(made, "certify", len(pixels), progress):

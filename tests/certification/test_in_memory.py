@@ -82,6 +82,7 @@ def test_bytes_and_floats_are_the_same_images(linear):
     given = (grey, grey / np.float32(255), grey / 255.0, (grey / np.float32(255)).tolist())
     several = [idrc.certify(linear, SCHEME, one, n0=20, n=100, chunk=64, progress=False) for one in given]
     assert all(without_time(one) == without_time(several[0]) for one in several)
+    assert all(one.manifest["guarantee"] == several[0].manifest["guarantee"] for one in several)
     assert not several[0].labelled
     assert [row.label for row in several[0].rows] == [-1, -1]
     answers = [idrc.predict(linear, SCHEME, one, n=100, chunk=64, progress=False) for one in given]
