@@ -82,17 +82,23 @@ def kind(name: str, directory: str) -> str:
       name: one of `NAMES`.
       directory: an .npz file, or a folder with train.npz or test.npz, CIFAR-10's binary files or images; else, and for
         imagenet, the name counts.
+
+    Raises ValueError for a directory that holds nothing known, beside the name of a data set that needs none.
     """
     path = Path(directory)
     if path.suffix == ".npz":
         return "npz"
-    if not directory or name == "imagenet" or not path.is_dir():
+    if not directory or name == "imagenet":
         return name
     if any((path / f"{split}.npz").is_file() for split in ("train", "test")):
         return "npz"
     if any((path / part).is_file() for part in ("test_batch.bin", "cifar-10-batches-bin/test_batch.bin")):
         return "cifar10"
-    return "folder" if folder.holds_images(path) else name
+    if path.is_dir() and folder.holds_images(path):
+        return "folder"
+    if name in ("digits", "synthetic"):
+        raise ValueError(f"Expected data.dir to be an .npz file or a folder with images, got {directory}.")
+    return name
 
 
 def load(name: str, split: str, *, directory: str = "", seed: int = 0, size: int = 0) -> Dataset:

@@ -152,11 +152,15 @@ def test_what_the_directory_holds_says_which_data_set_is_meant(animals, tmp_path
     (tmp_path / "cifar/cifar-10-batches-bin").mkdir(parents=True)
     (tmp_path / "cifar/cifar-10-batches-bin/test_batch.bin").write_bytes(b"")
     (tmp_path / "empty").mkdir()
+    for where in ("nowhere", "empty", "both/test.npy"):
+        for name in ("digits", "synthetic"):
+            with pytest.raises(ValueError, match=r"data\.dir to be an \.npz file or a folder with images"):
+                data.kind(name, str(tmp_path / where))
+        assert data.kind("cifar10", str(tmp_path / where)) == "cifar10"  # which says what it misses
     for name in ("digits", "cifar10", "npz"):
         assert data.kind(name, "") == name
         assert data.kind(name, str(tmp_path / "any.npz")) == "npz"
         assert data.kind(name, str(tmp_path / "both")) == "npz"
         assert data.kind(name, str(tmp_path / "cifar")) == "cifar10"
         assert data.kind(name, str(animals)) == data.kind(name, str(animals / "dog")) == "folder"
-        assert data.kind(name, str(tmp_path / "empty")) == data.kind(name, str(tmp_path / "nowhere")) == name
     assert data.kind("imagenet", str(animals)) == "imagenet"
