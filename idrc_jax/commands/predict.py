@@ -37,13 +37,13 @@ def _predict(values: flags.FlagValues) -> int:
     certification.check_fits(classifier, dataset)
     asked = {"n": values.n, "alpha": settings.certify.alpha, "adaptive": values.adaptive}
     certification.check_prediction(values.n, settings.certify.alpha, classifier.classes, adaptive=values.adaptive)
+    execution = implementation_choice.choose(
+        classifier, scheme, samples=len(indices) * values.n, mesh=mesh, chunk=settings.chunk
+    )
     names = _names(values, dataset, classifier)
     columns = prediction_file.columns(dataset, names)
 
     def predict(todo: np.ndarray, write: Callable[[Rows], None], *, show: bool) -> None:
-        execution = implementation_choice.choose(
-            classifier, scheme, samples=len(todo) * values.n, mesh=mesh, chunk=settings.chunk
-        )
         before = len(indices) - len(todo)
         with closing(Progress("predict", len(indices), before, unit="images", show=show)) as bar:
             for start in range(0, len(todo), _BATCH):
