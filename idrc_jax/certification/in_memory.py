@@ -12,7 +12,7 @@ from idrc_jax import certificates, data, sampling
 from idrc_jax.certificates import Certificate, confidence_bounds, sampling_plans
 from idrc_jax.certificates.sampling_plans import Fixed, Plan, SelectionFree, ToSignificance
 from idrc_jax.certificates.schemes import Scheme, host_scale
-from idrc_jax.certification import arguments, provenance
+from idrc_jax.certification import arguments, clean_accuracy, provenance
 from idrc_jax.certification.decisions import Decisions
 from idrc_jax.certification.guarantee import check_fits, check_unique, describe_guarantee
 from idrc_jax.certification.settings import Settings
@@ -100,7 +100,9 @@ def certify(
         now = time.perf_counter()
         rows[position] = Row.from_certificate(one, int(indices[position]), int(dataset.labels[position]), now - since)
         since = now
-    return Results.in_memory([rows[position] for position in range(len(pixels))], guarantee, session)
+    every = np.arange(len(pixels))
+    clean = clean_accuracy.measure(classifier, dataset, every) if dataset.labelled else None
+    return Results.in_memory([rows[position] for position in range(len(pixels))], guarantee, session, clean)
 
 
 def certify_by(

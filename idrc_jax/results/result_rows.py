@@ -102,9 +102,11 @@ class Results:
     path: Path
 
     @classmethod
-    def in_memory(cls, rows: Iterable[Row], guarantee: Json, session: Json) -> Self:
-        """Results that are on no disk yet; arguments as for `ResultsFile`."""
+    def in_memory(cls, rows: Iterable[Row], guarantee: Json, session: Json, clean: Json | None = None) -> Self:
+        """Results that are on no disk yet; arguments as for `ResultsFile`, and `clean` of a `Manifest`."""
         manifest = Manifest(schema_version=SCHEMA_VERSION, guarantee=as_json(guarantee), sessions=[as_json(session)])
+        if clean:
+            manifest["clean"] = clean
         return cls(tuple(rows), manifest, MEMORY)
 
     def __repr__(self) -> str:
