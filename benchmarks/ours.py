@@ -19,6 +19,8 @@ from safetensors.numpy import load_file, save_file
 from benchmarks import measure, networks, workers
 from idrc_jax import certification, data, models, sampling, training
 from idrc_jax.certificates import schemes
+from idrc_jax.certificates.sampling_plans import Fixed
+from idrc_jax.certification import in_memory
 from idrc_jax.interop import diffusers, layouts, torch_modules
 from idrc_jax.models import denoised_classifier, diffusion
 from idrc_jax.sampling import devices, implementation_choice, random_keys
@@ -230,10 +232,8 @@ class Sampling:
         """Seconds for one image's certificate: 100 + n samples, the radius included."""
         one = self._variants[name]
         start = time.perf_counter()
-        certification.certify(
-            one.execution.classifier, SCHEME, one.image, indices=np.array([0]), n0=measure.N0, n=n,
-            key=random_keys.root(0), chunk=one.execution.chunk, mesh=one.execution.mesh,
-        )  # fmt: skip
+        settings = certification.Settings(Fixed(n=n, n0=measure.N0))
+        list(in_memory.certify_by(one.execution, SCHEME, one.image, settings, indices=np.array([0])))
         return time.perf_counter() - start
 
     def memory(self) -> dict[str, float]:

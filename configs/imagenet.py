@@ -16,7 +16,6 @@ def get_config(scheme="gaussian"):
     config = base()
     config.noise.scheme = scheme
     config.data.name = "imagenet"
-    config.data.skip = 100
     config.model.architecture = "resnet50"
     config.model.depth = 50
     config.model.mean = (0.485, 0.456, 0.406)

@@ -10,7 +10,6 @@ from idrc_jax.config import base
 def get_config():
     config = base()
     config.data.name = "digits"
-    config.data.skip = 3
     config.noise.sigma = 0.5
     config.model.depth = 8
     config.model.mean = (0.3,)

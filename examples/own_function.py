@@ -24,7 +24,7 @@ def make():
 
 
 def main():
-    smoothed = idrc.SmoothedClassifier(make(), idrc.schemes.make("gaussian", sigma=0.5), n=10_000)
+    smoothed = idrc.SmoothedClassifier(make(), "gaussian", sigma=0.5, n=10_000)
     digits = idrc.data.load("digits", "test")
     images, labels = digits.images[:40], digits.labels[:40]
 

@@ -26,6 +26,7 @@ _ROOMS = (
 )
 _NAMES = {  # public name -> the room that has it
     "Classifier": "models",
+    "Results": "results",
     "SmoothedClassifier": "certification",
     "Denoiser": "models",
     "abstention_rate": "results",
@@ -101,6 +102,7 @@ if TYPE_CHECKING:
     from idrc_jax.report import figures, plot_certified_accuracy, tables
     from idrc_jax.report import paper_numbers as paper
     from idrc_jax.results import (
+        Results,
         abstention_rate,
         average_certified_radius,
         certified_accuracy,

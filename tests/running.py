@@ -22,9 +22,9 @@ def run(main, *arguments):
 
 
 def refused(main, *arguments):
-    """The one line of a command that refuses its input and says nothing else but, maybe, what it took from a run."""
+    """The one line of a command that refuses its input and says nothing else but notes of what it took."""
     status, out, error = run(main, *arguments)
     assert (status, out) == (1, "")
-    (line,) = (one for one in error.splitlines(keepends=True) if not one.startswith("note: from "))
+    (line,) = (one for one in error.splitlines(keepends=True) if not one.startswith("note: "))
     assert line.startswith("error: ")
     return line

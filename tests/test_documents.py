@@ -11,7 +11,7 @@ import running
 from conftest import ROOT
 
 from idrc_jax import results
-from idrc_jax.commands import compare, tables
+from idrc_jax.commands import compare, recertify, report, tables
 
 README = (ROOT / "README.md").read_text()
 SECTION = re.split(r"^## ", README, flags=re.M)
@@ -40,6 +40,25 @@ def test_the_example_of_an_own_function(tmp_path):
     assert 0.6 < certified <= 1
     assert 0 < within <= certified
     assert re.search(r"a \d: \d within 0\.\d+", out)
+
+
+def test_the_page_about_python(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    page = (ROOT / "docs/how_to/python.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", page, flags=re.S):
+        exec(code, names)
+    assert 0 < names["accuracy"] <= 1
+    assert (tmp_path / "accuracy.png").is_file()
+    assert len(names["by_index"]) == 40
+    (commands,) = re.findall(r"```bash\n(.*?)```", page, flags=re.S)
+    mains = {"idrc-report": report.main, "idrc-recertify": recertify.main}
+    for line in commands.splitlines():
+        name, *arguments = shlex.split(line)
+        assert running.run(mains[name], *arguments)[0] == 0
+    assert (tmp_path / "report/index.html").is_file()
 
 
 def test_the_tables_of_the_documents_are_those_of_make_figures(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import numpy as np
 
 from idrc_jax import data, results
 from idrc_jax.core import files
+from idrc_jax.core.json_values import Json
 from idrc_jax.models import Classifier
 from idrc_jax.results import MANIFEST, Results, metrics
 
@@ -22,12 +23,17 @@ def with_clean_accuracy(read: Results, classifier: Classifier, dataset: data.Dat
     if read.manifest is None or not read.rows or not read.labelled or metrics.clean_accuracy(read) is not None:
         return read
     indices = np.asarray([row.idx for row in read.rows])
-    right = int(np.sum(_right(classifier, dataset, indices)))
+    clean = measure(classifier, dataset, indices)
     with files.folder_lock(read.path.parent):
         manifest = results.read_manifest(read.path.parent) or read.manifest
-        manifest["clean"] = {"right": right, "images": len(indices)}
+        manifest["clean"] = clean
         files.write_json(read.path.parent / MANIFEST, manifest)
     return Results(read.rows, manifest, read.path)
+
+
+def measure(classifier: Classifier, dataset: data.Dataset, indices: np.ndarray) -> Json:
+    """What a manifest says of these images of a labelled data set: how many the classifier gets right, of how many."""
+    return {"right": int(np.sum(_right(classifier, dataset, indices))), "images": len(indices)}
 
 
 def _right(classifier: Classifier, dataset: data.Dataset, indices: np.ndarray) -> np.ndarray:

@@ -1,11 +1,13 @@
 """What a run's guarantee rests on: the checks before it, and the description that a run that goes on is held to."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from idrc_jax import data, models, sampling
 from idrc_jax.certificates import sampling_plans
+from idrc_jax.certificates.sampling_plans import Plan
 from idrc_jax.certificates.schemes import Scheme, describe
 from idrc_jax.certification.settings import Settings
 from idrc_jax.models import Classifier
@@ -46,19 +48,56 @@ def describe_guarantee(
     }
 
 
+def describe_prediction(
+    classifier: Classifier,
+    scheme: Scheme,
+    dataset: data.Dataset,
+    indices: np.ndarray,
+    *,
+    plan: Plan,
+    alpha: float,
+    seed: int,
+) -> dict[str, Any]:
+    """Everything that predictions depend on, as `describe_guarantee` has it for certificates."""
+    described = describe_guarantee(classifier, scheme, dataset, indices, Settings(alpha=alpha, seed=seed))
+    return {name: value for name, value in described.items() if name != "certificate"} | sampling_plans.describe(plan)
+
+
 def check_fits(classifier: Classifier, dataset: data.Dataset) -> None:
     """ValueError unless the classifier gives logits of its classes and the data set's images and labels are its."""
     classifier.check()
     if dataset.images.shape[1:] != classifier.image_shape:
+        height, width, _ = classifier.image_shape
+        resized = dataset.files and height == width and dataset.images.shape[1:3] != (height, width)
+        hint = f": --config.data.size={height} resizes the shorter side and cuts out the centre." if resized else "."
         raise ValueError(
             f"Expected images of shape {classifier.image_shape} as the classifier takes, got "
-            f"{dataset.images.shape[1:]} in {dataset.source}."
+            f"{dataset.images.shape[1:]} in {dataset.source}{hint}"
+        )
+    names, known = dataset.class_names, classifier.description.get("class_names")
+    if names and (len(names) != classifier.classes or (known and list(names) != list(known))):
+        wanted = f", {_few(known)}" if known else ""
+        raise ValueError(
+            f"Expected the classifier's {classifier.classes} classes{wanted}, got {len(names)} in {dataset.source}, "
+            f"{_few(names)}: labels follow the order of the folders' names, unless {dataset.source}/classes.txt lists "
+            "all classes in the classifier's order, one a line."
         )
     if dataset.labels.max() >= classifier.classes:
         raise ValueError(
             f"Expected labels below the classifier's {classifier.classes} classes, got {dataset.labels.max()} in "
             f"{dataset.source}."
         )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+
+
+def check_unique(indices: np.ndarray) -> np.ndarray:
+    """The indices, or ValueError for one that comes twice."""
+    if len(np.unique(indices)) < len(indices):
+        raise ValueError("Expected each image once, got an index that comes twice.")
+    return indices
 
 
 def check_indices(indices: np.ndarray, dataset: data.Dataset) -> np.ndarray:

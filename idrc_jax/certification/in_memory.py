@@ -1,111 +1,149 @@
 """Certificates and predictions of images in memory."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from idrc_jax import certificates, sampling
+from idrc_jax import certificates, data, sampling
 from idrc_jax.certificates import Certificate, confidence_bounds, sampling_plans
 from idrc_jax.certificates.sampling_plans import Fixed, Plan, SelectionFree, ToSignificance
 from idrc_jax.certificates.schemes import Scheme, host_scale
+from idrc_jax.certification import arguments, clean_accuracy, provenance
 from idrc_jax.certification.decisions import Decisions
+from idrc_jax.certification.guarantee import check_fits, check_unique, describe_guarantee
 from idrc_jax.certification.settings import Settings
 from idrc_jax.core import validate
+from idrc_jax.core.progress import Progress
 from idrc_jax.models import Classifier
+from idrc_jax.results import Results, Row
 from idrc_jax.sampling import implementation_choice, random_keys
 from idrc_jax.sampling.dispatch_ahead import Scheduler
 from idrc_jax.sampling.execution import Execution
 from idrc_jax.sampling.vote_counter import VoteCounter
 
 PREDICTION_SAMPLES = 1000  # at most
-_STRIDES = 1000  # of a dispatch
+_STRIDES = 100  # of a dispatch
 _FEWEST = 10_000  # votes that are tried, to say how few can name a class
+
+_Answer = TypeVar("_Answer")
 
 
 def certify(
     classifier: Classifier,
-    scheme: Scheme,
+    scheme: Scheme | str,
     images: np.ndarray,
     *,
-    indices: np.ndarray,
+    labels: np.ndarray | None = None,
+    indices: np.ndarray | None = None,
+    sigma: float | None = None,
     plan: Plan | None = None,
     n0: int = Fixed.n0,
     n: int = Fixed.n,
     alpha: float = Settings.alpha,
     certificate: str = Settings.certificate,
-    key: jax.Array,
+    seed: int | None = None,
+    key: jax.Array | None = None,
     chunk: int = 0,
     mesh: Mesh | None = None,
-) -> list[Certificate]:
+    progress: bool = True,
+) -> Results:
     """Certify each image, in memory: CERTIFY of Cohen et al. (2019), or another sampling plan.
 
     Args:
       classifier: the base classifier.
-      scheme: how much noise of which law an image gets.
-      images: float32 [N, H, W, C] in [0, 1].
-      indices: [N] data-set indices, which name the noise.
+      scheme: how much noise of which law an image gets; or the name of a scheme that needs no more than `sigma`.
+      images: [N, H, W, C], N >= 1, uint8 (which are divided by 255) or floats in [0, 1].
+      labels: integers [N], the true classes; None, or -1 for all, where they are unknown.
+      indices: integers [N], each once, which name the noise and the rows; 0, 1, ... by default.
+      sigma: of a scheme that is given by its name, in pixel units.
       plan: instead of n0 selection and n estimation samples.
       alpha: error probability of each image's certificate.
       certificate: see `certificates.from_votes`.
-      key: the run's typed key, `random_keys.root(seed)`; selection and estimation use branches of their own.
+      seed: of the noise, in 0 .. 2**64 - 1; 0 by default.
+      key: instead of the seed, a typed key; manifests name it by its seed (`random_keys.seed_of`).
       chunk, mesh: as for `count_votes`, but chosen by measuring (see `implementation_choice.choose`).
+      progress: show a bar on standard error.
 
     Returns:
-      A certificate an image, in the order of the images.
+      A row an image, in the order of the images, with the manifest that a result file has: what `read_results` gives.
+      `save` writes it.
 
     Raises:
-      ValueError: settings that could certify nothing, or images, indices, key or chunk that cannot be.
+      ValueError: settings that could certify nothing, or arguments that cannot be, each with what to do.
 
     Guarantee: for each image on its own, with probability at least 1 - alpha over the sampling, no image nearer than
-    `radius` (l2, pixel units) has another prediction of the smoothed classifier, under its own noise.
+    `radius` (l2, pixel units) has another prediction of the smoothed classifier, under its own noise. It does not hold
+    for images that were chosen with the noise of this seed in sight.
     """
-    settings = Settings(plan or Fixed(n=n, n0=n0), alpha, certificate=certificate)
+    classifier, scheme = arguments.check_classifier(classifier), arguments.check_scheme(scheme, sigma)
+    if plan is not None and (n0, n) != (Fixed.n0, Fixed.n):
+        raise ValueError(f"Expected n0 and n in the plan alone, got {plan} and n0 = {n0}, n = {n}.")
+    named = arguments.check_seed(seed, key)
+    settings = Settings(plan or Fixed(n=n, n0=n0), alpha, Settings.seed if named is None else named, certificate)
     certificates.check_certificate(certificate, scheme, settings.plan)
-    images = sampling.check_images(images, classifier)
-    samples = len(images) * settings.plan.most
+    pixels = data.to_unit(arguments.check_pixels(images, classifier))
+    dataset = data.from_arrays(pixels, labels, split="memory")
+    check_fits(classifier, dataset)
+    indices = check_unique(np.arange(len(pixels)) if indices is None else sampling.check_indices(indices, pixels))
+    checked = provenance.checked_scheme(scheme, pixels, np.arange(len(pixels)))
+    samples = len(pixels) * settings.plan.most
     execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
-    return certify_by(execution, scheme, images, settings, indices=indices, key=key)
+    session = provenance.versions() | provenance.training(classifier) | execution.describe() | checked
+    guarantee = describe_guarantee(classifier, scheme, dataset, indices, settings)
+    made = certify_by(execution, scheme, pixels, settings, indices=indices)
+    rows: dict[int, Row] = {}
+    since = time.perf_counter()
+    for position, one in _shown(made, "certify", len(pixels), progress):
+        now = time.perf_counter()
+        rows[position] = Row.from_certificate(one, int(indices[position]), int(dataset.labels[position]), now - since)
+        since = now
+    every = np.arange(len(pixels))
+    clean = clean_accuracy.measure(classifier, dataset, every) if dataset.labelled else None
+    return Results.in_memory([rows[position] for position in range(len(pixels))], guarantee, session, clean)
 
 
 def certify_by(
-    execution: Execution,
-    scheme: Scheme,
-    images: np.ndarray,
-    settings: Settings,
-    *,
-    indices: np.ndarray,
-    key: jax.Array,
-) -> list[Certificate]:
-    """`certify` by a way to run the network that is already chosen.
+    execution: Execution, scheme: Scheme, images: np.ndarray, settings: Settings, *, indices: np.ndarray
+) -> Iterator[tuple[int, Certificate]]:
+    """The certificates of images by a way to run the network that is already chosen: positions and certificates, as
+    the images are decided.
 
     Args:
       execution: the base classifier, its devices and its chunk.
-      settings: of which the key stands in for the seed.
-      Others: as for `certify`.
+      scheme: how much noise of which law an image gets.
+      images: float32 [N, H, W, C] in [0, 1].
+      settings: what else the certificates depend on.
+      indices: [N], which name the noise.
     """
     images = sampling.check_images(images, execution.classifier)
     statistic, levels = host_scale(scheme, images)
     decisions = Decisions(scheme, settings, statistic, int(np.prod(images.shape[1:])))
+    key = random_keys.root(settings.seed)
     counter = VoteCounter(execution, scheme, images, levels, indices=indices, key=key)
     scheduler = Scheduler(counter, settings.plan, decisions.stop_rule, piece=_STRIDES * counter.stride)
-    made = {drawn.position: decisions.certificate(drawn) for drawn in scheduler.run(range(len(images)))}
-    return [made[position] for position in range(len(images))]
+    for drawn in scheduler.run(range(len(images))):
+        yield drawn.position, decisions.certificate(drawn)
 
 
 def predict(
     classifier: Classifier,
-    scheme: Scheme,
+    scheme: Scheme | str,
     images: np.ndarray,
     *,
-    indices: np.ndarray,
+    indices: np.ndarray | None = None,
+    sigma: float | None = None,
     n: int = PREDICTION_SAMPLES,
     alpha: float = Settings.alpha,
     adaptive: bool = False,
-    key: jax.Array,
+    seed: int | None = None,
+    key: jax.Array | None = None,
     chunk: int = 0,
     mesh: Mesh | None = None,
+    progress: bool = True,
 ) -> np.ndarray:
     """Predict each image's class: PREDICT of Cohen et al. (2019), the smoothed classifier's class, or -1.
 
@@ -113,7 +151,7 @@ def predict(
       n: samples an image.
       alpha: probability with which an image's answer may be another class than the smoothed classifier's.
       adaptive: stop as soon as the class is clear (`confidence_bounds.predict_sequential`), after at most n samples.
-      Others: as for `certify`.
+      Others: as for `certify`; an index may come twice, and there may be no image.
 
     Guarantee: for each image on its own, with probability at least 1 - alpha it returns the smoothed
     classifier's prediction or abstains.
@@ -122,12 +160,25 @@ def predict(
       int64 [N]; -1 where the votes do not tell.
 
     Raises:
-      ValueError: so few samples that not even unanimous votes could tell, or images and classifier do not fit.
+      ValueError: so few samples that not even unanimous votes could tell, or arguments that cannot be.
     """
+    classifier, scheme = arguments.check_classifier(classifier), arguments.check_scheme(scheme, sigma)
+    named = arguments.check_seed(seed, key)
     check_prediction(n, alpha, classifier.classes, adaptive=adaptive)
-    images = sampling.check_images(images, classifier)
-    execution = implementation_choice.choose(classifier, scheme, samples=len(images) * n, mesh=mesh, chunk=chunk)
-    return predict_by(execution, scheme, images, indices=indices, n=n, alpha=alpha, adaptive=adaptive, key=key)
+    pixels = data.to_unit(arguments.check_pixels(images, classifier))
+    execution = implementation_choice.choose(classifier, scheme, samples=len(pixels) * n, mesh=mesh, chunk=chunk)
+    made = predict_by(
+        execution,
+        scheme,
+        pixels,
+        indices=np.arange(len(pixels)) if indices is None else indices,
+        n=n,
+        alpha=alpha,
+        adaptive=adaptive,
+        seed=Settings.seed if named is None else named,
+    )
+    classes = dict(_shown(made, "predict", len(pixels), progress))
+    return np.asarray([classes[position] for position in range(len(pixels))], np.int64)
 
 
 def predict_by(
@@ -139,9 +190,10 @@ def predict_by(
     n: int,
     alpha: float,
     adaptive: bool,
-    key: jax.Array,
-) -> np.ndarray:
-    """`predict` by a way to run the network that is already chosen, with an n that `check_prediction` has passed.
+    seed: int,
+) -> Iterator[tuple[int, int]]:
+    """`predict` by a way to run the network that is already chosen, with an n that `check_prediction` has passed:
+    positions and classes, as the images are decided.
 
     Args:
       execution: the base classifier, its devices and its chunk.
@@ -149,16 +201,30 @@ def predict_by(
     """
     images = sampling.check_images(images, execution.classifier)
     _, levels = host_scale(scheme, images)
-    counter = VoteCounter(execution, scheme, images, levels, indices=indices, key=key)
-    plan = ToSignificance(n=n) if adaptive else SelectionFree(n=n)
+    counter = VoteCounter(execution, scheme, images, levels, indices=indices, key=random_keys.root(seed))
+    plan = prediction_plan(n, adaptive=adaptive)
     stop = plan.stopping(np.zeros_like, alpha)  # by the votes alone, whatever the radius
     piece = _STRIDES * counter.stride
     scheduler = Scheduler(counter, plan, lambda position: stop, piece=piece, stage=random_keys.PREDICTION)
     answer = _answer(adaptive)
-    predictions = np.full(len(images), confidence_bounds.ABSTAIN)
     for drawn in scheduler.run(range(len(images))):
-        predictions[drawn.position] = answer(drawn.votes, alpha)
-    return predictions
+        yield drawn.position, answer(drawn.votes, alpha)
+
+
+def _shown(made: Iterable[tuple[int, _Answer]], title: str, total: int, show: bool) -> Iterator[tuple[int, _Answer]]:
+    """The same, with a bar that counts them."""
+    bar = Progress(title, total, 0, unit="images", show=show)
+    try:
+        for done, one in enumerate(made, start=1):
+            bar.update(done)
+            yield one
+    finally:
+        bar.close()
+
+
+def prediction_plan(n: int, *, adaptive: bool) -> Plan:
+    """How the votes of a prediction are drawn; arguments as for `predict`."""
+    return ToSignificance(n=n) if adaptive else SelectionFree(n=n)
 
 
 def check_prediction(n: int, alpha: float, classes: int, *, adaptive: bool) -> None:

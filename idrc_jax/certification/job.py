@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from idrc_jax import certificates, data, results, sampling
 from idrc_jax.certificates.schemes import Scheme, host_scale
 from idrc_jax.certification.decisions import Decisions
-from idrc_jax.certification.guarantee import check_fits, check_indices, describe_guarantee
+from idrc_jax.certification.guarantee import check_fits, check_indices, check_unique, describe_guarantee
 from idrc_jax.certification.settings import Settings
 from idrc_jax.core import files
 from idrc_jax.core.progress import Progress, require_progress, write_status
@@ -168,9 +168,7 @@ def _prepare(
     """The worker's job, or ValueError for what cannot be certified; a warning where the network knows the images."""
     certificates.check_certificate(settings.certificate, scheme, settings.plan)
     check_fits(classifier, dataset)
-    indices = check_indices(indices, dataset)
-    if len(np.unique(indices)) < len(indices):
-        raise ValueError("Expected each image once, got an index that comes twice.")
+    indices = check_unique(check_indices(indices, dataset))
     guarantee = describe_guarantee(classifier, scheme, dataset, indices, settings)
     if classifier.description.get("training", {}).get("data_sha256") == guarantee["data_sha256"]:
         warnings.warn(f"The network was trained on the very images of {dataset.source} to certify.", stacklevel=3)

@@ -1,6 +1,7 @@
 """A smoothed classifier for applications: NumPy images in, classes and radii out."""
 
 import secrets
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -11,11 +12,12 @@ from idrc_jax import data
 from idrc_jax.certificates import confidence_bounds
 from idrc_jax.certificates.sampling_plans import Fixed
 from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.certification import arguments
 from idrc_jax.certification.in_memory import PREDICTION_SAMPLES, certify_by, check_prediction, predict_by
 from idrc_jax.certification.settings import Settings
 from idrc_jax.core import validate
 from idrc_jax.models import Classifier
-from idrc_jax.sampling import implementation_choice, random_keys
+from idrc_jax.sampling import implementation_choice
 from idrc_jax.sampling.execution import Execution
 
 
@@ -50,22 +52,24 @@ class SmoothedClassifier:
 
     Args:
       classifier: the base classifier.
-      scheme: the noise.
+      scheme: the noise; or the name of a scheme that needs no more than `sigma`.
+      sigma: of a scheme that is given by its name, in pixel units.
       n0, n: selection and estimation samples of a certificate.
       n_predict: samples of a prediction, at most: it stops where the class is clear.
       alpha: error probability of each image's answer.
       chunk, mesh: as for `idrc.certify`.
 
     Every call draws new noise, from the operating system's randomness, so that nobody can choose images for noise that
-    will come. For answers that can be repeated pass `key`, another one in every call: the guarantee is over the noise,
-    and does not hold for images that were chosen with it in sight.
+    will come. For answers that can be repeated pass `seed` (or `key`), another one in every call: the guarantee is over
+    the noise, and does not hold for images that were chosen with it in sight.
     """
 
     def __init__(
         self,
         classifier: Classifier,
-        scheme: Scheme,
+        scheme: Scheme | str,
         *,
+        sigma: float | None = None,
         n0: int = Fixed.n0,
         n: int = Fixed.n,
         n_predict: int = PREDICTION_SAMPLES,
@@ -73,55 +77,70 @@ class SmoothedClassifier:
         chunk: int = 0,
         mesh: Mesh | None = None,
     ) -> None:
+        self._classifier = arguments.check_classifier(classifier)
+        self._scheme = arguments.check_scheme(scheme, sigma)
         if chunk:
             validate.count("chunk", chunk, 2)
         check_prediction(n_predict, alpha, classifier.classes, adaptive=True)
-        self._settings = Settings(Fixed(n=n, n0=n0), alpha)
-        self._classifier, self._scheme, self._n_predict = classifier, scheme, n_predict
+        self._plan = Fixed(n=n, n0=n0)
+        self._settings, self._n_predict = Settings(self._plan, alpha), n_predict
         self._chunk, self._mesh = chunk, mesh
         self._execution: Execution | None = None
         self._longest = 0
 
-    def predict(self, images: np.ndarray, *, key: jax.Array | None = None) -> Predictions:
+    def __repr__(self) -> str:
+        return (
+            f"SmoothedClassifier({self._classifier!r}, {self._scheme!r}, n0={self._plan.n0}, n={self._plan.n}, "
+            f"n_predict={self._n_predict}, alpha={self._settings.alpha:g})"
+        )
+
+    def predict(self, images: np.ndarray, *, seed: int | None = None, key: jax.Array | None = None) -> Predictions:
         """Predict the class of each image.
 
         Args:
-          images: uint8, or float32 in [0, 1], [N, H, W, C].
-          key: a typed key that names the noise; None draws a new one.
+          images: [N, H, W, C], uint8 or floats in [0, 1].
+          seed: of the noise, in 0 .. 2**64 - 1; None draws new noise.
+          key: instead of the seed, a typed key.
 
         Guarantee: for each image on its own, with probability at least 1 - alpha over the noise, the class is that of
         the smoothed classifier, or it abstains.
         """
-        classes = predict_by(
-            self._choose(len(images) * self._n_predict),
+        seed, pixels = _seed(seed, key), data.to_unit(arguments.check_pixels(images, self._classifier))
+        made = predict_by(
+            self._choose(len(pixels) * self._n_predict),
             self._scheme,
-            data.to_unit(np.asarray(images)),
-            indices=np.arange(len(images)),
+            pixels,
+            indices=np.arange(len(pixels)),
             n=self._n_predict,
             alpha=self._settings.alpha,
             adaptive=True,
-            key=_key(key),
+            seed=seed,
         )
+        classes = np.full(len(pixels), confidence_bounds.ABSTAIN)
+        for position, one in made:
+            classes[position] = one
         return Predictions(classes, classes == confidence_bounds.ABSTAIN)
 
-    def certify(self, images: np.ndarray, *, key: jax.Array | None = None) -> Certified:
+    def certify(self, images: np.ndarray, *, seed: int | None = None, key: jax.Array | None = None) -> Certified:
         """Certify each image: its class, and the l2 radius within which it stays; arguments as for `predict`.
+
+        `idrc.certify` gives the same with all that a result file holds, to be saved and reported.
 
         Guarantee: for each image on its own, with probability at least 1 - alpha over the noise, the smoothed
         classifier gives this class to every image nearer than the radius, or it abstains.
         """
+        seed, pixels = _seed(seed, key), data.to_unit(arguments.check_pixels(images, self._classifier))
         made = certify_by(
-            self._choose(len(images) * self._settings.plan.most),
+            self._choose(len(pixels) * self._plan.most),
             self._scheme,
-            data.to_unit(np.asarray(images)),
-            self._settings,
-            indices=np.arange(len(images)),
-            key=_key(key),
+            pixels,
+            replace(self._settings, seed=seed),
+            indices=np.arange(len(pixels)),
         )
-        classes = np.asarray([one.predict for one in made], np.int64)
-        return Certified(
-            classes, classes == confidence_bounds.ABSTAIN, np.asarray([one.radius for one in made], np.float64)
-        )
+        classes, radii = np.full(len(pixels), confidence_bounds.ABSTAIN), np.zeros(len(pixels))
+        for position, one in made:
+            classes[position], radii[position] = one.predict, one.radius
+        return Certified(classes, classes == confidence_bounds.ABSTAIN, radii)
 
     def _choose(self, samples: int) -> Execution:
         """How to run: looked into again where a call is longer than all before."""
@@ -133,8 +152,7 @@ class SmoothedClassifier:
         return self._execution
 
 
-def _key(key: jax.Array | None) -> jax.Array:
+def _seed(seed: int | None, key: jax.Array | None) -> int:
     """The caller's, or one of 64 random bits."""
-    if key is not None:
-        return key
-    return jax.random.fold_in(random_keys.root(secrets.randbits(32)), np.uint32(secrets.randbits(32)))
+    named = arguments.check_seed(seed, key)
+    return secrets.randbits(64) if named is None else named

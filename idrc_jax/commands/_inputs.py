@@ -1,9 +1,6 @@
 """What several commands make of their settings: classifier, denoiser, images, devices, provenance."""
 
-import importlib.metadata
-import platform
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +9,9 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from idrc_jax import __version__, certificates, config, data, models
-from idrc_jax.certificates import schemes
+from idrc_jax import config, data, models
 from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.certification.provenance import versions
 from idrc_jax.interop import user_factory
 from idrc_jax.models.denoised_classifier import denoised
 from idrc_jax.models.diffusion import Denoiser
@@ -43,10 +40,13 @@ def classifier_and_images(
     if denoiser is not None:
         sigma = config.denoiser_sigma(settings, scheme)
         classifier = denoised(classifier, denoiser, sigma=sigma, steps=settings.denoiser.steps)
-    dataset = data.load(settings.data.name, "test", directory=settings.data.dir, seed=settings.seed)
-    chosen = data.select(len(dataset), skip=settings.data.skip, start=settings.data.start, stop=settings.data.stop)
+    dataset = config.dataset(settings, "test")
+    chosen = config.selection(settings, dataset)
     if note:
         print(f"note: {note}.", file=sys.stderr)
+    if not settings.data.skip and dataset.name in data.SKIPS:
+        told = f"one test image in {data.SKIPS[dataset.name]}, {len(chosen)} of {dataset.name}'s {len(dataset)}"
+        print(f"note: {told}; --config.data.skip=1 takes all.", file=sys.stderr)
     return classifier, dataset, chosen
 
 
@@ -76,34 +76,12 @@ def _expected(values: flags.FlagValues) -> dict[str, Any]:
 
 def provenance(settings: config.Config) -> dict[str, Any]:
     """What a manifest says of a call: versions, the time, the files of weights."""
-    packages = ("jax", "jaxlib", "flax", "numpy", "scipy")
-    versions = {name: importlib.metadata.version(name) for name in packages} | {"idrc_jax": __version__}
     return {
-        "versions": versions,
-        "python": platform.python_version(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **versions(),
         "weights": settings.model.weights,
+        **({"data_size": settings.data.size} if settings.data.size else {}),
         **({"denoiser": settings.denoiser.weights} if settings.denoiser.weights else {}),
     }
-
-
-def checked_scheme(scheme: Scheme, images: np.ndarray) -> dict[str, Any]:
-    """What to say in a manifest of a scheme of the user's own, whose bounds are searched near these images; else {}.
-
-    Args:
-      images: float32 [N, H, W, C] in [0, 1].
-
-    Raises:
-      ValueError: no certificate follows from the scheme, or an image whose level leaves its bounds was found.
-    """
-    if type(scheme) in schemes.SCHEMES.values():
-        return {}
-    statistic, _ = schemes.host_scale(scheme, images)
-    certificates.radius(scheme, statistic, 0.9, dim=int(np.prod(images.shape[1:])))  # refuses what has none
-    found = schemes.check(scheme, images)
-    if not found.ok:
-        raise ValueError(str(found))
-    return {"scheme_check": {"images": found.images, "points": found.points, "violation": max(found.violation, 0.0)}}
 
 
 def go_on(what: str, workdir: Path) -> str:

@@ -3,7 +3,6 @@
 import math
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -11,21 +10,13 @@ from absl import flags
 from idrc_jax import config, data, results
 from idrc_jax.certification import certify_dataset, estimate, gallery_selection
 from idrc_jax.certification.clean_accuracy import with_clean_accuracy
-from idrc_jax.commands._inputs import (
-    checked_scheme,
-    classifier_and_images,
-    denoiser_of,
-    go_on,
-    mesh_of,
-    provenance,
-)
+from idrc_jax.certification.provenance import checked_scheme, training
+from idrc_jax.commands._inputs import classifier_and_images, denoiser_of, go_on, mesh_of, provenance
 from idrc_jax.config.flags import run, take_from_run
 from idrc_jax.models import Classifier
 from idrc_jax.report import figures
 from idrc_jax.results import gallery_file
 from idrc_jax.sampling import batch_systems
-
-_CHECKED = 16  # images at most, near which the bounds of a user's scheme are searched
 
 
 def main() -> None:
@@ -44,7 +35,7 @@ def _warn_of_training_images(
     if trained_on in (None, dataset.fingerprint(indices)):  # the latter is told by certification itself
         return
     try:
-        train_set = data.load(settings.data.name, "train", directory=settings.data.dir, seed=settings.seed)
+        train_set = config.dataset(settings, "train")
     except (ValueError, OSError):
         return
     if train_set.fingerprint() == trained_on:
@@ -63,8 +54,7 @@ def _certify(values: flags.FlagValues) -> int:
     certify_settings = config.settings(settings)
     worker = batch_systems.this_worker(settings.workers.index, settings.workers.count)
     classifier, dataset, indices = classifier_and_images(values, scheme, note)
-    some = indices[:: math.ceil(len(indices) / _CHECKED)]
-    scheme_check = checked_scheme(scheme, data.to_unit(dataset.images[some]))
+    scheme_check = checked_scheme(scheme, dataset.images, indices)
     if values.dry_run:
         said = estimate(classifier, scheme, dataset, indices, certify_settings, chunk=settings.chunk, mesh=mesh)
         memory = "unknown" if said.memory is None else f"{math.ceil(said.memory / 2**20)} MiB a device for a chunk"
@@ -85,7 +75,7 @@ def _certify(values: flags.FlagValues) -> int:
         mesh=mesh,
         max_minutes=settings.max_minutes,
         worker=worker,
-        provenance=provenance(settings) | _training(classifier) | scheme_check,
+        provenance=provenance(settings) | training(classifier) | scheme_check,
     )
     if not finished:
         print(go_on("Certification", workdir))
@@ -118,12 +108,6 @@ def _united(workdir: Path) -> results.Results:
             return read
     results.merge(others, workdir)
     return results.read_results(workdir)
-
-
-def _training(classifier: Classifier) -> dict[str, Any]:
-    """How the network was trained, where its weights say so."""
-    described = classifier.description
-    return {"training": described["training"]} if "training" in described else {}
 
 
 def _duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from idrc_jax import config, data, models, training
+from idrc_jax import config, models, training
 from idrc_jax.commands._inputs import denoiser_of, go_on
 from idrc_jax.config import run_memory
 from idrc_jax.config.flags import config_of_file, run
@@ -32,7 +32,7 @@ def _train(values: flags.FlagValues) -> int:
 @config.named(*config.TRAIN, *config.NETWORK)
 def _train_together(settings: config.Config, workdir: Path) -> int:
     recipe, file = config.recipe(settings), config_of_file()
-    train_set = data.load(settings.data.name, "train", directory=settings.data.dir, seed=settings.seed)
+    train_set = config.dataset(settings, "train")
     options = ("checkpoint_minutes", "validate_epochs", "steps_per_dispatch", "tensorboard")
     limits = {name: settings.train[name] for name in options}
     common = {

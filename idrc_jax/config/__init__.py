@@ -8,6 +8,7 @@ from idrc_jax.config.builders import (
     NETWORK,
     TRAIN,
     audit_settings,
+    dataset,
     denoiser_description,
     denoiser_sigma,
     denoiser_target,
@@ -15,6 +16,7 @@ from idrc_jax.config.builders import (
     named,
     noise_scheme,
     recipe,
+    selection,
     settings,
     training_scheme,
 )
@@ -30,6 +32,7 @@ __all__ = [
     "Config",
     "audit_settings",
     "base",
+    "dataset",
     "denoiser_description",
     "denoiser_sigma",
     "denoiser_target",
@@ -40,6 +43,7 @@ __all__ = [
     "named",
     "noise_scheme",
     "recipe",
+    "selection",
     "settings",
     "training_scheme",
 ]

@@ -35,6 +35,19 @@ def named(*paths: str, **others: str) -> Iterator[None]:
         raise error.renamed(known) from error
 
 
+def dataset(config: Config, split: str) -> data.Dataset:
+    """One split of the data set, "train" or "test"."""
+    name = data.kind(config.data.name, config.data.dir)
+    return data.load(name, split, directory=config.data.dir, seed=config.seed, size=config.data.size)
+
+
+def selection(config: Config, test_set: data.Dataset) -> np.ndarray:
+    """The indices of the test images to look at."""
+    chosen = config.data
+    skip = chosen.skip or data.SKIPS.get(test_set.name, 1)
+    return data.select(len(test_set), skip=skip, start=chosen.start, stop=chosen.stop, most=chosen.count)
+
+
 def _group(name: str) -> list[str]:
     return [path for path in FIELDS if path.startswith(f"{name}.")]
 
@@ -85,7 +98,7 @@ def _scheme(config: Config, name: str, *, sigma: float, ref: float, certified: b
         return schemes.make(name, sigma=sigma, ref=ref, by=noise.by, edges=noise.edges, levels=noise.levels)
     if noise.edges or noise.levels:
         raise ValueError("Expected noise.edges and noise.levels, or noise.bins to fit them, got both.")
-    train_set = data.load(config.data.name, "train", directory=config.data.dir, seed=config.seed)
+    train_set = dataset(config, "train")
     images = _not_certified(config, train_set) if certified else train_set.images
     return schemes.fit_stepped(data.to_unit(images), sigma=sigma, by=noise.by, bins=noise.bins)
 
@@ -96,7 +109,7 @@ def _not_certified(config: Config, train_set: data.Dataset) -> np.ndarray:
     A bin's edge that an image has moved would void that image's certificate. Images are the same by their pixels;
     copies that were changed are not found.
     """
-    test_set = data.load(config.data.name, "test", directory=config.data.dir, seed=config.seed)
+    test_set = dataset(config, "test")
     shared = data.shared(train_set.images, test_set.images)
     if shared.all():
         raise ValueError(
@@ -211,4 +224,5 @@ def description(config: Config, train_set: data.Dataset) -> Json:
         "mean": per_channel("mean", -math.inf),
         "std": per_channel("std", 0),
         "dtype": model.dtype,
+        **({"class_names": list(train_set.class_names)} if train_set.class_names else {}),
     }

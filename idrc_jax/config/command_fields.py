@@ -14,8 +14,8 @@ _SMOOTHED = (
 # Fields, or groups of them, by the command's name behind `idrc-`.
 _DECLARED = {
     "train": (
-        *_ONE_CALL, "workers", "data.name", "data.dir", "noise", *_NETWORK, "model.mean", "model.std", "train",
-        "denoiser",
+        *_ONE_CALL, "workers", "data.name", "data.dir", "data.size", "noise", *_NETWORK, "model.mean", "model.std",
+        "train", "denoiser",
     ),
     "certify": (*_ONE_CALL, "workers", *_SMOOTHED, "noise", "sampling", "certify"),
     "predict": ("seed", "devices", "kernel", *_SMOOTHED, "noise", "certify.alpha"),
@@ -30,7 +30,7 @@ READS = {
 
 # What most people set, in the order in which they think of it.
 _FIRST = (
-    "data.name", "data.dir", "data.skip", "noise.scheme", "noise.sigma", "model.weights", "model.factory",
+    "data.name", "data.dir", "data.count", "data.skip", "noise.scheme", "noise.sigma", "model.weights", "model.factory",
     "model.depth", "train.epochs", "train.batch", "train.lr", "certify.n", "certify.alpha", "audit.images",
     "max_minutes", "seed",
 )  # fmt: skip

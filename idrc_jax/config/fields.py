@@ -50,9 +50,13 @@ FIELDS = {
     "data.name": Field("cifar10", _any_of(data.NAMES)),
     "data.dir": Field(
         "",
-        "folder: cifar10's binary version, imagenet's class folders; npz: file or folder; empty: tensorflow-datasets",
+        "an .npz file, or a folder: of images, of cifar10's binary version ...; what it holds overrules data.name",
     ),
-    "data.skip": Field(20, "certify the test images start, start + skip, ... below stop"),
+    "data.size": Field(0, "folder: resize each image's shorter side to this, cut out the centre; 0: as they are"),
+    "data.skip": Field(
+        0, "certify the test images start, start + skip, ... below stop; 0: all; one in 20 of cifar10, 100 of imagenet"
+    ),
+    "data.count": Field(0, "certify the first so many of these; 0: all of them"),
     "data.start": Field(0, "index of the first test image"),
     "data.stop": Field(-1, "index after the last test image; -1: all"),
     "noise.scheme": Field("gaussian", f"of training, certification and prediction: {_any_of(schemes.SCHEMES)}"),
@@ -190,6 +194,11 @@ def expand_home(config: Config) -> None:
     """Put the home folder for the `~` that a path begins with."""
     for path in PATHS:
         put(config, path, os.path.expanduser(get(config, path)))
+
+
+def name_data(config: Config) -> None:
+    """Put the name of what data.dir holds into data.name."""
+    config.data.name = data.kind(config.data.name, config.data.dir)
 
 
 def unknown_field(name: str) -> str:

@@ -91,6 +91,7 @@ def _parse(command: str, define: Callable[[flags.FlagValues], None] | None) -> t
         if command:
             command_fields.check(command, config_flags.get_override_values(values["config"]))
             fields.expand_home(values.config)
+            fields.name_data(values.config)
         return values, rest
     except (AttributeError, KeyError) as error:
         raise ValueError(_unknown_field(error)) from error

@@ -31,7 +31,9 @@ REMEMBERED = tuple(path for path in FIELDS if path in (*_FIELDS, *_NETWORK) or p
 # Fields that make no sense beside another value of these.
 _BINS = {"noise.edges", "noise.levels", "noise.bins"}
 _DEPENDS = {
-    **{path: {"data.name"} for path in ("data.dir", "data.start", "data.stop", "data.skip")},
+    "data.name": {"data.dir"},  # which says what it holds
+    "data.dir": {"data.name"},
+    **{path: {"data.name", "data.dir"} for path in ("data.size", "data.skip", "data.count", "data.start", "data.stop")},
     "noise.scheme": {"noise.factory"},
     **{path: {"noise.scheme", "noise.factory"} for path in ("noise.ref", "noise.by")},
     **{path: {"noise.scheme", "noise.factory", "noise.by", *_BINS} for path in _BINS},

@@ -9,7 +9,8 @@ from idrc_jax.core import files
 
 
 class AppendOnlyTable:
-    """A text table, a header and rows with tabs between columns, while this process alone writes it.
+    """A text table, a header and rows with tabs between columns, while this process alone writes it; without columns it
+    has rows alone.
 
     A context manager. Entering it opens the file, locks it, cuts off what a crash left half-written and blank lines at
     the end, and gives a new file its header. ValueError if another process writes it.
@@ -20,7 +21,7 @@ class AppendOnlyTable:
     """
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self._path, self._header = path, line(columns)
+        self._path, self._header = path, line(columns) if columns else ""
 
     def __enter__(self) -> Self:
         self._file = self._path.open("a+b", buffering=0)

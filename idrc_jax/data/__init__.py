@@ -4,6 +4,6 @@ Imports core and results.
 """
 
 from idrc_jax.data.augmentation import augment, flip
-from idrc_jax.data.datasets import NAMES, Dataset, from_arrays, load, select, shared, to_unit
+from idrc_jax.data.datasets import NAMES, SKIPS, Dataset, from_arrays, kind, load, select, shared, to_unit
 
-__all__ = ["NAMES", "Dataset", "augment", "flip", "from_arrays", "load", "select", "shared", "to_unit"]
+__all__ = ["NAMES", "SKIPS", "Dataset", "augment", "flip", "from_arrays", "kind", "load", "select", "shared", "to_unit"]

@@ -1,24 +1,26 @@
 """Data sets as plain arrays on the host: uint8 (or float32 in [0, 1]) images [N, H, W, C] and int32 labels.
 
 `cifar10` reads the official binary version from a folder, or goes through tensorflow-datasets; `digits` is
-scikit-learn's; `npz` is any .npz file with `images` and, unless they are unknown, `labels`; `synthetic` is seeded, for
-tests; `imagenet` has its images decoded when they are asked for (see `imagenet.py`). No pickle is ever loaded.
+scikit-learn's; `npz` is any .npz file with `images` and, unless they are unknown, `labels`; `folder` is a folder of
+images a class, or images without labels (see `folder.py`); `synthetic` is seeded, for tests; `imagenet` has its images
+decoded when they are asked for (see `imagenet.py`). No pickle is ever loaded.
 """
 
 import hashlib
 import socket
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from idrc_jax.core import validate
-from idrc_jax.data import imagenet
+from idrc_jax.core import extras, validate
+from idrc_jax.data import folder, imagenet
 from idrc_jax.results import UNLABELLED
 
-NAMES = ("cifar10", "digits", "imagenet", "npz", "synthetic")
+NAMES = ("cifar10", "digits", "folder", "imagenet", "npz", "synthetic")
+SKIPS = {"cifar10": 20, "digits": 3, "imagenet": 100}  # the field's habits, and the digits' in the quick start
 _CIFAR10_FILES = {"train": [f"data_batch_{k}.bin" for k in range(1, 6)], "test": ["test_batch.bin"]}
 _CIFAR10_RECORD = 1 + 3 * 32 * 32
 _CIFAR10_RECORDS = 10_000
@@ -33,6 +35,8 @@ class Dataset:
       labels: int32 [N], each in 0 .. classes - 1; or all `UNLABELLED`.
       classes: number of classes; 0 if unlabelled.
       source: the file or folder it came from, or its name: for messages.
+      class_names: in the order of the labels, where the data set says so.
+      files: where each image came from, if from a file of its own.
     """
 
     name: str
@@ -41,6 +45,8 @@ class Dataset:
     labels: np.ndarray = field(repr=False)
     classes: int
     source: str = field(default="", compare=False)
+    class_names: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    files: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", self.source or self.name)
@@ -69,27 +75,62 @@ class Dataset:
         return digest.hexdigest()
 
 
-def load(name: str, split: str, *, directory: str = "", seed: int = 0) -> Dataset:
+def kind(name: str, directory: str) -> str:
+    """The data set that is meant: what the directory holds, where that says more than the name.
+
+    Args:
+      name: one of `NAMES`.
+      directory: an .npz file, or a folder with train.npz or test.npz, CIFAR-10's binary files or images; else, and for
+        imagenet, the name counts.
+
+    Raises ValueError for a directory that holds nothing known, beside the name of a data set that needs none.
+    """
+    path = Path(directory)
+    if path.suffix == ".npz":
+        return "npz"
+    if not directory or name == "imagenet":
+        return name
+    if any((path / f"{split}.npz").is_file() for split in ("train", "test")):
+        return "npz"
+    if any((path / part).is_file() for part in ("test_batch.bin", "cifar-10-batches-bin/test_batch.bin")):
+        return "cifar10"
+    if path.is_dir() and folder.holds_images(path):
+        return "folder"
+    if name in ("digits", "synthetic"):
+        raise ValueError(f"Expected data.dir to be an .npz file or a folder with images, got {directory}.")
+    return name
+
+
+def load(name: str, split: str, *, directory: str = "", seed: int = 0, size: int = 0) -> Dataset:
     """Load one split of a data set.
 
     Args:
       name: one of `NAMES`.
       split: "train" or "test".
       directory: for cifar10 the folder with the binary version, for imagenet (test alone) a folder of class folders
-        (empty: tensorflow-datasets); for npz the .npz file, or a folder holding train.npz and test.npz.
+        (empty: tensorflow-datasets); for npz the .npz file, or a folder holding train.npz and test.npz; for folder the
+        folder of images.
       seed: of the synthetic set.
+      size: of folder: resize the images' shorter side to this and cut out the centre; 0 for as they are.
 
     Raises:
       ValueError: an unknown name or split, a missing or truncated file, labels or pixels out of range.
     """
     validate.one_of("data.name", name, NAMES)
     validate.one_of("split", split, ("train", "test"))
+    if validate.count("data.size", size, 0) and name != "folder":
+        raise ValueError(f"Expected data.size for a folder of images alone, got data.size = {size} for {name}.")
     if name == "imagenet":
         if split != "test":
             raise ValueError("Expected ImageNet's networks to be imported (idrc-import), got a request to train one.")
         return Dataset(name, split, *imagenet.load(directory), imagenet.CLASSES)
     if name == "npz":
         return _npz(directory, split)
+    if name == "folder":
+        read = folder.load(directory, split, size)
+        classes = len(read.class_names)
+        made = from_arrays(read.images, read.labels, name=name, split=split, classes=classes, source=directory)
+        return replace(made, class_names=read.class_names, files=read.files)
     if name == "cifar10":
         images, labels = _cifar10_binary(Path(directory), split) if directory else _cifar10_tfds(split)
         classes = 10
@@ -147,15 +188,16 @@ def from_arrays(
     return Dataset(name, split, images, labels.astype(np.int32), classes or high + 1, where)
 
 
-def select(count: int, *, skip: int = 1, start: int = 0, stop: int = -1) -> np.ndarray:
-    """List the indices start, start + skip, ... below stop (-1: the end); every 20th is the field's habit.
+def select(count: int, *, skip: int = 1, start: int = 0, stop: int = -1, most: int = 0) -> np.ndarray:
+    """List the indices start, start + skip, ... below stop (-1: the end), the first `most` of them (0: all).
 
-    Raises ValueError when nothing is left.
+    Every 20th is the field's habit. Raises ValueError when nothing is left.
     """
     validate.count("data.skip", skip, 1)
     validate.count("data.start", start, 0)
     validate.count("data.stop", stop, -1)
-    indices = np.arange(start, count if stop == -1 else min(stop, count), skip)
+    validate.count("data.count", most, 0)
+    indices = np.arange(start, count if stop == -1 else min(stop, count), skip)[: most or None]
     if not len(indices):
         raise ValueError(f"Expected data.start={start}, data.stop={stop} to leave images of {count}, got none.")
     return indices
@@ -205,7 +247,7 @@ def _cifar10_tfds(split: str) -> tuple[np.ndarray, np.ndarray]:
     except ImportError:
         raise ValueError(
             "Expected data.dir to hold the binary version of CIFAR-10, or tensorflow-datasets to fetch it; got "
-            "neither. Set --config.data.dir=FOLDER or pip install 'idrc_jax[datasets]'."
+            f"neither. Set --config.data.dir=FOLDER or {extras.how_to_get('datasets')}."
         ) from None
     builder = tfds.builder("cifar10", file_format="array_record")
     if not builder.is_prepared():
@@ -232,7 +274,7 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
         from sklearn.datasets import load_digits
     except ImportError:
         raise ValueError(
-            "Expected scikit-learn for data.name=digits, got no such package. pip install 'idrc_jax[quickstart]'."
+            f"Expected scikit-learn for data.name=digits, got no such package. {extras.how_to_get('quickstart')}."
         ) from None
     digits: Any = load_digits()
     images = np.rint(digits.images[..., None] * (255 / 16)).astype(np.uint8)

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from idrc_jax.core import extras
+
 CLASSES = 1000
 _RESIZED, _SIDE = 256, 224
 _SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -59,20 +61,20 @@ def load(directory: str) -> tuple[Images, np.ndarray]:
     return _folder(Path(directory)) if directory else _tfds()
 
 
-def resize_and_crop(pixels: np.ndarray) -> np.ndarray:
-    """Resize the shorter side to 256 and cut out the centre: uint8 [H, W, 3] -> [224, 224, 3]."""
+def resize_and_crop(pixels: np.ndarray, shorter: int = _RESIZED, side: int = _SIDE) -> np.ndarray:
+    """Resize the shorter side, and cut out the centre: uint8 [H, W, 3] or [H, W] -> [side, side, 3] or [side, side]."""
     height, width = pixels.shape[:2]
-    shorter = min(height, width)
-    size = (int(_RESIZED * width / shorter), int(_RESIZED * height / shorter))
+    least = min(height, width)
+    size = (int(shorter * width / least), int(shorter * height / least))
     resized = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
-    top, left = (round((side - _SIDE) / 2) for side in resized.shape[:2])
-    return resized[top : top + _SIDE, left : left + _SIDE]
+    top, left = (round((one - side) / 2) for one in resized.shape[:2])
+    return resized[top : top + side, left : left + side]
 
 
 def _folder(directory: Path) -> tuple[Images, np.ndarray]:
     files, labels = [], []
     for label, folder in enumerate(_class_folders(directory / "val" if (directory / "val").is_dir() else directory)):
-        found = sorted(path for path in _visible(folder) if path.suffix.lower() in _SUFFIXES)
+        found = sorted(path for path in visible(folder) if path.suffix.lower() in _SUFFIXES)
         if not found:
             raise ValueError(f"Expected images ({', '.join(_SUFFIXES)}) in {folder}, got none.")
         files += found
@@ -90,7 +92,7 @@ def _folder(directory: Path) -> tuple[Images, np.ndarray]:
 
 def _class_folders(root: Path) -> list[Path]:
     """The folder of each class, in the order of the labels."""
-    folders = [path for path in _visible(root) if path.is_dir()] if root.is_dir() else []
+    folders = [path for path in visible(root) if path.is_dir()] if root.is_dir() else []
     if len(folders) != CLASSES:
         raise ValueError(
             f"Expected data.dir with a folder for each of {CLASSES} classes, got {len(folders)} in {root}."
@@ -107,7 +109,7 @@ def _class_folders(root: Path) -> list[Path]:
     return folders
 
 
-def _visible(folder: Path) -> Iterator[Path]:
+def visible(folder: Path) -> Iterator[Path]:
     """What is in a folder, but for names that begin with a dot: `.ipynb_checkpoints`, `._a.png` of macOS."""
     return (path for path in folder.iterdir() if not path.name.startswith("."))
 
@@ -119,7 +121,7 @@ def _tfds() -> tuple[Images, np.ndarray]:
     except ImportError:
         raise ValueError(
             "Expected data.dir with a folder of images for each class, or tensorflow-datasets; got neither. Set "
-            "--config.data.dir=FOLDER or pip install 'idrc_jax[datasets]'."
+            f"--config.data.dir=FOLDER or {extras.how_to_get('datasets')}."
         ) from None
     builder = tfds.builder("imagenet2012", file_format="array_record")
     if not builder.is_prepared():

@@ -7,7 +7,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from idrc_jax import models
-from idrc_jax.core import files
+from idrc_jax.core import extras, files
 from idrc_jax.interop import layouts
 from idrc_jax.models import Arrays
 
@@ -46,7 +46,7 @@ def _torch_save(tensors: Arrays, about: dict[str, str | list[float]], path: Path
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(
-            "Expected PyTorch to write its format, got no such package: pip install 'idrc_jax[torch]', or export to "
+            f"Expected PyTorch to write its format, got no such package: {extras.how_to_get('torch')}, or export to "
             ".safetensors."
         ) from None
     torch.save({**about, "state_dict": {name: torch.from_numpy(value) for name, value in tensors.items()}}, path)

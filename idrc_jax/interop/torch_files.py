@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 
+from idrc_jax.core import extras
 from idrc_jax.models import Arrays
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -76,7 +77,7 @@ def _torch(path: Path) -> tuple[Arrays, dict[str, Any]]:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(
-            f"Expected PyTorch to read {path}, got no such package: pip install 'idrc_jax[torch]', or save the state "
+            f"Expected PyTorch to read {path}, got no such package: {extras.how_to_get('torch')}, or save the state "
             "dict as .safetensors."
         ) from None
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):

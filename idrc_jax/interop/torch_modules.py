@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from idrc_jax.core import validate
+from idrc_jax.core import extras, validate
 from idrc_jax.interop import fusing
 from idrc_jax.interop.graphs import Instruction, Program, Value
 from idrc_jax.interop.pixels import Operation
@@ -58,6 +58,12 @@ def from_torch(
         PyTorch's or that depend on the other images of a batch.
     """
     torch = _torch()
+    if not isinstance(module, torch.nn.Module):
+        got = f"{str(module)!r}" if isinstance(module, str | Path) else type(module).__name__
+        raise ValueError(
+            f"Expected a torch.nn.Module with its weights in it, got {got}: idrc-import reads files of weights, and "
+            "load_state_dict puts them into a module."
+        )
     training = [name or "the module" for name, part in module.named_modules() if part.training]
     if training:
         raise ValueError(f"Expected a module in inference mode, got {training[0]} in training mode: call .eval().")
@@ -73,8 +79,14 @@ def from_torch(
     whole = _normalised(torch, module, *tensors)
     images = np.random.default_rng(0).uniform(size=(3, height, width, channels)).astype(np.float32)
     batch = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    with torch.no_grad():
-        expected = whole(batch)
+    try:
+        with torch.no_grad():
+            expected = whole(batch)
+    except Exception as error:  # PyTorch raises several kinds
+        raise ValueError(
+            f"Expected a module that takes images {list(batch.shape)}, [N, C, H, W] by image_shape = (H, W, C) = "
+            f"{tuple(image_shape)}, got: {_first_line(error)}"
+        ) from error
     if not isinstance(expected, torch.Tensor) or expected.ndim != 2 or len(expected) != len(images):
         got = tuple(expected.shape) if isinstance(expected, torch.Tensor) else type(expected).__name__
         raise ValueError(f"Expected a module that maps {len(images)} images to logits [{len(images)}, K], got {got}.")
@@ -162,14 +174,16 @@ def _torch() -> ModuleType:
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ValueError("Expected PyTorch, got no such package: pip install 'idrc_jax[torch]'.") from None
+        raise ValueError(f"Expected PyTorch, got no such package: {extras.how_to_get('torch')}.") from None
     return torch
 
 
 def _moments(values: float | Iterable[float], channels: int) -> list[float]:
     values = [values] * channels if isinstance(values, int | float) else list(values)
     if len(values) != channels:
-        raise ValueError(f"Expected mean and std of each of {channels} channels, got {values}.")
+        raise ValueError(
+            f"Expected mean and std of each of {channels} channels, by image_shape = (H, W, C), got {values}."
+        )
     return [float(value) for value in values]
 
 

@@ -61,6 +61,15 @@ class Classifier(Interchangeable):
         object.__setattr__(self, "image_shape", shape)
         object.__setattr__(self, "classes", validate.classes("a classifier", self.classes))
 
+    def __repr__(self) -> str:
+        described = self.description
+        what = [described.get("module") or described.get("factory") or described.get("architecture", "a function")]
+        if "depth" in described:
+            what[0] += f"-{described['depth']}"
+        height, width, channels = self.image_shape
+        what += [f"{self.classes} classes", f"images {height}x{width}x{channels}", self.dtype, f"kernel {self.kernel}"]
+        return f"Classifier({', '.join(what + [f'sha256 {self.sha256[:8]}'] * bool(self.sha256))})"
+
     def __call__(self, images: jax.Array) -> jax.Array:
         return self.apply_fn(self.params, images)
 

@@ -139,7 +139,7 @@ def spacing(indices: Sequence[int]) -> tuple[int, int, int] | None:
 
 def command(results: Results) -> str | None:
     """The command that makes a run's rows anew, on the classifier that its manifest names; None where it cannot: for
-    another project's file, a scheme of the user's own, or a part of a run's votes.
+    another project's file, images that were in memory, a scheme of the user's own, or a part of a run's votes.
 
     FOLDER stands for the data set's place, WEIGHTS and DENOISER for weights that no call named.
     """
@@ -150,8 +150,12 @@ def command(results: Results) -> str | None:
         return None
     sessions = results.manifest["sessions"]
     plan, name = sampling_plans.from_description(made), made["data"].partition("/")[0]
+    if name == "arrays":
+        return None
     scheme = schemes.describe(schemes.from_description(made))
     fields = {"data.name": name, "data.dir": "FOLDER"}
+    sizes = [one["data_size"] for one in sessions if "data_size" in one]
+    fields |= {"data.size": sizes[-1]} if sizes else {}
     where = spacing([row.idx for row in results.rows])
     if where:
         fields |= dict(zip(("data.start", "data.stop", "data.skip"), where, strict=True))

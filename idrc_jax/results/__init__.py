@@ -21,14 +21,26 @@ from idrc_jax.results.metrics import (
     published_is_valid,
     too_low,
 )
-from idrc_jax.results.result_file import ResultsFile, merge, result_files, worker_file, write
-from idrc_jax.results.result_rows import COLUMNS, NAME, SIX, UNLABELLED, Results, Row, is_correct, read_results
+from idrc_jax.results.result_file import ResultsFile, merge, result_files, worker_file
+from idrc_jax.results.result_rows import (
+    COLUMNS,
+    MEMORY,
+    NAME,
+    SIX,
+    UNLABELLED,
+    Results,
+    Row,
+    is_correct,
+    read_results,
+    write,
+)
 from idrc_jax.results.resume_check import guarantee_differences
 from idrc_jax.results.table_exports import to_pandas
 
 __all__ = [
     "COLUMNS",
     "MANIFEST",
+    "MEMORY",
     "NAME",
     "RADII",
     "SIX",

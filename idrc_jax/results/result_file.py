@@ -11,7 +11,7 @@ from idrc_jax.core import append_only, files
 from idrc_jax.core.append_only import AppendOnlyTable
 from idrc_jax.core.json_values import Json, as_json
 from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, read_manifest
-from idrc_jax.results.result_rows import COLUMNS, NAME, Row, line_of, read_as_it_is, read_results
+from idrc_jax.results.result_rows import COLUMNS, NAME, Row, line_of, read_as_it_is, read_results, write
 from idrc_jax.results.resume_check import same_guarantee
 
 _FILE = re.compile(r"certificates(\.\d+-of-\d+)?\.tsv")
@@ -154,13 +154,6 @@ def merge(paths: Iterable[Path], out: Path) -> None:
         if manifest is None:
             raise ValueError(f"Expected result files to unite into {out}, got none.")
         write([rows[idx][0] for idx in sorted(rows)], manifest, out)
-
-
-def write(rows: Iterable[Row], manifest: Manifest, out: Path) -> None:
-    """Write rows and their manifest into a folder, replacing what is there."""
-    files.make_folder(out)
-    files.write_text(out / NAME, append_only.line(COLUMNS) + "".join(line_of(row) for row in rows))
-    files.write_json(out / MANIFEST, manifest)
 
 
 def _agree(row: Row, other: Row) -> bool:

@@ -9,6 +9,7 @@ compared whenever a run goes on) and one entry a call (`sessions`: versions, dev
 import dataclasses
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,9 +18,11 @@ import numpy as np
 
 from idrc_jax.certificates import Certificate, confidence_bounds, sampling_plans, schemes
 from idrc_jax.core import append_only, files
-from idrc_jax.results.manifest import MANIFEST, Manifest, read_manifest
+from idrc_jax.core.json_values import Json, as_json
+from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, read_manifest
 
 NAME = "certificates.tsv"
+MEMORY = Path("<memory>", NAME)  # of results that are on no disk yet
 UNLABELLED = -1
 
 
@@ -83,16 +86,72 @@ _BOOLEANS = {"True": 1, "False": 0}
 
 @dataclass(frozen=True)
 class Results:
-    """A result file: its rows in file order, the manifest beside it (None for six-column logs), where it is."""
+    """What was certified: that of a result file, or of `idrc_jax.certify`.
+
+    Functions of `idrc_jax` tell what it says: `summary_table`, `certified_accuracy`, `average_certified_radius`,
+    `abstention_rate`, `plot_certified_accuracy` (a list of them), `to_pandas`.
+
+    Attributes:
+      rows: an image each, in the order of the file or of the images.
+      manifest: that beside the file; None for six-column logs.
+      path: the file; `MEMORY` where there is none yet.
+    """
 
     rows: tuple[Row, ...]
     manifest: Manifest | None
     path: Path
 
+    @classmethod
+    def in_memory(cls, rows: Iterable[Row], guarantee: Json, session: Json, clean: Json | None = None) -> Self:
+        """Results that are on no disk yet; arguments as for `ResultsFile`, and `clean` of a `Manifest`."""
+        manifest = Manifest(schema_version=SCHEMA_VERSION, guarantee=as_json(guarantee), sessions=[as_json(session)])
+        if clean:
+            manifest["clean"] = clean
+        return cls(tuple(rows), manifest, MEMORY)
+
+    def __repr__(self) -> str:
+        count = f"{len(self.rows)} image{'s' * (len(self.rows) != 1)}"
+        if not self.manifest:
+            return f"Results({count}, {self.path})"
+        made = self.manifest["guarantee"]
+        certified = sum(row.radius > 0 for row in self.rows)
+        abstained = sum(row.predict == confidence_bounds.ABSTAIN for row in self.rows)
+        return (
+            f"Results({count} of {made['data']}: {certified} certified, {abstained} abstained; {made['scheme']}, "
+            f"sigma={made['sigma']:g}, n={made['n']}, alpha={made['alpha']:g}; {self.path})"
+        )
+
     @property
     def labelled(self) -> bool:
         """Whether the images' true classes are known."""
         return all(row.label != UNLABELLED for row in self.rows)
+
+    def save(self, where: str | Path) -> Self:
+        """Write a result file and its manifest, which every command and `read_results` read.
+
+        Args:
+          where: a folder, made where it is missing, for `certificates.tsv`; or a file that ends in `.tsv`.
+
+        Returns:
+          The same with its path.
+
+        Raises:
+          ValueError: six-column results, another suffix of a table, or a folder that holds results of another guarantee
+            or rows that these lack, which would be lost.
+        """
+        path = Path(where).expanduser()
+        if self.manifest is None:
+            raise ValueError(f"Expected results with a manifest to save, got a six-column log, {self.path}.")
+        if path.suffix in (".csv", ".parquet"):
+            raise ValueError(f"Expected a folder or a .tsv file, got {path}: idrc_jax.to_pandas makes other tables.")
+        path = path if path.suffix == ".tsv" and not path.is_dir() else path / NAME
+        stored = read_manifest(path.parent)
+        there = {row.idx for row in read_results(path).rows} if path.is_file() else set()
+        other = stored is not None and stored["guarantee"] != self.manifest["guarantee"]
+        if other or not there <= {row.idx for row in self.rows}:
+            raise ValueError(f"Expected a place without other results, got {path.parent}: save them elsewhere.")
+        write(self.rows, self.manifest, path.parent, path.name)
+        return dataclasses.replace(self, path=path)
 
 
 def read_results(path: str | Path) -> Results:
@@ -130,6 +189,13 @@ def read_results(path: str | Path) -> Results:
 def is_correct(label: int, predict: int) -> int:
     """1 where the prediction is the label, 0 elsewhere and for every abstention, also of an image without a label."""
     return int(predict == label != confidence_bounds.ABSTAIN)
+
+
+def write(rows: Iterable[Row], manifest: Manifest, out: Path, name: str = NAME) -> None:
+    """Write rows and their manifest into a folder, replacing what is there."""
+    files.make_folder(out)
+    files.write_text(out / name, append_only.line(COLUMNS) + "".join(line_of(row) for row in rows))
+    files.write_json(out / MANIFEST, manifest)
 
 
 def line_of(row: Row) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from idrc_jax.core import files
+from idrc_jax.core import extras, files
 from idrc_jax.results import result_rows
 from idrc_jax.results.result_rows import Results
 
@@ -16,7 +16,7 @@ def to_pandas(read: Results) -> Any:
     try:
         import pandas as pd  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ValueError("Expected pandas, got no such package: pip install 'idrc_jax[tables]'.") from None
+        raise ValueError(f"Expected pandas, got no such package: {extras.how_to_get('tables')}.") from None
     columns = result_rows.COLUMNS if read.manifest is not None else result_rows.SIX
     table = pd.DataFrame({name: [getattr(row, name) for row in read.rows] for name in columns})
     if "votes" in table:
@@ -32,7 +32,7 @@ def write_parquet(read: Results, path: Path) -> None:
         with files.replacing(path) as partial:
             table.to_parquet(partial, index=False)
     except ImportError:
-        raise ValueError("Expected pyarrow, got no such package: pip install 'idrc_jax[tables]'.") from None
+        raise ValueError(f"Expected pyarrow, got no such package: {extras.how_to_get('tables')}.") from None
 
 
 def write_log(read: Results, path: Path) -> None:

@@ -5,6 +5,8 @@ devices, the order of the images or the point at which a run was resumed. Keys a
 not depend on any setting of JAX either.
 """
 
+import numbers
+
 import jax
 import numpy as np
 
@@ -24,19 +26,34 @@ VALIDATION = 9
 
 
 def check_seed(seed: object) -> int:
-    """The seed if it is one of 0 .. 2**32 - 1, which the key tree tells apart, else ValueError."""
+    """The seed if it is one of 0 .. 2**64 - 1, which the key tree tells apart, else ValueError."""
     number = validate.integer("seed", seed)
-    if not 0 <= number < 2**32:
-        raise ValueError(f"Expected a seed in 0 .. 2**32 - 1, got {seed}.")
+    if not 0 <= number < 2**64:
+        raise ValueError(f"Expected a seed in 0 .. 2**64 - 1, got {seed}.")
     return number
 
 
 def root(seed: int) -> jax.Array:
-    """The typed key of a run: that of `jax.random.key(seed, impl="threefry2x32")`, whatever JAX's settings are.
+    """The typed key of a run: that of `jax.random.key(seed, impl="threefry2x32")` with 64-bit numbers, whatever JAX's
+    settings are.
 
-    Raises ValueError for a seed outside 0 .. 2**32 - 1.
+    Raises ValueError for a seed outside 0 .. 2**64 - 1.
     """
-    return threefry.key(np.asarray([0, check_seed(seed)], np.uint32))
+    return threefry.key(np.asarray(divmod(check_seed(seed), 2**32), np.uint32))
+
+
+def seed_of(key: jax.Array) -> int:
+    """The seed whose `root` a key is: every single key of threefry2x32 is one.
+
+    Raises ValueError for anything else, and says what to give instead.
+    """
+    if isinstance(key, numbers.Integral):
+        raise ValueError(f"Expected a typed key, got the number {key}: say seed={key}.")
+    words = np.asarray(jax.random.key_data(threefry.pinned(key)))
+    if words.shape != (2,):
+        raise ValueError(f"Expected one key, got keys of shape {key.shape}.")
+    high, low = map(int, words)
+    return 2**32 * high + low
 
 
 def stage(key: jax.Array, number: int) -> jax.Array:

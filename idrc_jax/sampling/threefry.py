@@ -33,7 +33,9 @@ def pinned(key: jax.Array) -> jax.Array:
     Raises ValueError unless it is a typed key of threefry2x32.
     """
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise ValueError(f"Expected a typed key, as idrc_jax.prng.root(seed) gives, got {type(key).__name__}.")
+        words = isinstance(key, jax.Array) and key.dtype == jnp.uint32
+        got = "the words of one: take jax.random.key for jax.random.PRNGKey" if words else type(key).__name__
+        raise ValueError(f"Expected a typed key, as idrc_jax.prng.root(seed) gives, got {got}.")
     kind = jax.random.key_impl(key)
     if kind in (_PINNED, _ONE_PASS):
         return key

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import optax
 
-from idrc_jax.core import files
+from idrc_jax.core import extras, files
 
 METRICS = "metrics.csv"
 
@@ -142,6 +142,6 @@ def summary_writer() -> Callable[[str], Board]:
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(
-            "Expected tensorboardX for train.tensorboard, got none: pip install 'idrc_jax[tensorboard]'."
+            f"Expected tensorboardX for train.tensorboard, got none: {extras.how_to_get('tensorboard')}."
         ) from None
     return SummaryWriter

@@ -45,10 +45,12 @@ def test_classes_and_radii_are_the_truths(smoothed):
 
 def test_bytes_are_images_too(smoothed):
     images = greys(0.2, 0.8)
-    key = jax.random.key(1)
-    one, other = smoothed.certify(np.uint8(255 * images), key=key), smoothed.certify(images, key=key)
-    np.testing.assert_array_equal(one.classes, other.classes)
-    for wrong in (images.astype(np.float64), 2 * images, images[0]):
+    grey = np.uint8(255 * images)
+    several = [smoothed.certify(one, seed=1) for one in (grey, grey / np.float32(255), grey / 255.0)]
+    for one in several:
+        np.testing.assert_array_equal(one.radii, several[0].radii)
+    assert several[0].classes.tolist() == [0, 1]
+    for wrong in (2 * images, images[0]):
         with pytest.raises(ValueError, match="Expected"):
             smoothed.predict(wrong)
 
@@ -56,7 +58,8 @@ def test_bytes_are_images_too(smoothed):
 def test_a_key_repeats_and_none_does_not(smoothed):
     images = greys(*np.linspace(0.52, 0.6, 8))
     key = jax.random.key(3)
-    np.testing.assert_array_equal(smoothed.certify(images, key=key).radii, smoothed.certify(images, key=key).radii)
+    np.testing.assert_array_equal(smoothed.certify(images, key=key).radii, smoothed.certify(images, seed=3).radii)
+    np.testing.assert_array_equal(smoothed.predict(images, key=key).classes, smoothed.predict(images, seed=3).classes)
     drawn = [smoothed.certify(images).radii for _ in range(2)]
     assert not np.array_equal(*drawn)
     assert not np.array_equal(drawn[0], smoothed.certify(images, key=key).radii)
@@ -82,6 +85,8 @@ def test_how_to_run_is_chosen_once_unless_calls_get_longer(monkeypatch):
 
 def test_bad_settings_are_refused_at_once(smoothed):
     base = smoothed._classifier
+    with pytest.raises(ValueError, match="Expected seed or key, got both"):
+        smoothed.predict(greys(0.1), seed=1, key=jax.random.key(1))
     for wrong in ({"alpha": 2.0}, {"n": 1}, {"n_predict": 0}, {"n_predict": 5}, {"chunk": -5}, {"n": 500.5}):
         with pytest.raises(ValueError, match="Expected"):
             idrc.SmoothedClassifier(base, idrc.schemes.make("gaussian", sigma=0.5), **wrong)

@@ -250,10 +250,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(trained, tmp_path, script, arg
     assert not (tmp_path / "run").exists()
 
 
-SEED = "Expected a seed in 0 .. 2**32 - 1, got"
+SEED = "Expected a seed in 0 .. 2**64 - 1, got"
 REFUSED = [
-    (train.main, ["--config.seed=9223372036854775808"], SEED),
-    (train.main, ["--config.seed=4294967296"], SEED),
+    (train.main, ["--config.seed=36893488147419103232"], SEED),
+    (train.main, ["--config.seed=18446744073709551616"], SEED),
     (certify.main, ["--config.seed=-1"], SEED),
     (predict.main, ["--config.seed=-1"], SEED),
     (train.main, ["--config.devices=-1"], "Expected devices >= 0, got -1."),

@@ -24,8 +24,9 @@ def test_cifar10_takes_the_scheme_and_is_the_papers_experiment(scheme):
     made = get("cifar10", scheme)
     made.noise.levels = (1.0,) if scheme == "stepped" else ()
     assert config.noise_scheme(made) == config.training_scheme(made) == schemes.make(scheme, sigma=0.25)
+    assert data.SKIPS[made.data.name] == 20
     assert (made.model.depth, made.data.skip, made.certify.n0, made.certify.n, made.certify.alpha) == (
-        110, 20, 100, 100_000, 0.001,
+        110, 0, 100, 100_000, 0.001,
     )  # fmt: skip
     assert config.recipe(made).epochs == 90
 

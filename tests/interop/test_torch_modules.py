@@ -317,6 +317,24 @@ def test_wrong_moments_are_refused():
             from_torch(small(), **moments)
 
 
+@pytest.mark.parametrize(
+    ("given", "more", "message"),
+    [
+        ("model.pth", {}, r"Expected a torch\.nn\.Module with its weights in it, got 'model\.pth': idrc-import"),
+        ({"weight": 3}, {}, "got dict: idrc-import"),
+        (small(), {"image_shape": (3, 32, 32), "mean": (0.5, 0.5, 0.5)}, r"by image_shape = \(H, W, C\)"),
+        (
+            small(),
+            {"image_shape": (3, 32, 32)},
+            r"images \[3, 32, 3, 32\], \[N, C, H, W\] by image_shape = \(H, W, C\) =",
+        ),
+    ],
+)
+def test_what_is_no_module_or_takes_other_images_is_told_how_to(given, more, message):
+    with pytest.raises(ValueError, match=message):
+        torch_modules.from_torch(given, **{"image_shape": (32, 32, 3), "mean": 0.0, "std": 1.0} | more)
+
+
 def test_a_translation_that_disagrees_is_refused(monkeypatch):
     relu = pixels.in_stored_order(lambda x: jax.nn.relu(x) * 1.01, pixels.elementwise)
     monkeypatch.setattr(torch_modules, "OPERATIONS", torch_modules.OPERATIONS | {"relu.default": relu})
@@ -327,7 +345,7 @@ def test_a_translation_that_disagrees_is_refused(monkeypatch):
 def test_without_pytorch_the_way_out_is_named(monkeypatch):
     module = small()
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError, match=r"pip install 'idrc_jax\[torch\]'"):
+    with pytest.raises(ValueError, match=r"pip install '\.\[torch\]' in the checkout"):
         from_torch(module)
 
 

@@ -111,6 +111,13 @@ def test_the_command_asks_for_the_same_certificates(folder, monkeypatch):
     assert asked.model.weights == made.manifest["sessions"][-1]["weights"]
 
 
+def test_the_command_resizes_images_as_the_run_did():
+    made = read_results(RUNS[0])
+    assert "data.size" not in run_summaries.command(made)
+    manifest = made.manifest | {"sessions": [*made.manifest["sessions"], {"data_size": 32}]}
+    assert "--config.data.size=32" in run_summaries.command(dataclasses.replace(made, manifest=manifest))
+
+
 def test_no_command_for_others_files_and_schemes_of_ones_own():
     assert run_summaries.command(dataclasses.replace(MIXED, manifest=None)) is None
     assert run_summaries.command(results([0.5], scheme="my own")) is None

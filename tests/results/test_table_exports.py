@@ -69,5 +69,5 @@ def test_pandas_and_parquet_hold_every_column_and_the_manifest(tmp_path, folder)
 
 def test_without_pandas_the_way_out_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
-    with pytest.raises(ValueError, match=r"pip install 'idrc_jax\[tables\]'"):
+    with pytest.raises(ValueError, match=r"pip install '\.\[tables\]' in the checkout"):
         table_exports.to_pandas(results.read_results(OURS))

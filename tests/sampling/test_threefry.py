@@ -124,7 +124,7 @@ def test_other_generators_are_refused(key, message):
         random_keys.stage(key, random_keys.ESTIMATION)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32, 2**63, True, 1.0, "7"])
+@pytest.mark.parametrize("seed", [-1, 2**64, True, 1.0, "7"])
 def test_seeds_that_the_keys_cannot_tell_apart_are_refused(seed):
     with pytest.raises(ValueError, match=r"Expected a seed in|Expected seed to be an integer"):
         random_keys.root(seed)
@@ -134,6 +134,31 @@ def test_the_first_and_the_last_seed_are_jaxs():
     for seed in (0, 7, np.int64(2**32 - 1)):
         expected = jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
         np.testing.assert_array_equal(jax.random.key_data(random_keys.root(seed)), expected)
+
+
+def test_a_seed_of_64_bits_is_the_key_of_its_two_words():
+    for seed in (0, 7, 2**32, 2**64 - 1):
+        key = random_keys.root(seed)
+        assert jax.random.key_data(key).tolist() == [seed >> 32, seed & 0xFFFFFFFF]
+        assert random_keys.seed_of(key) == seed
+    for key in (jax.random.fold_in(jax.random.key(3), 5), jax.random.key(9)):
+        again = random_keys.root(random_keys.seed_of(key))
+        np.testing.assert_array_equal(jax.random.key_data(again), jax.random.key_data(key))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (7, "got the number 7: say seed=7"),
+        (np.int64(7), "got the number 7: say seed=7"),
+        (jax.random.PRNGKey(3), "jax.random.key for jax.random.PRNGKey"),
+        (jax.random.split(jax.random.key(3)), r"Expected one key, got keys of shape \(2,\)"),
+        ("7", "got str"),
+    ],
+)
+def test_what_is_no_key_is_told_how_to_become_one(key, message):
+    with pytest.raises(ValueError, match=message):
+        random_keys.seed_of(key)
 
 
 def test_the_key_tree_is_seed_then_stage_then_image_then_sample():

@@ -394,7 +394,7 @@ def test_images_without_labels_train_no_classifier(synthetic, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"seed": 2**32}, "seed in"),
+        ({"seed": 2**64}, "seed in"),
         ({"steps_per_dispatch": 0}, "steps_per_dispatch >= 1"),
         ({"checkpoint_minutes": -1.0}, "checkpoint_minutes >= 0"),
     ],

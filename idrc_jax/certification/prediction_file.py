@@ -1,0 +1,117 @@
+"""Predictions as lines, a table (.tsv) or JSON (.jsonl), and a file of them that a stopped call leaves whole.
+
+A file `FILE` has its manifest beside it, in `FILE.json`: what the predictions depend on, as for certificates.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from idrc_jax import data
+from idrc_jax.core import append_only, files
+from idrc_jax.core.append_only import AppendOnlyTable
+from idrc_jax.core.json_values import Json, as_json
+from idrc_jax.report import class_names
+from idrc_jax.results.resume_check import same_guarantee
+
+SUFFIXES = (".tsv", ".jsonl")
+_SCHEMA_VERSION = 1
+_ESCAPED = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def columns(dataset: data.Dataset, names: Sequence[str]) -> list[str]:
+    """Those of a data set's predictions: labels, names of classes and files are there where they are known."""
+    known = {"label": dataset.labelled, "correct": dataset.labelled, "class": bool(names), "file": bool(dataset.files)}
+    return [name for name in ("idx", "label", "predict", "correct", "class", "file") if known.get(name, True)]
+
+
+def row(dataset: data.Dataset, names: Sequence[str], index: int, predict: int) -> dict[str, int | str]:
+    """One image's prediction, by the names of `columns`; the class of an abstention, -1, is "abstained"."""
+    values = {
+        "idx": int(index),
+        "label": int(dataset.labels[index]),
+        "predict": int(predict),
+        "correct": int(predict == dataset.labels[index]),
+        "class": class_names.name(names, int(predict)),
+        "file": dataset.files[index] if dataset.files else "",
+    }
+    return {name: values[name] for name in columns(dataset, names)}
+
+
+def as_tsv(values: Mapping[str, int | str]) -> str:
+    """A row as a line of a table; tabs, newlines and backslashes are escaped."""
+    return append_only.line([str(value).translate(_ESCAPED) for value in values.values()])
+
+
+def as_json_line(values: Mapping[str, int | str]) -> str:
+    """A row as a line of JSON."""
+    return json.dumps(values, ensure_ascii=False) + "\n"
+
+
+def check_path(path: Path) -> None:
+    """ValueError unless a path can be that of a file of predictions."""
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"Expected --out to end in {' or '.join(SUFFIXES)}, got {path}.")
+    if not path.parent.is_dir():
+        raise ValueError(f"Expected --out in a folder that exists, got {path}.")
+
+
+class PredictionFile:
+    """A file of predictions being written; a context manager. Opening one that exists goes on from it.
+
+    Attributes:
+      done: images that have a row.
+
+    Args:
+      path: ends in one of `SUFFIXES`.
+      columns: names of the values of a row.
+      guarantee: all that the predictions depend on, as JSON values.
+
+    Raises:
+      ValueError: predictions made under another guarantee (every difference is shown), a file that is not one of these,
+        or another process writes it.
+
+    Guarantee: rows that are appended together are in the file whole or not at all, as `AppendOnlyTable` says.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], guarantee: Json) -> None:
+        self._path, self._manifest, self._guarantee = path, path.with_name(f"{path.name}.json"), as_json(guarantee)
+        self._tsv = path.suffix == ".tsv"
+        self._columns = columns
+        self._table = AppendOnlyTable(path, columns if self._tsv else ())
+        self.done: set[int] = set()
+
+    def __enter__(self) -> Self:
+        stored = files.read_manifest(self._manifest, _SCHEMA_VERSION, "the manifest of predictions")
+        if stored is None and self._path.is_file() and self._path.stat().st_size:
+            raise ValueError(f"Expected {self._manifest} beside {self._path}, got none: choose another --out.")
+        self._table.__enter__()
+        try:
+            self.done = self._rows_there()
+            if self.done:
+                same_guarantee(stored["guarantee"] if stored else {}, self._guarantee, self._path)
+            files.write_json(self._manifest, {"schema_version": _SCHEMA_VERSION, "guarantee": self._guarantee})
+        except BaseException:
+            self._table.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._table.__exit__(*error)
+
+    def append(self, rows: Sequence[Mapping[str, int | str]]) -> None:
+        """Write rows and wait until they are on the disk; OSError, and the file as it was, if that fails."""
+        self._table.append("".join(map(as_tsv if self._tsv else as_json_line, rows)))
+        self.done |= {int(one["idx"]) for one in rows}
+
+    def _rows_there(self) -> set[int]:
+        lines = files.read_text(self._path).split("\n")[:-1]
+        try:
+            if not self._tsv:
+                return {json.loads(line)["idx"] for line in lines}
+            if lines[0].split("\t") != list(self._columns):
+                raise ValueError
+            return {int(line.split("\t")[0]) for line in lines[1:]}
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"Expected predictions of these images in {self._path}, got something else.") from None

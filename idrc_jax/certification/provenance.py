@@ -1,0 +1,52 @@
+"""What a manifest says of a call, and never compares: versions, the time, how the network was trained, checks."""
+
+import importlib.metadata
+import platform
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from idrc_jax import __version__, certificates, data
+from idrc_jax.certificates import schemes
+from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.core.json_values import Json
+from idrc_jax.models import Classifier
+
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
+_CHECKED = 16  # images at most, near which the bounds of a user's scheme are searched
+
+
+def versions() -> Json:
+    """The versions of what computes, and when the call started."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES} | {"idrc_jax": __version__}
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"versions": found, "python": platform.python_version(), "started": started}
+
+
+def training(classifier: Classifier) -> Json:
+    """How the network was trained, where its weights say so."""
+    described = classifier.description
+    return {"training": described["training"]} if "training" in described else {}
+
+
+def checked_scheme(scheme: Scheme, images: Any, indices: np.ndarray) -> Json:
+    """What a search of the bounds of a user's own scheme found; nothing for a scheme of `schemes.SCHEMES`.
+
+    Args:
+      scheme: the noise.
+      images: uint8 or float32 in [0, 1], [N, H, W, C], or what gives them by indices.
+      indices: of the images, near some of which is searched.
+
+    Raises:
+      ValueError: no certificate follows from the scheme, or an image whose level leaves its bounds was found.
+    """
+    if type(scheme) in schemes.SCHEMES.values():
+        return {}
+    some = data.to_unit(images[indices[:: -(-len(indices) // _CHECKED)]])
+    statistic, _ = schemes.host_scale(scheme, some)
+    certificates.radius(scheme, statistic, 0.9, dim=int(np.prod(some.shape[1:])))  # refuses what has none
+    found = schemes.check(scheme, some)
+    if not found.ok:
+        raise ValueError(str(found))
+    return {"scheme_check": {"images": found.images, "points": found.points, "violation": max(found.violation, 0.0)}}

@@ -1,0 +1,88 @@
+"""Files of predictions: whole rows, of one guarantee."""
+
+import json
+
+import numpy as np
+import pytest
+
+from idrc_jax import data
+from idrc_jax.certification import prediction_file
+from idrc_jax.certification.prediction_file import PredictionFile
+
+NAMES = ("cat", "dog")
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return data.from_arrays(np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 1, 0]))
+
+
+def rows(dataset, *indices, names=NAMES):
+    return [prediction_file.row(dataset, names, index, (1, 1, -1, 0)[index]) for index in indices]
+
+
+@pytest.mark.parametrize("suffix", prediction_file.SUFFIXES)
+def test_a_file_goes_on_where_it_ended(dataset, tmp_path, suffix):
+    path, columns = tmp_path / f"made{suffix}", prediction_file.columns(dataset, NAMES)
+    with PredictionFile(path, columns, {"n": 5}) as file:
+        assert file.done == set()
+        file.append(rows(dataset, 0, 2))
+    with path.open("ab") as torn:
+        torn.write(b"1\t1" if suffix == ".tsv" else b'{"idx": 1')
+    with PredictionFile(path, columns, {"n": 5}) as file:
+        assert file.done == {0, 2}
+        file.append(rows(dataset, 3))
+        assert file.done == {0, 2, 3}
+    before = path.read_text()
+    with pytest.raises(ValueError, match="got n was 5, is 6"), PredictionFile(path, columns, {"n": 6}):
+        pass
+    assert path.read_text() == before
+    lines = before.splitlines()
+    if suffix == ".tsv":
+        assert lines[0] == "idx\tlabel\tpredict\tcorrect\tclass"
+        assert lines[1:] == ["0\t0\t1\t0\tdog", "2\t1\t-1\t0\tabstained", "3\t0\t0\t1\tcat"]
+    else:
+        assert [json.loads(line)["class"] for line in lines] == ["dog", "abstained", "cat"]
+        assert json.loads(lines[0]) == {"idx": 0, "label": 0, "predict": 1, "correct": 0, "class": "dog"}
+
+
+@pytest.mark.parametrize("suffix", prediction_file.SUFFIXES)
+@pytest.mark.parametrize("manifest", [False, True])
+def test_a_file_of_someone_elses_stays_as_it_is(dataset, tmp_path, suffix, manifest):
+    path = tmp_path / f"notes{suffix}"
+    path.write_text("my notes\nwithout an end")
+    if manifest:
+        (tmp_path / f"{path.name}.json").write_text('{"schema_version": 1, "guarantee": {}}')
+    else:
+        with pytest.raises(ValueError, match="got none: choose another --out"), PredictionFile(path, ("idx",), {}):
+            pass
+        assert path.read_text() == "my notes\nwithout an end"
+    if manifest:
+        with pytest.raises(ValueError, match="got something else"), PredictionFile(path, ("idx",), {}):
+            pass
+
+
+def test_two_processes_do_not_write_one_file(dataset, tmp_path):
+    path = tmp_path / "made.tsv"
+    with PredictionFile(path, ("idx",), {"n": 5}):
+        with pytest.raises(ValueError, match="no other process"), PredictionFile(path, ("idx",), {"n": 6}):
+            pass
+        assert json.loads((tmp_path / "made.tsv.json").read_text())["guarantee"] == {"n": 5}
+
+
+def test_columns_are_those_that_are_known(tmp_path):
+    images = np.zeros((2, 2, 2, 1), np.uint8)
+    assert prediction_file.columns(data.from_arrays(images), ()) == ["idx", "predict"]
+    assert prediction_file.columns(data.from_arrays(images, [0, 1]), ()) == ["idx", "label", "predict", "correct"]
+
+
+def test_names_cannot_break_a_line():
+    assert prediction_file.as_tsv({"idx": 3, "file": "a\tb\\n\n"}) == "3\ta\\tb\\\\n\\n\n"
+    assert prediction_file.as_json_line({"file": "ä\n\u2028"}) == '{"file": "ä\\n\u2028"}\n'
+
+
+def test_paths_that_cannot_be_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"--out to end in \.tsv or \.jsonl, got .*x\.csv"):
+        prediction_file.check_path(tmp_path / "x.csv")
+    with pytest.raises(ValueError, match="in a folder that exists"):
+        prediction_file.check_path(tmp_path / "nowhere/x.tsv")

@@ -1,0 +1,124 @@
+"""Predictions and certificates of one's own images: a folder, a file, a part of them, into a file."""
+
+import json
+from unittest import mock
+
+import numpy as np
+import pytest
+import running
+from PIL import Image
+
+from idrc_jax import certification, config, data, results
+from idrc_jax.commands import certify, predict
+from idrc_jax.models import Classifier
+
+FACTORY = """
+import jax.numpy as jnp
+import idrc_jax as idrc
+
+def logits(params, images):
+    mean = images.mean((1, 2, 3)) - 0.5
+    return jnp.stack([-mean, mean], 1)
+
+def make():
+    return idrc.Classifier(logits, (), 2, (4, 4, 1))
+"""
+GIVEN = ["--config.model.factory=brightness_of_images:make", "--config.devices=1", "--config.noise.sigma=0.1"]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The current folder: the classifier, and five dark images and five bright ones in files and in an npz."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "brightness_of_images.py").write_text(FACTORY)
+    images = np.concatenate([np.full((5, 4, 4), 20, np.uint8), np.full((5, 4, 4), 240, np.uint8)])
+    for number, image in enumerate(images):
+        for path in (tmp_path / f"pictures/{'ab'[number // 5]}/{number}.png", tmp_path / f"flat/{number}.png"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    np.savez(tmp_path / "own.npz", images=images[..., None], labels=np.repeat([0, 1], 5))
+    return tmp_path
+
+
+def predicted(*arguments):
+    status, out, error = running.run(predict.main, *GIVEN, "--n=100", *arguments)
+    assert status == 0, error
+    return out
+
+
+def test_predictions_of_a_folder_name_classes_and_files(place):
+    lines = [line.split("\t") for line in predicted("--config.data.dir=pictures").splitlines()]
+    assert lines[0] == ["idx", "label", "predict", "correct", "class", "file"]
+    assert lines[1:] == [
+        [str(at), str(at // 5), str(at // 5), "1", "ab"[at // 5], f"{'ab'[at // 5]}/{at}.png"] for at in range(10)
+    ]
+    (place / "names.txt").write_text("dark\nbright\n")
+    lines = [line.split("\t") for line in predicted("--config.data.dir=flat", "--classes=names.txt").splitlines()]
+    assert lines[0] == ["idx", "predict", "class", "file"]
+    assert lines[-1] == ["9", "1", "bright", "9.png"]
+
+
+def test_predictions_go_into_a_file_and_on_from_there(place):
+    given = ["--config.data.dir=own.npz", "--out=made.jsonl"]
+    out = predicted(*given, "--config.data.count=3")
+    assert out == "Predictions: made.jsonl (3 images)\n"
+    first = (place / "made.jsonl").read_text()
+    assert [json.loads(line)["idx"] for line in first.splitlines()] == [0, 1, 2]
+    predicted(*given)
+    whole = (place / "made.jsonl").read_text()
+    assert whole.startswith(first)
+    assert [json.loads(line)["idx"] for line in whole.splitlines()] == list(range(10))
+    before = whole
+    error = running.refused(predict.main, *GIVEN, *given, "--n=200")
+    assert "n was 100, is 200" in error
+    assert (place / "made.jsonl").read_text() == before
+    error = running.refused(predict.main, *GIVEN, "--config.data.dir=own.npz", "--out=made.csv")
+    assert "Expected --out to end in .tsv or .jsonl, got made.csv." in error
+
+
+def test_nothing_of_ones_own_data_is_left_out_without_a_word(place):
+    """The first of them where asked for; of the digits, whose habit it is, one in three, and a line says so."""
+    status, out, error = running.run(
+        certify.main, *GIVEN, "--config.certify.n=100", "--config.data.dir=own.npz", "--workdir=run"
+    )
+    assert (status, "10 images of npz/test" in out, "note:" in error) == (0, True, False), error
+    assert len(results.read_results(place / "run").rows) == 10
+    assert len(predicted("--config.data.dir=own.npz", "--config.data.count=4").splitlines()) == 1 + 4
+    settings = config.load("quickstart.py")
+    assert len(config.selection(settings, data.load("digits", "test"))) == 120
+    for name, skip in {"cifar10": 20, "imagenet": 100}.items():
+        assert data.SKIPS[name] == skip
+
+
+def test_classes_that_may_be_others_are_refused(place):
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(place / "flat/x.png")
+    (place / "pictures/c").mkdir()
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(place / "pictures/c/x.png")
+    error = running.refused(predict.main, *GIVEN, "--config.data.dir=pictures")
+    assert (
+        "the classifier's 2 classes, got 3 in pictures, a, b, c: labels follow the order of the folders' names" in error
+    )
+
+
+def test_the_classes_of_the_training_are_remembered_and_compared(place):
+    train_set = data.load("folder", "train", directory="pictures")
+    described = config.description(config.load("quickstart.py"), train_set)
+    assert described["class_names"] == ["a", "b"]
+    classifier = Classifier(
+        lambda params, images: images.reshape(-1, 16)[:, :2], (), 2, (4, 4, 1), description=described
+    )
+    certification.check_fits(classifier, train_set)
+    values = mock.Mock(classes=None)
+    assert predict._names(values, data.load("folder", "test", directory="flat"), classifier) == ("a", "b")
+    (place / "pictures/classes.txt").write_text("b\na\n")
+    with pytest.raises(ValueError, match="the classifier's 2 classes, a, b, got 2 in pictures, b, a: labels follow"):
+        certification.check_fits(classifier, data.load("folder", "test", directory="pictures"))
+
+
+def test_a_size_that_the_classifier_does_not_take_is_told_how_to(place):
+    for path in (place / "flat").iterdir():
+        Image.fromarray(np.full((6, 8), 240, np.uint8)).save(path)
+    error = running.refused(predict.main, *GIVEN, "--config.data.dir=flat")
+    assert "got (6, 8, 1) in flat: --config.data.size=4 resizes the shorter side" in error
+    assert "\t1\t" in predicted("--config.data.dir=flat", "--config.data.size=4")
