@@ -171,7 +171,7 @@ RUN = run_memory.Run(
         ({}, set()),
         ({"data.name": "digits"}, {"data.name", "data.dir"}),
         ({"data.name": "npz"}, {"data.name"}),
-        ({"data.dir": "/tmp"}, {"data.dir"}),
+        ({"data.dir": "/tmp"}, {"data.dir", "data.name"}),  # a folder says what it holds
         ({"noise.sigma": 0.5}, {"noise.sigma"}),
         ({"noise.scheme": "gaussian"}, {"noise.scheme", "noise.ref", "noise.bins"}),
         ({"noise.edges": (1.0,)}, {"noise.bins"}),
