@@ -15,7 +15,7 @@ from scipy import special
 from idrc_jax.certificates import confidence_bounds, gaussian_pair, spherical
 from idrc_jax.certificates.confidence_bounds import Numbers
 from idrc_jax.certificates.sampling_plans import Fixed, Plan
-from idrc_jax.certificates.schemes import L2, Gaussian, Scheme, Stepped, Uniform, drawn_level
+from idrc_jax.certificates.schemes import L2, Gaussian, Scheme, Stepped, Uniform, check_own, drawn_level
 from idrc_jax.core import validate
 
 CERTIFICATES = ("one_sided", "two_sided")
@@ -71,7 +71,8 @@ def radius(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, *, dim: int
       all levels that `scale_bounds` allows (`gaussian_pair`).
 
     Raises:
-      ValueError: p_lower outside [0, 1), dim < 1, a statistic that is not finite, or a scheme without bounds.
+      ValueError: p_lower outside [0, 1), dim < 1, a statistic that is not finite, a scheme without bounds, or a
+        subclass of one whose radius does not ask them.
 
     Guarantee: a smoothed classifier whose class probability at the image is at least `p_lower` predicts that class at
     every image nearer than the result, each under its own noise. Rounding errs below; by how much is stated in
@@ -228,6 +229,7 @@ def from_votes(
 
 def _prepare(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Drawn level and p_lower, of one shape, checked."""
+    check_own(scheme)
     _check(p_lower)
     validate.at_least("dim", dim, 1)
     if not np.all(np.isfinite(np.asarray(statistic, np.float64))):

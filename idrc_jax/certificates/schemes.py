@@ -281,6 +281,17 @@ class Stepped(Scheme):
 SCHEMES: dict[str, type[Scheme]] = {
     scheme.name: scheme for scheme in (Gaussian, L1, L2, Uniform, InverseSqrtNorm, Stepped)
 }
+_CERTIFIED_AS_THEY_ARE = (Gaussian, L2, Uniform, Stepped)  # by what they are, without their `scale_bounds`
+
+
+def check_own(scheme: Scheme) -> None:
+    """ValueError for a user's subclass of a scheme whose certificate would not notice what the subclass changes."""
+    for kind in _CERTIFIED_AS_THEY_ARE:
+        if isinstance(scheme, kind) and type(scheme) is not kind:
+            raise ValueError(
+                f"Expected {type(scheme).__name__} to be a subclass of Scheme itself, got one of {kind.__name__}, "
+                "whose certificate does not ask scale_bounds."
+            )
 
 
 def make(

@@ -1,20 +1,8 @@
 """Noise schemes from the user's own code: made by name, and found again for results that were made under them."""
 
-from idrc_jax.certificates.schemes import (
-    L2,
-    SCHEMES,
-    Gaussian,
-    Scheme,
-    Stepped,
-    Uniform,
-    describe,
-    from_description,
-)
+from idrc_jax.certificates.schemes import SCHEMES, Scheme, check_own, describe, from_description
 from idrc_jax.core import json_values, user_code
 from idrc_jax.core.json_values import Json
-
-# Their certificates follow from what they are, not from `scale_bounds`: a subclass would be certified as they are.
-_WITH_RADII_OF_THEIR_OWN = (Gaussian, L2, Uniform, Stepped)
 
 
 def load(name: str, *, sigma: float, ref: float = 1.0) -> Scheme:
@@ -32,12 +20,7 @@ def load(name: str, *, sigma: float, ref: float = 1.0) -> Scheme:
     made = user_code.call("noise.factory", name, "a noise scheme", sigma=sigma, **({} if ref == 1 else {"ref": ref}))
     if not isinstance(made, Scheme):
         raise ValueError(f"Expected {setting} to return an idrc_jax.schemes.Scheme, got {type(made).__name__}.")
-    if isinstance(made, _WITH_RADII_OF_THEIR_OWN):
-        kind = next(one for one in _WITH_RADII_OF_THEIR_OWN if isinstance(made, one))
-        raise ValueError(
-            f"Expected {setting} to be a subclass of Scheme itself, got one of {kind.__name__}, whose certificate does "
-            "not ask scale_bounds."
-        )
+    check_own(made)
     named = getattr(made, "name", None)
     if not isinstance(named, str) or named in SCHEMES:
         raise ValueError(f"Expected {setting} to have a name of its own, none of {', '.join(SCHEMES)}, got {named!r}.")

@@ -175,6 +175,17 @@ def test_a_scheme_of_ones_own_is_certified_by_its_bounds():
     assert 0 < radius < 0.25 * (1 + statistic) * stats.norm.ppf(0.99)
 
 
+def test_a_subclass_whose_levels_its_parents_radius_would_not_notice_is_refused():
+    class Brighter(schemes.Gaussian):
+        def scale(self, statistic):
+            return self.sigma * (1 + statistic)
+
+    with pytest.raises(ValueError, match="subclass of Scheme itself, got one of Gaussian"):
+        certificates.radius(Brighter(sigma=0.5), 1.0, 0.9, dim=48)
+    with pytest.raises(ValueError, match="subclass of Scheme itself, got one of Gaussian"):
+        certificates.two_sided_radius(Brighter(sigma=0.5), 1.0, 0.9, 0.1, dim=48)
+
+
 def test_a_scheme_without_bounds_or_with_another_law_is_refused():
     class NoBounds(Own):
         scale_bounds = schemes.Scheme.scale_bounds
