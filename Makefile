@@ -26,7 +26,7 @@ SETTINGS = --config=$(CONFIG):$(SCHEME) --config.noise.sigma=$(SIGMA) --config.d
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test evidence test-all lint typecheck reproduce overhead invariance widths certificate-table plans denoising figures \
-	throughput training-throughput networks scaling gpu-benchmark clean
+	throughput training-throughput networks scaling gpu-benchmark docs docs-serve clean
 
 help:  ## Show this help.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -120,6 +120,13 @@ scaling: $(VENV)/.benchmarks  ## Time certification over WHAT=n, devices or size
 gpu-benchmark:  ## Time all on an NVIDIA GPU with the JAX of PYTHON_RUN, which installs nothing.
 	$(PYTHON_RUN) -m benchmarks.gpu $(if $(DATA),--data $(DATA)) $(ARGS)
 
+docs: $(VENV)/.docs  ## Build the documentation's site in build/site, notebooks run, links checked.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Site: build/site/index.html"
+
+docs-serve: $(VENV)/.docs  ## Show the site on http://127.0.0.1:8000, rebuilt while you write.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 clean:  ## Remove the virtual environment and caches; runs/ stays.
 	rm -rf $(VENV) build dist .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -139,6 +146,10 @@ $(VENV)/.dev: $(VENV)/.quickstart
 
 $(VENV)/.benchmarks: $(VENV)/.quickstart
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[benchmarks]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.quickstart
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.dev

@@ -52,7 +52,8 @@ def _group(name: str) -> list[str]:
     return [path for path in FIELDS if path.startswith(f"{name}.")]
 
 
-AUDIT, TRAIN = _group("audit"), _group("train")
+AUDIT = _group("audit")
+TRAIN = _group("train")
 NETWORK = ["model.architecture", "model.shortcut", "model.dtype", "denoiser.steps"]
 
 

@@ -100,7 +100,7 @@ def per_class(results: Results, names: Sequence[str], *, published: bool = False
 
 
 def confusion(results: Results) -> tuple[list[int], list[int], list[list[int]]] | None:
-    """True classes, predictions (-1, abstained, last) and counts [true][predicted]; None beyond `MOST_CLASSES`."""
+    """True classes, predictions (-1, abstained, last) and counts `[true][predicted]`; None beyond `MOST_CLASSES`."""
     pairs = Counter((row.label, row.predict) for row in results.rows)
     classes = sorted({number for pair in pairs for number in pair if number != confidence_bounds.ABSTAIN})
     if len(classes) > MOST_CLASSES:

@@ -53,7 +53,7 @@ class Table:
         return [[_number(value, 3 if row.ours else 2) for value in row.values] for row in self.rows]
 
     def best(self) -> list[list[bool]]:
-        """Which cells, as they are printed, are the largest of their column, of more than one: [rows][columns]."""
+        """Which cells, as they are printed, are the largest of their column, of more than one: `[rows][columns]`."""
         shown = [
             [
                 float(text) if text and ranked and row.ours else 0.0
