@@ -1,5 +1,6 @@
 """What the documentation says to paste is run."""
 
+import math
 import os
 import re
 import shlex
@@ -9,8 +10,10 @@ import sys
 import pytest
 import running
 from conftest import ROOT
+from scipy.special import ndtri
 
 from idrc_jax import results
+from idrc_jax.certificates.confidence_bounds import clopper_pearson_lower
 from idrc_jax.commands import compare, recertify, report, tables
 
 README = (ROOT / "README.md").read_text()
@@ -89,6 +92,22 @@ def test_the_comparison_in_the_documentation(monkeypatch):
 def test_the_table_at_the_end_in_the_documentation():
     read = results.read_results(ROOT / "results/cifar10_resnet20_0.25/gaussian")
     assert f"```\n{results.summary_table(read)}\n```" in (ROOT / "docs/tutorials/quickstart.md").read_text()
+
+
+def test_the_largest_radii_in_the_documentation():
+    """Those of unanimous votes, rounded down; and what typical votes give, to the two places shown."""
+    page = (ROOT / "docs" / "how_to" / "how_many_samples.md").read_text()
+    sizes = (1_000, 10_000, 100_000)
+    rows = re.findall(r"^\| ([.\d]+) \| ([.\d]+) \| ([.\d]+) \| ([.\d]+) \|$", page, flags=re.M)
+    assert len(rows) == 4
+    for sigma, *shown in rows:
+        radii = [float(sigma) * ndtri(0.001 ** (1 / n)) for n in sizes]
+        assert [float(one) for one in shown] == [math.floor(radius * 1_000) / 1_000 for radius in radii]
+    rows = re.findall(r"^\| ([.\d]+) \| ([.\d]+) σ \| ([.\d]+) σ \| ([.\d]+) σ \| ([.\d]+) σ \|$", page, flags=re.M)
+    assert len(rows) == 4
+    for p, *shown in rows:
+        radii = [ndtri(clopper_pearson_lower(round(float(p) * n), n, 0.001)) for n in sizes]
+        assert shown == [f"{radius:.2f}" for radius in (*radii, ndtri(float(p)))]
 
 
 def test_the_committed_report_is_small():

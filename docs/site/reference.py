@@ -9,6 +9,7 @@ import importlib
 import io
 import itertools
 import pkgutil
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -95,7 +96,7 @@ def commands_page():
     for name, place in scripts.items():
         module, function = place.split(":")
         main = getattr(importlib.import_module(module), function)
-        about = " ".join(main.__doc__.split()).removeprefix(f"{name}: ")
+        about = re.sub(rf"^{name}(?: [A-Z]+)?: ", "", " ".join(main.__doc__.split()))
         page += ["", f"## {name}", "", about[0].upper() + about[1:], "", f'??? note "{name} --help"', ""]
         page += ["    ```text", *(f"    {line}".rstrip() for line in _help(name, main).splitlines()), "    ```"]
     return "\n".join(page) + "\n"
