@@ -6,6 +6,7 @@ Names come from `__all__`, texts from docstrings, settings from `config.FIELDS`,
 
 import contextlib
 import importlib
+import inspect
 import io
 import itertools
 import pkgutil
@@ -38,7 +39,7 @@ def on_files(files, config):
 def room_page(room):
     """What `idrc_jax.ROOM` offers, then its modules, each with the public names that are not above."""
     module = importlib.import_module(f"idrc_jax.{room}")
-    offered = list(getattr(module, "__all__", ()))
+    offered = sorted(getattr(module, "__all__", ()), key=lambda name: _kind(getattr(module, name)))
     page = [f"# {room}", "", _directive(f"idrc_jax.{room}", offered)]
     seen = {id(getattr(module, name)) for name in offered}
     for name in _modules(module):
@@ -52,6 +53,11 @@ def room_page(room):
         also = f"Also {', '.join(alias)}." if alias else ""
         page += [f"## `{name}`", "", also, "", _directive(own.__name__, members)]
     return "\n".join(page) + "\n"
+
+
+def _kind(value):
+    """Classes come first, then functions, then constants."""
+    return 0 if inspect.isclass(value) else 1 if callable(value) else 2
 
 
 def _modules(package):
