@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import running
 from conftest import ROOT
+from PIL import Image
 
 import idrc_jax as idrc
 from idrc_jax.core import command_line
@@ -65,8 +66,7 @@ def test_every_block_has_a_language_that_is_tested(page):
 @pytest.mark.parametrize("page", list(python_pages()))
 def test_python_runs(page, reader):
     """A page's blocks in order, in one namespace, in a folder with what a checkout has and with made-up CIFAR-10."""
-    for known in ("checkpoints", "configs", "examples", "results"):
-        (reader / known).symlink_to(ROOT / known)
+    _link_checkout(reader)
     _write_cifar10(reader / "FOLDER")
     _write_files(page, reader)
     namespace = {"__name__": "page"}
@@ -114,6 +114,11 @@ def test_a_model_of_ones_own_from_beginning_to_end(reader):
     assert (reader / "runs" / "mine" / "audit.tsv").exists()
 
 
+def _link_checkout(folder):
+    for known in ("checkpoints", "configs", "examples", "results"):
+        (folder / known).symlink_to(ROOT / known)
+
+
 def _write_files(page, folder):
     own = document_code.files(page)
     for file, text in own.items():
@@ -131,10 +136,12 @@ def _write_cifar10(folder):
 
 
 @pytest.mark.parametrize("page", [page for page in document_code.PAGES if document_code.code(page, "bash")], ids=name)
-def test_commands_parse(page, tmp_path, monkeypatch):
-    found = document_code.commands(page, [*SCRIPTS, *OTHERS, ".ci/run"], tmp_path)
+def test_commands_parse(page, reader):
+    found = document_code.commands(page, [*SCRIPTS, *OTHERS, ".ci/run"], reader)
     assert found
-    monkeypatch.chdir(ROOT)
+    _link_checkout(reader)
+    (reader / "photos").mkdir()  # which pages call the reader's own images
+    Image.new("RGB", (4, 4)).save(reader / "photos" / "0.png")
     for program, *words in found:
         if not (program == "python" and words[0] in document_code.files(page)):
             _check(program, [word for word in words if word != "..."])  # "...": what the reader's call says already

@@ -120,7 +120,7 @@ def test_notebooks_are_shown_with_their_pictures(site, pages, name):
     page = site / "notebooks" / f"{name}.html"
     shown = [one for one in pages[page].loaded if one.startswith(f"{name}_") and one.endswith(".png")]
     assert shown
-    assert all((page.parent / one).stat().st_size > 5_000 for one in shown)
+    assert all((page.parent / one).stat().st_size > 1_000 for one in shown)
     assert f'href="{name}.ipynb"' in page.read_text()
 
 
