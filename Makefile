@@ -91,11 +91,11 @@ figures: $(VENV)/.quickstart  ## Make the README's figure and tables from result
 	$(BIN)/idrc-figures accuracy $(FIRST_RUNS) --title "CIFAR-10, ResNet-20, n = 2,000" \
 	  --out docs/images/cifar10_resnet20_0.25.png
 	$(BIN)/idrc-tables runs $(NOISE_025)/gaussian --kind valid --paper --at 0 .25 .5 .75 --out README.md --mark gaussian
-	$(BIN)/idrc-tables runs $(wordlist 2,5,$(FIRST_RUNS)) --at 0 .25 .5 .75 --out README.md --mark schemes
+	$(BIN)/idrc-tables runs $(wordlist 2,5,$(FIRST_RUNS)) --at 0 .25 .5 .75 --out docs/reference/results.md --mark schemes
 	$(BIN)/idrc-tables runs "gaussian, σ = .3"=$(RANGE)/gaussian \
 	  "stepped, 2 bins: σ = .246, .354"=$(RANGE)/stepped_2_bins \
 	  "stepped, 4 bins: σ = .216, .275, .317, .392"=$(RANGE)/stepped_4_bins \
-	  --kind valid --at 0 .25 .5 .75 1 --out README.md --mark stepped
+	  --kind valid --at 0 .25 .5 .75 1 --out docs/reference/results.md --mark stepped
 	$(BIN)/idrc-tables methods $(DENOISED_RUNS) --kind valid --paper --out docs/how_to/denoising.md --mark table3
 ifneq ($(DATA),)
 	$(BIN)/idrc-gallery $(FIRST_RUNS) $(SECOND_RUNS) results/plans/fixed results/plans/to_radius --data $(DATA)
