@@ -16,14 +16,6 @@ from idrc_jax import results
 from idrc_jax.certificates.confidence_bounds import clopper_pearson_lower
 from idrc_jax.commands import compare, recertify, report, tables
 
-README = (ROOT / "README.md").read_text()
-SECTION = re.split(r"^## ", README, flags=re.M)
-
-
-def blocks(heading, language):
-    (section,) = [text for text in SECTION if text.startswith(heading)]
-    return re.findall(rf"```{language}\n(.*?)```", section, flags=re.S)
-
 
 def run(*command, cwd):
     clean = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
@@ -66,7 +58,8 @@ def test_the_page_about_python(tmp_path, monkeypatch):
 
 def test_the_tables_of_the_documents_are_those_of_make_figures(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    pages = {name: tmp_path / name.replace("/", "_") for name in ("README.md", "docs/how_to/denoising.md")}
+    names = ("README.md", "docs/reference/results.md", "docs/how_to/denoising.md")
+    pages = {name: tmp_path / name.replace("/", "_") for name in names}
     for name, copy in pages.items():
         copy.write_text(re.sub(r"^\|.*\n", "", (ROOT / name).read_text(), flags=re.M))
     lines = run("make", "-n", "figures", cwd=ROOT).replace("\\\n", "").splitlines()
@@ -116,18 +109,11 @@ def test_the_committed_report_is_small():
 
 
 @pytest.mark.peers
-def test_the_readmes_pytorch_module(tmp_path):
-    pytest.importorskip("torch")
-    (code,) = blocks("Certify your PyTorch model", "python")
-    out = run(sys.executable, "-c", code + "print(classes.shape, abstained.dtype, radii.dtype)", cwd=tmp_path)
-    assert out == "(4,) bool float64\n"
-
-
-@pytest.mark.peers
 @pytest.mark.shared
-def test_the_readmes_import(shared, tmp_path):
+def test_the_import_in_the_documentation(shared, tmp_path):
     pytest.importorskip("torch")
-    (commands,) = blocks("Certify your PyTorch model", "bash")
+    page = (ROOT / "docs/how_to/importing.md").read_text()
+    (commands,) = re.findall(r"```bash\n(idrc-import resnet20-12fca82f.th.*?)```", page, flags=re.S)
     (tmp_path / "resnet20-12fca82f.th").symlink_to(shared / "weights/resnet20-12fca82f.th")
     run(sys.executable, str(shared / "cifar10/unpack.py"), str(tmp_path / "FOLDER"), cwd=tmp_path)
     places = {"idrc-import": "from idrc_jax.commands import import_network as m; m.main()"}
