@@ -1,5 +1,6 @@
 """The training kernels against float64 convolutions, and against XLA's gradients of a whole network."""
 
+import built
 import jax
 import numpy as np
 import pytest
@@ -11,8 +12,7 @@ OPTIONS = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 
 @pytest.fixture(scope="module", autouse=True)
 def _built():
-    if not convolution_cpu.available():
-        pytest.skip("needs a C++ compiler")
+    built.require(convolution_cpu)
 
 
 def padding(size):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import built
 import jax
 import numpy as np
 import pytest
@@ -52,8 +53,7 @@ def check(program: Path, runner: list[str], folder: Path):
 @pytest.mark.parametrize("bits", ["128", "256", "512"])
 def test_every_width(bits, tmp_path, monkeypatch):
     """Narrower vectors than this machine's, and wider ones, which the compiler takes apart."""
-    if not resnet_cpu.available():
-        pytest.skip("needs a C++ compiler")
+    built.require(resnet_cpu)
     monkeypatch.setenv("IDRC_VECTOR_BITS", bits)
     compiler = build.compiler()
     program = tmp_path / "program"

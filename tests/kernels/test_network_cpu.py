@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import built
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +21,7 @@ from idrc_jax.sampling import devices
 
 @pytest.fixture(scope="module", autouse=True)
 def _built():
-    if not network_cpu.available():
-        pytest.skip("needs a C++ compiler")
+    built.require(network_cpu)
 
 
 def normal(*shape, seed=0):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import built
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +25,7 @@ from idrc_jax.sampling import devices, random_keys
 
 @pytest.fixture(scope="module", autouse=True)
 def _built():
-    if not resnet_cpu.available():
-        pytest.skip("needs a C++ compiler")
+    built.require(resnet_cpu)
 
 
 @functools.cache

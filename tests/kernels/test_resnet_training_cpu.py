@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import budgets
+import built
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,8 +27,7 @@ MEAN, STD = (0.5, 0.4, 0.3, 0.45), (0.25, 0.2, 0.3, 0.22)
 
 @pytest.fixture(scope="module", autouse=True)
 def _built():
-    if not resnet_training_cpu.available():
-        pytest.skip("needs a C++ compiler")
+    built.require(resnet_training_cpu)
 
 
 def describe(depth, shortcut, shape, classes=5):

@@ -2,6 +2,7 @@
 
 import functools
 
+import built
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,8 +98,7 @@ def test_the_gradient_reaches_every_parameter(name):
 
 @pytest.mark.evidence
 def test_the_kernel_for_cpus_is_the_same_network():
-    if not convolution_cpu.available():
-        pytest.skip("needs a C++ compiler")
+    built.require(convolution_cpu)
     value, gradients = loss_and_gradients("plain", jax.lax.conv_general_dilated)
     other, others = loss_and_gradients("plain", convolution_cpu.conv_general_dilated)
     np.testing.assert_allclose(other, value, rtol=1e-5)
