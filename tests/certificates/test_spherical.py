@@ -109,7 +109,7 @@ def test_the_radius_is_proven_and_nearly_the_supremum(p, dim):
     threshold = _threshold(1 - p, max(radius, 1e-9), dim) if radius else 0.0
     if radius:
         assert _worst(threshold, radius, dim) > 0.5
-    if p > 0.501:
+    if p > 0.505:  # nearer to 1/2 the safe side, 1e-8 of a probability, is more than 1e-5 of the radius
         beyond = radius * (1 + 1e-5)
         assert _worst(_threshold(1 - p, beyond, dim), beyond, dim) < 0.5
 
@@ -150,3 +150,17 @@ def test_a_table_that_proposes_too_much_is_not_believed(monkeypatch):
     honest = spherical.radius(p, 48)
     monkeypatch.setattr(spherical._Table, "distance", lambda self, needed: 1.0002 * distance(self, needed))
     assert np.all(spherical.radius(p, 48) <= honest * (1 + 1e-7))
+
+
+def test_a_threshold_that_leaves_the_other_class_more_than_half_is_not_believed(monkeypatch):
+    p, threshold = np.array([0.6, 0.9, 0.99]), spherical._Table.threshold
+    monkeypatch.setattr(spherical._Table, "threshold", lambda self, a: 0.9999 * threshold(self, a))
+    np.testing.assert_array_equal(spherical.radius(p, 48), 0.0)
+
+
+def test_what_a_class_may_lack_is_rounded_down():
+    a = np.array([0.3])
+    tau = spherical._table(20).threshold(a)
+    with mpmath.workdps(20):
+        exact = tail_by_quadrature(tau[0], a[0], 20)
+    assert exact * (1 - 2e-8) < spherical._slack(a, tau, 20)[0] < exact * (1 - 5e-9)
