@@ -263,6 +263,26 @@ def test_false_claims_keep_their_level_at_the_boundary():
     assert np.mean([one.nearest is not None for one in found]) < level + 3 * np.sqrt(level / 600)
 
 
+def test_no_two_confirmations_of_an_image_share_votes(monkeypatch):
+    even = Classifier(apply_fn=parity, params=jnp.float32(40), classes=2, image_shape=SHAPE)
+    images = np.random.default_rng(0).uniform(size=(40, *SHAPE)).astype(np.float32)
+    settings = Settings(votes=400, screening=50, steps=2, samples=4, restarts=2, refinements=1)
+    searcher = Searcher(even, SCHEMES["gaussian"], settings, key=random_keys.root(1), threshold=0.05, chunk=8192)
+    counted, count = {}, point_votes.count
+
+    def noted(*arguments, indices, first, n, key):
+        if key is searcher._keys[random_keys.CONFIRMATION]:
+            for index, *samples in zip(indices, first, n, strict=True):
+                counted.setdefault(index, []).append(tuple(samples))
+        return count(*arguments, indices=indices, first=first, n=n, key=key)
+
+    monkeypatch.setattr(point_votes, "count", noted)
+    found = list(searcher.run(images, np.arange(40), np.arange(40) % 2, [[0.5]] * 40))
+    assert max(one.confirmed for one in found) > 1
+    for one in found:
+        assert counted.get(one.index, []) == [(400 * i, 400) for i in range(one.confirmed)]
+
+
 def test_the_family_of_claims_keeps_its_level():
     """4,000 audits of 20 attempts whose rival has exactly half of the votes: the level is that of any claim at all."""
     generator = np.random.default_rng(0)

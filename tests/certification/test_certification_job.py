@@ -228,6 +228,12 @@ def test_going_on_with_other_pixels_or_weights_is_refused(linear, dataset, tmp_p
         run(dataclasses.replace(linear, sha256="other"), dataset, tmp_path)
 
 
+def test_the_guarantee_is_of_all_images_that_are_certified(linear, dataset, monkeypatch):
+    monkeypatch.setattr(data.Dataset, "fingerprint", lambda self, indices: str(indices))
+    made = certification.describe_guarantee(linear, SCHEME, dataset, INDICES, SETTINGS)
+    assert made["data_sha256"] == str(INDICES)
+
+
 def test_a_time_limit_stops_between_images_and_says_how_far(linear, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "_SECONDS_A_PIECE", 0)  # a dispatch is one stride, and holds no image
     assert not run(linear, dataset, tmp_path, budget=budgets.Three())

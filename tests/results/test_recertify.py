@@ -100,8 +100,14 @@ def test_votes_and_levels_that_do_not_fit_the_manifest_are_refused(linear, datas
         recertify.recertify(dataclasses.replace(read, rows=(dataclasses.replace(read.rows[0], votes={0: 299}),)))
     with pytest.raises(ValueError, match="Expected 300 votes for 3 classes"):
         recertify.recertify(dataclasses.replace(read, rows=(dataclasses.replace(read.rows[0], votes={7: 300}),)))
+    with pytest.raises(ValueError, match="Expected 300 votes for 3 classes"):
+        recertify.recertify(dataclasses.replace(read, rows=(dataclasses.replace(read.rows[0], votes={0: 300, 7: 5}),)))
+    at_no_look = dataclasses.replace(read.rows[0], n=299, votes={0: 299})
+    with pytest.raises(ValueError, match="Expected 299 votes for 3 classes"):
+        recertify.recertify(dataclasses.replace(read, rows=(at_no_look,)))
+    next_level = float(np.nextafter(read.rows[0].sigma_x, 1))
     with pytest.raises(ValueError, match="Expected sigma_x"):
-        recertify.recertify(dataclasses.replace(read, rows=(dataclasses.replace(read.rows[0], sigma_x=0.3),)))
+        recertify.recertify(dataclasses.replace(read, rows=(dataclasses.replace(read.rows[0], sigma_x=next_level),)))
     with pytest.raises(ValueError, match=r"Expected manifest\.json"):
         recertify.recertify(dataclasses.replace(read, manifest=None))
 

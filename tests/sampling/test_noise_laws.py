@@ -41,6 +41,10 @@ def test_l2_has_a_half_normal_length_in_a_uniform_direction():
     cosine = z[:, 5] / length
     assert stats.kstest((cosine + 1) / 2, stats.beta((DIM - 1) / 2, (DIM - 1) / 2).cdf).pvalue > 1e-4
     assert abs(np.corrcoef(length, cosine)[0, 1]) < 5 / np.sqrt(COUNT)
+    # No coordinate knows the length, nor its sign.
+    cosines = z / length[:, None]
+    assert np.abs(cosines.mean(0)).max() < 5.5 / np.sqrt(DIM * COUNT)
+    assert np.abs(np.corrcoef(length, np.abs(cosines).T)[0, 1:]).max() < 5.5 / np.sqrt(COUNT)
 
 
 def test_uniform_has_a_fixed_length_and_a_laplace_direction():

@@ -123,6 +123,19 @@ def test_cosine_schedule_warms_up_and_ends_at_zero():
     assert float(rate(40)) == pytest.approx(0, abs=1e-9)
 
 
+def test_decay_joins_the_gradient_before_the_momentum():
+    """By hand, as PyTorch has it: buffer = momentum * buffer + gradient + decay * weights, weights -= rate * buffer."""
+    optimiser = Recipe(lr=0.1, momentum=0.9, weight_decay=0.5).optimiser(steps_per_epoch=10)
+    weights, buffer, by_hand = jnp.asarray([1.0, -2.0]), np.zeros(2), np.array([1.0, -2.0])
+    state = optimiser.init(weights)
+    for gradient in (np.array([0.3, 0.1]), np.array([-0.2, 0.4]), np.array([0.0, 0.0])):
+        updates, state = optimiser.update(jnp.asarray(gradient), state, weights)
+        weights = weights + updates
+        buffer = 0.9 * buffer + gradient + 0.5 * by_hand
+        by_hand = by_hand - 0.1 * buffer
+    np.testing.assert_allclose(weights, by_hand, rtol=1e-5)
+
+
 @pytest.mark.peers
 def test_optimiser_is_pytorchs_sgd():
     """Weight decay inside the gradient, momentum without damping, the rate outside the momentum."""
