@@ -218,7 +218,7 @@ class Attacker:
     def _directions(
         self, targets: Targets, moved: jax.Array, first: np.ndarray, straight_through: bool
     ) -> tuple[jax.Array, jax.Array]:
-        return _directions(
+        return margin_directions(
             self.classifier.params,
             self.key,
             moved,
@@ -235,7 +235,7 @@ class Attacker:
 
 
 @partial(jax.jit, static_argnames=("apply_fn", "number", "scheme", "samples", "straight_through", "mesh"))
-def _directions(
+def margin_directions(
     params: Any,
     key: jax.Array,
     moved: jax.Array,

@@ -1,7 +1,8 @@
 """A trained ResNet made for inference: batch normalisation folded into the convolutions, weights cast once.
 
 In bfloat16 the activations and the convolutions' weights are stored rounded; biases, shortcuts, the mean over pixels
-and the head are computed in float32.
+and the head are computed in float32. On accelerators biases are stored rounded, too: that lets XLA make bias, shortcut
+and ReLU a part of cuDNN's convolution, which sums them in float32 and rounds once.
 """
 
 from collections.abc import Callable
@@ -56,20 +57,29 @@ def fold(tensors: Arrays, *, mean: tuple[float, ...], std: tuple[float, ...]) ->
     return folded
 
 
-def cast(folded: Arrays, dtype: DTypeLike) -> Tensors:
-    """Put weights on the device: all kernels but the head's in `dtype`, all else in float32."""
+def cast(folded: Arrays, dtype: DTypeLike, *, biases: DTypeLike = jnp.float32) -> Tensors:
+    """Put weights on the device: kernels in `dtype`, biases in theirs; the head's and all else in float32."""
+    types = {"kernel": dtype, "bias": biases}
 
     def stored(name: str) -> DTypeLike:
-        return dtype if name.endswith(".kernel") and name != "head.kernel" else jnp.float32
+        layer, _, part = name.rpartition(".")
+        return jnp.float32 if layer == "head" else types.get(part, jnp.float32)
 
     return {name: jnp.asarray(value, stored(name)) for name, value in folded.items()}
 
 
-def apply(weights: Tensors, images: jax.Array) -> jax.Array:
-    """Compute logits float32 [N, classes] of images float32 [N, H, W, C]; activations are of the kernels' type."""
-    x = _convolve(weights, "stem", _normalised(weights, images), 1)
+def apply(weights: Tensors, images: jax.Array, convolve: Convolve | None = None) -> jax.Array:
+    """Compute logits float32 [N, classes] of images float32 [N, H, W, C]; activations are of the kernels' type.
+
+    Args:
+      weights: by `cast`.
+      images: float32 [N, H, W, C].
+      convolve: what does its convolutions, with all that follows them, instead of plain JAX.
+    """
+    convolve = convolve or _convolve
+    x = convolve(weights, "stem", _normalised(weights, images), 1)
     for block in range(_blocks(weights)):
-        x = _basic(weights, f"blocks.{block}", x)
+        x = _basic(weights, f"blocks.{block}", x, convolve)
     return _head(weights, x)
 
 
@@ -169,27 +179,45 @@ def _bottleneck(weights: Tensors, name: str, x: jax.Array, convolve: Convolve) -
     return convolve(weights, f"{name}.conv3", y, 1, shortcut=x)
 
 
-def _basic(weights: Tensors, name: str, x: jax.Array) -> jax.Array:
+def _basic(weights: Tensors, name: str, x: jax.Array, convolve: Convolve) -> jax.Array:
     features_in, features = weights[f"{name}.conv1.kernel"].shape[2:]
     stride = 1 if features == features_in else 2
-    y = _convolve(weights, f"{name}.conv1", x, stride)
+    y = convolve(weights, f"{name}.conv1", x, stride)
     if f"{name}.projection.kernel" in weights:
-        x = _convolve(weights, f"{name}.projection", x, stride, relu=False)
+        x = convolve(weights, f"{name}.projection", x, stride, relu=False)
     elif stride == 2:
         before = (features - features_in) // 2
         x = jnp.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (before, features - features_in - before)))
-    return _convolve(weights, f"{name}.conv2", y, 1, shortcut=x)
+    return convolve(weights, f"{name}.conv2", y, 1, shortcut=x)
+
+
+def _convolution(kernel: jax.Array, x: jax.Array, stride: int) -> jax.Array:
+    pad = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def _convolve(
     weights: Tensors, name: str, x: jax.Array, stride: int, *, shortcut: jax.Array | None = None, relu: bool = True
 ) -> jax.Array:
-    kernel = weights[f"{name}.kernel"]
-    pad = kernel.shape[0] // 2
-    y = jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    y = y.astype(jnp.float32) + weights[f"{name}.bias"]
+    y = _convolution(weights[f"{name}.kernel"], x, stride).astype(jnp.float32) + weights[f"{name}.bias"]
     if shortcut is not None:
         y = y + shortcut.astype(jnp.float32)
     return (activations.relu(y) if relu else y).astype(x.dtype)
+
+
+def _convolve_in_own_type(
+    weights: Tensors, name: str, x: jax.Array, stride: int, *, shortcut: jax.Array | None = None, relu: bool = True
+) -> jax.Array:
+    """`_convolve` in the form that XLA knows as one call of cuDNN: no other type, and the ReLU a maximum."""
+    y = _convolution(weights[f"{name}.kernel"], x, stride) + weights[f"{name}.bias"]
+    if shortcut is not None:
+        y = y + shortcut
+    return jax.nn.relu(y) if relu else y
+
+
+# The same functions for accelerators, where `cast` is to give biases of the kernels' type. Each is one object, by which
+# a compiled program is found again.
+apply_on_accelerator = partial(apply, convolve=_convolve_in_own_type)
+apply_resnet50_on_accelerator = partial(apply_resnet50, convolve=_convolve_in_own_type)

@@ -48,7 +48,13 @@ def load_classifier(
 
 
 def classifier_of(
-    tensors: Arrays, description: Description, *, dtype: str, kernel: str = "auto", sha256: str = ""
+    tensors: Arrays,
+    description: Description,
+    *,
+    dtype: str,
+    kernel: str = "auto",
+    sha256: str = "",
+    platform: str = "",
 ) -> Classifier:
     """Make the classifier of a network's tensors, for inference.
 
@@ -57,6 +63,7 @@ def classifier_of(
       description: of the network (see `models.build`).
       dtype, kernel: as for `load_classifier`.
       sha256: of the tensors, where they are a file's.
+      platform: that it is to run on, as JAX calls it; empty for the one that JAX runs on.
 
     Raises:
       ValueError: a value that is not finite once batch normalisation is folded in.
@@ -72,7 +79,9 @@ def classifier_of(
             sha256=sha256,
             description=description,
         )
-        for name, apply_fn, weights in _for_inference(tensors, description, dtype=dtype, kernel=kernel)
+        for name, apply_fn, weights in _for_inference(
+            tensors, description, dtype=dtype, kernel=kernel, on_cpu=(platform or jax.default_backend()) == "cpu"
+        )
     )
     return first.with_alternatives(*others)
 
@@ -88,12 +97,18 @@ def load_denoiser(path: str | Path, *, dtype: str = "", kernel: str = "auto") ->
         raise ValueError(
             f"Expected a denoiser, got a {description['architecture']} in {file}: set model.weights to it."
         )
-    validate.one_of("kernel", kernel, ("auto", "xla"))
-    dtype, diffused = dtype or description["dtype"], description["diffusion"]
-    schedule = Schedule(**diffused["schedule"])
-    low, high = schedule.sigmas
+    dtype = dtype or description["dtype"]
     _, params, _ = abstract(description, dtype=dtype)
     check_tensors(tensors, params, file)
+    return make_denoiser(tensors, description, dtype=dtype, kernel=kernel)
+
+
+def make_denoiser(tensors: Arrays, description: Description, *, dtype: str, kernel: str) -> Denoiser:
+    """Make a denoiser of what a file of weights holds. Args: as for `load_classifier`."""
+    validate.one_of("kernel", kernel, ("auto", "xla"))
+    diffused = description["diffusion"]
+    schedule = Schedule(**diffused["schedule"])
+    low, high = schedule.sigmas
     weights = {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
 
     def by(name: str, convolution: Convolution) -> Denoiser:
@@ -122,7 +137,7 @@ def load_denoiser(path: str | Path, *, dtype: str = "", kernel: str = "auto") ->
 
 
 def _for_inference(
-    tensors: Arrays, description: Description, *, dtype: str, kernel: str
+    tensors: Arrays, description: Description, *, dtype: str, kernel: str, on_cpu: bool
 ) -> list[tuple[str, ApplyFn, PyTree]]:
     """List the kernel's name, apply_fn and params of each implementation of the network, a ResNet folded."""
     validate.one_of("kernel", kernel, ("auto", "xla"))
@@ -134,12 +149,16 @@ def _for_inference(
 
         return [("xla", apply_fn, folding.cast(tensors, DTYPES[dtype]))]
     folded = folding.fold(tensors, mean=tuple(description["mean"]), std=tuple(description["std"]))
-    if description["architecture"] == "resnet50":
-        if kernel == "auto" and dtype == "float32" and jax.default_backend() == "cpu" and network_cpu.available():
+    of_50 = description["architecture"] == "resnet50"
+    if not on_cpu:
+        apply_there = folding.apply_resnet50_on_accelerator if of_50 else folding.apply_on_accelerator
+        return [("xla", apply_there, folding.cast(folded, DTYPES[dtype], biases=DTYPES[dtype]))]
+    if of_50:
+        if kernel == "auto" and dtype == "float32" and network_cpu.available():
             fast, params = folding.resnet50_by_kernel(folded, tuple(description["image_shape"]))
             return [("network_cpu", fast, params), ("xla", folding.apply_resnet50, params["plain"])]
         return [("xla", folding.apply_resnet50, folding.cast(folded, DTYPES[dtype]))]
-    if kernel == "auto" and jax.default_backend() == "cpu" and resnet_cpu.available():
+    if kernel == "auto" and resnet_cpu.available():
         fast, params = folding.resnet_by_kernel(folded, half=dtype == "bfloat16")
         return [("resnet_cpu", fast, params), ("xla", folding.apply, params["plain"])]
     return [("xla", folding.apply, folding.cast(folded, DTYPES[dtype]))]

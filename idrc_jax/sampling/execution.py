@@ -70,22 +70,27 @@ def unmeasured(classifier: Classifier, mesh: Mesh | None = None, chunk: int = 0)
     return Execution(classifier, mesh, chunk or default_chunk(classifier, mesh))
 
 
-def default_chunk(classifier: Classifier, mesh: Mesh) -> int:
+def default_chunk(classifier: Classifier, mesh: Mesh, memory: int = 0) -> int:
     """Samples a device takes at a time: few on the CPU, for the sake of its caches, and what fills an accelerator.
 
     Fewer, but at least 2, where four times the network's largest intermediate result would take more than half of the
     device's memory.
+
+    Args:
+      classifier: what classifies them.
+      mesh: the devices.
+      memory: bytes that a device can use; 0 asks it.
     """
     wanted = 4096
     if mesh.devices.flat[0].platform == "cpu":
         held = _CPU_BYTES // classifier.largest_intermediate
         wanted = min(32 if mesh.size > 1 else 128, max(4, 2 ** int(math.log2(max(held, 1)))))
-    return min(wanted, largest_chunk(classifier, mesh))
+    return min(wanted, largest_chunk(classifier, mesh, memory))
 
 
-def largest_chunk(classifier: Classifier, mesh: Mesh) -> int:
+def largest_chunk(classifier: Classifier, mesh: Mesh, memory: int = 0) -> int:
     """Samples, at least 2, whose intermediate results half of a device's memory holds, as far as can be told."""
-    return max(2, devices.memory(mesh) // 2 // (4 * classifier.largest_intermediate))
+    return max(2, (memory or devices.memory(mesh)) // 2 // (4 * classifier.largest_intermediate))
 
 
 def check_chunk(classifier: Classifier, mesh: Mesh | None, chunk: int) -> None:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from idrc_jax.certificates.schemes import Scheme, host_scale
 from idrc_jax.core import validate
@@ -281,23 +282,27 @@ def check_indices(indices: np.ndarray, images: np.ndarray) -> np.ndarray:
     return indices
 
 
-def memory_estimate(execution: Execution, scheme: Scheme) -> int | None:
-    """Bytes of temporaries a device needs for one chunk, as XLA's compiler reports them; None if it does not."""
-    classifier = execution.classifier
-    shape = (1, *classifier.image_shape)
-    lowered = _votes_on_mesh.lower(
-        classifier.params,
-        random_keys.root(0),
-        jnp.zeros(shape, jnp.float32),
-        jnp.zeros(1, jnp.uint32),
-        jnp.zeros(1, jnp.float32),
-        jnp.zeros(1, jnp.uint32),
-        jnp.ones(1, jnp.int32),
+def lower_votes(execution: Execution, law: str, slots: int = SLOTS) -> jax.stages.Lowered:
+    """Lower the program that `dispatch_votes` runs, for the mesh's devices, which need not be there."""
+    classifier, whole = execution.classifier, devices.replicated(execution.mesh)
+
+    def like(shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+
+    return _votes_on_mesh.lower(
+        jax.tree.map(lambda leaf: like(jnp.shape(leaf), jnp.result_type(leaf)), classifier.params),
+        like((), random_keys.root(0).dtype),
+        like((slots, *classifier.image_shape), jnp.float32),
+        *(like((slots,), dtype) for dtype in (jnp.uint32, jnp.float32, jnp.uint32, jnp.int32)),
         apply_fn=classifier.apply_fn,
-        law=scheme.law,
+        law=law,
         classes=classifier.classes,
         chunk=execution.chunk,
         mesh=execution.mesh,
     )
-    analysis = lowered.compile().memory_analysis()
+
+
+def memory_estimate(execution: Execution, scheme: Scheme) -> int | None:
+    """Bytes of temporaries a device needs for one chunk, as XLA's compiler reports them; None if it does not."""
+    analysis = lower_votes(execution, scheme.law, slots=1).compile().memory_analysis()
     return None if analysis is None else int(analysis.temp_size_in_bytes)

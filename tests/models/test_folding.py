@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from idrc_jax import models
-from idrc_jax.models import folding
+from idrc_jax.models import folding, loading
 
 
 def network(depth=8, classes=5, shape=(8, 8, 3), shortcut="projection", seed=0):
@@ -60,6 +60,31 @@ def test_bfloat16_is_near_and_not_the_same():
     assert {name for name, dtype in types.items() if dtype == jnp.bfloat16} == {
         name for name in folded if name.endswith(".kernel") and name != "head.kernel"
     }
+
+
+@pytest.mark.parametrize("shortcut", ["projection", "zero_pad"])
+def test_the_form_for_accelerators_is_the_same_function(shortcut):
+    _, tensors, description = network(20, 5, (16, 16, 3), shortcut)
+    folded, images = fold(tensors, description), noisy(6, (16, 16, 3))
+    expected = np.asarray(folding.apply(folding.cast(folded, jnp.float32), images))
+    for dtype, error in ((jnp.float32, 2e-6), (jnp.bfloat16, 0.05)):
+        weights = folding.cast(folded, dtype, biases=dtype)
+        got = folding.apply_on_accelerator(weights, images)
+        assert got.dtype == jnp.float32
+        np.testing.assert_allclose(got, expected, atol=error * np.abs(expected).max())
+        kept = {name for name, value in weights.items() if value.dtype != dtype}
+        assert kept == (set() if dtype == jnp.float32 else {"mean", "std", "head.kernel", "head.bias"})
+
+
+def test_what_does_not_run_on_a_cpu_is_loaded_in_the_form_for_accelerators():
+    _, tensors, description = network()
+    made = (
+        loading.classifier_of(tensors, description, dtype="bfloat16", kernel="xla", platform=platform)
+        for platform in ("cpu", "gpu", "")
+    )
+    on_cpu, on_gpu, here = ((one.apply_fn, one.params["stem.bias"].dtype) for one in made)
+    assert on_cpu == here == (folding.apply, jnp.float32)
+    assert on_gpu == (folding.apply_on_accelerator, jnp.bfloat16)
 
 
 def network_50(classes=6, seed=0):
