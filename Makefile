@@ -26,7 +26,7 @@ SETTINGS = --config=$(CONFIG):$(SCHEME) --config.noise.sigma=$(SIGMA) --config.d
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test evidence test-all lint typecheck reproduce overhead invariance widths certificate-table plans denoising figures \
-	throughput training-throughput networks scaling gpu-benchmark docs docs-serve clean
+	throughput training-throughput networks scaling gpu-check gpu-benchmark docs docs-serve clean
 
 help:  ## Show this help.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -117,6 +117,11 @@ networks: $(VENV)/.benchmarks  ## Time certification of eight kinds of network b
 scaling: $(VENV)/.benchmarks  ## Time certification over WHAT=n, devices or size, on an idle machine.
 	$(BIN)/python -m benchmarks.scaling $(WHAT) $(ARGS)
 
+# JAX's CUDA compiler complains in every process on a machine without a GPU: it gets an environment of its own, which
+# sees the packages of the other.
+gpu-check: $(VENV)/.gpu-check  ## Compile for GPUs that need not be there what the commands run, count it: ARGS=--all for all.
+	$(VENV)/gpu-check/bin/python -m benchmarks.gpu_programs $(ARGS)
+
 gpu-benchmark:  ## Time all on an NVIDIA GPU with the JAX of PYTHON_RUN, which installs nothing.
 	$(PYTHON_RUN) -m benchmarks.gpu $(if $(DATA),--data $(DATA)) $(ARGS)
 
@@ -150,6 +155,13 @@ $(VENV)/.benchmarks: $(VENV)/.quickstart
 
 $(VENV)/.docs: $(VENV)/.quickstart
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
+$(VENV)/.gpu-check: $(VENV)/.quickstart
+	$(BIN)/python -m venv $(VENV)/gpu-check
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+	  > "$$($(VENV)/gpu-check/bin/python -c 'import site; print(site.getsitepackages()[0])')/parent.pth"
+	$(VENV)/gpu-check/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[gpu-check]'
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.dev

@@ -1,0 +1,115 @@
+"""Compile what the commands run for GPUs that are not there, count it, hold it against `limits.json`.
+
+Command:   make gpu-check            (the main figures; ARGS=--all: every program on every card)
+"""
+
+import argparse
+import importlib.metadata
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.gpu_programs import compilation, counting, examples, hlo, programs, report
+from benchmarks.gpu_programs.cards import CARDS, Card
+
+# What is compiled without --all: (program, devices), on an H100.
+_MAIN = [
+    ("certify, ResNet-110, bfloat16", 1),
+    ("certify, ResNet-20, bfloat16", 1),
+    ("certify, ResNet-20, float32", 1),
+    ("certify, ResNet-20, bfloat16", 8),
+    ("train, ResNet-20, bfloat16", 8),
+]
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_programs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flags.add_argument("--all", action="store_true", help="every program, on 1 and 8 devices of every card")
+    flags.add_argument("--cards", nargs="+", choices=sorted(CARDS), help="with --all: these cards")
+    flags.add_argument("--only", default="", help="with --all: programs whose names hold this")
+    flags.add_argument("--out", type=Path, help="folder for a table a card, Markdown and JSON")
+    flags.add_argument("--examples", type=Path, help="write the compiled examples into this folder, and stop")
+    values = flags.parse_args()
+    if not compilation.available():
+        raise SystemExit("error: Expected JAX's CUDA compiler, found none: make gpu-check installs it.")
+    if values.examples:
+        _write_examples(values.examples)
+        return
+    wrong = _check_examples()
+    everything = {program.name: program for program in programs.every()}
+    asked = _MAIN
+    if values.all:
+        asked = [(name, count) for name in everything if values.only in name for count in (1, 8)]
+    for name in values.cards or (CARDS if values.all else ["h100"]):
+        wrong += _check(CARDS[name], [(everything[program], count) for program, count in asked], values.out)
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    if wrong:
+        raise SystemExit(1)
+
+
+def _check(card: Card, asked: list[tuple[programs.Program, int]], out: Path | None) -> list[str]:
+    """Compile and count programs for a card, print their table, keep it in a folder: what is wrong."""
+    rows = []
+    for program, count in asked:
+        begun = time.perf_counter()
+        lowered = program.lower(card, compilation.mesh_of(card, count))
+        compiled = compilation.compiled(lowered.program)
+        rows.append(
+            report.row(
+                card,
+                program.command,
+                program.network,
+                program.dtype,
+                program.law,
+                devices=count,
+                units=lowered.units,
+                count=counting.count_loop(hlo.parse(compiled.text)),
+                scratch=compiled.scratch,
+                arguments=compiled.arguments,
+            )
+        )
+        print(f"{card.name}: {program.name} on {count} ({time.perf_counter() - begun:.0f} s)", file=sys.stderr)
+    machine = f"JAX {importlib.metadata.version('jax')}, CUDA 13.0, cuDNN 9.12"
+    text = report.page(card, rows, machine)
+    print(text)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"gpu_programs_{card.name}.md").write_text(text)
+        (out / f"gpu_programs_{card.name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+    return report.broken(card, rows)
+
+
+def _compiled_examples() -> dict[str, str]:
+    return {
+        name: compilation.compiled(one.lower(compilation.mesh_of(CARDS["h100"], one.count))).text
+        for name, one in examples.EXAMPLES.items()
+    }
+
+
+def _check_examples() -> list[str]:
+    """Hold the counter against what hands count of small programs, as this compiler makes them."""
+    return [
+        line
+        for name, text in _compiled_examples().items()
+        for line in examples.differences(name, counting.count_loop(hlo.parse(text)))
+    ]
+
+
+def _write_examples(folder: Path) -> None:
+    """Without what tells where in the source an instruction comes from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in _compiled_examples().items():
+        body = text[re.search(r"^(?:%|ENTRY )", text, re.MULTILINE).start() :]
+        body = re.sub(r"(, )?metadata=\{[^}]*\}", "", body)
+        (folder / f"{name.replace(' ', '_')}.hlo").write_text(f"{text.splitlines()[0]}\n\n{body}")
+
+
+if __name__ == "__main__":
+    main()

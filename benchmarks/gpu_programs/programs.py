@@ -1,0 +1,213 @@
+"""Every program that the commands run on a GPU, lowered by the library's own functions.
+
+`certify` and `predict` run one program for each network, type and law; `train` one for each network and type, which
+takes many steps; `audit` one gradient step of an attack. Weights are blank: no count depends on them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from benchmarks import networks
+from benchmarks.gpu_programs.cards import Card
+from idrc_jax import audit, config, data, models, sampling
+from idrc_jax.audit import attacks
+from idrc_jax.certificates.schemes import SCHEMES, Gaussian
+from idrc_jax.models import Classifier, Denoiser, Description, loading
+from idrc_jax.sampling import devices, noise_laws, random_keys, votes
+from idrc_jax.training import classifier, denoiser, initial_state, loop, training_kernel
+from idrc_jax.training.job import Job, RunOptions
+from idrc_jax.training.steps import Step
+
+SIGMA = 0.25
+_PLATFORM = "gpu"
+_TARGETS = 8  # images that the audit attacks at a time
+TYPES = ("bfloat16", "float32")
+_PAIRS = ("full U-Net + ResNet-110", "small U-Net + ResNet-20")  # the full one has 35.7 million weights
+
+
+class Lowered(NamedTuple):
+    """A program before it is compiled.
+
+    Attributes:
+      program: for the devices of a mesh.
+      units: samples or images that a device takes in one turn of the main loop.
+    """
+
+    program: jax.stages.Lowered
+    units: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that a command runs.
+
+    Attributes:
+      command: "certify" (and "predict"), "train" or "audit".
+      network: its name.
+      dtype: its compute type.
+      law: of the noise, a name in `noise_laws.LAWS`.
+      lower: makes it for some devices of a card.
+    """
+
+    command: str
+    network: str
+    dtype: str
+    law: str
+    lower: Callable[[Card, Mesh], Lowered]
+
+    @property
+    def name(self) -> str:
+        """All that tells it from others."""
+        law = "" if self.law == "normal" else f", {self.law}"
+        return f"{self.command}, {self.network}, {self.dtype}{law}"
+
+
+def every() -> list[Program]:
+    """All of them, the most wanted first."""
+    main = [_certify(f"ResNet-{depth}", dtype) for depth in (110, 20) for dtype in TYPES]
+    steps = [_train(depth, dtype) for depth in (110, 20) for dtype in TYPES]
+    pairs = [_certify(name, dtype) for name in _PAIRS for dtype in TYPES]
+    denoisers = [_train_denoiser(size, dtype) for size in ("full", "small") for dtype in TYPES]
+    large = [_certify(name, dtype) for name in ("ResNet-50", "ViT-B/16") for dtype in TYPES]
+    laws = [
+        _certify(f"ResNet-{depth}", dtype, law)
+        for law in noise_laws.LAWS
+        if law != "normal"
+        for depth in (110, 20)
+        for dtype in TYPES
+    ]
+    attacked = [_attack(f"ResNet-{depth}", dtype) for depth in (110, 20) for dtype in TYPES]
+    return main + steps + pairs + denoisers + large + laws + attacked
+
+
+def _certify(network: str, dtype: str, law: str = "normal") -> Program:
+    def lower(card: Card, mesh: Mesh) -> Lowered:
+        model = _classifier(network, dtype)
+        chunk = sampling.default_chunk(model, mesh, card.usable)
+        return Lowered(votes.lower_votes(sampling.Execution(model, mesh, chunk), law), chunk)
+
+    return Program("certify", network, dtype, law, lower)
+
+
+def _attack(network: str, dtype: str) -> Program:
+    """One step of projected gradient descent on a few images, with the audit's samples."""
+    samples = audit.Settings().samples
+
+    def lower(card: Card, mesh: Mesh) -> Lowered:
+        model = _classifier(network, dtype)
+        whole, rows = devices.replicated(mesh), devices.split_first_axis(mesh)
+        targets = _TARGETS * mesh.size
+        lowered = attacks.margin_directions.lower(
+            jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), model.params),
+            jax.ShapeDtypeStruct((), random_keys.root(0).dtype, sharding=whole),
+            jax.ShapeDtypeStruct((targets, *model.image_shape), jnp.float32, sharding=rows),
+            *(jax.ShapeDtypeStruct((targets,), kind, sharding=rows) for kind in (jnp.uint32, jnp.int32, jnp.uint32)),
+            apply_fn=model.apply_fn,
+            number=model.classes,
+            scheme=SCHEMES["gaussian"](sigma=SIGMA),
+            samples=samples,
+            straight_through=False,
+            mesh=mesh,
+        )
+        return Lowered(lowered, _TARGETS * samples)
+
+    return Program("audit", network, dtype, "normal", lower)
+
+
+def _train(depth: int, dtype: str) -> Program:
+    """Cohen's recipe: batches of 256, 50 steps a dispatch."""
+
+    def lower(card: Card, mesh: Mesh) -> Lowered:
+        settings = config.load("configs/cifar10.py")
+        settings.model.depth, settings.model.dtype = depth, dtype
+        images, recipe = _cifar(), config.recipe(settings)
+        description = config.description(settings, images)
+
+        def step_on(optimiser: optax.GradientTransformation, mesh: Mesh) -> Step:
+            network = classifier.network_on(mesh, description)
+            return classifier.make_step(network, recipe, Gaussian(sigma=SIGMA), optimiser, 0, mesh)
+
+        arrays = (images.images, images.labels)
+        return _lowered_steps(Job(description, images, recipe, 0, "", (), {}, arrays, step_on, ("loss",)), mesh)
+
+    return Program("train", f"ResNet-{depth}", dtype, "normal", lower)
+
+
+def _train_denoiser(size: str, dtype: str) -> Program:
+    def lower(card: Card, mesh: Mesh) -> Lowered:
+        settings = config.load(f"configs/denoiser.py:{size}")
+        settings.model.dtype = dtype
+        images, recipe, target = _cifar(), config.recipe(settings), config.denoiser_target(settings)
+        description = config.denoiser_description(settings, images)
+
+        def step_on(optimiser: optax.GradientTransformation, mesh: Mesh) -> Step:
+            return denoiser.make_step(training_kernel.graph_on(mesh, description), recipe, target, optimiser, 0, mesh)
+
+        job = Job(description, images, recipe, 0, "", (), {}, (images.images,), step_on, ("loss",), averaged=True)
+        return _lowered_steps(job, mesh)
+
+    return Program("train", f"{size} U-Net", dtype, "normal", lower)
+
+
+def _lowered_steps(job: Job, mesh: Mesh) -> Lowered:
+    """Lower the dispatch of as many steps as `loop.run` sends at a time."""
+    whole = devices.replicated(mesh)
+    optimiser = job.recipe.optimiser(job.epoch_steps)
+    run = loop.dispatches(job.make_step(optimiser, mesh), on_cpu=False)
+    state = initial_state.shapes(job, optimiser, mesh)
+    order = jax.ShapeDtypeStruct((len(job.train_set),), jnp.int32, sharding=whole)
+    arrays = (jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=whole) for one in job.data)
+    lowered = run.lower(state, order, *arrays, count=RunOptions().steps_per_dispatch)
+    return Lowered(lowered, job.recipe.batch // mesh.size)
+
+
+@cache
+def _cifar() -> data.Dataset:
+    """Blank images in CIFAR-10's place."""
+    return data.from_arrays(np.zeros((50_000, 32, 32, 3), np.uint8), np.zeros(50_000, np.int32), classes=10)
+
+
+@cache
+def _classifier(network: str, dtype: str) -> Classifier:
+    """A network as the commands load it on a GPU."""
+    if " + " in network:
+        before, after = network.split(" + ")
+        return models.denoised(_classifier(after, dtype), _denoiser(before.split()[0], dtype), sigma=SIGMA)
+    described = {
+        "ResNet-110": networks.describe(110),
+        "ResNet-20": networks.describe(20),
+        "ResNet-50": _IMAGENET | {"architecture": "resnet50", "depth": 50, "shortcut": "projection"},
+        "ViT-B/16": _IMAGENET | {"architecture": "vit", "vit": _VIT},
+    }[network] | {"dtype": dtype}
+    return loading.make_classifier(_blank(described), described, dtype=dtype, kernel="xla", platform=_PLATFORM)
+
+
+_IMAGENET = {"classes": 1000, "image_shape": [224, 224, 3], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+_VIT = {"size": 224, "patch": 16, "width": 768, "depth": 12, "heads": 12, "mlp": 3072}
+
+
+def _denoiser(size: str, dtype: str) -> Denoiser:
+    settings = config.load(f"configs/denoiser.py:{size}")
+    target = config.denoiser_target(settings)
+    described = config.denoiser_description(settings, _cifar()) | {
+        "dtype": dtype,
+        "diffusion": {"schedule": {}, "prediction": target.prediction},
+    }
+    return loading.make_denoiser(_blank(described), described, dtype=dtype, kernel="xla")
+
+
+def _blank(description: Description) -> models.Arrays:
+    """Tensors of a network as its file holds them: ones for variances, else zeros."""
+    _, params, stats = models.abstract(description, dtype=description["dtype"])
+    return {
+        name: (np.ones if name.endswith(".var") else np.zeros)(leaf.shape, np.float32)
+        for name, leaf in (params | stats).items()
+    }

@@ -1,0 +1,139 @@
+"""The counter of compiled GPU programs against counts by hand, its tables and its limits; CUDA is not needed."""
+
+import json
+
+import pytest
+from conftest import ROOT
+
+from benchmarks.gpu_programs import counting, examples, hlo, programs, report
+from benchmarks.gpu_programs.cards import CARDS
+from benchmarks.gpu_programs.counting import Cost, Count
+
+# A loop of an unknown number of turns, in which another takes three: 4 KB are read and written in each of those, and
+# 4 KB are reversed by the larger branch of a conditional.
+NESTED = """HloModule nested
+
+%inner_body (a: (s32[], f32[1024])) -> (s32[], f32[1024]) {
+  %a = (s32[], f32[1024]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%a), index=0
+  %x = f32[1024]{0} get-tuple-element(%a), index=1
+  %y = f32[1024]{0} negate(%x)
+  ROOT %t = (s32[], f32[1024]{0}) tuple(%i, %y)
+}
+
+%inner_condition (b: (s32[], f32[1024])) -> pred[] {
+  %b = (s32[], f32[1024]{0}) parameter(0)
+  ROOT %p = pred[] constant(true)
+}
+
+%small (c: f32[1024]) -> f32[1024] {
+  ROOT %c = f32[1024]{0} parameter(0)
+}
+
+%large (d: f32[1024]) -> f32[1024] {
+  %d = f32[1024]{0} parameter(0)
+  ROOT %r = f32[1024]{0} reverse(%d), dimensions={0}
+}
+
+%outer_body (e: (s32[], f32[1024], pred[])) -> (s32[], f32[1024], pred[]) {
+  %e = (s32[], f32[1024]{0}, /*index=2*/pred[]) parameter(0)
+  %j = s32[] get-tuple-element(%e), index=0
+  %z = f32[1024]{0} get-tuple-element(%e), index=1
+  %q = pred[] get-tuple-element(%e), index=2
+  %s = (s32[], f32[1024]{0}) tuple(%j, %z)
+  %w = (s32[], f32[1024]{0}) while(%s), condition=%inner_condition, body=%inner_body, THREE_TURNS
+  %v = f32[1024]{0} get-tuple-element(%w), index=1
+  %u = f32[1024]{0} conditional(%q, %v, %v), branch_computations={%small, %large}
+  ROOT %o = (s32[], f32[1024]{0}, pred[]) tuple(%j, %u, %q)
+}
+
+%outer_condition (f: (s32[], f32[1024], pred[])) -> pred[] {
+  %f = (s32[], f32[1024]{0}, pred[]) parameter(0)
+  ROOT %k = pred[] get-tuple-element(%f), index=2
+}
+
+ENTRY %main (g: s32[], h: f32[1024], l: pred[]) -> f32[1024] {
+  %g = s32[] parameter(0)
+  %h = f32[1024]{0} parameter(1)
+  %l = pred[] parameter(2)
+  %n = f32[1024]{0} exponential(%h)
+  %m = (s32[], f32[1024]{0}, pred[]) tuple(%g, %n, %l)
+  %loop = (s32[], f32[1024]{0}, pred[]) while(%m), condition=%outer_condition, body=%outer_body
+  ROOT %result = f32[1024]{0} get-tuple-element(%loop), index=1
+}
+""".replace("THREE_TURNS", 'backend_config={"known_trip_count":{"n":"3"}}')
+
+
+@pytest.mark.parametrize("name", examples.EXAMPLES)
+def test_the_counter_agrees_with_hands(name):
+    text = (ROOT / "tests" / "gpu_programs" / f"{name.replace(' ', '_')}.hlo").read_text()
+    assert not examples.differences(name, counting.count_loop(hlo.parse(text)))
+
+
+def test_an_example_that_is_counted_otherwise_is_told():
+    count = Count()
+    count.by_class[counting.LAYOUT] = Cost(kernels=2, bytes=5)
+    told = "transpose, layout: Expected kernels, bytes, operations (1, 4194304, 0), got (2, 5, 0)."
+    assert examples.differences("transpose", count) == [told]
+
+
+def test_loops_count_by_their_turns_and_branches_by_the_larger():
+    module = hlo.parse(NESTED)
+    assert counting.count_loop(module).total == Cost(4, 4 * 8192, 3 * 1024, 0)
+    assert counting.count_all(module).total == Cost(5, 5 * 8192, 4 * 1024, 0)
+
+
+def test_a_text_without_an_entry_is_refused():
+    with pytest.raises(ValueError, match="Expected the text of a compiled program"):
+        hlo.parse("HloModule empty")
+
+
+def row(card="h100", command="certify", **changes):
+    count = Count()
+    count.by_class[counting.CONVOLUTIONS] = Cost(kernels=2, bytes=2_000_000, flops=8_000_000)
+    count.by_class[counting.NOISE] = Cost(kernels=1, bytes=1_000_000, flops=100, integers=4_000)
+    values = {"devices": 1, "units": 2, "count": count, "scratch": 10**9, "arguments": 10**6} | changes
+    return report.row(CARDS[card], command, "ResNet-20", "bfloat16", "normal", **values)
+
+
+def test_a_floor_is_what_bytes_and_operations_take_at_the_cards_best():
+    one = row()
+    assert one["megabytes"] == 1.5
+    assert one["bound"] == "memory"
+    assert one["floor"] == pytest.approx(100_000 * 1.5e6 / 3.35232e12)
+    assert one["floors"]["products"] == pytest.approx(100_000 * 4e6 / 989.4e12)
+    assert one["floors"]["arithmetic"] == pytest.approx(100_000 * (50 / 33.45e12 + 2_000 / (64 * 132 * 1.98e9)))
+    assert row(devices=8)["floor"] == pytest.approx(one["floor"] / 8)
+    assert row(command="train")["floor"] == pytest.approx(one["floor"] / 2)
+
+
+def test_rules_and_limits_are_told_where_they_are_broken():
+    card = CARDS["h100"]
+    assert report.broken(card, [row() | {"megabytes": 0.9}]) == []
+    assert report.broken(card, [row()]) == [
+        "certify, ResNet-20, bfloat16 on 1: Expected at most 1.0 megabytes, got 1.5."
+    ]
+    moved = row() | {"megabytes": 0.9, "moves": ["copy.1 of 100 bytes"]}
+    moved["classes"][counting.LAYOUT]["kernels"] = 1
+    assert "at most 0 layout, got 1 (copy.1 of 100 bytes)" in report.broken(card, [moved])[0]
+    large = row() | {"megabytes": 0.9, "scratch": 48 * 10**9}
+    assert "Expected at most 47.77 GB of memory, got 48.00." in report.broken(card, [large])[0]
+    talking, sorting = (row(command=command) | {"megabytes": 0.9} for command in ("certify", "train"))
+    talking["classes"][counting.COLLECTIVES]["kernels"] = 1
+    sorting["classes"][counting.COLLECTIVES]["kernels"] = 1
+    sorting["classes"][counting.SORTS]["kernels"] = 1
+    assert "Expected no collective, got 1." in report.broken(card, [talking])[0]
+    assert [line.split(": ")[1] for line in report.broken(card, [sorting])] == ["Expected no sort, got 1."]
+
+
+def test_limits_are_of_programs_that_there_are():
+    names = {program.name for program in programs.every()}
+    limits = json.loads(report.LIMITS.read_text())
+    assert limits.keys() <= CARDS.keys()
+    assert all(one.keys() <= names for one in limits.values())
+
+
+def test_a_page_says_that_nothing_was_measured():
+    page = report.page(CARDS["a100"], [row("a100")], "a compiler")
+    assert "**not measured: no card ran this.**" in page
+    assert "| certify, ResNet-20, bfloat16 | 1 | 2 | 3 | 1.500 | 1.000 | 0.000 | 0.000 | 0.500 | 0.000 |" in page
