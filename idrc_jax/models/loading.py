@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from idrc_jax.core import validate
 from idrc_jax.kernels import convolution_cpu, network_cpu, resnet_cpu
@@ -109,7 +110,7 @@ def make_denoiser(tensors: Arrays, description: Description, *, dtype: str, kern
     diffused = description["diffusion"]
     schedule = Schedule(**diffused["schedule"])
     low, high = schedule.sigmas
-    weights = {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
+    weights = _rounded(tensors, dtype, exact=("time1", "time2"))
 
     def by(name: str, convolution: Convolution) -> Denoiser:
         graph, _, _ = abstract(description, dtype=dtype, convolution=convolution)
@@ -136,6 +137,20 @@ def make_denoiser(tensors: Arrays, description: Description, *, dtype: str, kern
     return plain
 
 
+def _rounded(tensors: Arrays, dtype: str, exact: tuple[str, ...]) -> Tensors:
+    """Put tensors on the device, in `dtype` those of layers that would round them to it at every call.
+
+    Those are all but the norms and the layers named `exact`.
+    """
+
+    def stored(name: str) -> DTypeLike:
+        layer, _, part = name.rpartition(".")
+        rounds = part in ("kernel", "bias") and "norm" not in layer.rpartition(".")[2] and layer not in exact
+        return DTYPES[dtype] if rounds else jnp.float32
+
+    return {name: jnp.asarray(value, stored(name)) for name, value in tensors.items()}
+
+
 def _for_inference(
     tensors: Arrays, description: Description, *, dtype: str, kernel: str, on_cpu: bool
 ) -> list[tuple[str, ApplyFn, PyTree]]:
@@ -147,7 +162,7 @@ def _for_inference(
         def apply_fn(weights: Tensors, images: jax.Array) -> jax.Array:
             return merge(graph, weights, {})(images)
 
-        return [("xla", apply_fn, folding.cast(tensors, DTYPES[dtype]))]
+        return [("xla", apply_fn, _rounded(tensors, dtype, exact=("head",)))]
     folded = folding.fold(tensors, mean=tuple(description["mean"]), std=tuple(description["std"]))
     of_50 = description["architecture"] == "resnet50"
     if not on_cpu:

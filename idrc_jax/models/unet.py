@@ -37,27 +37,37 @@ class Layers(NamedTuple):
     rngs: nnx.Rngs
 
 
-def _conv(
-    features_in: int,
-    features: int,
-    layers: Layers,
-    *,
-    size: int = 3,
-    stride: int = 1,
-    padding: Padding = _BOTH,
-    init: nnx.Initializer = _ddpm,
-) -> nnx.Conv:
-    return nnx.Conv(
-        features_in,
-        features,
-        (size, size),
-        strides=stride,
-        padding=padding,
-        kernel_init=init,
-        dtype=layers.dtype,
-        conv_general_dilated=layers.convolution,
-        rngs=layers.rngs,
-    )
+class Conv(nnx.Module):
+    """A convolution of size x size pixels with a bias, and with what the time adds to it."""
+
+    def __init__(
+        self,
+        features_in: int,
+        features: int,
+        layers: Layers,
+        *,
+        size: int = 3,
+        stride: int = 1,
+        padding: Padding = _BOTH,
+        init: nnx.Initializer = _ddpm,
+    ) -> None:
+        self.kernel = nnx.Param(init(layers.rngs.params(), (size, size, features_in, features), jnp.float32))
+        self.bias = nnx.Param(_zeros(layers.rngs.params(), (features,), jnp.float32))
+        self.strides, self.padding = (stride, stride), padding
+        self.dtype, self.convolution = layers.dtype, layers.convolution
+
+    def __call__(self, x: jax.Array, told: jax.Array | None = None) -> jax.Array:
+        """Convolve [N, H, W, features_in], add `told` [N or 1, features]: [N, H', W', features]."""
+        x, kernel, bias = (one.astype(self.dtype) for one in (x, self.kernel[...], self.bias[...]))
+        y = self.convolution(x, kernel, self.strides, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        if told is None:
+            return y + bias
+        if told.shape[0] > 1:
+            return y + bias + told[:, None, None]
+        # On accelerators as one bias, which XLA makes a part of cuDNN's convolution.
+        return jax.lax.platform_dependent(
+            y, bias, told[0], cpu=lambda y, bias, told: y + bias + told, default=lambda y, bias, told: y + (bias + told)
+        )
 
 
 def _linear(features_in: int, features: int, layers: Layers, init: nnx.Initializer = _ddpm) -> nnx.Linear:
@@ -113,24 +123,24 @@ class ResidualBlock(nnx.Module):
 
     def __init__(self, features_in: int, features: int, layers: Layers, resize: str = "") -> None:
         self.norm1 = GroupNorm(features_in, layers)
-        self.conv1 = _conv(features_in, features, layers)
+        self.conv1 = Conv(features_in, features, layers)
         self.time = _linear(layers.time_features, features * (2 if layers.scale_shift else 1), layers)
         self.norm2 = GroupNorm(features, layers)
-        self.conv2 = _conv(features, features, layers, init=_zeros)
+        self.conv2 = Conv(features, features, layers, init=_zeros)
         if features_in != features:
-            self.shortcut = nnx.data(_conv(features_in, features, layers, size=1, padding=_NONE))
+            self.shortcut = nnx.data(Conv(features_in, features, layers, size=1, padding=_NONE))
         else:
             self.shortcut = nnx.data(None)
         self.scale_shift, self.resize = layers.scale_shift, resize
 
     def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
         resize = _RESIZE[self.resize]
-        y = self.conv1(resize(nnx.silu(self.norm1(x))))
+        y = resize(nnx.silu(self.norm1(x)))
         told = self.time(time)
         if self.scale_shift:
-            y = self.norm2(y, *jnp.split(told.astype(jnp.float32), 2, axis=-1))
+            y = self.norm2(self.conv1(y), *jnp.split(told.astype(jnp.float32), 2, axis=-1))
         else:
-            y = self.norm2(y + told[:, None, None])
+            y = self.norm2(self.conv1(y, told))
         x = resize(x)
         return self.conv2(nnx.silu(y)) + (x if self.shortcut is None else self.shortcut(x))
 
@@ -147,19 +157,20 @@ class Attention(nnx.Module):
         self.head_channels = layers.head_channels or features
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x if self.norm is None else self.norm(x)
+        y = (x if self.norm is None else self.norm(x)).reshape(-1, x.shape[3])  # flat, or XLA adds each bias by a pass
         heads = (x.shape[0], x.shape[1] * x.shape[2], x.shape[3] // self.head_channels, self.head_channels)
         query, key, value = (one(y).reshape(heads) for one in (self.query, self.key, self.value))
         scores = jnp.einsum("nqhc,nkhc->nhqk", query, key, preferred_element_type=jnp.float32)
         weights = nnx.softmax(scores * self.head_channels**-0.5).astype(value.dtype)
-        return x + self.out(jnp.einsum("nhqk,nkhc->nqhc", weights, value).reshape(x.shape))
+        mixed = jnp.einsum("nhqk,nkhc->nqhc", weights, value).reshape(y.shape)
+        return x + self.out(mixed).reshape(x.shape)
 
 
 class Resample(nnx.Module):
     """Half the size by a convolution of stride 2, or twice the size and a convolution; the time plays no part."""
 
     def __init__(self, features: int, layers: Layers, resize: str, padding: Padding = _BOTH) -> None:
-        self.conv = _conv(features, features, layers, stride=2 if resize == "down" else 1, padding=padding)
+        self.conv = Conv(features, features, layers, stride=2 if resize == "down" else 1, padding=padding)
         self.resize = resize
 
     def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
@@ -245,7 +256,7 @@ class UNet(nnx.Module):
         exact = layers._replace(dtype=jnp.float32)
         self.time1 = _linear(first, layers.time_features, exact)
         self.time2 = _linear(layers.time_features, layers.time_features, exact)
-        self.stem = _conv(channels, first, layers)
+        self.stem = Conv(channels, first, layers)
 
         def resampling(features: int, resize: str) -> Resample | ResidualBlock:
             if resample == "resnet":
@@ -272,7 +283,7 @@ class UNet(nnx.Module):
             x = width
         self.up = nnx.List(up)
         self.head_norm = GroupNorm(first, layers)
-        self.head = _conv(first, channels_out, layers, init=_zeros)
+        self.head = Conv(first, channels_out, layers, init=_zeros)
 
     def __call__(self, x: jax.Array, t: jax.Array | float) -> jax.Array:
         multiple = 2 ** (len(self.down) - 1)
