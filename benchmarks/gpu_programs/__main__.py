@@ -21,6 +21,7 @@ _MAIN = [
     ("certify, ResNet-20, float32", 1),
     ("certify, ResNet-20, bfloat16", 8),
     ("train, ResNet-20, bfloat16", 8),
+    ("train, ResNet-20 (statistics of a device), bfloat16", 8),
 ]
 
 

@@ -75,6 +75,7 @@ def every() -> list[Program]:
     main = [_certify(f"ResNet-{depth}", dtype) for depth in (110, 20) for dtype in TYPES]
     steps = [_train(depth, dtype) for depth in (110, 20) for dtype in TYPES]
     pairs = [_certify(name, dtype) for name in _PAIRS for dtype in TYPES]
+    steps += [_train(depth, "bfloat16", "device") for depth in (110, 20)]
     denoisers = [_train_denoiser(size, dtype) for size in ("full", "small") for dtype in TYPES]
     large = [_certify(name, dtype) for name in ("ResNet-50", "ViT-B/16") for dtype in TYPES]
     laws = [
@@ -122,7 +123,7 @@ def _attack(network: str, dtype: str) -> Program:
     return Program("audit", network, dtype, "normal", lower)
 
 
-def _train(depth: int, dtype: str) -> Program:
+def _train(depth: int, dtype: str, statistics: str = "batch") -> Program:
     """Cohen's recipe: batches of 256, 50 steps a dispatch."""
 
     def lower(card: Card, mesh: Mesh) -> Lowered:
@@ -133,12 +134,14 @@ def _train(depth: int, dtype: str) -> Program:
 
         def step_on(optimiser: optax.GradientTransformation, mesh: Mesh) -> Step:
             network = classifier.network_on(mesh, description)
-            return classifier.make_step(network, recipe, Gaussian(sigma=SIGMA), optimiser, 0, mesh)
+            scheme = Gaussian(sigma=SIGMA)
+            return classifier.make_step(network, recipe, scheme, optimiser, 0, mesh, statistics=statistics)
 
         arrays = (images.images, images.labels)
         return _lowered_steps(Job(description, images, recipe, 0, "", (), {}, arrays, step_on, ("loss",)), mesh)
 
-    return Program("train", f"ResNet-{depth}", dtype, "normal", lower)
+    name = f"ResNet-{depth}" + (" (statistics of a device)" if statistics == "device" else "")
+    return Program("train", name, dtype, "normal", lower)
 
 
 def _train_denoiser(size: str, dtype: str) -> Program:

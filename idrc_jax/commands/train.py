@@ -43,7 +43,7 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
         "options": training.RunOptions(max_minutes=settings.max_minutes, **limits),
     }
     if settings.model.architecture == "unet":
-        ignored = ["train.scheme", "train.sigma", "train.ref", "train.sigma_low", "train.validate_epochs"]
+        ignored = ["train.scheme", "train.sigma", "train.ref", "train.sigma_low", "train.validate_epochs", "train.statistics"]
         if settings.train.held_out:  # 0 is what a denoiser's training does
             ignored.append("train.held_out")
         _require_default(settings, *ignored, "denoiser.weights", "denoiser.sigma", "denoiser.steps")
@@ -59,6 +59,7 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
             "denoiser": denoiser_of(settings),
             "denoiser_steps": settings.denoiser.steps,
             "held_out": _held_out(settings.train.held_out, workdir, len(train_set)),
+            "statistics": settings.train.statistics,
         }
         finished = training.train(train_set, scheme, recipe, described, workdir, **more, **common)
     if jax.process_index() == 0:

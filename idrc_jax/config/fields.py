@@ -96,6 +96,9 @@ FIELDS = {
         _RECIPE.sigma_low, "draw each image's noise level from [sigma_low, training's sigma]; 0: always sigma"
     ),
     "train.augment": Field(_RECIPE.augment, "random crop (padded by 4) and flip; flip alone for a denoiser"),
+    "train.statistics": Field(
+        "batch", "what a batch normalisation sees: the whole batch, or each device its share (device); not a denoiser's"
+    ),
     "train.start": Field("", "weights of the same network to start from, a file or a run's folder; empty: new ones"),
     "train.held_out": Field(
         -1,

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from idrc_jax import data, models
 from idrc_jax.certificates.schemes import Gaussian, Scheme
+from idrc_jax.core import validate
 from idrc_jax.core.time_budget import Budget
 from idrc_jax.core.validate import SettingError
 from idrc_jax.kernels import resnet_training_cpu
@@ -30,6 +32,11 @@ _COMPARABLE = ("architecture", "depth", "classes", "image_shape", "shortcut", "m
 
 # (params, stats, images float32 [N, H, W, C]) -> (logits float32 [N, classes], new stats), by batch statistics.
 Network = Callable[[Tensors, Tensors, jax.Array], tuple[jax.Array, Tensors]]
+
+# (params, stats, images [N, H, W, C], labels [N]) -> ((loss, (new stats, accuracy)), gradients)
+_Gradients = Callable[..., tuple[tuple[jax.Array, tuple[Tensors, jax.Array]], Tensors]]
+
+STATISTICS = ("batch", "device")
 
 
 class Metrics(NamedTuple):
@@ -95,10 +102,9 @@ def make_step(
     seed: int,
     mesh: Mesh,
     denoise: Callable[..., jax.Array] | None = None,
+    statistics: str = "batch",
 ) -> Callable[..., tuple[State, Metrics]]:
     """Make the training step (state, epoch's order, images, labels of the whole set) -> (state, metrics); not jitted.
-
-    Batch statistics are those of the whole batch, on however many devices it lies.
 
     Args:
       network: in training, see `network_on`.
@@ -106,7 +112,12 @@ def make_step(
       optimiser: the recipe's.
       mesh: the devices that share a batch.
       denoise: (params, noisy images) -> the images that the network sees; the step then takes those params last.
+      statistics: what a batch normalisation sees: the whole "batch", on however many devices it lies, or each
+        "device" its share, as in PyTorch's DataParallel; running statistics then are the mean of the devices'.
     """
+    gradients_of = _gradients(network)
+    if statistics == "device":
+        gradients_of = _mean_of_shares(gradients_of, mesh)
     batch_of = make_batch(recipe, scheme, seed, split=mesh.size > 1)
     whole = devices.replicated(mesh)
     dealt = devices.split_first_axis(mesh)
@@ -119,17 +130,33 @@ def make_step(
         targets = jax.lax.with_sharding_constraint(targets, dealt)
         seen = denoise(*frozen, noisy) if denoise else noisy
 
-        def loss_of(params: Tensors) -> tuple[jax.Array, tuple[Tensors, jax.Array]]:
-            logits, stats = network(params, state.stats, seen)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-            accuracy = jnp.mean(jnp.argmax(logits, -1) == targets)
-            return jnp.mean(losses), (stats, accuracy)
-
-        (loss, (stats, accuracy)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (loss, (stats, accuracy)), gradients = gradients_of(state.params, state.stats, seen, targets)
         new = descend(state, optimiser, gradients, stats)
         return jax.lax.with_sharding_constraint((new, Metrics(loss, accuracy)), whole)
 
     return step
+
+
+def _gradients(network: Network) -> _Gradients:
+    def loss_of(
+        params: Tensors, stats: Tensors, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, tuple[Tensors, jax.Array]]:
+        logits, stats = network(params, stats, images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        accuracy = jnp.mean(jnp.argmax(logits, -1) == targets)
+        return jnp.mean(losses), (stats, accuracy)
+
+    return jax.value_and_grad(loss_of, has_aux=True)
+
+
+def _mean_of_shares(gradients_of: _Gradients, mesh: Mesh) -> _Gradients:
+    """The same on each device's share of the batch by itself; all that results is averaged over devices, at once."""
+
+    def on_one_device(params: Tensors, stats: Tensors, images: jax.Array, targets: jax.Array) -> object:
+        return jax.lax.pmean(gradients_of(params, stats, images, targets), devices.AXIS)
+
+    shares = P(devices.AXIS)
+    return jax.shard_map(on_one_device, mesh=mesh, in_specs=(P(), P(), shares, shares), out_specs=P(), check_vma=False)
 
 
 def train(
@@ -145,6 +172,7 @@ def train(
     denoiser: Denoiser | None = None,
     denoiser_steps: int = 1,
     held_out: int = 0,
+    statistics: str = "batch",
     kernel: str = "auto",
     options: RunOptions | None = None,
     budget: Budget | None = None,
@@ -165,6 +193,7 @@ def train(
       start: weights of the same network to start from (a file or a run's folder) instead of new ones.
       denoiser, denoiser_steps: take the noise off before the network sees the images, told the scheme's sigma.
       held_out: images that are not trained on, chosen by the seed; their accuracy, clean and noisy, is logged.
+      statistics: see `make_step`; weights then follow from the number of devices, which must stay the same.
       kernel: "auto" trains by the fastest that runs here, "xla" by the plain network; weights differ by rounding.
       options: how this call goes: its time limit, checkpoints, dispatches, how often it looks at the held-out images.
       budget: instead of one of the options' time limit.
@@ -183,6 +212,8 @@ def train(
         raise SettingError(
             f"Expected sigma_low <= sigma = {scheme.sigma}, got {recipe.sigma_low}.", "sigma_low", "sigma"
         )
+    validate.one_of("statistics", statistics, STATISTICS)
+    mesh = mesh or devices.global_mesh()
     facts: Facts = {"scheme": {"name": scheme.name, **asdict(scheme)}}
     denoise, frozen = None, ()
     if denoiser is not None:
@@ -191,9 +222,12 @@ def train(
         frozen = (denoiser.params,)
         facts["denoiser"] = denoiser.describe() | {"steps": denoiser_steps}
 
+    if statistics == "device":
+        facts["statistics"] = {"of": statistics, "devices": mesh.size}
+
     def step_on(optimiser: optax.GradientTransformation, mesh: Mesh) -> Callable[..., tuple[State, Metrics]]:
         network = network_on(mesh, description, kernel)
-        return make_step(network, recipe, scheme, optimiser, seed, mesh, denoise)
+        return make_step(network, recipe, scheme, optimiser, seed, mesh, denoise, statistics)
 
     out = validation.held_out(seed, held_out, len(train_set))
     images, labels = train_set.images, train_set.labels

@@ -29,6 +29,7 @@ class Facts(TypedDict, total=False):
     held_out: int
     start: dict[str, str]
     denoiser: dict[str, object]
+    statistics: dict[str, object]
 
 
 @dataclass(frozen=True)

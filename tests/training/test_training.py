@@ -86,6 +86,47 @@ def test_steps_lower_the_loss_on_a_fixed_batch_the_same_on_one_and_four_devices(
         np.testing.assert_allclose(one, four, rtol=1e-3, atol=1e-4)
 
 
+def test_statistics_of_a_device_are_those_of_its_share(synthetic):
+    """A step on four devices against four networks, each with a quarter of the very same noisy batch."""
+    recipe, mesh = Recipe(batch=64, lr=0.05, augment=False), devices.mesh(4)
+    images, labels = jnp.asarray(synthetic.images[:64]), jnp.asarray(synthetic.labels[:64])
+    _, optimiser, state = fresh_state(recipe, mesh)
+    network = training.network_on(mesh, DESCRIPTION)
+    noisy, targets = jax.jit(training.make_batch(recipe, SCHEME, 0, split=True))(0, order_of(64), images, labels)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss_of(params, images, labels):
+        logits = network(params, state.stats, images)[0]
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    quarters = [(noisy[at : at + 16], targets[at : at + 16]) for at in range(0, 64, 16)]
+    losses, gradients = zip(*(loss_of(state.params, *one) for one in quarters), strict=True)
+    seen = [jax.jit(network)(state.params, state.stats, one)[1] for one, _ in quarters]
+    gradients, stats = (jax.tree.map(lambda *leaves: sum(leaves) / 4, *trees) for trees in (gradients, seen))
+    expected = steps.descend(state, optimiser, gradients, stats)
+
+    step = training.make_step(network, recipe, SCHEME, optimiser, 0, mesh, statistics="device")
+    got, metrics = jax.jit(step)(state, order_of(64), images, labels)
+    np.testing.assert_allclose(metrics.loss, np.mean(losses), rtol=1e-5)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    whole = jax.jit(network)(state.params, state.stats, noisy)[1]
+    assert any(not np.allclose(got.stats[name], whole[name], rtol=1e-3, atol=1e-4) for name in whole)
+
+
+def test_statistics_of_a_device_are_told_by_the_weights_and_kept_by_a_run(synthetic, tmp_path):
+    recipe = Recipe(epochs=1, batch=256, augment=False)
+    arguments = (synthetic, SCHEME, recipe, DESCRIPTION, tmp_path)
+    assert training.train(*arguments, statistics="device")
+    told = models.read_weights(tmp_path / "weights.safetensors")[1]["training"]
+    assert told["statistics"] == {"of": "device", "devices": 4}
+    with pytest.raises(ValueError, match=r"statistics\.of was device, is unset"):
+        training.train(*arguments)
+    with pytest.raises(ValueError, match="Expected statistics to be one of batch, device, got 'devices'"):
+        training.train(*arguments, statistics="devices")
+
+
 def test_a_scan_of_steps_is_the_loop_of_steps(synthetic):
     recipe = Recipe(batch=64, lr=0.05)
     mesh = devices.mesh(1)
