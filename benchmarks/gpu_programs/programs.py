@@ -190,7 +190,7 @@ def _classifier(network: str, dtype: str) -> Classifier:
         "ResNet-50": _IMAGENET | {"architecture": "resnet50", "depth": 50, "shortcut": "projection"},
         "ViT-B/16": _IMAGENET | {"architecture": "vit", "vit": _VIT},
     }[network] | {"dtype": dtype}
-    return loading.make_classifier(_blank(described), described, dtype=dtype, kernel="xla", platform=_PLATFORM)
+    return loading.classifier_of(_blank(described), described, dtype=dtype, kernel="xla", platform=_PLATFORM)
 
 
 _IMAGENET = {"classes": 1000, "image_shape": [224, 224, 3], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -204,7 +204,7 @@ def _denoiser(size: str, dtype: str) -> Denoiser:
         "dtype": dtype,
         "diffusion": {"schedule": {}, "prediction": target.prediction},
     }
-    return loading.make_denoiser(_blank(described), described, dtype=dtype, kernel="xla")
+    return loading.denoiser_of(_blank(described), described, dtype=dtype, kernel="xla")
 
 
 def _blank(description: Description) -> models.Arrays:

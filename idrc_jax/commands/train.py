@@ -43,7 +43,8 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
         "options": training.RunOptions(max_minutes=settings.max_minutes, **limits),
     }
     if settings.model.architecture == "unet":
-        ignored = ["train.scheme", "train.sigma", "train.ref", "train.sigma_low", "train.validate_epochs", "train.statistics"]
+        ignored = ["train.scheme", "train.sigma", "train.ref", "train.sigma_low"]
+        ignored += ["train.validate_epochs", "train.statistics"]
         if settings.train.held_out:  # 0 is what a denoiser's training does
             ignored.append("train.held_out")
         _require_default(settings, *ignored, "denoiser.weights", "denoiser.sigma", "denoiser.steps")

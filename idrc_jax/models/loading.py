@@ -101,10 +101,10 @@ def load_denoiser(path: str | Path, *, dtype: str = "", kernel: str = "auto") ->
     dtype = dtype or description["dtype"]
     _, params, _ = abstract(description, dtype=dtype)
     check_tensors(tensors, params, file)
-    return make_denoiser(tensors, description, dtype=dtype, kernel=kernel)
+    return denoiser_of(tensors, description, dtype=dtype, kernel=kernel)
 
 
-def make_denoiser(tensors: Arrays, description: Description, *, dtype: str, kernel: str) -> Denoiser:
+def denoiser_of(tensors: Arrays, description: Description, *, dtype: str, kernel: str) -> Denoiser:
     """Make a denoiser of what a file of weights holds. Args: as for `load_classifier`."""
     validate.one_of("kernel", kernel, ("auto", "xla"))
     diffused = description["diffusion"]

@@ -220,7 +220,7 @@ def test_the_fields_are_those_of_the_settings_that_they_make():
     made = config.base()
     assert set(made.train) - set(training.Recipe.__dataclass_fields__) == {
         "scheme", "sigma", "ref", "start", "held_out", "validate_epochs", "checkpoint_minutes", "steps_per_dispatch",
-        "tensorboard", "distributed",
+        "statistics", "tensorboard", "distributed",
     }  # fmt: skip
     assert set(made.audit) == set(search.Settings.__dataclass_fields__)
     assert config.recipe(made) == training.Recipe()
