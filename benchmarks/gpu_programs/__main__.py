@@ -61,7 +61,7 @@ def _check(card: Card, asked: list[tuple[programs.Program, int]], out: Path | No
     for program, count in asked:
         begun = time.perf_counter()
         lowered = program.lower(card, compilation.mesh_of(card, count))
-        compiled = compilation.compiled(lowered.program)
+        compiled = compilation.compiled(lowered.program, program.options)
         rows.append(
             report.row(
                 card,

@@ -1,6 +1,7 @@
 """Compiles for a GPU that is not there: XLA's CUDA compiler runs on any machine, given a card's description."""
 
 import os
+from collections.abc import Mapping
 from functools import cache
 from typing import NamedTuple
 
@@ -51,8 +52,8 @@ def _topology(name: str, count: int) -> topologies.TopologyDescription:
     return topologies.get_topology_desc(name, "cuda", target_config=CARDS[name].text, topology=f"1x1x{count}")
 
 
-def compiled(lowered: jax.stages.Lowered) -> Compiled:
-    """Compile a program for the devices of its mesh."""
-    program = lowered.compile()
+def compiled(lowered: jax.stages.Lowered, options: Mapping[str, bool] | None = None) -> Compiled:
+    """Compile a program for the devices of its mesh, with options of XLA's by name."""
+    program = lowered.compile(compiler_options=dict(options) if options else None)
     memory = program.memory_analysis()
     return Compiled(program.as_text() or "", memory.temp_size_in_bytes, memory.argument_size_in_bytes)

@@ -74,7 +74,7 @@ def default_chunk(classifier: Classifier, mesh: Mesh, memory: int = 0) -> int:
     """Samples a device takes at a time: few on the CPU, for the sake of its caches, and what fills an accelerator.
 
     Fewer, but at least 2, where four times the network's largest intermediate result would take more than half of the
-    device's memory.
+    device's memory: a multiple of 64 then on accelerators, which work in tiles.
 
     Args:
       classifier: what classifies them.
@@ -85,7 +85,9 @@ def default_chunk(classifier: Classifier, mesh: Mesh, memory: int = 0) -> int:
     if mesh.devices.flat[0].platform == "cpu":
         held = _CPU_BYTES // classifier.largest_intermediate
         wanted = min(32 if mesh.size > 1 else 128, max(4, 2 ** int(math.log2(max(held, 1)))))
-    return min(wanted, largest_chunk(classifier, mesh, memory))
+        return min(wanted, largest_chunk(classifier, mesh, memory))
+    most = largest_chunk(classifier, mesh, memory)
+    return min(wanted, most - most % 64 if most > 64 else most)
 
 
 def largest_chunk(classifier: Classifier, mesh: Mesh, memory: int = 0) -> int:
