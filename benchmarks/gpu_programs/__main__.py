@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+
 from benchmarks.gpu_programs import compilation, counting, examples, hlo, programs, report
 from benchmarks.gpu_programs.cards import CARDS, Card
 
@@ -33,6 +35,7 @@ def main() -> None:
     )
     flags.add_argument("--all", action="store_true", help="every program, on 1 and 8 devices of every card")
     flags.add_argument("--cards", nargs="+", choices=sorted(CARDS), help="with --all: these cards")
+    flags.add_argument("--devices", nargs="+", type=int, default=[1, 8], help="with --all: so many of each")
     flags.add_argument("--only", default="", help="with --all: programs whose names hold this")
     flags.add_argument("--out", type=Path, help="folder for a table a card, Markdown and JSON")
     flags.add_argument("--examples", type=Path, help="write the compiled examples into this folder, and stop")
@@ -46,7 +49,7 @@ def main() -> None:
     everything = {program.name: program for program in programs.every()}
     asked = _MAIN
     if values.all:
-        asked = [(name, count) for name in everything if values.only in name for count in (1, 8)]
+        asked = [(name, count) for name in everything if values.only in name for count in values.devices]
     for name in values.cards or (CARDS if values.all else ["h100"]):
         wrong += _check(CARDS[name], [(everything[program], count) for program, count in asked], values.out)
     for line in wrong:
@@ -57,34 +60,41 @@ def main() -> None:
 
 def _check(card: Card, asked: list[tuple[programs.Program, int]], out: Path | None) -> list[str]:
     """Compile and count programs for a card, print their table, keep it in a folder: what is wrong."""
-    rows = []
+    rows, wrong = [], []
     for program, count in asked:
         begun = time.perf_counter()
-        lowered = program.lower(card, compilation.mesh_of(card, count))
-        compiled = compilation.compiled(lowered.program, program.options)
-        rows.append(
-            report.row(
-                card,
-                program.command,
-                program.network,
-                program.dtype,
-                program.law,
-                devices=count,
-                units=lowered.units,
-                count=counting.count_loop(hlo.parse(compiled.text)),
-                scratch=compiled.scratch,
-                arguments=compiled.arguments,
-            )
-        )
+        try:
+            rows.append(_row(card, program, count))
+        except jax.errors.JaxRuntimeError as error:
+            wrong.append(f"{program.name} on {count} for {card.name}: {str(error).splitlines()[0]}")
         print(f"{card.name}: {program.name} on {count} ({time.perf_counter() - begun:.0f} s)", file=sys.stderr)
-    machine = f"JAX {importlib.metadata.version('jax')}, CUDA 13.0, cuDNN 9.12"
-    text = report.page(card, rows, machine)
-    print(text)
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / f"gpu_programs_{card.name}.md").write_text(text)
-        (out / f"gpu_programs_{card.name}.json").write_text(json.dumps(rows, indent=1) + "\n")
-    return report.broken(card, rows)
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / f"gpu_programs_{card.name}.md").write_text(_page(card, rows))
+            (out / f"gpu_programs_{card.name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(_page(card, rows))
+    return wrong + report.broken(card, rows)
+
+
+def _row(card: Card, program: programs.Program, count: int) -> report.Row:
+    lowered = program.lower(card, compilation.mesh_of(card, count))
+    compiled = compilation.compiled(lowered.program, program.options)
+    return report.row(
+        card,
+        program.command,
+        program.network,
+        program.dtype,
+        program.law,
+        devices=count,
+        units=lowered.units,
+        count=counting.count_loop(hlo.parse(compiled.text)),
+        scratch=compiled.scratch,
+        arguments=compiled.arguments,
+    )
+
+
+def _page(card: Card, rows: list[report.Row]) -> str:
+    return report.page(card, rows, f"JAX {importlib.metadata.version('jax')}, CUDA 13.0, cuDNN 9.12")
 
 
 def _compiled_examples() -> dict[str, str]:
