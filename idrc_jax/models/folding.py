@@ -63,7 +63,7 @@ def cast(folded: Arrays, dtype: DTypeLike, *, biases: DTypeLike = jnp.float32) -
 
     def stored(name: str) -> DTypeLike:
         layer, _, part = name.rpartition(".")
-        return jnp.float32 if layer == "head" else types.get(part, jnp.float32)
+        return jnp.float32 if layer == "head" or part not in types else types[part]
 
     return {name: jnp.asarray(value, stored(name)) for name, value in folded.items()}
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -152,7 +152,7 @@ def _gradients(network: Network) -> _Gradients:
 def _mean_of_shares(gradients_of: _Gradients, mesh: Mesh) -> _Gradients:
     """The same on each device's share of the batch by itself; all that results is averaged over devices, at once."""
 
-    def on_one_device(params: Tensors, stats: Tensors, images: jax.Array, targets: jax.Array) -> object:
+    def on_one_device(params: Tensors, stats: Tensors, images: jax.Array, targets: jax.Array) -> Any:
         return jax.lax.pmean(gradients_of(params, stats, images, targets), devices.AXIS)
 
     shares = P(devices.AXIS)
