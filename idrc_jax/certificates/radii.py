@@ -15,10 +15,21 @@ from scipy import special
 from idrc_jax.certificates import confidence_bounds, gaussian_pair, spherical
 from idrc_jax.certificates.confidence_bounds import Numbers
 from idrc_jax.certificates.sampling_plans import Fixed, Plan
-from idrc_jax.certificates.schemes import L2, Gaussian, Scheme, Stepped, Uniform, check_own, drawn_level
+from idrc_jax.certificates.schemes import (
+    L1,
+    L2,
+    Gaussian,
+    InverseSqrtNorm,
+    Scheme,
+    Stepped,
+    Uniform,
+    check_own,
+    drawn_level,
+)
 from idrc_jax.core import validate
 
 CERTIFICATES = ("one_sided", "two_sided")
+_OF_THE_PAPER = (Gaussian, L1, L2, Uniform, InverseSqrtNorm)
 
 # SciPy's normal quantile is good to about 1e-15 of itself; radii lose 2**-40 (9e-13) of themselves.
 _MARGIN = 2.0**-40
@@ -119,12 +130,12 @@ def two_sided_radius(
 def published_radius(scheme: Scheme, p_lower: ArrayLike) -> Numbers:
     """The paper's radius sigma * Phi^-1(p_lower), whatever the scheme; 0 when p_lower <= 1/2.
 
-    nan for `stepped`, which is not in the paper. Not a certificate except for `gaussian`: it ignores that the noise
-    changes with the image.
+    nan for `stepped` and your own, which are not in the paper. Not a certificate except for `gaussian`: it ignores that
+    the noise changes with the image.
     """
     _check(p_lower)
     published = _cohen(scheme.sigma, np.asarray(p_lower, np.float64))
-    return (np.full_like(published, np.nan) if isinstance(scheme, Stepped) else published)[()]
+    return (published if type(scheme) in _OF_THE_PAPER else np.full_like(published, np.nan))[()]
 
 
 def published_is_valid(made: Mapping[str, object]) -> bool:

@@ -55,7 +55,7 @@ class Plan:
     n: int = 100_000
 
     def __post_init__(self) -> None:
-        validate.integer("n", self.n)
+        object.__setattr__(self, "n", validate.integer("n", self.n))
 
     @property
     def selection(self) -> int:
@@ -115,7 +115,7 @@ class Fixed(Plan):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate.count("n0", self.n0, 1)
+        object.__setattr__(self, "n0", validate.count("n0", self.n0, 1))
 
     @property
     def selection(self) -> int:

@@ -89,7 +89,7 @@ class Scheme:
     sigma: float
 
     def __post_init__(self) -> None:
-        validate.level("sigma", self.sigma)
+        object.__setattr__(self, "sigma", float(validate.level("sigma", self.sigma)))  # arithmetic in float64
 
     def statistic(self, images: Array) -> Array:
         """The number the noise level depends on: images [..., H, W, C] -> [...]."""
@@ -140,7 +140,7 @@ class _WithReference(Scheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate.positive("ref", self.ref)
+        object.__setattr__(self, "ref", float(validate.positive("ref", self.ref)))
 
 
 @dataclass(frozen=True)
@@ -249,6 +249,8 @@ class Stepped(Scheme):
         for level in self.levels:
             validate.positive("levels", level)
             validate.level("sigma times each of levels", self.sigma * level)
+        for name in ("edges", "levels"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
 
     def statistic(self, images: Array) -> Array:
         return STATISTICS[self.by](images)
@@ -285,13 +287,19 @@ _CERTIFIED_AS_THEY_ARE = (Gaussian, L2, Uniform, Stepped)  # by what they are, w
 
 
 def check_own(scheme: Scheme) -> None:
-    """ValueError for a user's subclass of a scheme whose certificate would not notice what the subclass changes."""
+    """ValueError for a scheme of the user's own that would be taken for one of this package: a subclass of one whose
+    certificate would not notice what it changes, or one without a name of its own."""
     for kind in _CERTIFIED_AS_THEY_ARE:
         if isinstance(scheme, kind) and type(scheme) is not kind:
             raise ValueError(
                 f"Expected {type(scheme).__name__} to be a subclass of Scheme itself, got one of {kind.__name__}, "
                 "whose certificate does not ask scale_bounds."
             )
+    name = getattr(scheme, "name", None)
+    if not isinstance(name, str) or SCHEMES.get(name, type(scheme)) is not type(scheme):
+        raise ValueError(
+            f"Expected {type(scheme).__name__} to have a name of its own, none of {', '.join(SCHEMES)}, got {name!r}."
+        )
 
 
 def make(

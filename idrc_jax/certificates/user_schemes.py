@@ -21,9 +21,6 @@ def load(name: str, *, sigma: float, ref: float = 1.0) -> Scheme:
     if not isinstance(made, Scheme):
         raise ValueError(f"Expected {setting} to return an idrc_jax.schemes.Scheme, got {type(made).__name__}.")
     check_own(made)
-    named = getattr(made, "name", None)
-    if not isinstance(named, str) or named in SCHEMES:
-        raise ValueError(f"Expected {setting} to have a name of its own, none of {', '.join(SCHEMES)}, got {named!r}.")
     if made.sigma != sigma:
         raise ValueError(f"Expected {setting} to have the sigma that it is called with, {sigma}, got {made.sigma}.")
     try:
@@ -31,6 +28,11 @@ def load(name: str, *, sigma: float, ref: float = 1.0) -> Scheme:
     except TypeError as error:
         raise ValueError(f"Expected {setting} to be a dataclass with frozen=True, got: {error}.") from None
     return made
+
+
+def is_own(description: Json) -> bool:
+    """Whether `schemes.describe` described a scheme of the user's own, which nothing but its code can make again."""
+    return description["scheme"] not in SCHEMES or "scheme_class" in description
 
 
 def of_results(described: Json, factory: str | None = None) -> Scheme:
@@ -43,11 +45,10 @@ def of_results(described: Json, factory: str | None = None) -> Scheme:
     Raises:
       ValueError: results under a scheme of the user's and no factory, or one that makes another scheme than theirs.
     """
-    name = described["scheme"]
     if not factory:
-        if name in SCHEMES:
+        if not is_own(described):
             return from_description(described)
-        place = described.get("scheme_class", name)
+        place = described.get("scheme_class", described["scheme"])
         raise ValueError(
             f"Expected the scheme {place}, which is not of this package, to be named by noise.factory or --factory, "
             "got none: code is only loaded where the command line names it."

@@ -8,6 +8,7 @@ from idrc_jax.core import files
 from idrc_jax.core.json_values import Json
 from idrc_jax.models import Classifier
 from idrc_jax.results import MANIFEST, Results, metrics
+from idrc_jax.results.manifest import indices_sha256
 
 _BATCH = 32
 
@@ -23,7 +24,7 @@ def with_clean_accuracy(read: Results, classifier: Classifier, dataset: data.Dat
     if read.manifest is None or not read.rows or not read.labelled or metrics.clean_accuracy(read) is not None:
         return read
     indices = np.asarray([row.idx for row in read.rows])
-    clean = measure(classifier, dataset, indices)
+    clean = measure(classifier, dataset, indices, indices)
     with files.folder_lock(read.path.parent):
         manifest = results.read_manifest(read.path.parent) or read.manifest
         manifest["clean"] = clean
@@ -31,9 +32,15 @@ def with_clean_accuracy(read: Results, classifier: Classifier, dataset: data.Dat
     return Results(read.rows, manifest, read.path)
 
 
-def measure(classifier: Classifier, dataset: data.Dataset, indices: np.ndarray) -> Json:
-    """What a manifest says of these images of a labelled data set: how many the classifier gets right, of how many."""
-    return {"right": int(np.sum(_right(classifier, dataset, indices))), "images": len(indices)}
+def measure(classifier: Classifier, dataset: data.Dataset, positions: np.ndarray, indices: np.ndarray) -> Json:
+    """What a manifest says of images of a labelled data set: how many the classifier gets right, of how many and which.
+
+    Args:
+      positions: int [N], of the images in the data set.
+      indices: int [N], by which rows name them.
+    """
+    right = int(np.sum(_right(classifier, dataset, positions)))
+    return {"right": right, "images": len(indices), "indices_sha256": indices_sha256(indices.tolist())}
 
 
 def _right(classifier: Classifier, dataset: data.Dataset, indices: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What a run's guarantee rests on: the checks before it, and the description that a run that goes on is held to."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -25,15 +26,17 @@ def describe_guarantee(
 
     Returns:
       JSON values.
+
+    Raises:
+      ValueError: a field of the user's own scheme has the name of something else that is described.
     """
     described = classifier.description
     # The weights' hash covers neither an imported network's normalisation, which is the importing user's, nor a
     # Vision Transformer's heads and resizing, nor code.
     names = (*(("mean", "std") if "imported" in described else ()), "vit", "factory")
-    return {
+    others = {
         **{name: described[name] for name in names if name in described},
         **{f"denoiser_{name}": value for name, value in described.get("denoiser", {}).items()},
-        **describe(scheme),
         **sampling_plans.describe(settings.plan),
         "certificate": settings.certificate,
         "alpha": settings.alpha,
@@ -46,6 +49,19 @@ def describe_guarantee(
         "data": f"{dataset.name}/{dataset.split}",
         "data_sha256": dataset.fingerprint(indices),
     }
+    _check_fields(scheme, others)
+    return describe(scheme) | others
+
+
+def _check_fields(scheme: Scheme, others: Collection[str]) -> None:
+    """ValueError if a field of the scheme has the name of another entry, of which only one could be told."""
+    taken = {*others, "scheme", "scheme_class", "scheme_sha256"}
+    met = [field.name for field in fields(scheme) if field.name in taken]
+    if met:
+        raise ValueError(
+            f"Expected fields of {type(scheme).__name__} with other names than the settings beside them, got "
+            f"{', '.join(met)}: rename them."
+        )
 
 
 def describe_prediction(
@@ -60,7 +76,9 @@ def describe_prediction(
 ) -> dict[str, Any]:
     """Everything that predictions depend on, as `describe_guarantee` has it for certificates."""
     described = describe_guarantee(classifier, scheme, dataset, indices, Settings(alpha=alpha, seed=seed))
-    return {name: value for name, value in described.items() if name != "certificate"} | sampling_plans.describe(plan)
+    drawn = sampling_plans.describe(plan)
+    _check_fields(scheme, drawn)
+    return {name: value for name, value in described.items() if name != "certificate"} | drawn
 
 
 def check_fits(classifier: Classifier, dataset: data.Dataset) -> None:

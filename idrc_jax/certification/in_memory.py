@@ -17,6 +17,7 @@ from idrc_jax.certification.decisions import Decisions
 from idrc_jax.certification.guarantee import check_fits, check_unique, describe_guarantee
 from idrc_jax.certification.settings import Settings
 from idrc_jax.core import validate
+from idrc_jax.core.json_values import as_json
 from idrc_jax.core.progress import Progress
 from idrc_jax.models import Classifier
 from idrc_jax.results import Results, Row
@@ -89,11 +90,12 @@ def certify(
     dataset = data.from_arrays(pixels, labels, split="memory")
     check_fits(classifier, dataset)
     indices = check_unique(np.arange(len(pixels)) if indices is None else sampling.check_indices(indices, pixels))
-    checked = provenance.checked_scheme(scheme, pixels, np.arange(len(pixels)))
+    every = np.arange(len(pixels))
+    checked = provenance.checked_scheme(scheme, pixels, every)
+    guarantee = as_json(describe_guarantee(classifier, scheme, dataset, indices, settings))
     samples = len(pixels) * settings.plan.most
     execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
     session = provenance.versions() | provenance.training(classifier) | execution.describe() | checked
-    guarantee = describe_guarantee(classifier, scheme, dataset, indices, settings)
     made = certify_by(execution, scheme, pixels, settings, indices=indices)
     rows: dict[int, Row] = {}
     since = time.perf_counter()
@@ -101,8 +103,7 @@ def certify(
         now = time.perf_counter()
         rows[position] = Row.from_certificate(one, int(indices[position]), int(dataset.labels[position]), now - since)
         since = now
-    every = np.arange(len(pixels))
-    clean = clean_accuracy.measure(classifier, dataset, every) if dataset.labelled else None
+    clean = clean_accuracy.measure(classifier, dataset, every, indices) if dataset.labelled else None
     return Results.in_memory([rows[position] for position in range(len(pixels))], guarantee, session, clean)
 
 

@@ -17,6 +17,7 @@ from idrc_jax import certificates, data, results, sampling
 from idrc_jax.certificates.schemes import Scheme, host_scale
 from idrc_jax.certification.decisions import Decisions
 from idrc_jax.certification.guarantee import check_fits, check_indices, check_unique, describe_guarantee
+from idrc_jax.certification.provenance import checked_scheme
 from idrc_jax.certification.settings import Settings
 from idrc_jax.core import files
 from idrc_jax.core.progress import Progress, require_progress, write_status
@@ -69,14 +70,15 @@ def certify_dataset(
       Whether every image of this worker's share is done.
 
     Raises:
-      ValueError: data and classifier do not fit, or the file in `workdir` was made under other settings.
+      ValueError: data and classifier do not fit, the bounds of a scheme of the user's own do not hold, or the file in
+        `workdir` was made under other settings.
     """
     budget = budget or Budget(max_minutes)
     sampling.check_chunk(classifier, mesh, chunk)
     job = _prepare(classifier, scheme, dataset, indices, settings, worker)
     name = results.worker_file(worker.index, worker.count)
     status = workdir / name.replace("certificates", "certify_status").replace(".tsv", ".json")
-    session = {"worker": worker.index, "workers": worker.count, **(provenance or {})}
+    session = {"worker": worker.index, "workers": worker.count, **(provenance or {}), **job.checked}
     total = len(job.indices)
 
     files.make_folder(workdir)
@@ -137,6 +139,7 @@ class _Job:
       images: float32 [N, H, W, C] in [0, 1].
       levels: float64 [N], their noise levels.
       guarantee: what the certificates of all workers depend on.
+      checked: what the search of a user's own scheme's bounds found.
     """
 
     indices: np.ndarray
@@ -145,6 +148,7 @@ class _Job:
     levels: np.ndarray
     decisions: Decisions
     guarantee: dict[str, Any]
+    checked: dict[str, Any]
 
     def counter(self, execution: Execution) -> VoteCounter:
         """That of the images' votes."""
@@ -169,6 +173,7 @@ def _prepare(
     certificates.check_certificate(settings.certificate, scheme, settings.plan)
     check_fits(classifier, dataset)
     indices = check_unique(check_indices(indices, dataset))
+    checked = checked_scheme(scheme, dataset.images, indices)
     guarantee = describe_guarantee(classifier, scheme, dataset, indices, settings)
     if classifier.description.get("training", {}).get("data_sha256") == guarantee["data_sha256"]:
         warnings.warn(f"The network was trained on the very images of {dataset.source} to certify.", stacklevel=3)
@@ -176,7 +181,7 @@ def _prepare(
     images = sampling.check_images(data.to_unit(dataset.images[share]), classifier)
     statistic, levels = host_scale(scheme, images)
     decisions = Decisions(scheme, settings, statistic, guarantee["dim"])
-    return _Job(share, dataset.labels[share], images, levels, decisions, guarantee)
+    return _Job(share, dataset.labels[share], images, levels, decisions, guarantee, checked)
 
 
 @dataclass(frozen=True)
@@ -207,6 +212,7 @@ def estimate(
     """
     check_fits(classifier, dataset)
     first = check_indices(indices, dataset)[:1]
+    checked_scheme(scheme, dataset.images, indices)
     images = sampling.check_images(data.to_unit(dataset.images[first]), classifier)
     _, levels = host_scale(scheme, images)
     samples = len(indices) * settings.plan.most

@@ -31,7 +31,8 @@ def training(classifier: Classifier) -> Json:
 
 
 def checked_scheme(scheme: Scheme, images: Any, indices: np.ndarray) -> Json:
-    """What a search of the bounds of a user's own scheme found; nothing for a scheme of `schemes.SCHEMES`.
+    """What a search of the bounds of a user's own scheme found; nothing for a scheme of `schemes.SCHEMES`, or where
+    there is no image with a noise level.
 
     Args:
       scheme: the noise.
@@ -41,11 +42,13 @@ def checked_scheme(scheme: Scheme, images: Any, indices: np.ndarray) -> Json:
     Raises:
       ValueError: no certificate follows from the scheme, or an image whose level leaves its bounds was found.
     """
-    if type(scheme) in schemes.SCHEMES.values():
+    if type(scheme) in schemes.SCHEMES.values() or not len(indices):
         return {}
     some = data.to_unit(images[indices[:: -(-len(indices) // _CHECKED)]])
-    statistic, _ = schemes.host_scale(scheme, some)
+    statistic, levels = schemes.host_scale(scheme, some)
     certificates.radius(scheme, statistic, 0.9, dim=int(np.prod(some.shape[1:])))  # refuses what has none
+    if not np.any(levels):
+        return {}
     found = schemes.check(scheme, some)
     if not found.ok:
         raise ValueError(str(found))

@@ -26,6 +26,6 @@ class Settings:
     certificate: str = "one_sided"
 
     def __post_init__(self) -> None:
-        validate.in_open_unit_interval("alpha", self.alpha)
+        object.__setattr__(self, "alpha", float(validate.in_open_unit_interval("alpha", self.alpha)))
         random_keys.check_seed(self.seed)
         self.plan.check(self.alpha)

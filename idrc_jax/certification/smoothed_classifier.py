@@ -12,7 +12,7 @@ from idrc_jax import data
 from idrc_jax.certificates import confidence_bounds
 from idrc_jax.certificates.sampling_plans import Fixed
 from idrc_jax.certificates.schemes import Scheme
-from idrc_jax.certification import arguments
+from idrc_jax.certification import arguments, provenance
 from idrc_jax.certification.in_memory import PREDICTION_SAMPLES, certify_by, check_prediction, predict_by
 from idrc_jax.certification.settings import Settings
 from idrc_jax.core import validate
@@ -87,6 +87,7 @@ class SmoothedClassifier:
         self._chunk, self._mesh = chunk, mesh
         self._execution: Execution | None = None
         self._longest = 0
+        self._searched = False
 
     def __repr__(self) -> str:
         return (
@@ -127,9 +128,12 @@ class SmoothedClassifier:
         `idrc.certify` gives the same with all that a result file holds, to be saved and reported.
 
         Guarantee: for each image on its own, with probability at least 1 - alpha over the noise, the smoothed
-        classifier gives this class to every image nearer than the radius, or it abstains.
+        classifier gives this class to every image nearer than the radius, or it abstains. Of a scheme of your own it
+        rests on `scale_bounds`, which the first call searches for violations (ValueError).
         """
         seed, pixels = _seed(seed, key), data.to_unit(arguments.check_pixels(images, self._classifier))
+        if not self._searched:
+            self._searched = bool(provenance.checked_scheme(self._scheme, pixels, np.arange(len(pixels))))
         made = certify_by(
             self._choose(len(pixels) * self._plan.most),
             self._scheme,

@@ -10,7 +10,7 @@ from absl import flags
 from idrc_jax import config, data, results
 from idrc_jax.certification import certify_dataset, estimate, gallery_selection
 from idrc_jax.certification.clean_accuracy import with_clean_accuracy
-from idrc_jax.certification.provenance import checked_scheme, training
+from idrc_jax.certification.provenance import training
 from idrc_jax.commands._inputs import classifier_and_images, denoiser_of, go_on, mesh_of, provenance
 from idrc_jax.config.flags import run, take_from_run
 from idrc_jax.models import Classifier
@@ -54,7 +54,6 @@ def _certify(values: flags.FlagValues) -> int:
     certify_settings = config.settings(settings)
     worker = batch_systems.this_worker(settings.workers.index, settings.workers.count)
     classifier, dataset, indices = classifier_and_images(values, scheme, note)
-    scheme_check = checked_scheme(scheme, dataset.images, indices)
     if values.dry_run:
         said = estimate(classifier, scheme, dataset, indices, certify_settings, chunk=settings.chunk, mesh=mesh)
         memory = "unknown" if said.memory is None else f"{math.ceil(said.memory / 2**20)} MiB a device for a chunk"
@@ -75,7 +74,7 @@ def _certify(values: flags.FlagValues) -> int:
         mesh=mesh,
         max_minutes=settings.max_minutes,
         worker=worker,
-        provenance=provenance(settings) | training(classifier) | scheme_check,
+        provenance=provenance(settings) | training(classifier),
     )
     if not finished:
         print(go_on("Certification", workdir))

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 Json = dict[str, Any]  # a JSON object
 
 
@@ -17,5 +19,11 @@ def differences(stored: Mapping[str, object], asked: Mapping[str, object]) -> st
 
 
 def as_json(value: Mapping[str, object]) -> Json:
-    """The values as a JSON file gives them back."""
-    return json.loads(json.dumps(value))
+    """The values as a JSON file gives them back, NumPy's numbers as Python's; ValueError for what none can hold."""
+    return json.loads(json.dumps(value, default=_number))
+
+
+def _number(value: object) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise ValueError(f"Expected numbers, texts and lists of them in settings, got {value!r}.")

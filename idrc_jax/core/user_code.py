@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-_PACKAGE = __name__.partition(".")[0]
-
 
 def call(setting: str, name: str, kind: str, **arguments: object) -> Any:
     """Call `package.module:function` (or a class) with these arguments; the current folder is searched first.
@@ -36,16 +34,17 @@ def call(setting: str, name: str, kind: str, **arguments: object) -> Any:
         raise ValueError(f"Expected {setting}={name} to make {kind}, got {what}.") from error
 
 
-def describe(made: object) -> dict[str, str]:
-    """What an object's class is, where it is not of this package: its name as `class`, and `sha256` of its source.
+def describe(made: object, package: str = "idrc_jax") -> dict[str, str]:
+    """What an object's class is, where it is not of the package: its name as `class`, and `sha256` of its source.
 
-    The hash is over the source of the class and its bases, and of the functions, classes and plain values that they
-    name in their modules, as far as there is a source: comments count, other code in the module does not.
+    The hash is over the source of the class and its bases, and of the functions, classes, plain values, arrays and
+    lists, tuples, sets and dicts of these that they name in their modules, as far as there is a source: comments count;
+    other code in the module, what they name in other modules, and objects of other kinds do not.
     """
     kind = type(made)
-    if kind.__module__.partition(".")[0] == _PACKAGE:
+    if kind.__module__.partition(".")[0] == package:
         return {}
-    own = [one for one in kind.__mro__ if one.__module__.partition(".")[0] not in (_PACKAGE, "builtins")]
+    own = [one for one in kind.__mro__ if one.__module__.partition(".")[0] not in (package, "builtins")]
     named = {"class": f"{kind.__module__}:{kind.__qualname__}"}
     sources: dict[str, str] = {}
     try:
@@ -66,11 +65,29 @@ def _collect(thing: Any, sources: dict[str, str]) -> None:
     around = vars(sys.modules[thing.__module__])
     names = {node.id for node in ast.walk(ast.parse(sources[place])) if isinstance(node, ast.Name)}
     for name in sorted(names & around.keys()):
-        value = around[name]
-        if inspect.isfunction(value) or inspect.isclass(value):
-            if value.__module__ == thing.__module__:
-                _collect(value, sources)
-        elif isinstance(value, bool | int | float | str | tuple):
-            sources[f"{thing.__module__}:{name}"] = repr(value)
-        elif isinstance(value, np.ndarray):
-            sources[f"{thing.__module__}:{name}"] = f"{value.shape} {value.dtype} {value.tobytes().hex()}"
+        text = _text(around[name], thing.__module__, sources)
+        if text and not inspect.isfunction(around[name]) and not inspect.isclass(around[name]):
+            sources[f"{thing.__module__}:{name}"] = text
+
+
+def _text(value: Any, module: str, sources: dict[str, str]) -> str:
+    """All of a value as text, the same in every process, after `_collect` of what it holds of the module; empty for
+    objects of other kinds."""
+    if inspect.isfunction(value) or inspect.isclass(value):
+        if value.__module__ == module:
+            _collect(value, sources)
+        return f"{value.__module__}:{value.__qualname__}"
+    if isinstance(value, list | tuple | set | frozenset):
+        held = [_text(one, module, sources) for one in value]
+        if isinstance(value, tuple):
+            return f"({', '.join(held)}{',' * (len(held) == 1)})"
+        return f"{type(value).__name__}({', '.join(held if isinstance(value, list) else sorted(held))})"
+    if isinstance(value, dict):
+        pairs = [tuple(_text(one, module, sources) for one in pair) for pair in value.items()]
+        return f"dict({', '.join(f'{key}: {own}' for key, own in pairs)})"
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic):
+        return repr(value)
+    array = np.asarray(value) if hasattr(value, "__array__") else None  # of JAX or PyTorch, too
+    if array is None or array.dtype.hasobject:
+        return ""
+    return f"{array.shape} {array.dtype} {array.tobytes().hex()}"

@@ -1,5 +1,7 @@
 """The manifest beside a result file."""
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
@@ -16,13 +18,19 @@ class Manifest(TypedDict):
     Attributes:
       guarantee: all that the certificates depend on, compared whenever a run goes on.
       sessions: provenance of each call, never compared.
-      clean: on how many `images` without noise how many times the base classifier was `right`.
+      clean: on how many `images` without noise how many times the base classifier was `right`, and which images these
+        are, by `indices_sha256`.
     """
 
     schema_version: int
     guarantee: Json
     sessions: list[Json]
     clean: NotRequired[Json]
+
+
+def indices_sha256(indices: Iterable[int]) -> str:
+    """What names a set of images, in any order: the SHA-256 of their indices."""
+    return hashlib.sha256(repr(sorted(indices)).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest | None:

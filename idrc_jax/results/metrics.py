@@ -6,8 +6,9 @@ import numpy as np
 from scipy import stats
 
 from idrc_jax import certificates
-from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
+from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes, user_schemes
 from idrc_jax.core import validate
+from idrc_jax.results.manifest import indices_sha256
 from idrc_jax.results.result_rows import Results
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -42,6 +43,8 @@ def has_certificates(results: Results) -> bool:
 
 def has_published(results: Results) -> bool:
     """Whether the file has the paper's radii: not other projects' logs, nor schemes that are not in the paper."""
+    if results.manifest and user_schemes.is_own(results.manifest["guarantee"]):
+        return False
     return any(row.radius_published is not None and not math.isnan(row.radius_published) for row in results.rows)
 
 
@@ -103,25 +106,25 @@ def base_accuracy(results: Results) -> float | None:
 def clean_accuracy(results: Results) -> float | None:
     """Accuracy of the base classifier on the images without noise, where certification measured it on these images."""
     measured = results.manifest.get("clean") if results.manifest else None
-    if measured is None or measured["images"] != len(results.rows):
+    if measured is None or measured.get("indices_sha256") != indices_sha256(row.idx for row in results.rows):
         return None
     return measured["right"] / measured["images"]
 
 
 def largest_radius(results: Results) -> float | None:
-    """The largest radius that any of the images could get: that of n votes, all of them for one class.
+    """The largest radius that any of the images could get: that of votes for one class alone, at the plan's best look.
 
     None without a manifest, for a scheme of the user's own, which the file does not hold, and where the file's radii
     are not valid.
     """
     require_rows(results)
     made = results.manifest["guarantee"] if results.manifest else {}
-    if made.get("scheme") not in schemes.SCHEMES or not has_certificates(results):
+    if not made or user_schemes.is_own(made) or not has_certificates(results):
         return None
     plan = sampling_plans.from_description(made)
     statistic = np.unique(np.asarray([row.statistic for row in results.rows], np.float64))
     votes = np.zeros((len(statistic), made["classes"] + 1), np.int64)
-    votes[:, 0] = plan.n
+    votes[:, 0] = max(plan.looks(), key=lambda n: float(plan.lower(n, n, made["alpha"])))
     best = certificates.from_votes(
         schemes.from_description(made), statistic, np.zeros(len(statistic), np.int64), votes,
         plan=plan, alpha=made["alpha"], dim=made["dim"], certificate=made["certificate"],

@@ -186,6 +186,19 @@ def test_a_subclass_whose_levels_its_parents_radius_would_not_notice_is_refused(
         certificates.two_sided_radius(Brighter(sigma=0.5), 1.0, 0.9, 0.1, dim=48)
 
 
+def test_a_scheme_with_the_name_of_another_is_refused():
+    class Largest(schemes.L1):
+        def statistic(self, images):
+            return np.max(images, axis=(-3, -2, -1))
+
+    class Like(Own):
+        name = "l1"
+
+    for kind in (Largest, Like):
+        with pytest.raises(ValueError, match=f"Expected {kind.__name__} to have a name of its own, .* got 'l1'"):
+            certificates.radius(kind(sigma=0.5), 0.3, 0.9, dim=48)
+
+
 def test_a_scheme_without_bounds_or_with_another_law_is_refused():
     class NoBounds(Own):
         scale_bounds = schemes.Scheme.scale_bounds
@@ -228,6 +241,14 @@ def test_rows_are_the_scalars_to_the_last_digit(name):
 def test_published_radius_ignores_the_scheme(name):
     published = certificates.published_radius(schemes.make(name, sigma=0.25), 0.99)
     assert published == pytest.approx(0.25 * stats.norm.ppf(0.99), rel=1e-9)
+
+
+def test_the_paper_has_no_radius_for_a_scheme_of_ones_own():
+    assert math.isnan(certificates.published_radius(Own(sigma=0.25), 0.99))
+    votes = np.array([[990, 5, 5]])
+    (made,) = certificates.from_votes(Own(sigma=0.25), [0.3], [0], votes, plan=Fixed(n0=9), alpha=0.01, dim=48)
+    assert made.radius > 0
+    assert math.isnan(made.radius_published)
 
 
 def test_certificate_from_votes():

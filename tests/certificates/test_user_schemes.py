@@ -20,6 +20,7 @@ EXAMPLE, CHECK = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
 (COMMANDS,) = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.S)
 NAME = "my_noise:Contrast"
 OTHERS = """
+import numpy as np
 
 class Louder(Contrast):
     name = "louder"
@@ -34,9 +35,13 @@ class Louder(Contrast):
         return here - times(here - low), here + times(high - here)
 
 def times(level):
-    return FACTOR * level
+    return FACTOR * level * TABLE["loud"][0]
+
+def way():
+    return 1
 
 FACTOR = 2.0
+TABLE = {"loud": [1.0, np.float32(0.5), np.arange(2000)], "kinds": {0, 8}, "way": way, "other": object()}
 
 def make(sigma):
     return Contrast(sigma, ref=0.3)
@@ -145,6 +150,12 @@ def test_results_are_found_again_by_the_same_source_alone(folder):
         ("return FACTOR * level", "return level * FACTOR", True),
         ("loudness = 2.0", "loudness = 3.0", True),
         ("ref=0.3", "ref=0.4", False),  # of another function
+        ('"loud": [1.0', '"loud": [2.0', True),  # in a table
+        ("float32(0.5)", "float64(0.5)", True),
+        ("arange(2000)", "arange(2000) // 1001 * 1000 + np.arange(2000) % 1001", True),  # in the middle
+        ("{0, 8}", "{8, 0}", False),  # the same set in another order
+        ("{0, 8}", "{0, 16}", True),
+        ("return 1", "return 2", True),  # of a function in a table
         ("ref: float = 0.38", "ref: float = 0.380", True),
     ],
 )
@@ -160,6 +171,16 @@ def test_the_hash_is_that_of_all_that_the_scheme_names(tmp_path, monkeypatch, ol
         sys.modules.pop("changed_noise")
     assert old in EXAMPLE + OTHERS
     assert (hashes[0] != hashes[1]) == changes
+
+
+def test_one_with_the_name_of_another_is_never_taken_for_that():
+    """As results were made whose scheme inherits its name."""
+    stored = schemes.describe(schemes.L1(0.5)) | {"scheme_class": "a:Largest", "scheme_sha256": "1"}
+    with pytest.raises(ValueError, match="the scheme a:Largest, which is not of this package"):
+        user_schemes.of_results(stored)
+    changed = results.guarantee_differences(stored, schemes.describe(schemes.L1(0.5)))
+    assert changed.startswith("scheme_class was a:Largest, is unset")
+    assert "scheme_class" in results.guarantee_differences(schemes.describe(schemes.L1(0.5)), stored)
 
 
 def test_results_without_the_names_of_code_go_on():

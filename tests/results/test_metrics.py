@@ -7,7 +7,9 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
+from idrc_jax.certificates.sampling_plans import ToRadius
 from idrc_jax.results import Results, Row, metrics, read_results, summary_table
+from idrc_jax.results.manifest import indices_sha256
 
 
 def results(radii, *, correct=None, published=None, predict=None, scheme="gaussian"):
@@ -85,10 +87,11 @@ def test_table_says_what_its_numbers_are_and_how_good_the_base_classifier_is():
     assert "Certified accuracy at l2 radius r: the share of images that are predicted rightly" in table
     assert "Smoothed classifier: 0.500 right" in table
     assert "Base classifier: 0.500 right under the noise (mean share of votes for the true class).\n" in table
-    made.manifest["clean"] = {"right": 3, "images": 4}
+    made.manifest["clean"] = {"right": 3, "images": 4, "indices_sha256": indices_sha256([3, 1, 2, 0])}
     assert "true class), 0.750 right on clean images.\n" in summary_table(made)
-    made.manifest["clean"] = {"right": 3, "images": 3}  # of other images: rows have come since
-    assert metrics.clean_accuracy(made) is None
+    for other in ({"indices_sha256": indices_sha256([0, 1, 2, 4])}, {}):  # of others, of unknown ones
+        made.manifest["clean"] = {"right": 3, "images": 4} | other
+        assert metrics.clean_accuracy(made) is None
     log = dataclasses.replace(made, manifest=None, path="x", rows=(dataclasses.replace(made.rows[0], votes=None),))
     assert metrics.base_accuracy(log) is None
     assert "Base classifier" not in summary_table(log)
@@ -110,6 +113,27 @@ def test_the_largest_radius_is_that_of_votes_that_all_agree():
     assert "No radius above" not in summary_table(own)
     assert metrics.largest_radius(dataclasses.replace(own, manifest=None)) is None
     assert metrics.largest_radius(results([math.nan], published=[0.5], scheme="l1")) is None
+
+
+def test_the_largest_radius_is_that_of_the_best_look():
+    """The last look costs the union bound a share of alpha: one vote more may prove less."""
+    made = results([0.3])
+    made.manifest["guarantee"] |= {"plan": "to_radius", "sequence": "union", "radii": [0.5], "n0": 0, "n": 1401}
+    plan = ToRadius(n=1401, radii=(0.5,), sequence="union")
+    at_looks = [0.5 * stats.norm.ppf(plan.lower(n, n, 0.001)) for n in plan.looks()]
+    assert at_looks[-2] > at_looks[-1]
+    assert metrics.largest_radius(made) == pytest.approx(max(at_looks), rel=1e-9)
+
+
+def test_what_is_said_of_a_scheme_of_the_users_own_is_no_other_schemes():
+    """Its files of before have "published" radii; one of them may have inherited its name."""
+    own = results([0.3], published=[0.4], scheme="own")
+    like = results([0.3], published=[0.4], scheme="l1")
+    like.manifest["guarantee"]["scheme_class"] = "a:Largest"
+    for read in (own, like):
+        assert metrics.largest_radius(read) is None
+        assert not metrics.has_published(read)
+        assert "published" not in summary_table(read).splitlines()[3]
 
 
 def test_the_largest_radius_is_that_of_the_image_that_could_get_most():
