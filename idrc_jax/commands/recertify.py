@@ -14,12 +14,10 @@ def main() -> None:
         parser = command_line.Parser("idrc-recertify", main.__doc__)
         parser.add_argument("file", type=command_line.path, help="certificates.tsv, or a run's folder")
         parser.add_argument("--alpha", type=float, help="error probability of each image; the file's by default")
-        parser.add_argument(
-            "--n", type=command_line.whole_number, help="fewer votes of each image, drawn from the file's at random"
-        )
+        parser.add_argument("--n", type=int, help="fewer votes of each image, drawn from the file's at random")
         parser.add_argument("--certificate", help="one_sided or two_sided; the file's by default")
         parser.add_argument(
-            "--out", type=command_line.path, help="folder for the new certificates.tsv and manifest.json"
+            "--out", type=command_line.path, help="folder without others for certificates.tsv and manifest.json"
         )
         parser.add_argument("--factory", help="package.module:Scheme, the scheme of your own that the file names")
         arguments = parser.parse_args()
@@ -29,9 +27,8 @@ def main() -> None:
             scheme = user_schemes.of_results(read.manifest["guarantee"], arguments.factory)
         made = recertify(read, alpha=arguments.alpha, certificate=arguments.certificate, n=arguments.n, scheme=scheme)
         print(results.summary_table(made))
-        if arguments.out and made.manifest:
-            results.write(made.rows, made.manifest, arguments.out)
-            print(f"Rows: {arguments.out / results.NAME}")
+        if arguments.out:
+            print(f"Rows: {made.save(arguments.out).path}")
     sys.exit(0)
 
 

@@ -89,11 +89,9 @@ def _parse(command: str, define: Callable[[flags.FlagValues], None] | None) -> t
             define(values)
         rest = values(arguments)[1:]
         if command:
-            given = config_flags.get_override_values(values["config"])
-            command_fields.check(command, given)
+            command_fields.check(command, config_flags.get_override_values(values["config"]))
             fields.expand_home(values.config)
             fields.name_data(values.config)
-            fields.choose_scheme(values.config, given)
         return values, rest
     except (AttributeError, KeyError) as error:
         raise ValueError(_unknown_field(error)) from error

@@ -6,7 +6,7 @@ Two runs whose plan reads the votes of an image once can be brought to equal ter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from idrc_jax.certificates import sampling_plans
+from idrc_jax.certificates import sampling_plans, user_schemes
 from idrc_jax.core.json_values import Json
 from idrc_jax.results.recertify import recertify
 from idrc_jax.results.runs import Run
@@ -104,6 +104,13 @@ def _obstacle(first: Run, second: Run) -> str:
     own, other = _guarantee(first), _guarantee(second)
     if own["plan"] != other["plan"]:
         return f"votes of the plan {own['plan']} are not those that {other['plan']} would have drawn"
+    n, alpha = _common(first, second)
+    for run, made in ((first, own), (second, other)):
+        if made["n"] != n and "subsampled_from" in made:
+            return f"“{run.name}” has {made['n']:,} votes drawn from {made['subsampled_from']:,} already"
+        if (made["n"], made["alpha"]) != (n, alpha) and user_schemes.is_own(made):
+            place = made.get("scheme_class", made["scheme"])
+            return f"“{run.name}” is under a scheme of your own, {place}: idrc-recertify --factory certifies it anew"
     if not _same(first, second) and any(sampling_plans.from_description(made).adaptive for made in (own, other)):
         return f"the plan {own['plan']} stops early, and {_UNSTORED}"
     return ""

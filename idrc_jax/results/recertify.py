@@ -15,7 +15,7 @@ from idrc_jax.certificates import confidence_bounds, sampling_plans, user_scheme
 from idrc_jax.certificates.sampling_plans import Plan
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.core import validate
-from idrc_jax.core.json_values import Json
+from idrc_jax.core.json_values import Json, as_json
 from idrc_jax.results.manifest import MANIFEST, Manifest
 from idrc_jax.results.result_rows import Results, Row
 
@@ -34,7 +34,8 @@ def recertify(
       read: a result file of this project, with its manifest.
       alpha, certificate: instead of the file's own.
       n: fewer votes of each image than the file has, drawn from them without replacement: always the same ones for the
-        run's seed, the image and both numbers (by one release of NumPy).
+        run's seed, the image and both numbers (by one release of NumPy). Of votes so drawn none are drawn again, which
+        by a number between would give other ones.
       scheme: the user's own that the votes were drawn under; None for one of this package.
 
     Returns:
@@ -44,8 +45,8 @@ def recertify(
 
     Raises:
       ValueError: another project's file, votes that do not fit the manifest, a certificate that the scheme has not, or
-        a scheme that is not the file's; another n than 1 to the file's, one that certifies nothing, or one for an
-        adaptive plan: where that stopped depends on the order of the votes, which is not stored.
+        a scheme that is not the file's; another n than 1 to the file's, one that certifies nothing, or one for a part
+        of a run's votes or an adaptive plan: where that stopped depends on the order of the votes, which is not stored.
 
     Guarantee: the numbers are those that certification itself would have written, to the last digit. With fewer votes
     they have the law of a run that drew so few: votes are independent and alike, so which of them are taken does not
@@ -54,15 +55,20 @@ def recertify(
     if read.manifest is None:
         raise ValueError(f"Expected {MANIFEST} beside {read.path}, with the scheme of its votes, got none.")
     made = read.manifest["guarantee"]
-    chosen = {"alpha": alpha, "certificate": certificate}
+    chosen = as_json({"alpha": alpha, "certificate": certificate})
     made = made | {name: value for name, value in chosen.items() if value is not None}
     plan = sampling_plans.from_description(made)
     looks = set(plan.looks())
     votes = np.asarray([_votes(row, made, looks, read.path) for row in read.rows]).reshape(-1, made["classes"] + 1)
     selected = np.asarray([row.selected for row in read.rows], np.int64)
     if n is not None and n != plan.n:
+        if "subsampled_from" in made:
+            raise ValueError(
+                f"Expected all votes of a run, to take {n} of them, got {made['n']} drawn from "
+                f"{made['subsampled_from']} in {read.path}: take them from the run itself."
+            )
         plan = _shorter(plan, n, made["alpha"], read.path)
-        made = {"subsampled_from": made["n"], **made, "n": n}
+        made = {**made, "subsampled_from": made["n"], "n": plan.n}
         votes = np.asarray([_drawn(own, n, made["seed"], row.idx) for own, row in zip(votes, read.rows, strict=True)])
         if not plan.selection:
             selected = np.asarray([confidence_bounds.select(own) for own in votes], np.int64)
@@ -103,10 +109,7 @@ def _shorter(plan: Plan, n: int, alpha: float, path: Path) -> Plan:
 
 
 def _drawn(votes: np.ndarray, n: int, seed: int, idx: int) -> np.ndarray:
-    """Counts of n of an image's votes [K + 1], drawn without replacement.
-
-    Both numbers are part of the seed, so that drawing from what was drawn is a draw of its own.
-    """
+    """Counts of n of an image's votes [K + 1], drawn without replacement."""
     generator = np.random.default_rng([seed, idx, int(np.sum(votes)), n])
     return generator.multivariate_hypergeometric(votes, n)
 

@@ -87,9 +87,7 @@ class ResultsFile:
 
     def _manifest(self) -> Manifest:
         stored = read_manifest(self._workdir)
-        if not any(map(append_only.has_rows, result_files(self._workdir))) and (
-            stored is None or stored["guarantee"] != self._guarantee
-        ):
+        if not _rows_under_manifest(self._workdir) and (stored is None or stored["guarantee"] != self._guarantee):
             stored = Manifest(schema_version=SCHEMA_VERSION, guarantee=self._guarantee, sessions=[])
         if stored is None:
             raise ValueError(f"Expected {MANIFEST} beside the rows in {self._workdir}, got none: use another workdir.")
@@ -110,6 +108,13 @@ class ResultsFile:
 def result_files(folder: Path) -> list[Path]:
     """A run's result files: `certificates.tsv` and those of its workers (see `worker_file`), no copies of them."""
     return sorted(path for path in folder.glob("certificates*.tsv") if _FILE.fullmatch(path.name))
+
+
+def _rows_under_manifest(folder: Path) -> bool:
+    """Whether any table of the folder, whatever its name, has rows that its manifest is about."""
+    header = append_only.line(COLUMNS).encode()
+    tables = [path for path in folder.glob("*.tsv") if path.is_file() and path.read_bytes().startswith(header)]
+    return any(map(append_only.has_rows, {*tables, *result_files(folder)}))
 
 
 def worker_file(index: int, count: int) -> str:
@@ -153,6 +158,9 @@ def merge(paths: Iterable[Path], out: Path) -> None:
                     )
         if manifest is None:
             raise ValueError(f"Expected result files to unite into {out}, got none.")
+        stored = read_manifest(out)
+        if stored is not None and _rows_under_manifest(out):
+            same_guarantee(stored["guarantee"], manifest["guarantee"], out)
         write([rows[idx][0] for idx in sorted(rows)], manifest, out)
 
 

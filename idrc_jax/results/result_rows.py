@@ -6,6 +6,7 @@ written in full precision. `manifest.json` holds the settings that the certifica
 compared whenever a run goes on) and one entry a call (`sessions`: versions, devices, date; never compared).
 """
 
+import contextlib
 import dataclasses
 import math
 import warnings
@@ -16,7 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from idrc_jax.certificates import Certificate, confidence_bounds, sampling_plans, schemes
+from idrc_jax.certificates import Certificate, confidence_bounds, sampling_plans, schemes, user_schemes
 from idrc_jax.core import append_only, files
 from idrc_jax.core.json_values import Json, as_json
 from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, read_manifest
@@ -136,8 +137,8 @@ class Results:
           The same with its path.
 
         Raises:
-          ValueError: six-column results, another suffix of a table, or a folder that holds results of another guarantee
-            or rows that these lack, which would be lost.
+          ValueError: six-column results, another suffix of a table, a folder that holds results of another guarantee, a
+            file of rows that these lack or whose guarantee is unknown, which would be lost, or one being written.
         """
         path = Path(where).expanduser()
         if self.manifest is None:
@@ -145,12 +146,16 @@ class Results:
         if path.suffix in (".csv", ".parquet"):
             raise ValueError(f"Expected a folder or a .tsv file, got {path}: idrc_jax.to_pandas makes other tables.")
         path = path if path.suffix == ".tsv" and not path.is_dir() else path / NAME
-        stored = read_manifest(path.parent)
-        there = {row.idx for row in read_results(path).rows} if path.is_file() else set()
-        other = stored is not None and stored["guarantee"] != self.manifest["guarantee"]
-        if other or not there <= {row.idx for row in self.rows}:
-            raise ValueError(f"Expected a place without other results, got {path.parent}: save them elsewhere.")
-        write(self.rows, self.manifest, path.parent, path.name)
+        files.make_folder(path.parent)
+        with files.folder_lock(path.parent), contextlib.ExitStack() as held:
+            stored, other = read_manifest(path.parent), False
+            if path.is_file():
+                files.lock_or_refuse(held.enter_context(path.open("r+b")).fileno(), path)
+                there = read_results(path)
+                other = there.manifest is None or not {row.idx for row in there.rows} <= {row.idx for row in self.rows}
+            if other or (stored is not None and stored["guarantee"] != self.manifest["guarantee"]):
+                raise ValueError(f"Expected a place without other results, got {path.parent}: save them elsewhere.")
+            write(self.rows, self.manifest, path.parent, path.name)
         return dataclasses.replace(self, path=path)
 
 
@@ -249,7 +254,7 @@ def _check_rows(rows: tuple[Row, ...], manifest: Manifest, path: Path) -> None:
         made = manifest["guarantee"]
         plan = sampling_plans.from_description(made)
         # The level of a user's own scheme is known to that scheme alone.
-        scheme = schemes.from_description(made) if made["scheme"] in schemes.SCHEMES else None
+        scheme = None if user_schemes.is_own(made) else schemes.from_description(made)
     except (KeyError, TypeError) as error:
         raise ValueError(f"Expected a whole manifest beside {path}, got one without {error}.") from None
     looks = set(plan.looks())

@@ -39,6 +39,8 @@ def test_results_are_those_of_the_job(linear, pictures, made, tmp_path):
     assert read.manifest["guarantee"] == made.manifest["guarantee"]
     assert made.manifest["sessions"][0].keys() >= {"versions", "started", "device", "kernel"}
     assert made.labelled
+    named = idrc.certify(linear, SCHEME, pictures, labels=LABELS, indices=np.array([9, 2, 5, 4, 3]), n=100, chunk=64)
+    assert idrc.results.clean_accuracy(named) == idrc.results.clean_accuracy(made)
     assert idrc.certified_accuracy(made, 0.1) == idrc.certified_accuracy(read, 0.1) > 0
     assert idrc.average_certified_radius(made) == idrc.average_certified_radius(read)
     assert idrc.summary_table(made) == idrc.summary_table(read)
@@ -76,6 +78,40 @@ def test_nothing_is_lost_by_saving(made, tmp_path):
         dataclasses.replace(made, manifest=None).save(tmp_path / "log")
     made.save(tmp_path / "sigma-0.5")  # a folder, whatever follows its point
     assert (tmp_path / "sigma-0.5/certificates.tsv").is_file()
+
+
+def test_what_is_saved_under_another_name_keeps_its_manifest(linear, pictures, made, tmp_path):
+    made.save(tmp_path / "mine.tsv")
+    dataset = data.from_arrays(pictures, LABELS, name="arrays", split="memory")
+    with pytest.raises(ValueError, match=r"Expected the settings of the certificates in .*seed was 4, is 5"):
+        certify_dataset(linear, SCHEME, dataset, np.arange(5), Settings(Fixed(n0=20, n=300), seed=5), tmp_path)
+    other = dataclasses.replace(made, manifest=made.manifest | {"guarantee": made.manifest["guarantee"] | {"seed": 5}})
+    other.save(tmp_path / "other")
+    with pytest.raises(ValueError, match="seed was 4, is 5"):
+        results.merge([tmp_path / "other" / results.NAME], tmp_path)
+    assert idrc.read_results(tmp_path / "mine.tsv").manifest == made.manifest
+    assert certify_dataset(linear, SCHEME, dataset, np.arange(5), Settings(Fixed(n0=20, n=300), seed=4), tmp_path)
+
+
+def test_a_file_whose_settings_nobody_knows_is_never_replaced(made, tmp_path):
+    results.table_exports.write_log(made, tmp_path / "log.tsv")
+    made.save(tmp_path / "run")
+    (tmp_path / "run" / results.MANIFEST).unlink()
+    for where in (tmp_path / "log.tsv", tmp_path / "run"):
+        path = where if where.is_file() else where / results.NAME
+        before = path.read_bytes()
+        with pytest.raises(ValueError, match="a place without other results, got"):
+            made.save(where)
+        assert path.read_bytes() == before
+
+
+def test_a_file_that_is_being_written_is_not_replaced(made, tmp_path):
+    made.save(tmp_path)
+    with (
+        results.ResultsFile(tmp_path, guarantee=made.manifest["guarantee"], session={}),
+        pytest.raises(ValueError, match="no other process to write"),
+    ):
+        made.save(tmp_path)
 
 
 def test_bytes_and_floats_are_the_same_images(linear):

@@ -82,6 +82,26 @@ def test_it_is_said_why_terms_stay_unequal(long, change, reason):
         equal_terms.equalised(a, b)
 
 
+def test_votes_that_are_a_part_already_stay_as_they_are(long):
+    a, b = named("a", recertify.recertify(long, n=100)), named("b", short(long))
+    assert "“a” has 100 votes drawn from 400 already" in equal_terms.offer(a, b)
+    with pytest.raises(ValueError, match="drawn from 400 already"):
+        equal_terms.equalised(a, b)
+    assert equal_terms.offer(named("a", long), b).startswith("--equal-terms compares")
+
+
+def test_a_scheme_of_the_users_own_is_certified_anew_with_its_code_alone(long):
+    own = {"scheme": "own", "scheme_class": "a:Own"}
+    a, b = named("a", long, **own), named("b", short(long))
+    for one, other in ((a, b), (named("a", short(long), alpha=0.1, **own), named("b", long, alpha=0.01))):
+        assert "“a” is under a scheme of your own, a:Own: idrc-recertify --factory" in equal_terms.offer(one, other)
+        with pytest.raises(ValueError, match="idrc-recertify --factory"):
+            equal_terms.equalised(one, other)
+    a, b = named("a", short(long), **own), named("b", long)
+    assert equal_terms.offer(a, b).startswith("--equal-terms compares")
+    assert equal_terms.equalised(a, b)[0] is a
+
+
 def test_plans_that_stop_early_stay_as_they_are():
     read = results.read_results(ROOT / "results/plans/to_radius")
     a, b = named("a", read), named("b", read, alpha=0.01)

@@ -125,12 +125,9 @@ def drawn_run(folder, count, *, n=400, p=0.8, alpha=0.05, plan="fixed", **more):
     return results.Results(rows, {"schema_version": 1, "guarantee": made, "sessions": []}, folder)
 
 
-@pytest.mark.parametrize("steps", [(20,), (40, 20)])
-def test_fewer_votes_have_the_law_of_a_run_that_drew_so_few(tmp_path, steps):
+def test_fewer_votes_have_the_law_of_a_run_that_drew_so_few(tmp_path):
     """Of binomial counts a part drawn without replacement is binomial, and its bounds err as often as they may."""
-    made = drawn_run(tmp_path, 4000)
-    for n in steps:
-        made = recertify.recertify(made, n=n)
+    made = recertify.recertify(drawn_run(tmp_path, 4000), n=20)
     counts = np.bincount([row.votes.get(0, 0) for row in made.rows], minlength=21)
     expected = 4000 * stats.binom.pmf(np.arange(21), 20, 0.8)
     lumped = [np.append(one[12:], np.sum(one[:12])) for one in (counts, expected)]
@@ -151,19 +148,40 @@ def test_which_votes_are_taken_follows_from_seed_image_and_numbers(tmp_path):
     assert backwards.rows[::-1] == made.rows
     other = {**read.manifest, "guarantee": read.manifest["guarantee"] | {"seed": 6}}
     assert recertify.recertify(dataclasses.replace(read, manifest=other), n=100).rows != made.rows
-    again = recertify.recertify(made, n=50)
-    assert again.manifest["guarantee"]["subsampled_from"] == 400
-    assert again.rows != recertify.recertify(read, n=50).rows
     whole = recertify.recertify(read, n=400)
     assert whole.rows == recertify.recertify(read).rows
     assert "subsampled_from" not in whole.manifest["guarantee"]
 
 
-def test_a_part_of_the_votes_is_read_back_said_and_not_gone_on_from(tmp_path):
+def test_nobody_draws_again(tmp_path):
+    """By a step between, votes could be drawn anew until they please."""
+    part = recertify.recertify(drawn_run(tmp_path, 10), n=np.int64(100))
+    assert type(part.manifest["guarantee"]["n"]) is int
+    with pytest.raises(ValueError, match="all votes of a run, to take 50 of them, got 100 drawn from 400 in"):
+        recertify.recertify(part, n=50)
+    again = recertify.recertify(part, n=100, alpha=np.float32(0.25))
+    assert type(again.manifest["guarantee"]["alpha"]) is float
+    assert again.manifest["guarantee"]["subsampled_from"] == 400
+
+
+def test_no_votes_are_lost_by_the_command(tmp_path):
     whole = drawn_run(tmp_path, 10)
     results.write(whole.rows, whole.manifest, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*") if path.suffix}
+    for more in (["--n=100"], ["--alpha=0.01"]):
+        status, _, error = running.run(command.main, tmp_path, *more, "--out", tmp_path)
+        assert (status, error.count("\n")) == (1, 1)
+        assert "a place without other results" in error
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*") if path.suffix} == before
+    assert running.run(command.main, tmp_path, "--out", tmp_path)[0] == 0  # the same votes and settings, radii anew
+    assert results.read_results(tmp_path).rows == recertify.recertify(whole).rows
+
+
+def test_a_part_of_the_votes_is_read_back_said_and_not_gone_on_from(tmp_path):
+    whole = drawn_run(tmp_path, 10)
+    results.write(whole.rows, whole.manifest, tmp_path / "whole")
     made = recertify.recertify(whole, n=100)
-    status, out, _ = running.run(command.main, tmp_path, "--n", "1e2", "--out", tmp_path)
+    status, out, _ = running.run(command.main, tmp_path / "whole", "--n", "100", "--out", tmp_path)
     assert status == 0
     assert "n 100 drawn from 400," in out
     read = results.read_results(tmp_path)
