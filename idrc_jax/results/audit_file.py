@@ -34,21 +34,11 @@ class FindingsFile:
 
     def __init__(self, folder: Path, *, manifest: Json, expected: Mapping[int, int]) -> None:
         self._folder, self._path, self._expected = folder, folder / NAME, expected
-        self._table = AppendOnlyTable(self._path, COLUMNS)
+        self._table = AppendOnlyTable(self._path, COLUMNS, self._compare)
         self.manifest = as_json(manifest)
         self.rows: list[Finding] = []
 
     def __enter__(self) -> Self:
-        stored = read_manifest(self._folder)
-        if stored is None and append_only.has_rows(self._path):
-            raise ValueError(f"Expected {MANIFEST} beside {self._path}, got none: use another folder.")
-        if stored is not None:
-            changed = differences(stored["settings"], self.manifest["settings"])
-            if changed:
-                raise ValueError(
-                    f"Expected the settings of the audit in {self._folder}, got {changed}: use another folder."
-                )
-            self.manifest["sessions"] = [*stored["sessions"], *self.manifest["sessions"]]
         with contextlib.ExitStack() as opened:
             opened.enter_context(self._table)
             found = read_rows(self._path)
@@ -61,6 +51,19 @@ class FindingsFile:
 
     def __exit__(self, *error: object) -> None:
         self._table.__exit__(*error)
+
+    def _compare(self, _: list[bytes]) -> None:
+        """Go on from the manifest that is there, once no other process can write and before the file changes."""
+        stored = read_manifest(self._folder)
+        if stored is None and append_only.has_rows(self._path):
+            raise ValueError(f"Expected {MANIFEST} beside {self._path}, got none: use another folder.")
+        if stored is not None:
+            changed = differences(stored["settings"], self.manifest["settings"])
+            if changed:
+                raise ValueError(
+                    f"Expected the settings of the audit in {self._folder}, got {changed}: use another folder."
+                )
+            self.manifest["sessions"] = [*stored["sessions"], *self.manifest["sessions"]]
 
     @property
     def done(self) -> set[int]:

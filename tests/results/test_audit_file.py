@@ -63,6 +63,8 @@ def test_an_image_that_does_not_fit_is_not_there(tmp_path):
 
 def test_other_settings_are_refused_with_both_values_and_nothing_changes(tmp_path):
     write(tmp_path, 0)
+    with (tmp_path / audit_rows.NAME).open("ab") as file:
+        file.write(b"20\t3")  # a torn line, which is not ours to cut
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=r"settings of the audit in .* got level was 0\.001, is 0\.1: use another"):
         write(tmp_path, 20, manifest=MANIFEST | {"settings": {"level": 0.1, "radii": (0.5,)}})
