@@ -65,8 +65,8 @@ def audit_certificates(
       Whether the audit is finished.
 
     Raises:
-      ValueError: no rows, no manifest or no published radii in `read`, weights or data that are not those of its
-        manifest, or an audit in `out` under other settings.
+      ValueError: no rows, no manifest or no published radii in `read`, a part of another run's votes, weights or data
+        that are not those of its manifest, or an audit in `out` under other settings.
     """
     budget = budget or Budget(max_minutes)
     random_keys.check_seed(seed)
@@ -225,6 +225,11 @@ def _same_certificates(
     if any(row.radius_published is None for row in read.rows):
         raise ValueError(f"Expected all columns in {read.path}, with radius_published, got only six.")
     stored = read.manifest["guarantee"]
+    if "subsampled_from" in stored:
+        raise ValueError(
+            f"Expected a run's own votes in {read.path}, got {stored['n']} of each image's "
+            f"{stored['subsampled_from']}: audit the run that they were drawn from."
+        )
     settings = certification.Settings(
         sampling_plans.from_description(stored), stored["alpha"], stored["seed"], stored["certificate"]
     )

@@ -17,6 +17,7 @@ from idrc_jax.results.resume_check import same_guarantee
 
 SUFFIXES = (".tsv", ".jsonl")
 _SCHEMA_VERSION = 1
+_SAID_SINCE = ("columns", "class_names")  # in manifests of later versions alone
 _ESCAPED = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
@@ -79,22 +80,11 @@ class PredictionFile:
         self._path, self._manifest, self._guarantee = path, path.with_name(f"{path.name}.json"), as_json(guarantee)
         self._tsv = path.suffix == ".tsv"
         self._columns = columns
-        self._table = AppendOnlyTable(path, columns if self._tsv else ())
+        self._table = AppendOnlyTable(path, columns if self._tsv else (), self._go_on)
         self.done: set[int] = set()
 
     def __enter__(self) -> Self:
-        stored = files.read_manifest(self._manifest, _SCHEMA_VERSION, "the manifest of predictions")
-        if stored is None and self._path.is_file() and self._path.stat().st_size:
-            raise ValueError(f"Expected {self._manifest} beside {self._path}, got none: choose another --out.")
         self._table.__enter__()
-        try:
-            self.done = self._rows_there()
-            if self.done:
-                same_guarantee(stored["guarantee"] if stored else {}, self._guarantee, self._path)
-            files.write_json(self._manifest, {"schema_version": _SCHEMA_VERSION, "guarantee": self._guarantee})
-        except BaseException:
-            self._table.__exit__()
-            raise
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -105,13 +95,28 @@ class PredictionFile:
         self._table.append("".join(map(as_tsv if self._tsv else as_json_line, rows)))
         self.done |= {int(one["idx"]) for one in rows}
 
-    def _rows_there(self) -> set[int]:
-        lines = files.read_text(self._path).split("\n")[:-1]
+    def _go_on(self, lines: list[bytes]) -> None:
+        """Compare the guarantee with that of the rows that are there, and write the manifest, before the file changes.
+
+        The file is locked: no other process can make it its own in between. A manifest of before says neither columns
+        nor names of classes.
+        """
+        stored = files.read_manifest(self._manifest, _SCHEMA_VERSION, "the manifest of predictions")
+        if stored is None and self._path.stat().st_size:
+            raise ValueError(f"Expected {self._manifest} beside {self._path}, got none: choose another --out.")
+        self.done = self._rows_of(lines)
+        if stored is not None and self.done:
+            said = {name: self._guarantee[name] for name in _SAID_SINCE if name in self._guarantee}
+            same_guarantee(said | stored["guarantee"], self._guarantee, self._path)
+        files.write_json(self._manifest, {"schema_version": _SCHEMA_VERSION, "guarantee": self._guarantee})
+
+    def _rows_of(self, lines: list[bytes]) -> set[int]:
+        """The images whose rows these lines are, the first of a table's its header."""
         try:
             if not self._tsv:
                 return {json.loads(line)["idx"] for line in lines}
-            if lines[0].split("\t") != list(self._columns):
+            if lines and lines[0].decode().split("\t") != list(self._columns):
                 raise ValueError
-            return {int(line.split("\t")[0]) for line in lines[1:]}
+            return {int(line.split(b"\t")[0]) for line in lines[1:]}
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"Expected predictions of these images in {self._path}, got something else.") from None

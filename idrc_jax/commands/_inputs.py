@@ -12,6 +12,7 @@ from ml_collections import config_flags
 from idrc_jax import config, data, models
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.certification.provenance import versions
+from idrc_jax.data.folder import CLASSES
 from idrc_jax.interop import user_factory
 from idrc_jax.models.denoised_classifier import denoised
 from idrc_jax.models.diffusion import Denoiser
@@ -44,10 +45,23 @@ def classifier_and_images(
     chosen = config.selection(settings, dataset)
     if note:
         print(f"note: {note}.", file=sys.stderr)
+    _tell_assumed_labels(classifier, dataset)
     if not settings.data.skip and dataset.name in data.SKIPS:
         told = f"one test image in {data.SKIPS[dataset.name]}, {len(chosen)} of {dataset.name}'s {len(dataset)}"
         print(f"note: {told}; --config.data.skip=1 takes all.", file=sys.stderr)
     return classifier, dataset, chosen
+
+
+def _tell_assumed_labels(classifier: models.Classifier, dataset: data.Dataset) -> None:
+    """Say which label each class folder is taken for, where neither the network nor `classes.txt` says it."""
+    names, listed = dataset.class_names, Path(dataset.source) / CLASSES
+    if names and "class_names" not in classifier.description and not listed.is_file():
+        told = ", ".join(f"{label} = {name}" for label, name in enumerate(names[:5])) + (" ..." if names[5:] else "")
+        print(
+            f"note: the network does not know its classes' names; the folders in {dataset.source} are taken for "
+            f"{told}: {listed}, a name a line, says another order.",
+            file=sys.stderr,
+        )
 
 
 def mesh_of(settings: config.Config) -> Mesh | None:

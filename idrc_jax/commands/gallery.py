@@ -19,7 +19,12 @@ def main() -> None:
         parser.add_argument(
             "--data", type=os.path.expanduser, default="", help="folder or file of the data set, as --config.data.dir"
         )
-        parser.add_argument("--size", type=int, default=0, help="of a folder of images, as --config.data.size")
+        parser.add_argument(
+            "--size",
+            type=command_line.whole_number,
+            default=0,
+            help="of a folder of images, as --config.data.size; 0: the run's",
+        )
         parser.add_argument(
             "--denoiser",
             type=os.path.expanduser,
@@ -35,7 +40,14 @@ def main() -> None:
                 raise ValueError(f"Expected {results.MANIFEST} beside {read.path}, with the scheme and seed, got none.")
             made = read.manifest["guarantee"]
             name, _, split = made["data"].partition("/")
-            dataset = data.load(name, split, directory=asked.data, seed=made["seed"], size=asked.size)
+            if name not in data.NAMES:
+                raise ValueError(
+                    f"Expected images of a data set that can be loaded, got {made['data']} in {read.path}: its images "
+                    "were in memory."
+                )
+            sizes = (one["data_size"] for one in reversed(read.manifest["sessions"]) if one.get("data_size"))
+            size = asked.size or next(sizes, 0)
+            dataset = data.load(name, split, directory=asked.data, seed=made["seed"], size=size)
             scheme = user_schemes.of_results(made, asked.factory)
             gallery_file.write(gallery(read, dataset, denoiser, scheme), read.path.parent)
             print(f"Gallery: {read.path.parent / gallery_file.NAME}")

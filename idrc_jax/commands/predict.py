@@ -61,7 +61,7 @@ def _predict(values: flags.FlagValues) -> int:
     plan = prediction_plan(values.n, adaptive=values.adaptive)
     guarantee = describe_prediction(
         classifier, scheme, dataset, indices, plan=plan, alpha=settings.certify.alpha, seed=settings.seed
-    )
+    ) | {"columns": columns, "class_names": names}
     with PredictionFile(out, columns, guarantee) as file:
         predict(np.asarray([index for index in indices if index not in file.done]), file.append, show=True)
     print(f"Predictions: {out} ({len(indices)} images)")

@@ -14,7 +14,9 @@ def main() -> None:
         parser = command_line.Parser("idrc-recertify", main.__doc__)
         parser.add_argument("file", type=command_line.path, help="certificates.tsv, or a run's folder")
         parser.add_argument("--alpha", type=float, help="error probability of each image; the file's by default")
-        parser.add_argument("--n", type=int, help="fewer votes of each image, drawn from the file's at random")
+        parser.add_argument(
+            "--n", type=command_line.whole_number, help="fewer votes of each image, drawn from the file's at random"
+        )
         parser.add_argument("--certificate", help="one_sided or two_sided; the file's by default")
         parser.add_argument(
             "--out", type=command_line.path, help="folder without others for certificates.tsv and manifest.json"

@@ -4,7 +4,7 @@ A file in `configs/` takes `base()` and changes it; the command line overrides w
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -202,6 +202,22 @@ def expand_home(config: Config) -> None:
 def name_data(config: Config) -> None:
     """Put the name of what data.dir holds into data.name."""
     config.data.name = data.kind(config.data.name, config.data.dir)
+
+
+def choose_scheme(config: Config, given: Collection[str]) -> None:
+    """Leave out a config file's noise.factory, and its ref, where a flag names noise.scheme; ValueError for both flags.
+
+    Args:
+      config: the settings with the flags; changed.
+      given: the fields that flags give.
+    """
+    if not config.noise.factory or "noise.scheme" not in given:
+        return
+    if "noise.factory" in given:
+        raise ValueError(f"Expected no noise.scheme beside noise.factory, got {config.noise.scheme}.")
+    config.noise.factory = ""
+    if "noise.ref" not in given:
+        config.noise.ref = FIELDS["noise.ref"].default
 
 
 def unknown_field(name: str) -> str:

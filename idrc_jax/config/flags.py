@@ -89,9 +89,11 @@ def _parse(command: str, define: Callable[[flags.FlagValues], None] | None) -> t
             define(values)
         rest = values(arguments)[1:]
         if command:
-            command_fields.check(command, config_flags.get_override_values(values["config"]))
+            given = config_flags.get_override_values(values["config"])
+            command_fields.check(command, given)
             fields.expand_home(values.config)
             fields.name_data(values.config)
+            fields.choose_scheme(values.config, given)
         return values, rest
     except (AttributeError, KeyError) as error:
         raise ValueError(_unknown_field(error)) from error

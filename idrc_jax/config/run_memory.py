@@ -95,8 +95,14 @@ def read(where: str | Path) -> Run | None:
     if kept is None:
         settings = _of_description(described, training)
         return Run(str(where), settings, {path: FIELDS[path].default for path in settings}, training)
-    known = [path for path in REMEMBERED if path in kept["settings"] and path in kept["file"]]
-    settings, file = ({path: _typed(path, kept[name][path]) for path in known} for name in ("settings", "file"))
+    try:
+        known = [path for path in REMEMBERED if path in kept["settings"].keys() & kept["file"].keys()]
+        settings, file = ({path: _typed(path, kept[name][path]) for path in known} for name in ("settings", "file"))
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError(
+            f"Expected a run's settings, got {folder / NAME}, which is damaged: remove it, and name by flags what the "
+            "weights do not know."
+        ) from None
     return Run(str(where), settings, file, training)
 
 
@@ -130,7 +136,9 @@ def taken(run: Run, reads: Collection[str], flags: Mapping[str, Any], file: Conf
     said = dict(flags)
     if file is not None:
         said = {path: get(file, path) for path in run.settings if get(file, path) != run.file[path]} | said
-    others = {path for path, value in said.items() if path not in run.settings or value != run.settings[path]}
+    if "noise.scheme" in flags:  # in the place of one of the user's own, wherever that is named
+        said["noise.factory"] = flags.get("noise.factory", "")
+    others = {path for path, value in said.items() if value != run.settings.get(path, FIELDS[path].default)}
     found = {
         path: value
         for path, value in run.settings.items()
@@ -164,14 +172,15 @@ def take(config: Config, run: Run, command: str, flags: Collection[str], file: C
     """
     given = {path: _absolute(path, get(config, path)) for path in flags}
     found = taken(run, READS[command], given, file)
+    before = {path: _absolute(path, get(config, path)) for path in found}
     for path, value in found.items():
         put(config, path, value)
-    in_file = {path: value if file is None else _absolute(path, get(file, path)) for path, value in found.items()}
     always = {"data.name", "noise.sigma", *(() if config.noise.factory else ("noise.scheme",))}
     told = [
-        f"{path} = {value}" + (f" (the config file: {in_file[path]})" if in_file[path] != value else "")
+        f"{path} = {value}"
+        + (f" (the config file: {before[path]})" if file is not None and before[path] != value else "")
         for path, value in found.items()
-        if path in always or (path not in _NETWORK and value != FIELDS[path].default)
+        if path in always or (path not in _NETWORK and value != before[path])
     ]
     parts = [f"from {run.where}: {', '.join(told)}"] if told else []
     return "; ".join([*parts, *_differences(run, config, command)])
@@ -190,8 +199,8 @@ def _differences(run: Run, config: Config, command: str) -> list[str]:
         then = run.settings.get("noise.factory") or then
     if then != now:
         found.append(f"trained under {then}, {done} under {now}")
-    elif now in schemes.SCHEMES and scheme.get("ref", config.noise.ref) != config.noise.ref:
-        found.append(f"trained at ref = {scheme['ref']:g}, {done} at {config.noise.ref:g}")
+    elif now in schemes.SCHEMES:
+        found += [f"trained at {name} = {old}, {done} at {new}" for name, old, new in _changed(scheme, config.noise)]
     high = scheme["sigma"]
     low = training.get("recipe", {}).get("sigma_low") or high
     if not low <= config.noise.sigma <= high:
@@ -202,10 +211,27 @@ def _differences(run: Run, config: Config, command: str) -> list[str]:
     return found
 
 
+def _changed(scheme: Json, noise: Config) -> list[tuple[str, Any, Any]]:
+    """What else than sigma is another in a scheme of this package: names, values of the training, values now.
+
+    Bins that are fitted are compared by their number: their edges follow from the images.
+    """
+    bins = ("bins",) if noise.bins else ("edges", "levels")
+    then = {name: tuple(value) if isinstance(value, list) else value for name, value in scheme.items()}
+    then |= {"bins": len(scheme["levels"])} if "levels" in scheme else {}
+    return [
+        (name, then[name], noise[name]) for name in ("ref", "by", *bins) if then.get(name, noise[name]) != noise[name]
+    ]
+
+
 def _absolute(path: str, value: Any) -> Any:
     return os.path.abspath(value) if path in PATHS and value else value
 
 
 def _typed(path: str, value: Any) -> Any:
-    """A value of a JSON file in the type of its field."""
-    return tuple(value) if isinstance(FIELDS[path].default, tuple) else value
+    """A value of a JSON file in the type of its field; TypeError for one that has another."""
+    default = FIELDS[path].default
+    made = tuple(value) if isinstance(default, tuple) else value
+    if not isinstance(made, int | float if isinstance(default, float) else type(default)):
+        raise TypeError
+    return made

@@ -1,7 +1,7 @@
 """Tables that are only ever appended to: locked while they are written, whole after every crash."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -15,19 +15,27 @@ class AppendOnlyTable:
     A context manager. Entering it opens the file, locks it, cuts off what a crash left half-written and blank lines at
     the end, and gives a new file its header. ValueError if another process writes it.
 
+    Args:
+      path: of the file.
+      columns: their names; none for a table of rows alone.
+      check: called with the whole lines that are there, once the file is locked and before anything in it changes.
+
     Guarantee: what is appended together is in the file whole, and on the disk, or not at all when the disk is full; a
     process killed meanwhile leaves whole rows and at most one torn line, which readers leave out and the next writer
     cuts off.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self._path, self._header = path, line(columns) if columns else ""
+    def __init__(
+        self, path: Path, columns: Sequence[str], check: Callable[[list[bytes]], None] = lambda _: None
+    ) -> None:
+        self._path, self._header, self._check = path, line(columns) if columns else "", check
 
     def __enter__(self) -> Self:
         self._file = self._path.open("a+b", buffering=0)
         try:
             files.lock_or_refuse(self._file.fileno(), self._path)
             whole = self._whole_lines()
+            self._check(whole)
             self._keep(whole)
             if not whole:
                 self.append(self._header)

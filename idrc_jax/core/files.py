@@ -36,6 +36,11 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8-sig")
 
 
+def read_lines(path: Path) -> tuple[str, ...]:
+    """The lines of a text file that are not blank, without the blanks around them."""
+    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file by a new one with this content, atomically."""
     with replacing(path) as partial:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+_PACKAGE = __name__.partition(".")[0]
+
 
 def call(setting: str, name: str, kind: str, **arguments: object) -> Any:
     """Call `package.module:function` (or a class) with these arguments; the current folder is searched first.
@@ -34,17 +36,17 @@ def call(setting: str, name: str, kind: str, **arguments: object) -> Any:
         raise ValueError(f"Expected {setting}={name} to make {kind}, got {what}.") from error
 
 
-def describe(made: object, package: str = "idrc_jax") -> dict[str, str]:
-    """What an object's class is, where it is not of the package: its name as `class`, and `sha256` of its source.
+def describe(made: object) -> dict[str, str]:
+    """What an object's class is, where it is not of this package: its name as `class`, and `sha256` of its source.
 
     The hash is over the source of the class and its bases, and of the functions, classes, plain values, arrays and
     lists, tuples, sets and dicts of these that they name in their modules, as far as there is a source: comments count;
     other code in the module, what they name in other modules, and objects of other kinds do not.
     """
     kind = type(made)
-    if kind.__module__.partition(".")[0] == package:
+    if kind.__module__.partition(".")[0] == _PACKAGE:
         return {}
-    own = [one for one in kind.__mro__ if one.__module__.partition(".")[0] not in (package, "builtins")]
+    own = [one for one in kind.__mro__ if one.__module__.partition(".")[0] not in (_PACKAGE, "builtins")]
     named = {"class": f"{kind.__module__}:{kind.__qualname__}"}
     sources: dict[str, str] = {}
     try:

@@ -102,7 +102,7 @@ def _labels(folders: Sequence[Path], top: Path) -> tuple[list[int], tuple[str, .
     """The label of each class folder, and the classes' names."""
     names = [folder.name for folder in folders]
     if (top / CLASSES).is_file():
-        listed = tuple(line.strip() for line in files.read_text(top / CLASSES).splitlines() if line.strip())
+        listed = files.read_lines(top / CLASSES)
         unknown = sorted(set(names) - set(listed))
         if unknown or len(set(listed)) < len(listed):
             got = f"the folder {unknown[0]}" if unknown else "a name twice"

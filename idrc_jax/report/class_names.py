@@ -15,9 +15,9 @@ def known(data: str) -> tuple[str, ...]:
 
 
 def read(path: Path) -> tuple[str, ...]:
-    """Names from a text file, one a line in the order of the labels."""
+    """Names from a text file, one a line in the order of the labels; blank lines do not count."""
     try:
-        names = tuple(files.read_text(path).splitlines())
+        names = files.read_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"Expected a text file of class names, got {path}: {type(error).__name__}.") from None
     if not names:

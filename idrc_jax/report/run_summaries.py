@@ -14,6 +14,7 @@ from idrc_jax.report import class_names
 from idrc_jax.results import Results, metrics
 
 MOST_CLASSES = 25  # that a page shows one by one
+_WITHOUT_FILES = ("digits", "synthetic")  # data sets
 _POINTS = 400  # of a curve: more than a screen tells apart
 
 
@@ -153,7 +154,7 @@ def command(results: Results) -> str | None:
     if name == "arrays":
         return None
     scheme = schemes.describe(schemes.from_description(made))
-    fields = {"data.name": name, "data.dir": "FOLDER"}
+    fields = {"data.name": name} if name in _WITHOUT_FILES else {"data.name": name, "data.dir": "FOLDER"}
     sizes = [one["data_size"] for one in sessions if "data_size" in one]
     fields |= {"data.size": sizes[-1]} if sizes else {}
     where = spacing([row.idx for row in results.rows])
@@ -176,6 +177,8 @@ def command(results: Results) -> str | None:
         weights = next((one["denoiser"] for one in reversed(sessions) if one.get("denoiser")), "DENOISER")
         fields |= {"denoiser.weights": weights}
         fields |= {f"denoiser.{name}": made[f"denoiser_{name}"] for name in ("sigma", "steps")}
+    elif any("denoiser" in one.get("training", {}) for one in sessions):  # which the run would remember
+        fields |= {"denoiser.weights": ""}
     config = "imagenet.py" if name == "imagenet" else "cifar10.py"
     arguments = [f"--config.{key}={_text(value)}" for key, value in fields.items() if value != ()]
     return shlex.join(["idrc-certify", f"--config={config}", "--workdir=OUT", *arguments])

@@ -4,6 +4,7 @@ Every random number is a function of (seed, step), so a run that was stopped any
 weights as one that was not.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from idrc_jax.training.job import Job, RunOptions
 from idrc_jax.training.metrics_log import MetricsLog
 from idrc_jax.training.run_folder import open_run
 from idrc_jax.training.steps import State, Step, epoch_order
-from idrc_jax.training.validation import Scores
+from idrc_jax.training.validation import SAMPLES, Scores
 
 _IN_FLIGHT = 8
 
@@ -117,6 +118,8 @@ def run(
     log = MetricsLog(workdir if leads else None, job.metrics, scores, done, job.epoch_steps, rate, options.tensorboard)
     progress = Progress("train", job.steps, done, unit="steps", show=leads)
     validation_seconds = 0.0
+    # Until a look has been timed it is given the time of as many images' steps: a classification is a part of one.
+    first_look = math.ceil((1 + SAMPLES) * len(job.held_out) / job.recipe.batch)
 
     def read(in_flight: int) -> None:
         for losses, *others in dispatcher.finished(in_flight):
@@ -152,7 +155,8 @@ def run(
 
             def ask(*, due: bool) -> list[bool]:
                 """Whether to stop, and to save: all processes do when one wishes to."""
-                return processes.any_wishes(budget.over(margin_ticks=margin, margin_seconds=validation_seconds), due)
+                ticks = margin if validation_seconds else margin + first_look
+                return processes.any_wishes(budget.over(margin_ticks=ticks, margin_seconds=validation_seconds), due)
 
             saved_at = time.monotonic()
             stop, _ = ask(due=False)

@@ -18,6 +18,7 @@ from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.core import files
 from idrc_jax.core.time_budget import Budget
 from idrc_jax.results import audit_file, audit_rows
+from idrc_jax.results.recertify import recertify
 from idrc_jax.sampling import devices
 
 SCHEME = schemes.L1(sigma=0.5, ref=0.5)
@@ -87,6 +88,16 @@ def test_every_row_of_the_audit_says_what_is_so(dataset, certified, audited):
             assert (row.p_value, row.broken) == (1, 0)
         claims += row.broken
     assert claims > 5
+
+
+def test_a_part_of_a_runs_votes_is_not_audited(linear, dataset, certified, tmp_path):
+    """What is another is neither the classifier nor the data."""
+    part = recertify(certified, n=100)
+    with pytest.raises(
+        ValueError, match=r"Expected a run's own votes in .*, got 100 of each image's 300: audit the run"
+    ):
+        run(linear, dataset, part, tmp_path / "audit")
+    assert not (tmp_path / "audit").exists()
 
 
 def test_no_valid_radius_is_broken_and_far_distances_are(audited):

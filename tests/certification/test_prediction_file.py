@@ -8,6 +8,7 @@ import pytest
 from idrc_jax import data
 from idrc_jax.certification import prediction_file
 from idrc_jax.certification.prediction_file import PredictionFile
+from idrc_jax.core import append_only, files
 
 NAMES = ("cat", "dog")
 
@@ -56,10 +57,10 @@ def test_a_file_of_someone_elses_stays_as_it_is(dataset, tmp_path, suffix, manif
     else:
         with pytest.raises(ValueError, match="got none: choose another --out"), PredictionFile(path, ("idx",), {}):
             pass
-        assert path.read_text() == "my notes\nwithout an end"
     if manifest:
         with pytest.raises(ValueError, match="got something else"), PredictionFile(path, ("idx",), {}):
             pass
+    assert path.read_text() == "my notes\nwithout an end"
 
 
 def test_two_processes_do_not_write_one_file(dataset, tmp_path):
@@ -68,6 +69,40 @@ def test_two_processes_do_not_write_one_file(dataset, tmp_path):
         with pytest.raises(ValueError, match="no other process"), PredictionFile(path, ("idx",), {"n": 6}):
             pass
         assert json.loads((tmp_path / "made.tsv.json").read_text())["guarantee"] == {"n": 5}
+
+
+def test_the_manifest_is_there_before_anything_of_the_file(dataset, tmp_path, monkeypatch):
+    """A call that is killed between the two leaves nothing that the next one refuses."""
+
+    def killed(self, lines):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(append_only.AppendOnlyTable, "append", killed)
+        with pytest.raises(KeyboardInterrupt), PredictionFile(tmp_path / "made.tsv", ("idx",), {"n": 5}):
+            pass
+    assert json.loads((tmp_path / "made.tsv.json").read_text())["guarantee"] == {"n": 5}
+    assert (tmp_path / "made.tsv").read_bytes() == b""
+    with PredictionFile(tmp_path / "made.tsv", ("idx",), {"n": 6}) as file:
+        assert file.done == set()
+
+
+def test_the_manifest_that_counts_is_that_of_the_time_of_the_lock(dataset, tmp_path, monkeypatch):
+    """Another process, between this one's start and its lock, writes predictions of other settings."""
+    path, lock = tmp_path / "made.jsonl", files.lock_or_refuse
+    with PredictionFile(path, ("idx",), {"n": 5}):
+        pass
+
+    def late(descriptor, locked):
+        monkeypatch.setattr(files, "lock_or_refuse", lock)
+        with PredictionFile(path, ("idx",), {"n": 6}) as other:
+            other.append(rows(dataset, 0))
+        lock(descriptor, locked)
+
+    monkeypatch.setattr(files, "lock_or_refuse", late)
+    with pytest.raises(ValueError, match="got n was 6, is 5"), PredictionFile(path, ("idx",), {"n": 5}):
+        pass
+    assert json.loads((tmp_path / "made.jsonl.json").read_text())["guarantee"] == {"n": 6}
 
 
 def test_columns_are_those_that_are_known(tmp_path):

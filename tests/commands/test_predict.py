@@ -101,6 +101,45 @@ def test_classes_that_may_be_others_are_refused(place):
     )
 
 
+def test_the_order_of_classes_that_nobody_says_is_told(place):
+    """Folders are sorted; a network that knows no names may have its classes in another order."""
+
+    def notes(*arguments):
+        status, _, error = running.run(predict.main, *GIVEN, "--n=100", "--config.data.count=1", *arguments)
+        assert status == 0, error
+        return [line for line in error.splitlines() if line.startswith("note: ")]
+
+    assert notes("--config.data.dir=pictures") == [
+        "note: the network does not know its classes' names; the folders in pictures are taken for 0 = a, 1 = b: "
+        "pictures/classes.txt, a name a line, says another order."
+    ]
+    assert notes("--config.data.dir=flat") == notes("--config.data.dir=own.npz") == []
+    (place / "pictures/classes.txt").write_text("b\na\n")
+    assert notes("--config.data.dir=pictures") == []
+    (place / "pictures/classes.txt").unlink()
+    for old, new in ("a", "1"), ("b", "0"):
+        (place / "pictures" / old).rename(place / "pictures" / new)
+    assert notes("--config.data.dir=pictures") == []
+
+
+def test_the_names_of_classes_are_part_of_what_a_file_holds(place):
+    (place / "names.txt").write_text("dark\nbright\n")
+    given = ["--config.data.dir=own.npz", "--out=made.jsonl"]
+    predicted(*given, "--classes=names.txt", "--config.data.count=3")
+    (place / "names.txt").write_text("night\nday\n")
+    assert "class_names was ['dark', 'bright'], is ['night', 'day']" in running.refused(
+        predict.main, *GIVEN, *given, "--n=100", "--classes=names.txt"
+    )
+    assert "columns" in running.refused(predict.main, *GIVEN, *given, "--n=100")
+    # Files of before do not say; the columns of a table are in its first line.
+    kept = json.loads((place / "made.jsonl.json").read_text())
+    for name in ("columns", "class_names"):
+        del kept["guarantee"][name]
+    (place / "made.jsonl.json").write_text(json.dumps(kept))
+    predicted(*given, "--classes=names.txt")
+    assert json.loads((place / "made.jsonl").read_text().splitlines()[-1])["class"] == "day"
+
+
 def test_the_classes_of_the_training_are_remembered_and_compared(place):
     train_set = data.load("folder", "train", directory="pictures")
     described = config.description(config.load("quickstart.py"), train_set)

@@ -142,8 +142,24 @@ def test_data_that_are_gone_are_one_line_that_names_them(run):
     )
     error = running.refused(certify.main, f"--workdir={run}", ONE, "--config.data.dir=/elsewhere.npz")
     assert error.startswith("error: Expected data.dir to be an .npz file")
-    (run / run_memory.NAME).write_text("{}")
-    assert "Expected a run's settings" in running.refused(certify.main, f"--workdir={run}", ONE)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda kept: {},
+        lambda kept: {"schema_version": 1},
+        lambda kept: kept | {"settings": None},
+        lambda kept: kept | {"file": []},
+        lambda kept: kept | {"settings": kept["settings"] | {"noise.edges": 3}},
+        lambda kept: kept | {"settings": kept["settings"] | {"noise.sigma": "loud"}},
+    ],
+)
+def test_damaged_settings_are_one_line_that_names_the_file(run, damage):
+    file = run / run_memory.NAME
+    file.write_text(json.dumps(damage(json.loads(file.read_text()))))
+    error = running.refused(certify.main, f"--workdir={run}", ONE)
+    assert error.startswith(f"error: Expected a run's settings, got {file}")
 
 
 def test_paths_are_kept_whole(monkeypatch, tmp_path):
@@ -183,6 +199,38 @@ def test_what_hangs_together_is_taken_together(flags, gone):
     assert found == {path: value for path, value in RUN.settings.items() if path not in gone}
 
 
+OWN = run_memory.Run(
+    "x",
+    {"noise.scheme": "gaussian", "noise.factory": "mine:Own", "noise.sigma": 0.25, "noise.ref": 0.5},
+    {"noise.scheme": "gaussian", "noise.factory": "", "noise.sigma": 0.25, "noise.ref": 1.0},
+    {},
+)
+
+
+@pytest.mark.parametrize("scheme", ["gaussian", "l1"])
+@pytest.mark.parametrize("named", ["", "mine:Own"])
+def test_a_scheme_that_a_flag_names_takes_the_place_of_the_users_own(scheme, named):
+    """The default name, too, and whether or not the config file names the own one."""
+    file = config.base()
+    file.noise.factory = named
+    assert run_memory.taken(OWN, config.FIELDS, {"noise.scheme": scheme}, file) == {"noise.sigma": 0.25}
+
+
+def test_a_scheme_that_a_flag_names_is_the_one_that_certifies(run, place):
+    """Also where the config file names one of the user's own: here one that is not even there."""
+    (place / "own.py").write_text(
+        CONFIG.replace("return", "config.noise.factory = 'no:Own'\n    config.noise.ref = 0.5\n    return")
+    )
+    given = [f"--config={place / 'own.py'}", "--config.certify.n=20"]
+    assert "noise.factory=no:Own" in running.refused(certify.main, f"--workdir={run}", ONE, *given)
+    guarantee, error = certified(run, *given, "--config.noise.scheme=gaussian")
+    assert (guarantee["scheme"], guarantee["ref"]) == ("gaussian", 1.0)
+    assert "trained under" not in error
+    both = ["--config.noise.scheme=gaussian", "--config.noise.factory=no:Own"]
+    error = running.refused(certify.main, f"--workdir={run}", ONE, *both)
+    assert error == "error: Expected no noise.scheme beside noise.factory, got gaussian.\n"
+
+
 def test_bins_are_not_taken_from_weights_alone(run):
     """Those of the training may be fitted to images that are to be certified; `noise.bins` fits them to others."""
     tensors, description = models.read_weights(run)
@@ -196,6 +244,31 @@ def test_bins_are_not_taken_from_weights_alone(run):
     models.save_weights(run / models.WEIGHTS, tensors, description)
     (run / run_memory.NAME).unlink()
     assert "Expected noise.bins" in running.refused(certify.main, f"--workdir={run}", ONE)
+
+
+def test_all_of_a_scheme_but_its_sigma_is_compared():
+    stepped = {"name": "stepped", "sigma": 0.25, "by": "norm", "edges": [24.0], "levels": [0.5, 1.5]}
+    asked, run = config.base(), run_memory.Run("x", {}, {}, {"scheme": stepped})
+    asked.noise.scheme, asked.noise.edges, asked.noise.levels = "stepped", (24.0,), (0.5, 1.5)
+    assert run_memory._differences(run, asked, "certify") == []
+    asked.noise.by, asked.noise.levels = "std", (0.75, 1.5)
+    assert run_memory._differences(run, asked, "certify") == [
+        "trained at by = norm, certified at std",
+        "trained at levels = (0.5, 1.5), certified at (0.75, 1.5)",
+    ]
+    asked.noise.by, asked.noise.edges, asked.noise.levels, asked.noise.bins = "norm", (), (), 2
+    assert run_memory._differences(run, asked, "certify") == []  # fitted, as those of the training
+    asked.noise.bins = 4
+    assert run_memory._differences(run, asked, "certify") == ["trained at bins = 2, certified at 4"]
+
+
+def test_what_the_run_changes_of_the_settings_is_told():
+    """Beside a config file that says something else than the fields' defaults: the defaults, too."""
+    settings = {"certify.n": config.FIELDS["certify.n"].default, "data.skip": 3, "data.start": 2}
+    asked, run = config.load("quickstart.py"), run_memory.Run("x", settings, settings, {})
+    asked.data.skip = 3
+    assert asked.certify.n != settings["certify.n"]
+    assert run_memory.take(asked, run, "certify", (), None) == "from x: certify.n = 100000, data.start = 2"
 
 
 def test_a_range_of_noise_is_told():

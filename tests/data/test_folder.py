@@ -6,6 +6,7 @@ from PIL import Image
 
 from idrc_jax import data
 from idrc_jax.data import imagenet
+from idrc_jax.report import class_names
 
 
 def picture(value, height=5, width=4, channels=3):
@@ -48,6 +49,7 @@ def test_classes_txt_and_numbers_say_the_labels(animals):
     assert made.files == ("dog/a.png", "dog/b.png", "cat/x.bmp", "ant/1.png")
     assert made.labels.tolist() == [1, 1, 2, 3]
     assert (made.classes, made.class_names) == (4, ("zebra", "dog", "cat", "ant"))
+    assert class_names.read(animals / "classes.txt") == made.class_names  # one kind of file, read in one way
     (animals / "classes.txt").write_text("dog\ncat\n")
     with pytest.raises(ValueError, match=r"classes\.txt to list each class once, one a line, got the folder ant"):
         load(animals)

@@ -118,6 +118,31 @@ def test_the_command_resizes_images_as_the_run_did():
     assert "--config.data.size=32" in run_summaries.command(dataclasses.replace(made, manifest=manifest))
 
 
+def told(session=None, **guarantee):
+    """The fields of the command for a run like the first one but for these."""
+    made = read_results(RUNS[0])
+    sessions = [*made.manifest["sessions"], session or {}]
+    manifest = made.manifest | {"guarantee": made.manifest["guarantee"] | guarantee, "sessions": sessions}
+    arguments = shlex.split(run_summaries.command(dataclasses.replace(made, manifest=manifest)))
+    return [one.removeprefix("--config.") for one in arguments]
+
+
+def test_the_command_names_a_place_of_data_that_have_one():
+    assert "data.dir=FOLDER" in told(data="npz/test")
+    for name in ("digits", "synthetic"):
+        assert f"data.name={name}" in told(data=f"{name}/test")
+        assert "data.dir=FOLDER" not in told(data=f"{name}/test")
+
+
+def test_the_command_leaves_out_a_denoiser_that_the_run_would_remember():
+    """One of the training that certification went without."""
+    made = read_results(ROOT / "results/cifar10_resnet20_0.25/gaussian")
+    assert "denoiser" not in run_summaries.command(made)
+    behind = {"training": {"denoiser": {"sigma": 0.25, "steps": 1}}}
+    manifest = made.manifest | {"sessions": [*made.manifest["sessions"], behind]}
+    assert "--config.denoiser.weights= " in run_summaries.command(dataclasses.replace(made, manifest=manifest)) + " "
+
+
 def test_no_command_for_others_files_and_schemes_of_ones_own():
     assert run_summaries.command(dataclasses.replace(MIXED, manifest=None)) is None
     assert run_summaries.command(results([0.5], scheme="my own")) is None

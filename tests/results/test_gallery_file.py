@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 
 import jax.numpy as jnp
@@ -114,7 +115,7 @@ def certified(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (30, 4, 4, 1)).astype(np.uint8)
-    dataset = data.from_arrays(pixels, generator.integers(0, 3, 30), name="made", classes=3)
+    dataset = data.from_arrays(pixels, generator.integers(0, 3, 30), name="npz", classes=3)
     params = jnp.asarray(generator.normal(size=(16, 3)), jnp.float32)
     classifier = Classifier(
         apply_fn=lambda p, x: jnp.matmul(x.reshape(len(x), -1), p, precision="highest"),
@@ -150,6 +151,33 @@ def test_the_command_leaves_out_folders_without_rows(certified, tmp_path, monkey
     assert error == f"note: {runs[1]} has no rows in certificates.tsv and is left out.\n"
     assert gallery_file.read(runs[0]).index.tolist() == gallery_selection.gallery(read, dataset).index.tolist()
     assert "no such file" in running.refused(command.main, runs[1])
+
+
+def changed(read, folder, change):
+    """A copy of a run whose manifest is changed."""
+    shutil.copytree(read.path.parent, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_the_command_takes_the_size_from_the_run(certified, tmp_path, monkeypatch):
+    read, dataset = certified
+    asked = []
+    monkeypatch.setattr(data, "load", lambda *arguments, **more: asked.append(more["size"]) or dataset)
+    folder = changed(read, tmp_path / "run", lambda manifest: manifest["sessions"].append({"data_size": 4}))
+    for more in ([], ["--size=8"]):
+        assert running.run(command.main, folder, *more)[0] == 0
+    assert asked == [4, 8]
+
+
+def test_the_command_refuses_images_that_were_in_memory(certified, tmp_path):
+    folder = changed(certified[0], tmp_path / "run", lambda one: one["guarantee"].update(data="arrays/memory"))
+    assert running.refused(command.main, folder) == (
+        f"error: Expected images of a data set that can be loaded, got arrays/memory in {folder / results.NAME}: its "
+        "images were in memory.\n"
+    )
 
 
 def test_other_images_and_files_without_a_manifest_are_refused(certified):

@@ -181,7 +181,7 @@ def test_a_part_of_the_votes_is_read_back_said_and_not_gone_on_from(tmp_path):
     whole = drawn_run(tmp_path, 10)
     results.write(whole.rows, whole.manifest, tmp_path / "whole")
     made = recertify.recertify(whole, n=100)
-    status, out, _ = running.run(command.main, tmp_path / "whole", "--n", "100", "--out", tmp_path)
+    status, out, _ = running.run(command.main, tmp_path / "whole", "--n", "1e2", "--out", tmp_path)
     assert status == 0
     assert "n 100 drawn from 400," in out
     read = results.read_results(tmp_path)

@@ -11,6 +11,7 @@ import safetensors.numpy
 from idrc_jax import data, models, training
 from idrc_jax.certificates import schemes
 from idrc_jax.commands import train
+from idrc_jax.core.time_budget import Budget
 from idrc_jax.core.validate import SettingError
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import devices, noise_laws, random_keys
@@ -143,6 +144,24 @@ def test_every_epoch_is_scored_or_every_few_and_the_last(synthetic, validated, t
     before = rows(tmp_path)
     assert training.train(synthetic, SCHEME, recipe, DESCRIPTION, tmp_path, held_out=HELD_OUT, options=options)
     assert rows(tmp_path) == before  # whose empty cells are read, too
+
+
+def test_time_is_left_for_the_first_look_before_one_was_timed(synthetic, tmp_path):
+    """As if each of its classifications took as long as an image of a step."""
+    margins = []
+
+    class Watched(Budget):
+        def over(self, *, margin_ticks=1, margin_seconds=0.0):
+            margins.append((margin_ticks, margin_seconds))
+            return False
+
+    recipe = Recipe(epochs=2, batch=256, lr=0.05)  # of a step each
+    assert training.train(
+        synthetic, SCHEME, recipe, DESCRIPTION, tmp_path, held_out=HELD_OUT, options=RunOptions(), budget=Watched()
+    )
+    (ticks, _), *_, (later, seconds) = margins
+    assert ticks - later == -(-5 * HELD_OUT // 256)
+    assert seconds > 0
 
 
 def test_the_board_and_the_bar_show_the_scores(validated, tmp_path):
