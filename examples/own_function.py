@@ -1,7 +1,7 @@
 """Certify a JAX function of your own: here the nearest class mean, on scikit-learn's digits; some 20 seconds.
 
 Command:   python examples/own_function.py
-           python certify.py --config.model.factory=examples.own_function:make --workdir=runs/own   (all test images)
+           python certify.py --config.model.factory=examples.own_function:make --config.noise.sigma=.5 --workdir=runs/x
 """
 
 import jax.numpy as jnp

@@ -28,8 +28,6 @@ def classifier_and_images(
     When all of them are there, the note is told: what came from the run.
     """
     settings = values.config
-    if settings.model.factory and settings.model.weights:
-        raise ValueError("Expected model.factory or model.weights, got both.")
     if settings.model.factory:
         classifier = user_factory.load(settings.model.factory)
     else:

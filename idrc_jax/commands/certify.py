@@ -57,9 +57,11 @@ def _certify(values: flags.FlagValues) -> int:
     if values.dry_run:
         said = estimate(classifier, scheme, dataset, indices, certify_settings, chunk=settings.chunk, mesh=mesh)
         memory = "unknown" if said.memory is None else f"{math.ceil(said.memory / 2**20)} MiB a device for a chunk"
+        plan = certify_settings.plan
         print(
-            f"Dry run: {said.images} images, at most {said.samples:,} samples at {said.samples_per_second:,.0f}/s: "
-            f"about {_duration(said.seconds)}; memory {memory}."
+            f"Dry run: {said.images} images, at most {said.samples:,} samples ({scheme.name}, sigma {scheme.sigma:g}, "
+            f"n {plan.n:,}, plan {plan.name}) at {said.samples_per_second:,.0f}/s: about {_duration(said.seconds)}; "
+            f"memory {memory}."
         )
         return 0
     _warn_of_training_images(classifier, dataset, indices, settings)

@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from idrc_jax import models
 from idrc_jax.config import command_fields, fields, files, help_page, run_memory
 from idrc_jax.core import command_line
 from idrc_jax.sampling import devices, random_keys
@@ -58,7 +59,7 @@ def run(
     with command_line.one_line_errors(), devices.known_platforms():
         values, rest = _parse(command, define)
         if values.help:
-            print(help_page.page(about, command, values))
+            print(help_page.page(about, command, values, _config_file(sys.argv)[0] or _DEFAULT))
             sys.exit(0)
         if not command:
             sys.exit(job(values, rest))
@@ -126,13 +127,26 @@ def take_from_run(values: flags.FlagValues, command: str) -> str:
     Returns:
       What to tell: which settings were taken, and where they differ from the training's. Empty for weights that know
       nothing of their training.
+
+    Raises:
+      ValueError: a network that knows no sigma, for a command that takes one, and no flag or file that says it.
     """
     config = values.config
-    run = None if config.model.factory else run_memory.read(config.model.weights or values.workdir)
-    if run is None:
-        return ""
+    if config.model.factory and config.model.weights:
+        raise ValueError("Expected model.factory or model.weights, got both.")
+    where = config.model.weights or values.workdir
+    run = None if config.model.factory else run_memory.read(where)
     given = config_of_file() if _config_file(sys.argv)[0] else None
-    return run_memory.take(config, run, command, config_flags.get_override_values(values["config"]), given)
+    said = config_flags.get_override_values(values["config"])
+    known = given is not None or "noise.sigma" in said or (run is not None and "noise.sigma" in run.settings)
+    if not known and "noise.sigma" in command_fields.READS[command]:
+        if not config.model.factory:
+            models.read_description(where)  # what is wrong with the weights comes first
+        raise ValueError(
+            "Expected --config.noise.sigma, in pixel units, such as 0.25, with a network that does not say under which "
+            "noise it was trained, got none."
+        )
+    return "" if run is None else run_memory.take(config, run, command, said, given)
 
 
 def _unknown_flag(name: str) -> str:

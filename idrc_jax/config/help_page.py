@@ -24,13 +24,14 @@ def define(values: flags.FlagValues, *, fields: bool) -> None:
     flags.DEFINE_flag(flags.Flag(HelpParser(), None, "help", False, told, boolean=True), values)
 
 
-def page(about: str | None, command: str, values: flags.FlagValues) -> str:
+def page(about: str | None, command: str, values: flags.FlagValues, file: str) -> str:
     """Write the help of a command.
 
     Args:
       about: what it does.
       command: one of `command_fields.READS`, or empty for one without fields.
       values: its flags; that of help says how much is asked for.
+      file: the config whose values are shown.
     """
     own = [values[name] for name in values if not name.startswith("config.") and values[name].help]
     lines = [about or "", *(f"  --{flag.name:<9} {flag.help}" for flag in own if flag.name in _FLAGS)]
@@ -42,7 +43,7 @@ def page(about: str | None, command: str, values: flags.FlagValues) -> str:
 
     first = command_fields.FIRST[command]
     others = [path for path in command_fields.READS[command] if path not in first]
-    lines += ["", "Fields that most people set, by --config.FIELD=VALUE, with the values of this config:", ""]
+    lines += ["", f"Fields that most people set, by --config.FIELD=VALUE, with the values of {file}:", ""]
     lines += map(explained, first)
     if values.help != ALL:
         return "\n".join([*lines, "", f"{len(others)} more: idrc-{command} --help=all"])
@@ -53,5 +54,5 @@ def page(about: str | None, command: str, values: flags.FlagValues) -> str:
 
 
 def _explained(path: str, field: fields.Field, value: object) -> str:
-    default = "" if value == field.default else f" (default: {field.default!r})"
+    default = "" if value == field.default else f" ({field.default!r} in a config that does not say)"
     return f"  {f'{path} = {value!r}':<38}  # {field.help}{default}"

@@ -155,7 +155,7 @@ def test_the_table_says_that_it_covers_more_images_than_this_call(trained, tmp_p
 
 def test_a_dry_run_writes_nothing(trained, tmp_path):
     out, _ = run("certify.py", tmp_path / "new", f"--config.model.weights={trained}", "--dry_run")
-    assert "16 images, at most 8,000 samples" in out
+    assert "16 images, at most 8,000 samples (gaussian, sigma 0.5, n 400, plan fixed) at " in out
     assert "MiB" in out
     assert not (tmp_path / "new").exists()
 

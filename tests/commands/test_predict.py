@@ -8,9 +8,10 @@ import pytest
 import running
 from PIL import Image
 
-from idrc_jax import certification, config, data, results
+from idrc_jax import certification, config, data, models, results
 from idrc_jax.commands import certify, predict
 from idrc_jax.models import Classifier
+from idrc_jax.models.registry import SETTINGS
 
 FACTORY = """
 import jax.numpy as jnp
@@ -75,6 +76,27 @@ def test_predictions_go_into_a_file_and_on_from_there(place):
     assert (place / "made.jsonl").read_text() == before
     error = running.refused(predict.main, *GIVEN, "--config.data.dir=own.npz", "--out=made.csv")
     assert "Expected --out to end in .tsv or .jsonl, got made.csv." in error
+
+
+def test_the_sigma_of_a_network_of_ones_own_has_to_be_said(place):
+    """By a flag or a config file: the default config's is that of its own network."""
+    network = "--config.model.factory=brightness_of_images:make"
+    given = ["--config.devices=1", "--config.data.dir=own.npz", "--config.data.count=1"]
+    tensors = {"kernel": np.zeros((1, 2), np.float32)}
+    known = {"architecture": "resnet", "image_shape": (4, 4, 1), "dtype": "float32", "depth": 8, "classes": 2}
+    known |= dict.fromkeys(SETTINGS["resnet"] - known.keys())
+    models.save_weights(place / "imported.safetensors", tensors, known)
+    for one in (network, "--config.model.weights=imported.safetensors"):
+        for main in (predict.main, certify.main):
+            error = running.refused(main, one, *given)
+            assert error.startswith(
+                "error: Expected --config.noise.sigma, in pixel units, such as 0.25, with a network"
+            )
+    error = running.refused(predict.main, network, *given, "--config.model.weights=imported.safetensors")
+    assert error == "error: Expected model.factory or model.weights, got both.\n"
+    assert "Expected trained weights at " in running.refused(predict.main, *given, "--workdir=nowhere")
+    status, out, error = running.run(predict.main, network, *given, "--config=quickstart.py", "--n=100")
+    assert (status, len(out.splitlines())) == (0, 2), error
 
 
 def test_nothing_of_ones_own_data_is_left_out_without_a_word(place):

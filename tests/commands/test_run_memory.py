@@ -128,7 +128,9 @@ def test_weights_that_know_nothing_leave_all_to_the_config(run):
     models.save_weights(run / models.WEIGHTS, tensors, description)
     assert run_memory.read(run) is None
     assert run_memory.read(run / "nowhere") is None
-    assert "4 classes, got 9 in digits" in running.refused(certify.main, f"--workdir={run}", ONE)
+    assert "Expected --config.noise.sigma, in pixel units" in running.refused(certify.main, f"--workdir={run}", ONE)
+    error = running.refused(certify.main, f"--workdir={run}", ONE, "--config.noise.sigma=0.5")
+    assert "4 classes, got 9 in digits" in error
 
 
 def test_data_that_are_gone_are_one_line_that_names_them(run):

@@ -156,14 +156,14 @@ def explained(command, *asked):
 def test_help_explains_each_field_of_the_command_in_a_line(command):
     found, _ = explained(command, "--help=all")
     assert set(found) == set(command_fields.READS[command])
-    assert found["seed"] == ("7", f"{config.FIELDS['seed'].help} (default: 0)")
+    assert found["seed"] == ("7", f"{config.FIELDS['seed'].help} (0 in a config that does not say)")
     made = get("denoised_cifar10")
     for name, (value, told) in found.items():
         default, about = config.FIELDS[name]
         same = config.get(made, name) == default
         if name != "seed":
             assert (value, told) == (
-                repr(config.get(made, name)), about if same else f"{about} (default: {default!r})",
+                repr(config.get(made, name)), about if same else f"{about} ({default!r} in a config that does not say)",
             )  # fmt: skip
 
 
@@ -172,6 +172,7 @@ def test_help_begins_with_what_most_people_set_and_says_how_to_see_the_rest(comm
     found, out = explained(command, "--help")
     assert 5 <= len(found) <= 14
     assert list(found)[:2] == ["data.name", "data.dir"]
+    assert "by --config.FIELD=VALUE, with the values of denoised_cifar10.py:" in out
     left = len(command_fields.READS[command]) - len(found)
     assert out.splitlines()[-1] == f"{left} more: idrc-{command} --help=all"
     assert list(explained(command, "--help=all")[0])[: len(found)] == list(found)

@@ -73,7 +73,7 @@ def test_certify_with_a_factory(folder):
     def run(*arguments):
         command = [
             sys.executable, "-m", "idrc_jax.commands.certify", "--config.data.name=synthetic", "--config.devices=1",
-            "--config.certify.n=200", "--config.data.skip=8", "--workdir=run", *arguments,
+            "--config.certify.n=200", "--config.data.skip=8", "--config.noise.sigma=0.5", "--workdir=run", *arguments,
         ]  # fmt: skip
         clean = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
         environment = clean | {"PYTHONPATH": f"{ROOT}"}
