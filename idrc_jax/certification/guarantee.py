@@ -85,9 +85,11 @@ def check_fits(classifier: Classifier, dataset: data.Dataset) -> None:
     """ValueError unless the classifier gives logits of its classes and the data set's images and labels are its."""
     classifier.check()
     if dataset.images.shape[1:] != classifier.image_shape:
-        height, width, _ = classifier.image_shape
+        height, width, channels = classifier.image_shape
         resized = dataset.files and height == width and dataset.images.shape[1:3] != (height, width)
         hint = f": --config.data.size={height} resizes the shorter side and cuts out the centre." if resized else "."
+        if dataset.images.shape[1:] == (channels, height, width):
+            hint = ": channels come last here, images.transpose(0, 2, 3, 1)."
         raise ValueError(
             f"Expected images of shape {classifier.image_shape} as the classifier takes, got "
             f"{dataset.images.shape[1:]} in {dataset.source}{hint}"

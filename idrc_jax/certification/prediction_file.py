@@ -18,6 +18,7 @@ from idrc_jax.results.resume_check import same_guarantee
 SUFFIXES = (".tsv", ".jsonl")
 _SCHEMA_VERSION = 1
 _SAID_SINCE = ("columns", "class_names")  # in manifests of later versions alone
+_OTHERWISE = {"what": "predictions", "advice": "use another --out, or give these as they were"}
 _ESCAPED = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
@@ -107,7 +108,7 @@ class PredictionFile:
         self.done = self._rows_of(lines)
         if stored is not None and self.done:
             said = {name: self._guarantee[name] for name in _SAID_SINCE if name in self._guarantee}
-            same_guarantee(said | stored["guarantee"], self._guarantee, self._path)
+            same_guarantee(said | stored["guarantee"], self._guarantee, self._path, **_OTHERWISE)
         files.write_json(self._manifest, {"schema_version": _SCHEMA_VERSION, "guarantee": self._guarantee})
 
     def _rows_of(self, lines: list[bytes]) -> set[int]:

@@ -13,7 +13,7 @@ def main() -> None:
     with command_line.one_line_errors():
         parser = command_line.Parser("idrc-compare", main.__doc__)
         parser.add_argument("a", metavar="A", help="a run's folder, a result file, or NAME=FILE")
-        parser.add_argument("b", metavar="B", help="another over the same images")
+        parser.add_argument("b", metavar="B", help="a second run over the same images")
         parser.add_argument("--at", type=float, nargs="+", default=metrics.RADII, help="radii")
         parser.add_argument(
             "--published", action="store_true", help="compare published radii, which are no certificates"

@@ -99,7 +99,7 @@ def _parse(command: str, define: Callable[[flags.FlagValues], None] | None) -> t
     except (AttributeError, KeyError) as error:
         raise ValueError(_unknown_field(error)) from error
     except flags.UnrecognizedFlagError as error:
-        raise ValueError(_unknown_flag(error.flagname)) from error
+        raise ValueError(_unknown_flag(error.flagname, command)) from error
     except (flags.Error, TypeError) as error:
         raise ValueError(_wrong_value(str(error))) from error
 
@@ -139,9 +139,8 @@ def take_from_run(values: flags.FlagValues, command: str) -> str:
     given = config_of_file() if _config_file(sys.argv)[0] else None
     said = config_flags.get_override_values(values["config"])
     known = given is not None or "noise.sigma" in said or (run is not None and "noise.sigma" in run.settings)
-    if not known and "noise.sigma" in command_fields.READS[command]:
-        if not config.model.factory:
-            models.read_description(where)  # what is wrong with the weights comes first
+    there = config.model.factory or _are_weights(where)
+    if there and not known and "noise.sigma" in command_fields.READS[command]:
         raise ValueError(
             "Expected --config.noise.sigma, in pixel units, such as 0.25, with a network that does not say under which "
             "noise it was trained, got none."
@@ -149,8 +148,19 @@ def take_from_run(values: flags.FlagValues, command: str) -> str:
     return "" if run is None else run_memory.take(config, run, command, said, given)
 
 
-def _unknown_flag(name: str) -> str:
-    near = [name] if name in fields.FIELDS else get_close_matches(name, fields.FIELDS, n=1)
+def _are_weights(where: str | Path) -> bool:
+    """Whether there are weights of this project; what is wrong with others, loading them says."""
+    try:
+        models.read_description(where)
+    except ValueError:
+        return False
+    return True
+
+
+def _unknown_flag(name: str, command: str) -> str:
+    """With the field that may be meant, of those that the command reads: one whose last part it is, else a near one."""
+    known = (*command_fields.FIRST[command], *command_fields.READS[command]) if command else ()
+    near = [path for path in known if name in (path, path.rpartition(".")[2])] or get_close_matches(name, known, n=1)
     return f"Expected a known flag, got --{name}.{f' Did you mean --config.{near[0]}?' if near else ''}"
 
 

@@ -22,6 +22,10 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def error(self, message: str) -> NoReturn:
+        before, _, names = message.partition("arguments are required: ")
+        if before == "the following ":
+            told = {one.metavar or one.dest: f", {one.help}" for one in self._actions if one.help}
+            message = f"expected {' and '.join(name + told.get(name, '') for name in names.split(', '))}, got none"
         raise ValueError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
 
 

@@ -33,6 +33,8 @@ def call(setting: str, name: str, kind: str, **arguments: object) -> Any:
         return getattr(importlib.import_module(module), function)(**arguments)
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+            what += f"; it is looked for in the current folder, {os.getcwd()}, and where Python finds packages"
         raise ValueError(f"Expected {setting}={name} to make {kind}, got {what}.") from error
 
 

@@ -73,7 +73,7 @@ def from_torch(
                 f"Expected float32 on the CPU, got {name} of {tensor.dtype} on {tensor.device}: call .cpu().float()."
             )
     height, width, channels = image_shape
-    moments = [_moments(value, channels) for value in (mean, std)]
+    moments = [_moments(value, image_shape) for value in (mean, std)]
     validate.normalisation(*moments)
     tensors = (torch.tensor(one, dtype=torch.float32).reshape(1, channels, 1, 1) for one in moments)
     whole = _normalised(torch, module, *tensors)
@@ -85,7 +85,7 @@ def from_torch(
     except Exception as error:  # PyTorch raises several kinds
         raise ValueError(
             f"Expected a module that takes images {list(batch.shape)}, [N, C, H, W] by image_shape = (H, W, C) = "
-            f"{tuple(image_shape)}, got: {_first_line(error)}"
+            f"{tuple(image_shape)}, got: {_first_line(error)}{_order(image_shape)}"
         ) from error
     if not isinstance(expected, torch.Tensor) or expected.ndim != 2 or len(expected) != len(images):
         got = tuple(expected.shape) if isinstance(expected, torch.Tensor) else type(expected).__name__
@@ -178,13 +178,23 @@ def _torch() -> ModuleType:
     return torch
 
 
-def _moments(values: float | Iterable[float], channels: int) -> list[float]:
+def _moments(values: float | Iterable[float], image_shape: tuple[int, int, int]) -> list[float]:
+    channels = image_shape[2]
     values = [values] * channels if isinstance(values, int | float) else list(values)
     if len(values) != channels:
         raise ValueError(
             f"Expected mean and std of each of {channels} channels, by image_shape = (H, W, C), got {values}."
+            f"{_order(image_shape)}"
         )
     return [float(value) for value in values]
+
+
+def _order(image_shape: tuple[int, int, int]) -> str:
+    """What to say of a shape whose channels seem to come first."""
+    first, *others = image_shape
+    if first not in (1, 3) or others[1] in (1, 3):
+        return ""
+    return f" {tuple(image_shape)} looks like (C, H, W): image_shape = {(*others, first)}."
 
 
 def _normalised(torch: ModuleType, module: "Module", mean: "Tensor", std: "Tensor") -> "Module":

@@ -14,6 +14,7 @@ from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, read_m
 from idrc_jax.results.result_rows import COLUMNS, NAME, Row, line_of, read_as_it_is, read_results, write
 from idrc_jax.results.resume_check import same_guarantee
 
+_OTHER_RUN = "only files of one run can be united, and here"
 _FILE = re.compile(r"certificates(\.\d+-of-\d+)?\.tsv")
 
 
@@ -147,7 +148,7 @@ def merge(paths: Iterable[Path], out: Path) -> None:
             if read.manifest is None:
                 raise ValueError(f"Expected {MANIFEST} beside {read.path} and all columns in it, got a mere log.")
             manifest = manifest or {**read.manifest, "sessions": []}
-            same_guarantee(manifest["guarantee"], read.manifest["guarantee"], read.path)
+            same_guarantee(manifest["guarantee"], read.manifest["guarantee"], read.path, advice=_OTHER_RUN)
             manifest["sessions"] += [one for one in read.manifest["sessions"] if one not in manifest["sessions"]]
             for row in read.rows:
                 other, origin = rows.setdefault(row.idx, (row, read.path))
@@ -160,7 +161,7 @@ def merge(paths: Iterable[Path], out: Path) -> None:
             raise ValueError(f"Expected result files to unite into {out}, got none.")
         stored = read_manifest(out)
         if stored is not None and _rows_under_manifest(out):
-            same_guarantee(stored["guarantee"], manifest["guarantee"], out)
+            same_guarantee(stored["guarantee"], manifest["guarantee"], out, advice=_OTHER_RUN)
         write([rows[idx][0] for idx in sorted(rows)], manifest, out)
 
 

@@ -7,11 +7,25 @@ from idrc_jax.certificates.schemes import SCHEMES
 from idrc_jax.core.json_values import differences
 
 
-def same_guarantee(stored: Mapping[str, object], asked: Mapping[str, object], where: Path) -> None:
-    """ValueError, which shows every difference, unless the guarantees are the same."""
+def same_guarantee(
+    stored: Mapping[str, object],
+    asked: Mapping[str, object],
+    where: Path,
+    *,
+    what: str = "certificates",
+    advice: str = "use another --workdir, or give these as they were",
+) -> None:
+    """ValueError, which shows every difference, unless the guarantees are the same.
+
+    Args:
+      stored, asked: the guarantees.
+      where: the file or folder of the stored one.
+      what: is there.
+      advice: what to do where they differ.
+    """
     changed = guarantee_differences(stored, asked)
     if changed:
-        raise ValueError(f"Expected the settings of the certificates in {where}, got {changed}: use another workdir.")
+        raise ValueError(f"Expected the settings of the {what} in {where}; {advice}: {changed}.")
 
 
 def guarantee_differences(stored: Mapping[str, object], asked: Mapping[str, object]) -> str:

@@ -50,4 +50,7 @@ def same_or_refuse(path: Path, description: Description) -> None:
         raise ValueError(f"{error} Restore the settings of this run, or use another workdir.") from None
     changed = json_values.differences(flatten(kept), flatten(description))
     if changed:
-        raise ValueError(f"Expected the settings of the run in {path.parent}, got {changed}: use another workdir.")
+        raise ValueError(
+            f"Expected the settings of the run in {path.parent}; use another --workdir, or give these as they were: "
+            f"{changed}."
+        )

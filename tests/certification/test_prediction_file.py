@@ -35,7 +35,10 @@ def test_a_file_goes_on_where_it_ended(dataset, tmp_path, suffix):
         file.append(rows(dataset, 3))
         assert file.done == {0, 2, 3}
     before = path.read_text()
-    with pytest.raises(ValueError, match="got n was 5, is 6"), PredictionFile(path, columns, {"n": 6}):
+    with (
+        pytest.raises(ValueError, match=r"predictions in .*; use another --out, or .* n was 5, is 6\."),
+        PredictionFile(path, columns, {"n": 6}),
+    ):
         pass
     assert path.read_text() == before
     lines = before.splitlines()
@@ -100,7 +103,7 @@ def test_the_manifest_that_counts_is_that_of_the_time_of_the_lock(dataset, tmp_p
         lock(descriptor, locked)
 
     monkeypatch.setattr(files, "lock_or_refuse", late)
-    with pytest.raises(ValueError, match="got n was 6, is 5"), PredictionFile(path, ("idx",), {"n": 5}):
+    with pytest.raises(ValueError, match="n was 6, is 5"), PredictionFile(path, ("idx",), {"n": 5}):
         pass
     assert json.loads((tmp_path / "made.jsonl.json").read_text())["guarantee"] == {"n": 6}
 

@@ -280,6 +280,10 @@ REFUSED = [
     (certify.main, ["--config.certify.n=many"], "Expected certify.n to be of type int, got 'many'."),
     (train.main, ["--config.train.augment=maybe"], "Expected train.augment to be of type bool, got 'maybe'."),
     (certify.main, ["--noise.sigma=1"], "Expected a known flag, got --noise.sigma. Did you mean --config.noise.sigma?"),
+    (predict.main, ["--sigma=0.25"], "got --sigma. Did you mean --config.noise.sigma?"),
+    (certify.main, ["--n=1000"], "got --n. Did you mean --config.certify.n?"),
+    (certify.main, ["--factory=a:b"], "got --factory. Did you mean --config.model.factory?"),
+    (train.main, ["--lr=0.1"], "got --lr. Did you mean --config.train.lr?"),
     (certify.main, ["--noise.sgma=1"], "got --noise.sgma. Did you mean --config.noise.sigma?"),
     (train.main, ["--config.train.start={trained}", "--config.model.depth=14"], "got depth was 8, is 14 in"),
     (

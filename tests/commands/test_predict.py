@@ -99,6 +99,12 @@ def test_the_sigma_of_a_network_of_ones_own_has_to_be_said(place):
     assert (status, len(out.splitlines())) == (0, 2), error
 
 
+def test_channels_that_come_first_are_told_how_to_come_last(place):
+    np.savez(place / "own.npz", images=np.zeros((2, 1, 4, 4), np.uint8))
+    error = running.refused(predict.main, *GIVEN, "--config.data.dir=own.npz")
+    assert "got (1, 4, 4) in own.npz: channels come last here, images.transpose(0, 2, 3, 1)." in error
+
+
 def test_nothing_of_ones_own_data_is_left_out_without_a_word(place):
     """The first of them where asked for; of the digits, whose habit it is, one in three, and a line says so."""
     status, out, error = running.run(

@@ -98,7 +98,8 @@ def test_flags_overrule_the_run_and_the_line_says_how(run):
     assert "noise.sigma" not in note
     assert "skip" not in note
     error = running.run(certify.main, f"--workdir={run}", ONE)[2]
-    assert "sigma was 0.5, is 0.25: use another workdir" in error  # what is taken is compared like what is given
+    # What is taken is compared like what is given.
+    assert "use another --workdir, or give these as they were: sigma was 0.5, is 0.25." in error
 
 
 def test_a_config_file_overrules_where_it_says_something_else_than_the_runs(run, place):

@@ -55,7 +55,7 @@ def test_the_functions_classifier_with_its_name_and_hash(folder):
     ("name", "message"),
     [
         ("my_networks", "package.module:function, got 'my_networks'"),
-        ("nowhere:make", "ModuleNotFoundError: No module named 'nowhere'"),
+        ("nowhere:make", "ModuleNotFoundError: No module named 'nowhere'; it is looked for in the current folder, /"),
         ("my_networks:none", "AttributeError"),
         ("my_networks:fails", "RuntimeError: no such"),
         ("my_networks:other", "return an idrc_jax.Classifier, got function"),

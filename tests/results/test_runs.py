@@ -137,6 +137,8 @@ def test_without_any_rows_and_for_what_was_named_it_is_an_error(tmp_path, main, 
 def test_a_comparison_needs_both(tmp_path):
     room(tmp_path)
     assert "no such file" in running.refused(compare.main, tmp_path / "finished", tmp_path / "trained")
+    error = running.refused(compare.main, tmp_path / "finished")
+    assert error == "error: Expected B, a second run over the same images, got none. See idrc-compare --help.\n"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])

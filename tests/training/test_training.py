@@ -409,7 +409,7 @@ def test_a_call_without_time_for_a_step_fails_rather_than_be_repeated_for_ever(s
 
 def test_another_recipe_in_the_same_folder_is_refused(synthetic, tmp_path):
     training.same_or_refuse(tmp_path / "train_config.json", {"depth": 8})
-    with pytest.raises(ValueError, match="use another workdir"):
+    with pytest.raises(ValueError, match="use another --workdir"):
         train(synthetic, tmp_path)
 
 
