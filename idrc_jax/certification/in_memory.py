@@ -87,7 +87,7 @@ def certify(
     settings = Settings(plan or Fixed(n=n, n0=n0), alpha, Settings.seed if named is None else named, certificate)
     certificates.check_certificate(certificate, scheme, settings.plan)
     pixels = data.to_unit(arguments.check_pixels(images, classifier))
-    dataset = data.from_arrays(pixels, labels, split="memory")
+    dataset = data.from_arrays(data.as_bytes(pixels), labels, split="memory")  # the hash is that of a file of them
     check_fits(classifier, dataset)
     indices = check_unique(np.arange(len(pixels)) if indices is None else sampling.check_indices(indices, pixels))
     every = np.arange(len(pixels))

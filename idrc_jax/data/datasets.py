@@ -219,6 +219,14 @@ def to_unit(images: Any) -> Any:
     return images.astype("float32") / np.float32(255) if images.dtype == np.uint8 else images
 
 
+def as_bytes(images: np.ndarray) -> np.ndarray:
+    """Turn float32 images that `to_unit` made of uint8 back into these; others pass unchanged, and uint8."""
+    if images.dtype == np.uint8:
+        return images
+    rounded = np.rint(255 * images).astype(np.uint8)
+    return rounded if np.array_equal(to_unit(rounded), images) else images
+
+
 def _cifar10_binary(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     inner = directory / "cifar-10-batches-bin"
     folder = inner if inner.is_dir() else directory

@@ -100,8 +100,11 @@ def other_images(a: Results, b: Results) -> str:
     if a.manifest and b.manifest:
         made = [manifest["guarantee"] for manifest in (a.manifest, b.manifest)]
         sets = [f"{each['data']} ({each['data_sha256'][:8]})" for each in made]
-        # Of images that are decoded one by one the hash is of those certified, which the indices compare.
-        if sets[0] != sets[1] and not (made[0]["data"] == made[1]["data"] == "imagenet/test"):
+        # Images are the same by their hash, wherever they came from. Of images that are decoded one by one it is of
+        # those certified, which the indices compare.
+        if made[0]["data_sha256"] != made[1]["data_sha256"] and not (
+            made[0]["data"] == made[1]["data"] == "imagenet/test"
+        ):
             return f"{sets[0]} against {sets[1]}"
     if one.keys() != other.keys():
         shared = len(one.keys() & other.keys())

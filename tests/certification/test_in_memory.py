@@ -47,6 +47,14 @@ def test_results_are_those_of_the_job(linear, pictures, made, tmp_path):
     assert len(figures.plot_certified_accuracy([made, read]).axes[0].get_lines()) >= 2
 
 
+def test_images_have_the_hash_of_a_file_of_them(linear, pictures):
+    """Bytes, and the floats that they are divided by 255; other floats theirs."""
+    pixels = np.rint(255 * pictures).astype(np.uint8)
+    for given, stored in ((pixels, pixels), (pixels / 255, pixels), (pictures, pictures)):
+        one = idrc.certify(linear, SCHEME, given, labels=LABELS, n0=20, n=300, chunk=64, progress=False)
+        assert one.manifest["guarantee"]["data_sha256"] == data.from_arrays(stored, LABELS, name="npz").fingerprint()
+
+
 @pytest.mark.parametrize("where", ["run", "run/mine.tsv"])
 def test_what_is_saved_is_read_by_every_command(made, tmp_path, where):
     saved = made.save(tmp_path / where)

@@ -124,6 +124,21 @@ def test_radii_that_are_the_same_by_definition_are_shown_once(tmp_path):
     assert "published (no certificate)" in other.text
 
 
+def test_radii_that_no_run_could_certify_have_no_column(tmp_path):
+    same = write_run(tmp_path / "same", published=1, scheme="gaussian")  # of which no vote certifies more than 1
+    other = write_run(tmp_path / "other")
+    reach = metrics.largest_radius(runs.read([str(same)])[0].results)
+    kept = [radius for radius in metrics.RADII if radius <= reach]
+    assert 1 < len(kept) < len(metrics.RADII)
+    text = page_of(same).text
+    left_out = ", ".join(map(str, metrics.RADII[len(kept) :]))
+    assert f"interval; {left_out} are left out, which no run here could certify" in text
+    assert f"run radii {' '.join(map(str, kept))} " in text
+    text = page_of(same, other).text
+    assert "left out" not in text
+    assert f"run radii {' '.join(map(str, metrics.RADII))} " in text
+
+
 def test_the_page_asks_nothing_of_the_network(tmp_path):
     page = page_of(write_run(tmp_path / "a", gallery=True))
     for tag, attributes in page.tags:
@@ -176,8 +191,8 @@ def test_mixed_images_are_said(tmp_path):
     assert "Compare with care" not in page_of(a, b).text
     text = page_of(f"A={a}", f"B={b}", f"C={c}").text
     assert "not of the same images as “A” are “C” (60 images against 30, 30 of them in both)." in text
-    d = write_run(tmp_path / "d", data="other/test")
-    assert "made/test (00000000) against other/test (00000000)" in page_of(a, d).text
+    d = write_run(tmp_path / "d", data="other/test", data_sha256="1" * 64)
+    assert "made/test (00000000) against other/test (11111111)" in page_of(a, d).text
 
 
 def test_the_command_writes_one_file_and_loads_no_jax(tmp_path):
