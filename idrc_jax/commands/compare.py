@@ -5,7 +5,7 @@ import sys
 
 from idrc_jax.core import command_line
 from idrc_jax.results import equal_terms, metrics, runs
-from idrc_jax.results.compare import acr_difference, compare, table
+from idrc_jax.results.compare import acr_difference, compare, radii_to_compare, table
 
 
 def main() -> None:
@@ -29,8 +29,12 @@ def main() -> None:
         differ = equal_terms.differences([a, b])
         if differ:
             print(differ if asked.equal_terms else f"{differ} {equal_terms.offer(a, b)}")
-        made = compare(a.results, b.results, asked.at, published=asked.published)
+        radii = asked.at if asked.published else radii_to_compare(a.results, b.results, asked.at)
+        made = compare(a.results, b.results, radii, published=asked.published)
         acr = acr_difference(a.results, b.results, published=asked.published)
+        left_out = [f"{radius:g}" for radius in asked.at if radius not in radii]
+        if left_out:
+            print(f"Left out: {', '.join(left_out)}, which neither run could certify even if all votes agreed.")
         kind = "Published radii, no certificates but for gaussian" if asked.published else "Valid radii"
         print(table(a.name, b.name, made, acr, kind))
         for run in (a, b):

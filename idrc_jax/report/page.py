@@ -70,6 +70,7 @@ def render(
             raise ValueError(
                 f"Expected a whole manifest beside {run.results.path}, got one without {error}."
             ) from error
+    radii = max((part.summary["radii"] for part in parts), key=len)
     data = {"curves": interactive_charts.curves([(part.run.name, part.summary["curves"]) for part in parts])}
     data |= {
         f"classes-{part.number}": interactive_charts.classes(part.classes)
@@ -82,7 +83,8 @@ def render(
         parts=parts,
         kinds=KINDS,
         first=FIRST,
-        radii=metrics.RADII,
+        radii=radii,
+        left_out=[radius for radius in metrics.RADII if radius not in radii],
         notes=notes,
         data=data,
         scripts=scripts,
@@ -152,8 +154,12 @@ def _page(run: Run, number: int, names: Sequence[str], pictures: int) -> Page:
 
 
 def _summary(run: Run, there: dict[str, bool]) -> Json:
-    """What the overview says of a run: per kind of radius a curve, accuracies with intervals and ACR."""
+    """What the overview says of a run: per kind of radius a curve, accuracies with intervals and ACR.
+
+    Published radii that are not valid may go beyond what can be certified.
+    """
     read = run.results
+    radii = metrics.RADII if there["published"] else metrics.within_reach([read], metrics.RADII)
     curves: dict[str, run_summaries.Curve | None] = {}
     accuracies: dict[str, list[tuple[float, float, float]] | None] = {}
     acr: dict[str, float | None] = {}
@@ -165,6 +171,7 @@ def _summary(run: Run, there: dict[str, bool]) -> Json:
     if there["same"]:
         acr["valid"] = acr["published"] = acr["same"]
     return {
+        "radii": radii,
         "curves": curves,
         "accuracies": accuracies,
         "acr": acr,

@@ -75,6 +75,19 @@ def compare(
     return [Difference(*one, p_holm=corrected) for one, corrected in zip(made, holm(p_values), strict=True)]
 
 
+def radii_to_compare(first: Results, second: Results, radii: Sequence[float]) -> tuple[float, ...]:
+    """Those of the radii that either of two runs could certify: others would only make Holm's correction stricter.
+
+    What a run could certify follows from its settings and images, not from its votes.
+
+    Raises ValueError where there is none.
+    """
+    kept = metrics.within_reach([first, second], radii)
+    if not kept:
+        raise ValueError(f"Expected a radius that one of the runs could certify, got {', '.join(map(str, radii))}.")
+    return kept
+
+
 def paired_radii(first: Results, second: Results, *, published: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """`metrics.correct_radii` of both, in the order of the index; ValueError unless they are of the same images."""
     other = runs.other_images(first, second)

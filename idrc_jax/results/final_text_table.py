@@ -19,6 +19,7 @@ from idrc_jax.results.metrics import (
     published_is_valid,
     require_rows,
     too_low,
+    within_reach,
 )
 from idrc_jax.results.result_rows import Results
 
@@ -28,8 +29,8 @@ def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
     the smoothed and of the base classifier, the largest radius within reach, abstentions.
 
     Published radii have a column where they are others than the valid ones. Accuracies are rounded to the nearest, ACR
-    down, the largest radius up. Where no radius is valid the certified column says so. Of images without labels only
-    abstentions are told.
+    down, the largest radius up. Radii that no image could get are left out, unless published ones have a column. Where
+    no radius is valid the certified column says so. Of images without labels only abstentions are told.
     """
     require_rows(results)
     if not results.labelled:
@@ -44,7 +45,7 @@ def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
         "and its 95 % interval. ACR: the mean certified radius, 0 for an image that is predicted wrongly or abstained.",
         f"{'r':>6}" + "".join(f"  {name:>22}" for name in columns),
     ]
-    for radius in radii:
+    for radius in radii if "published" in columns else within_reach([results], radii):
         lines.append(f"{radius:6.2f}" + "".join(f"  {_accuracy(own, radius):>22}" for own in columns.values()))
     lines.append(f"{'ACR':>6}" + "".join(f"  {_acr(own):>22}" for own in columns.values()))
     lines += [*_accuracies(results), *_reach(results), *_counts(results)]

@@ -1,6 +1,7 @@
 """What a result file says about a data set: certified accuracy, average certified radius, abstentions."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
@@ -130,6 +131,18 @@ def largest_radius(results: Results) -> float | None:
         plan=plan, alpha=made["alpha"], dim=made["dim"], certificate=made["certificate"],
     )  # fmt: skip
     return max(one.radius for one in best)
+
+
+def within_reach(several: Sequence[Results], radii: Sequence[float]) -> tuple[float, ...]:
+    """Those of the radii that an image of any of the files could get (`largest_radius`) or has; all where one of the
+    files does not say."""
+    top = 0.0
+    for one in several:
+        largest = largest_radius(one)
+        if largest is None:
+            return tuple(radii)
+        top = max(top, largest, *(row.radius for row in one.rows))
+    return tuple(radius for radius in radii if radius <= top)
 
 
 def last_radius(results: Results) -> float:

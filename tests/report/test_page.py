@@ -125,10 +125,9 @@ def test_radii_that_are_the_same_by_definition_are_shown_once(tmp_path):
 
 
 def test_radii_that_no_run_could_certify_have_no_column(tmp_path):
-    same = write_run(tmp_path / "same", published=1, scheme="gaussian")  # of which no vote certifies more than 1
+    same = write_run(tmp_path / "same", published=1, scheme="gaussian")
     other = write_run(tmp_path / "other")
-    reach = metrics.largest_radius(runs.read([str(same)])[0].results)
-    kept = [radius for radius in metrics.RADII if radius <= reach]
+    kept = metrics.within_reach([runs.read([str(same)])[0].results], metrics.RADII)
     assert 1 < len(kept) < len(metrics.RADII)
     text = page_of(same).text
     left_out = ", ".join(map(str, metrics.RADII[len(kept) :]))

@@ -10,7 +10,8 @@ from conftest import ROOT
 from test_metrics import results
 
 from idrc_jax.commands import compare as command
-from idrc_jax.results import compare
+from idrc_jax.results import compare, metrics, read_results
+from idrc_jax.results.compare import radii_to_compare
 
 RUNS = ROOT / "results/cifar10_resnet20_0.1-0.45"
 
@@ -81,6 +82,20 @@ def test_the_committed_runs_and_the_verdict():
     assert line.split()[1:6] == ["0.172", "0.106", "34", "1", "-0.066"]
     assert "ACR: B - A = -0.0093 ± 0.0082" in out  # as the README said before there was this command
     assert out.rstrip().endswith("A certifies more at 0.75.")
+
+
+def test_radii_that_neither_run_could_certify_are_left_out():
+    """And do not count among those that Holm's correction is for; those that one could, do."""
+    a, b = (read_results(path) for path in (RUNS / "gaussian", ROOT / "results/plans/fixed"))
+    assert (round(metrics.largest_radius(a), 3), round(metrics.largest_radius(b), 3)) == (0.811, 0.953)
+    assert radii_to_compare(a, b, (0.0, 0.8, 0.9, 1.0)) == radii_to_compare(b, a, (0.0, 0.8, 0.9)) == (0.0, 0.8, 0.9)
+    with pytest.raises(ValueError, match="that one of the runs could certify, got 1"):
+        radii_to_compare(a, b, (1.0, 2.0))
+    log = dataclasses.replace(a, manifest=None)
+    assert radii_to_compare(a, log, (0.5, 1.5)) == (0.5, 1.5)
+    _, out, _ = running.run(command.main, RUNS / "gaussian", RUNS / "gaussian", "--at", 0.25, 0.5, 1, 1.5)
+    assert "At 5 % for the 2 radii together (Holm): " in out
+    assert "Left out: 1, 1.5, which neither run could certify even if all votes agreed.\nA: " in out
 
 
 def difference(*, low, high, p_holm, only_second=9):

@@ -59,7 +59,7 @@ def test_table_shows_no_published_radii_where_they_say_nothing(scheme, published
     table = summary_table(results([0.375, 0.0, 0.6], published=published, scheme=scheme))
     (head, *rows) = table.splitlines()[3:]
     assert head.split() == ["r", "certified"]
-    assert [len(line.split()) for line in rows[:8]] == [4] * 7 + [2]
+    assert [len(line.split()) for line in rows[:4]] == [4] * 3 + [2]  # no radius above .6 is there
     assert rows[1].split()[:2] == ["0.25", "0.667"]
     assert "published" not in table
     assert "ref" not in table
@@ -141,6 +141,16 @@ def test_the_largest_radius_is_that_of_the_image_that_could_get_most():
     assert max(row.radius for row in read.rows) <= metrics.largest_radius(read) < 0.6
 
 
+def test_the_table_ends_where_no_radius_is_within_reach():
+    made = results([0.3, 0.0])
+    made.manifest["guarantee"] |= {"n": 100}  # which certify at most 0.75 under sigma 0.5
+    assert 0.75 < metrics.largest_radius(made) < 1
+    assert re.findall(r"^  (\d\.\d\d) ", summary_table(made), re.M) == ["0.00", "0.25", "0.50", "0.75"]
+    assert metrics.within_reach([made], (0.3, 0.75, 2.0)) == (0.3, 0.75)
+    beyond = results([1.2])
+    assert metrics.within_reach([made, beyond], metrics.RADII) == metrics.RADII[:5]  # what a row has is shown
+
+
 def test_table_shows_accuracy_interval_and_acr():
     table = summary_table(results([0.375] * 300 + [0.0] * 200, correct=[1] * 300 + [0] * 200))
     line = next(line for line in table.splitlines() if line.strip().startswith("0.25"))
@@ -153,7 +163,7 @@ def test_table_shows_accuracy_interval_and_acr():
 
 def test_acr_is_printed_rounded_down():
     table = summary_table(results([0.3999]))
-    assert "0.399" in table.splitlines()[11]
+    assert re.search(r"^ +ACR +0\.399$", table, re.M)
 
 
 def test_empty_files_and_missing_columns_are_refused():
