@@ -4,6 +4,7 @@ Work goes to the devices in pieces of a few seconds, always two ahead of what th
 that was cut off is lost and its image starts anew; a finished image is on disk.
 """
 
+import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -87,6 +88,8 @@ def certify_dataset(
         done = before = total - len(todo)
         write_status(status, "certify", done=done, total=total)
         if not todo:
+            if total:
+                print(f"note: all {total} images were certified already, in {workdir}.", file=sys.stderr)
             return True
         samples = len(todo) * settings.plan.most
         seconds = 60 * budget.minutes

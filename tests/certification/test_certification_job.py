@@ -194,6 +194,13 @@ def test_more_workers_than_images_leave_some_without_work(linear, dataset, tmp_p
     assert sorted(rows) == [0, 0, 1, 1, 1]
 
 
+def test_a_run_that_is_finished_says_so(linear, dataset, tmp_path, capsys):
+    assert run(linear, dataset, tmp_path, indices=INDICES[:2])
+    assert "note" not in capsys.readouterr().err
+    assert run(linear, dataset, tmp_path, indices=INDICES[:2])
+    assert capsys.readouterr().err == f"note: all 2 images were certified already, in {tmp_path}.\n"
+
+
 def test_workers_that_do_not_see_each_other_do_the_same_and_merge(linear, dataset, tmp_path):
     """As when a worker of an earlier number still runs: duplicates are identical and harmless."""
     assert run(linear, dataset, tmp_path / "a", worker=Worker(0, 2), mesh=devices.mesh(1))
