@@ -30,6 +30,10 @@ def classifier_and_images(
     settings = values.config
     if settings.model.factory:
         classifier = user_factory.load(settings.model.factory)
+        if "torch_difference" in classifier.description:
+            gap = classifier.description["torch_difference"]
+            told = f"{settings.model.factory}, translated to JAX, agrees with PyTorch to about {gap:.0e} in its logits"
+            print(f"note: {told}.", file=sys.stderr)
     else:
         where = settings.model.weights or values.workdir
         classifier = models.load_classifier(

@@ -99,6 +99,16 @@ def test_the_sigma_of_a_network_of_ones_own_has_to_be_said(place):
     assert (status, len(out.splitlines())) == (0, 2), error
 
 
+def test_how_well_a_translated_network_agrees_is_told(place):
+    given = ["--config.data.dir=own.npz", "--n=100"]
+    assert "PyTorch" not in running.run(predict.main, *GIVEN, *given)[2]
+    translated = FACTORY.replace("(4, 4, 1))", "(4, 4, 1), description={'torch_difference': 3.2e-7})")
+    (place / "translated.py").write_text(translated)
+    status, _, error = running.run(predict.main, *GIVEN, *given, "--config.model.factory=translated:make")
+    note = "note: translated:make, translated to JAX, agrees with PyTorch to about 3e-07 in its logits.\n"
+    assert (status, error) == (0, note)
+
+
 def test_channels_that_come_first_are_told_how_to_come_last(place):
     np.savez(place / "own.npz", images=np.zeros((2, 1, 4, 4), np.uint8))
     error = running.refused(predict.main, *GIVEN, "--config.data.dir=own.npz")

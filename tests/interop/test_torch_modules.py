@@ -56,6 +56,7 @@ def test_families_of_transformers_agree_under_jit(family):
     module = randomise(getattr(transformers, f"{family}ForImageClassification")(config))
     classifier = from_torch(module)
     assert (classifier.classes, classifier.image_shape, classifier.dtype) == (5, (32, 32, 3), "float32")
+    assert 0 <= classifier.description["torch_difference"] < 1e-4
     whole = nn.Sequential(Normalise([0.4, 0.5, 0.6], [0.2, 0.25, 0.3]), Logits(module))
     for count in (1, 7):
         batch = images(count, 32, 32, seed=count)
