@@ -66,7 +66,9 @@ def curves(several: Sequence[tuple[str, Mapping[str, Curve | None]]]) -> Json:
             line = plot.line("radius", "accuracy", source=source, line_width=width, line_dash=dash, name=name)
             line.tags = ["line", kind, number]
             lines.append((kind, line))
-    titles = {"valid": "certified", "published": "published, no certificate", "same": "valid = published"}
+    titles = {"valid": "certified", "published": "published, no certificate", "same": "certified"}
+    if any(kind == "published" for kind, _ in lines):
+        titles["same"] = "valid = published"
     for kind, title in titles.items():
         tips = [("run", "$name"), ("radius", "@radius{0.000}"), (title, "@accuracy{0.000} [@low{0.000}, @high{0.000}]")]
         own = [line for which, line in lines if which == kind]

@@ -82,6 +82,7 @@ def render(
     return _template().render(
         parts=parts,
         kinds=KINDS,
+        published=any(part.summary["curves"]["published"] for part in parts),
         first=FIRST,
         radii=radii,
         left_out=[radius for radius in metrics.RADII if radius not in radii],

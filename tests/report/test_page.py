@@ -112,16 +112,26 @@ def test_claims_of_an_audit_are_one_only_where_they_say_the_same():
 def test_radii_that_are_the_same_by_definition_are_shown_once(tmp_path):
     same = write_audit(write_run(tmp_path / "same", gallery=True, published=1, scheme="gaussian"), same=True)
     page = page_of(same)
-    assert page.text.count("valid = published") == 4  # the row of accuracies, two columns of classes, the audit
-    for said in ("published (no certificate)", "published 0.", "published 1 "):
-        assert said not in page.text.replace("valid = published", "")
-    acr = f"{int(1000 * metrics.average_certified_radius(runs.read([str(same)])[0].results)) / 1000:.3f}"
-    assert f"{acr} {acr}" in page.text  # the overview's columns compare runs
+    assert "published" not in page.text.partition("To the content")[2]
+    assert not [attributes for _, attributes in page.tags if attributes.get("name") == "kinds"]
     kinds = [tags[1] for tags in found(json.loads(page.scripts[0]), "tags")]
     assert set(kinds) == {"same"}
+    assert "valid = published" not in json.dumps(found(json.loads(page.scripts[0]), "tooltips"))
     other = page_of(write_run(tmp_path / "other", published=1, scheme="gaussian", certificate="two_sided"))
     assert "valid = published" not in other.text
     assert "published (no certificate)" in other.text
+
+
+def test_beside_other_radii_the_same_ones_are_said_to_be(tmp_path):
+    same = write_audit(write_run(tmp_path / "same", gallery=True, published=1, scheme="gaussian"), same=True)
+    page = page_of(same, write_run(tmp_path / "other"))
+    assert page.text.count("valid = published") == 4  # the row of accuracies, two columns of classes, the audit
+    acr = f"{int(1000 * metrics.average_certified_radius(runs.read([str(same)])[0].results)) / 1000:.3f}"
+    assert f"{acr} {acr}" in page.text  # the overview's columns compare runs
+    assert [attributes["value"] for _, attributes in page.tags if attributes.get("name") == "kinds"] == [
+        "valid", "published", "both",
+    ]  # fmt: skip
+    assert "valid = published" in json.dumps(found(json.loads(page.scripts[0]), "tooltips"))
 
 
 def test_radii_that_no_run_could_certify_have_no_column(tmp_path):
@@ -132,7 +142,7 @@ def test_radii_that_no_run_could_certify_have_no_column(tmp_path):
     text = page_of(same).text
     left_out = ", ".join(map(str, metrics.RADII[len(kept) :]))
     assert f"interval; {left_out} are left out, which no run here could certify" in text
-    assert f"run radii {' '.join(map(str, kept))} " in text
+    assert f"all votes agreed run {' '.join(map(str, kept))} " in text
     text = page_of(same, other).text
     assert "left out" not in text
     assert f"run radii {' '.join(map(str, metrics.RADII))} " in text
