@@ -73,6 +73,13 @@ def test_the_page_says_what_the_rows_say(tmp_path):
     assert {image["title"] for image in images} == {"clean", "noisy", "denoised", "original", "adversarial"}
 
 
+def test_a_run_made_in_python_has_no_pictures(tmp_path):
+    text = page_of(write_run(tmp_path / "a", data="arrays/memory")).text
+    assert "No pictures: a run made in Python has none." in text
+    assert "idrc-gallery" not in text
+    assert "idrc-gallery" in page_of(write_run(tmp_path / "b")).text
+
+
 def test_boxes_are_there_for_several_runs_and_few_are_ticked(tmp_path):
     folder = write_run(tmp_path / "a")
     for count, ticked in ((1, 0), (2, 2), (7, 5)):
