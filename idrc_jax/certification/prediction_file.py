@@ -4,11 +4,12 @@ A file `FILE` has its manifest beside it, in `FILE.json`: what the predictions d
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 from idrc_jax import data
+from idrc_jax.certificates.confidence_bounds import ABSTAIN
 from idrc_jax.core import append_only, files
 from idrc_jax.core.append_only import AppendOnlyTable
 from idrc_jax.core.json_values import Json, as_json
@@ -49,6 +50,19 @@ def as_tsv(values: Mapping[str, int | str]) -> str:
 def as_json_line(values: Mapping[str, int | str]) -> str:
     """A row as a line of JSON."""
     return json.dumps(values, ensure_ascii=False) + "\n"
+
+
+def tally(path: Path, indices: Collection[int]) -> tuple[int, int | None]:
+    """How many of a file's predictions of these images are abstentions, and how many right; None without labels."""
+    lines = files.read_text(path).split("\n")[:-1]
+    if path.suffix == ".tsv":
+        names, *cells = (line.split("\t") for line in lines)
+        rows = [dict(zip(names, own, strict=True)) for own in cells]
+    else:
+        rows = [json.loads(line) for line in lines]
+    own = [row for row in rows if int(row["idx"]) in indices]
+    right = sum(int(row["correct"]) for row in own) if all("correct" in row for row in own) else None
+    return sum(int(row["predict"]) == ABSTAIN for row in own), right
 
 
 def check_path(path: Path) -> None:

@@ -64,7 +64,9 @@ def _predict(values: flags.FlagValues) -> int:
     ) | {"columns": columns, "class_names": names}
     with PredictionFile(out, columns, guarantee) as file:
         predict(np.asarray([index for index in indices if index not in file.done]), file.append, show=True)
-    print(f"Predictions: {out} ({len(indices)} images)")
+    abstained, right = prediction_file.tally(out, set(indices.tolist()))
+    told = f"{abstained} abstained" + ("" if right is None else f", {right} right")
+    print(f"Predictions: {out} ({len(indices)} images, {told})")
     return 0
 
 

@@ -18,6 +18,15 @@ def dataset():
     return data.from_arrays(np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 1, 0]))
 
 
+@pytest.mark.parametrize("suffix", prediction_file.SUFFIXES)
+def test_nothing_is_right_without_labels(tmp_path, suffix):
+    unlabelled = data.from_arrays(np.zeros((4, 2, 2, 1), np.uint8))
+    path, columns = tmp_path / f"made{suffix}", prediction_file.columns(unlabelled, NAMES)
+    with PredictionFile(path, columns, {"n": 5}) as file:
+        file.append([prediction_file.row(unlabelled, NAMES, index, -index) for index in (0, 1)])
+    assert prediction_file.tally(path, {0, 1}) == (1, None)
+
+
 def rows(dataset, *indices, names=NAMES):
     return [prediction_file.row(dataset, names, index, (1, 1, -1, 0)[index]) for index in indices]
 
@@ -34,6 +43,8 @@ def test_a_file_goes_on_where_it_ended(dataset, tmp_path, suffix):
         assert file.done == {0, 2}
         file.append(rows(dataset, 3))
         assert file.done == {0, 2, 3}
+    assert prediction_file.tally(path, {0, 2, 3, 9}) == (1, 1)
+    assert prediction_file.tally(path, {2}) == (1, 0)
     before = path.read_text()
     with (
         pytest.raises(ValueError, match=r"predictions in .*; use another --out, or .* n was 5, is 6\."),

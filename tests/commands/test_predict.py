@@ -63,7 +63,7 @@ def test_predictions_of_a_folder_name_classes_and_files(place):
 def test_predictions_go_into_a_file_and_on_from_there(place):
     given = ["--config.data.dir=own.npz", "--out=made.jsonl"]
     out = predicted(*given, "--config.data.count=3")
-    assert out == "Predictions: made.jsonl (3 images)\n"
+    assert out == "Predictions: made.jsonl (3 images, 0 abstained, 3 right)\n"
     first = (place / "made.jsonl").read_text()
     assert [json.loads(line)["idx"] for line in first.splitlines()] == [0, 1, 2]
     predicted(*given)
