@@ -10,10 +10,10 @@ import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 
@@ -87,7 +87,7 @@ _BOOLEANS = {"True": 1, "False": 0}
 
 @dataclass(frozen=True)
 class Results:
-    """What was certified: that of a result file, or of `idrc_jax.certify`.
+    """What was certified: that of a result file, or of `idrc_jax.certify`. As a sequence it is that of its rows.
 
     Functions of `idrc_jax` tell what it says: `summary_table`, `certified_accuracy`, `average_certified_radius`,
     `abstention_rate`, `plot_certified_accuracy` (a list of them), `to_pandas`.
@@ -110,6 +110,19 @@ class Results:
             manifest["clean"] = clean
         return cls(tuple(rows), manifest, MEMORY)
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Row: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Row, ...]: ...
+    def __getitem__(self, place: int | slice) -> Row | tuple[Row, ...]:
+        return self.rows[place]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
     def __repr__(self) -> str:
         count = f"{len(self.rows)} image{'s' * (len(self.rows) != 1)}"
         if not self.manifest:
@@ -117,9 +130,10 @@ class Results:
         made = self.manifest["guarantee"]
         certified = sum(row.radius > 0 for row in self.rows)
         abstained = sum(row.predict == confidence_bounds.ABSTAIN for row in self.rows)
+        where = "in memory" if self.path == MEMORY else self.path
         return (
             f"Results({count} of {made['data']}: {certified} certified, {abstained} abstained; {made['scheme']}, "
-            f"sigma={made['sigma']:g}, n={made['n']}, alpha={made['alpha']:g}; {self.path})"
+            f"sigma={made['sigma']:g}, n={made['n']}, alpha={made['alpha']:g}; {where})"
         )
 
     @property

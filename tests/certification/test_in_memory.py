@@ -68,6 +68,10 @@ def test_what_is_saved_is_read_by_every_command(made, tmp_path, where):
     assert "data.name=arrays" not in (tmp_path / "report/index.html").read_text()  # no command has these images
 
 
+def test_results_are_a_sequence_of_their_rows(made):
+    assert (len(made), made[1], made[-2:], list(made)) == (5, made.rows[1], made.rows[3:], list(made.rows))
+
+
 def test_nothing_is_lost_by_saving(made, tmp_path):
     made.save(tmp_path)
     made.save(tmp_path)
@@ -165,7 +169,7 @@ def test_what_is_shown_of_objects_says_what_they_are(linear, made):
     certified, abstained = sum(row.radius > 0 for row in made.rows), sum(row.predict == -1 for row in made.rows)
     assert repr(made) == (
         f"Results(5 images of arrays/memory: {certified} certified, {abstained} abstained; gaussian, sigma=0.5, n=300, "
-        "alpha=0.001; <memory>/certificates.tsv)"
+        "alpha=0.001; in memory)"
     )
     assert eval(repr(schemes.L1(sigma=0.25, ref=0.5)), vars(schemes)) == schemes.L1(sigma=0.25, ref=0.5)
 
