@@ -36,6 +36,7 @@ _NAMES = {  # public name -> the room that has it
     "certify": "certification",
     "count_votes": "sampling",
     "denoised": "models",
+    "ensemble": "models",
     "from_torch": "interop",
     "load_classifier": "models",
     "load_denoiser": "models",
@@ -98,7 +99,7 @@ if TYPE_CHECKING:
     from idrc_jax.certification import gallery_selection as exhibits
     from idrc_jax.certification import smoothed_classifier as smoothing
     from idrc_jax.interop import from_torch
-    from idrc_jax.models import Classifier, Denoiser, denoised, diffusion, load_classifier, load_denoiser
+    from idrc_jax.models import Classifier, Denoiser, denoised, diffusion, ensemble, load_classifier, load_denoiser
     from idrc_jax.report import figures, plot_certified_accuracy, tables
     from idrc_jax.report import paper_numbers as paper
     from idrc_jax.results import (

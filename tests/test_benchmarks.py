@@ -14,6 +14,7 @@ from scipy import stats
 from benchmarks import (
     any_network,
     contest,
+    ensembles,
     instructions,
     measure,
     networks,
@@ -261,6 +262,15 @@ def test_parity_compares_single_samples():
             network, roofline.ours.SCHEME, image[None], indices=np.array([index]), n=6, key=random_keys.root(0), chunk=4
         )
         np.testing.assert_array_equal(np.bincount(votes[6 * index : 6 * index + 6], minlength=11), counts[0])
+
+
+def test_ensembles_are_timed_in_every_way(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    images = np.random.default_rng(0).random((4, 32, 32, 3), np.float32)
+    agreed, rates = ensembles.measure(3, images)
+    assert 0 <= agreed <= 1
+    assert list(rates) == ["in turn", "in turn, by XLA", "stacked", "consensus of 2"]
+    assert min(rates.values()) > 0
 
 
 RESULT = {

@@ -31,11 +31,8 @@ def describe_guarantee(
       ValueError: a field of the user's own scheme has the name of something else that is described.
     """
     described = classifier.description
-    # The weights' hash covers neither an imported network's normalisation, which is the importing user's, nor a
-    # Vision Transformer's heads and resizing, nor code.
-    names = (*(("mean", "std") if "imported" in described else ()), "vit", "factory")
     others = {
-        **{name: described[name] for name in names if name in described},
+        **_network(described),
         **{f"denoiser_{name}": value for name, value in described.get("denoiser", {}).items()},
         **sampling_plans.describe(settings.plan),
         "certificate": settings.certificate,
@@ -62,6 +59,16 @@ def _check_fields(scheme: Scheme, others: Collection[str]) -> None:
             f"Expected fields of {type(scheme).__name__} with other names than the settings beside them, got "
             f"{', '.join(met)}: rename them."
         )
+
+
+def _network(described: models.Description) -> dict[str, Any]:
+    """What the weights' hash does not cover of a network: neither an imported one's normalisation, which is the
+    importing user's, nor a Vision Transformer's heads and resizing, nor code, nor when an ensemble's first members
+    decide; and what its members are."""
+    names = (*(("mean", "std") if "imported" in described else ()), "vit", "factory", "consensus")
+    found = {name: described[name] for name in names if name in described}
+    members = [{"weights_sha256": one["weights_sha256"], **_network(one)} for one in described.get("members", ())]
+    return found | ({"members": members} if members else {})
 
 
 def describe_prediction(

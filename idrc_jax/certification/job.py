@@ -18,7 +18,7 @@ from idrc_jax import certificates, data, results, sampling
 from idrc_jax.certificates.schemes import Scheme, host_scale
 from idrc_jax.certification.decisions import Decisions
 from idrc_jax.certification.guarantee import check_fits, check_indices, check_unique, describe_guarantee
-from idrc_jax.certification.provenance import checked_scheme
+from idrc_jax.certification.provenance import checked_scheme, trained_on
 from idrc_jax.certification.settings import Settings
 from idrc_jax.core import files
 from idrc_jax.core.progress import Progress, require_progress, write_status
@@ -178,7 +178,7 @@ def _prepare(
     indices = check_unique(check_indices(indices, dataset))
     checked = checked_scheme(scheme, dataset.images, indices)
     guarantee = describe_guarantee(classifier, scheme, dataset, indices, settings)
-    if classifier.description.get("training", {}).get("data_sha256") == guarantee["data_sha256"]:
+    if guarantee["data_sha256"] in trained_on(classifier):
         warnings.warn(f"The network was trained on the very images of {dataset.source} to certify.", stacklevel=3)
     share = worker.share(indices)
     images = sampling.check_images(data.to_unit(dataset.images[share]), classifier)

@@ -25,9 +25,16 @@ def versions() -> Json:
 
 
 def training(classifier: Classifier) -> Json:
-    """How the network was trained, where its weights say so."""
+    """How the network was trained, where its weights say so; of an ensemble what its members have in common, and each
+    member's description."""
+    return {name: value for name, value in classifier.description.items() if name in ("training", "members")}
+
+
+def trained_on(classifier: Classifier) -> set[str]:
+    """The hashes of the data on which the network, or any member of an ensemble, was trained, as far as weights say."""
     described = classifier.description
-    return {"training": described["training"]} if "training" in described else {}
+    trainings = [one.get("training", {}) for one in described.get("members", [described])]
+    return {one["data_sha256"] for one in trainings if "data_sha256" in one}
 
 
 def checked_scheme(scheme: Scheme, images: Any, indices: np.ndarray) -> Json:

@@ -28,17 +28,20 @@ def classifier_and_images(
     When all of them are there, the note is told: what came from the run.
     """
     settings = values.config
+    consensus = settings.model.consensus
     if settings.model.factory:
+        if consensus:
+            raise ValueError(f"Expected several model.weights with model.consensus = {consensus}, got model.factory.")
         classifier = user_factory.load(settings.model.factory)
         if "torch_difference" in classifier.description:
             gap = classifier.description["torch_difference"]
             told = f"{settings.model.factory}, translated to JAX, agrees with PyTorch to about {gap:.0e} in its logits"
             print(f"note: {told}.", file=sys.stderr)
     else:
-        where = settings.model.weights or values.workdir
         classifier = models.load_classifier(
-            where, dtype=settings.model.dtype, kernel=settings.kernel, expect=_expected(values)
-        )
+            config.several(settings.model.weights) or values.workdir, dtype=settings.model.dtype,
+            kernel=settings.kernel, expect=_expected(values), consensus=consensus,
+        )  # fmt: skip
     denoiser = denoiser_of(settings)
     if denoiser is not None:
         sigma = config.denoiser_sigma(settings, scheme)

@@ -10,7 +10,7 @@ from absl import flags
 from idrc_jax import config, data, results
 from idrc_jax.certification import certify_dataset, estimate, gallery_selection
 from idrc_jax.certification.clean_accuracy import with_clean_accuracy
-from idrc_jax.certification.provenance import training
+from idrc_jax.certification.provenance import trained_on, training
 from idrc_jax.commands._inputs import classifier_and_images, denoiser_of, go_on, mesh_of, provenance
 from idrc_jax.config.flags import run, take_from_run
 from idrc_jax.models import Classifier
@@ -31,14 +31,14 @@ def _warn_of_training_images(
 
     They are the same by their pixels; copies that were changed are not found.
     """
-    trained_on = classifier.description.get("training", {}).get("data_sha256")
-    if trained_on in (None, dataset.fingerprint(indices)):  # the latter is told by certification itself
+    known = trained_on(classifier)
+    if not known or dataset.fingerprint(indices) in known:  # the latter is told by certification itself
         return
     try:
         train_set = config.dataset(settings, "train")
     except (ValueError, OSError):
         return
-    if train_set.fingerprint() == trained_on:
+    if train_set.fingerprint() in known:
         count = data.shared(dataset.images[indices], train_set.images).sum()
         if count:
             warnings.warn(

@@ -23,6 +23,8 @@ def main() -> None:
         if asked.target.exists() or not asked.target.parent.is_dir():
             raise ValueError(f"Expected a target that is new, in a folder that exists, got {asked.target}.")
         if suffix in WEIGHTS:
+            if "," in str(asked.source) and not asked.source.exists():
+                raise ValueError(f"Expected one network to export, got several, {asked.source}: export each of them.")
             export_weights(asked.source, asked.target)
         else:
             _TABLES[suffix](results.read_results(asked.source), asked.target)

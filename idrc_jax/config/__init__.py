@@ -20,7 +20,7 @@ from idrc_jax.config.builders import (
     settings,
     training_scheme,
 )
-from idrc_jax.config.fields import FIELDS, PATHS, Config, base, get
+from idrc_jax.config.fields import FIELDS, PATHS, Config, base, get, several
 from idrc_jax.config.files import folder, load
 
 __all__ = [
@@ -45,5 +45,6 @@ __all__ = [
     "recipe",
     "selection",
     "settings",
+    "several",
     "training_scheme",
 ]

@@ -54,7 +54,7 @@ def _group(name: str) -> list[str]:
 
 AUDIT = _group("audit")
 TRAIN = _group("train")
-NETWORK = ["model.architecture", "model.shortcut", "model.dtype", "denoiser.steps"]
+NETWORK = ["model.architecture", "model.shortcut", "model.dtype", "model.consensus", "denoiser.steps"]
 
 
 def noise_scheme(config: Config) -> Scheme:

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import ml_collections
+from ml_collections import config_dict
 
 from idrc_jax import audit, certificates, data, training
 from idrc_jax.certificates import sampling_plans, schemes
@@ -75,7 +76,12 @@ FIELDS = {
     "model.dtype": Field("float32", "type of the network's arithmetic: float32, bfloat16"),
     "model.mean": Field((0.4914, 0.4822, 0.4465), "subtracted from each channel; one value serves all channels"),
     "model.std": Field((0.2023, 0.1994, 0.2010), "divides each channel then; one value serves all channels"),
-    "model.weights": Field("", "certify with this file or run's folder; empty: the workdir's weights"),
+    "model.weights": Field(
+        "", "certify with this file or run's folder, several with commas between as one network; empty: the workdir's"
+    ),
+    "model.consensus": Field(
+        0, "of several weights: take the class of the first so many where these agree; 0: always the mean of all"
+    ),
     "model.factory": Field("", "or with the Classifier that package.module:function returns"),
     "train.scheme": Field("", "noise scheme of training; empty: noise.scheme"),
     "train.sigma": Field(0.0, "noise level of training, in pixel units; 0: noise.sigma"),
@@ -167,6 +173,7 @@ FIELDS = {
 
 
 PATHS = ("data.dir", "model.weights", "train.start", "denoiser.weights")
+_SEVERAL = "model.weights"  # which a config file may give as a tuple, and a command line with commas
 
 
 def base() -> Config:
@@ -176,7 +183,8 @@ def base() -> Config:
         group, _, name = path.rpartition(".")
         if group and group not in config:
             config[group] = ml_collections.ConfigDict()
-        (config[group] if group else config)[name] = field.default
+        default = config_dict.FieldReference(field.default, field_type=object) if path == _SEVERAL else field.default
+        (config[group] if group else config)[name] = default
     return config.lock()
 
 
@@ -193,10 +201,24 @@ def put(config: Config, path: str, value: Any) -> None:
     (config[groups[0]] if groups else config)[name] = value
 
 
+def several(paths: object) -> tuple[str, ...]:
+    """The paths that a value names: one, several with commas between, or a tuple of them; none where it is empty.
+
+    A file or folder whose name has commas is one. ValueError for a value of another kind, or an empty path in it.
+    """
+    if isinstance(paths, os.PathLike | str):
+        text = os.fspath(paths)
+        paths = (text,) if os.path.exists(os.path.expanduser(text)) else tuple(text.split(",")) if text else ()
+    if not isinstance(paths, tuple) or not all(isinstance(path, str) and path.strip() for path in paths):
+        raise ValueError(f"Expected {_SEVERAL} to be a path, or several with commas between, got {paths!r}.")
+    return tuple(os.path.expanduser(path.strip()) for path in paths)
+
+
 def expand_home(config: Config) -> None:
-    """Put the home folder for the `~` that a path begins with."""
+    """Put the home folder for the `~` that a path begins with, and commas between several paths."""
     for path in PATHS:
-        put(config, path, os.path.expanduser(get(config, path)))
+        value = get(config, path)
+        put(config, path, ",".join(several(value)) if path == _SEVERAL else os.path.expanduser(value))
 
 
 def name_data(config: Config) -> None:

@@ -37,6 +37,13 @@ class WholeNumber(flags.IntegerParser):
         return argument if isinstance(argument, int) else command_line.whole_number(argument)
 
 
+class Paths(flags.ArgumentParser):
+    """Of the field that may be a tuple in config files: text as it is."""
+
+    def parse(self, argument: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        return argument
+
+
 def run(
     about: str | None,
     job: Callable,
@@ -81,6 +88,7 @@ def _parse(command: str, define: Callable[[flags.FlagValues], None] | None) -> t
     try:
         if command:
             config_flags.register_flag_parser_for_type(int, WholeNumber())
+            config_flags.register_flag_parser_for_type(object, Paths())
             name, arguments = _config_file(arguments)
             name = name or _DEFAULT
             config_flags.DEFINE_config_dict("config", files.load(name), _CONFIG, values, sys_argv=arguments)

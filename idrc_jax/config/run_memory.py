@@ -8,18 +8,18 @@ run's own config file did: what that file already said then, and a flag overrule
 """
 
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from idrc_jax import data
 from idrc_jax.certificates import schemes
 from idrc_jax.config.command_fields import READS
-from idrc_jax.config.fields import FIELDS, PATHS, Config, get, put
+from idrc_jax.config.fields import FIELDS, PATHS, Config, get, put, several
 from idrc_jax.core import files
 from idrc_jax.core.json_values import Json
-from idrc_jax.models import WEIGHTS, read_description
+from idrc_jax.models import WEIGHTS, common_training, read_description
 
 NAME = "settings.json"
 _SCHEMA_VERSION = 1
@@ -44,19 +44,21 @@ _DONE = {"certify": "certified", "predict": "predicted", "audit": "audited"}
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run.
+    """A trained run, or what several have in common, whose weights are an ensemble.
 
     Attributes:
       where: its folder or its weights.
       settings: the fields that it knows, as it was trained with.
       file: these, as its config file had them; their defaults where that is unknown.
       training: the description's "training".
+      differing: the values of fields in which several differ.
     """
 
     where: str
     settings: Mapping[str, Any]
     file: Mapping[str, Any]
     training: Json
+    differing: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 def save(workdir: Path, file: Config, config: Config) -> None:
@@ -76,11 +78,31 @@ def save(workdir: Path, file: Config, config: Config) -> None:
 
 
 def read(where: str | Path) -> Run | None:
-    """The run that trained these weights (a file, or a folder with `weights.safetensors`).
+    """The run that trained these weights (a file, or a folder with `weights.safetensors`; several with commas between).
 
     None where there are no weights of this project, or none that know how they were trained. ValueError for a
     `settings.json` that is not one.
     """
+    found = [run for run in map(_read_one, several(where)) if run is not None]
+    return _common(found) if len(found) > 1 else next(iter(found), None)
+
+
+def _common(members: Sequence[Run]) -> Run:
+    """What those of several runs that know a field say alike; their networks and seeds may differ."""
+    free = {"seed", *_NETWORK}
+    knowing = {path: [run for run in members if path in run.settings] for path in REMEMBERED if path not in free}
+    values = {path: tuple(dict.fromkeys(run.settings[path] for run in some)) for path, some in knowing.items()}
+    alike = [path for path, different in values.items() if len(different) == 1]
+    return Run(
+        where=", ".join(run.where for run in members),
+        settings={path: values[path][0] for path in alike},
+        file={path: knowing[path][0].file[path] for path in alike},
+        training=common_training([{"training": run.training} for run in members]),
+        differing={path: different for path, different in values.items() if len(different) > 1},
+    )
+
+
+def _read_one(where: str) -> Run | None:
     folder = Path(where) if Path(where).is_dir() else Path(where).parent
     try:
         described = read_description(where)
@@ -130,8 +152,9 @@ def taken(run: Run, reads: Collection[str], flags: Mapping[str, Any], file: Conf
       file: the config as the file that `--config` names has it; None without one.
 
     Raises:
-      ValueError: a path that the run was trained with does not exist any more, or the run was trained under a scheme of
-        the user's own, which is only loaded where the command line names it.
+      ValueError: runs that differ in a field that no flag gives, a path that the run was trained with does not exist
+        any more, or the run was trained under a scheme of the user's own, which is only loaded where the command line
+        names it.
     """
     said = dict(flags)
     if file is not None:
@@ -139,6 +162,10 @@ def taken(run: Run, reads: Collection[str], flags: Mapping[str, Any], file: Conf
     if "noise.scheme" in flags:  # in the place of one of the user's own, wherever that is named
         said["noise.factory"] = flags.get("noise.factory", "")
     others = {path for path, value in said.items() if value != run.settings.get(path, FIELDS[path].default)}
+    for path, values in run.differing.items():
+        if path in reads and path not in flags and not others & _DEPENDS.get(path, set()):
+            told = ", ".join(map(str, values))
+            raise ValueError(f"Expected runs that agree in {path}, got {told} in {run.where}: set --config.{path}.")
     found = {
         path: value
         for path, value in run.settings.items()

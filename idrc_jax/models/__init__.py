@@ -6,6 +6,7 @@ Imports core and kernels.
 from idrc_jax.models.classifier import Classifier, check_logits, fingerprint
 from idrc_jax.models.denoised_classifier import denoised
 from idrc_jax.models.diffusion import Denoiser, Schedule
+from idrc_jax.models.ensembles import common_training, ensemble
 from idrc_jax.models.loading import classifier_of, load_classifier, load_denoiser
 from idrc_jax.models.registry import abstract, build, merge, split
 from idrc_jax.models.tensors import Arrays, Description, PyTree, Tensors, check_tensors, flatten, hash_tensors
@@ -25,7 +26,9 @@ __all__ = [
     "check_logits",
     "check_tensors",
     "classifier_of",
+    "common_training",
     "denoised",
+    "ensemble",
     "fingerprint",
     "flatten",
     "hash_tensors",

@@ -66,6 +66,8 @@ class Classifier(Interchangeable):
         what = [described.get("module") or described.get("factory") or described.get("architecture", "a function")]
         if "depth" in described:
             what[0] += f"-{described['depth']}"
+        if "members" in described:
+            what[0] += f" of {len(described['members'])}"
         height, width, channels = self.image_shape
         what += [f"{self.classes} classes", f"images {height}x{width}x{channels}", self.dtype, f"kernel {self.kernel}"]
         return f"Classifier({', '.join(what + [f'sha256 {self.sha256[:8]}'] * bool(self.sha256))})"

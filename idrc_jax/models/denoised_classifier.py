@@ -37,12 +37,13 @@ def denoised(classifier: Classifier, denoiser: Denoiser, *, sigma: float, steps:
         )
     denoiser.check(sigma, steps)
 
+    resizes = all("vit" in one for one in classifier.description.get("members", [classifier.description]))
     told = denoiser.describe() | {"sigma": sigma, "steps": steps, "classifier_shape": list(wanted)}
 
     def behind(before: Denoiser, after: Classifier) -> Classifier:
         def apply_fn(params: PyTree, images: jax.Array) -> jax.Array:
             clean = before.denoise(params["denoiser"], images, sigma=sigma, steps=steps)
-            if shape != wanted and "vit" not in after.description:
+            if shape != wanted and not resizes:
                 clean = jax.image.resize(clean, (clean.shape[0], *wanted), "bilinear")
             return after.apply_fn(params["classifier"], clean)
 

@@ -1,5 +1,6 @@
 """Loading a network for inference: its weights, checked, and each of the ways in which this machine can run it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ from idrc_jax.kernels import convolution_cpu, network_cpu, resnet_cpu
 from idrc_jax.models import folding
 from idrc_jax.models.classifier import ApplyFn, Classifier
 from idrc_jax.models.diffusion import Denoiser, Schedule
+from idrc_jax.models.ensembles import ensemble
 from idrc_jax.models.registry import DTYPES, abstract, merge
 from idrc_jax.models.resnet import Convolution
 from idrc_jax.models.tensors import Arrays, Description, PyTree, Tensors, check_tensors, hash_tensors
@@ -18,21 +20,33 @@ from idrc_jax.models.weights import read_weights, weights_file
 
 
 def load_classifier(
-    path: str | Path, *, dtype: str = "", kernel: str = "auto", expect: Description | None = None
+    path: str | Path | Sequence[str | Path],
+    *,
+    dtype: str = "",
+    kernel: str = "auto",
+    expect: Description | None = None,
+    consensus: int = 0,
 ) -> Classifier:
     """Load the classifier in a run's folder or a `.safetensors` file of this project, made for inference.
 
     Args:
-      path: the file, or a folder holding `weights.safetensors`.
+      path: the file, or a folder holding `weights.safetensors`; several make an ensemble (see `models.ensemble`).
       dtype: compute type ("float32", "bfloat16"); empty takes the one it was trained in.
       kernel: "auto" takes a kernel where this machine can run one, with the plain network as its alternative
         (`sampling.implementation_choice` takes the faster); "xla" the plain network alone.
       expect: entries of the description (architecture, depth ...) that must agree.
+      consensus: of several; see `models.ensemble`.
 
     Raises:
-      ValueError: no such file, not a file of this project, another architecture than expected, or tensors
-        that are missing, unexpected, of another shape or not finite.
+      ValueError: no such file, not a file of this project, another architecture than expected, tensors that are
+        missing, unexpected, of another shape or not finite, or networks that are no ensemble.
     """
+    paths = [path] if isinstance(path, str | Path) else path
+    members = [_load_one(one, dtype=dtype, kernel=kernel, expect=expect) for one in paths]
+    return ensemble(members, consensus=consensus)
+
+
+def _load_one(path: str | Path, *, dtype: str, kernel: str, expect: Description | None) -> Classifier:
     file = weights_file(path)
     tensors, description = read_weights(file)
     if description["architecture"] == "unet":

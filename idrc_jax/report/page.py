@@ -136,7 +136,7 @@ def _page(run: Run, number: int, names: Sequence[str], pictures: int) -> Page:
             "sigma": made["sigma"],
             "trained under": runs.trained_under(read) or "unknown",
         }
-        | {name: value for name, value in made.items() if name not in ("weights_sha256", "data_sha256")}
+        | _flat({name: value for name, value in made.items() if name not in ("weights_sha256", "data_sha256")})
         if made
         else {},
         classes=by_class,
@@ -259,9 +259,10 @@ def _any_quantiles(by_class: ByKind) -> bool:
 
 
 def _flat(node: Json, prefix: str = "") -> Json:
-    """Nested entries under dotted names."""
+    """Nested entries, those of the members of an ensemble too, under dotted names."""
     flat: Json = {}
     for name, value in node.items():
+        value = dict(zip(map(str, range(len(value))), value, strict=True)) if name == "members" else value
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 

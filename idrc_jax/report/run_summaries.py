@@ -173,6 +173,7 @@ def command(results: Results) -> str | None:
     else:
         weights = next((one["weights"] for one in reversed(sessions) if one.get("weights")), "WEIGHTS")
         fields |= {"model.weights": weights, "model.dtype": made["dtype"]}
+    fields |= {"model.consensus": made["consensus"]} if "consensus" in made else {}
     if "denoiser_sigma" in made:
         weights = next((one["denoiser"] for one in reversed(sessions) if one.get("denoiser")), "DENOISER")
         fields |= {"denoiser.weights": weights}

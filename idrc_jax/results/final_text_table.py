@@ -96,8 +96,9 @@ def _title(results: Results) -> str:
     made = results.manifest["guarantee"]
     ref = f", ref {made['ref']:g}" if hasattr(schemes.SCHEMES.get(made["scheme"]), "ref") else ""
     drawn = f" drawn from {made['subsampled_from']:,}" if "subsampled_from" in made else ""
+    several = f", ensemble of {len(made['members'])}" if "members" in made else ""
     return (
-        f"{made['scheme']}, sigma {made['sigma']:g}{ref}, {len(results.rows)} images of {made['data']}, "
+        f"{made['scheme']}, sigma {made['sigma']:g}{ref}{several}, {len(results.rows)} images of {made['data']}, "
         f"n0 {made['n0']:,}, n {made['n']:,}{drawn}, alpha {made['alpha']:g}, {made['certificate']}"
     )
 

@@ -139,7 +139,8 @@ def _label(one: Results) -> str:
     if not one.manifest:
         return one.path.name
     made = one.manifest["guarantee"]
-    return f"{made['scheme']}, σ = {made['sigma']:g}" + (", denoised" if "denoiser_sigma" in made else "")
+    network = f", ensemble of {len(made['members'])}" if "members" in made else ""
+    return f"{made['scheme']}, σ = {made['sigma']:g}{network}" + (", denoised" if "denoiser_sigma" in made else "")
 
 
 def _parts(one: Results) -> tuple[str, ...]:
