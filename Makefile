@@ -90,6 +90,7 @@ PLAN_RUNS = "gaussian, plan fixed"=results/plans/fixed "gaussian, plan to_radius
 figures: $(VENV)/.quickstart  ## Make the README's figure and tables from results/; with DATA=FOLDER the report with its pictures.
 	$(BIN)/idrc-figures accuracy $(FIRST_RUNS) --title "CIFAR-10, ResNet-20, n = 2,000" \
 	  --out docs/images/cifar10_resnet20_0.25.png
+	$(BIN)/idrc-figures probabilities $(NOISE_025)/gaussian $(RANGE)/gaussian --out docs/images/probabilities.png
 	$(BIN)/idrc-tables runs $(NOISE_025)/gaussian --kind valid --paper --at 0 .25 .5 .75 --out README.md --mark gaussian
 	$(BIN)/idrc-tables runs $(wordlist 2,5,$(FIRST_RUNS)) --at 0 .25 .5 .75 --out docs/reference/results.md --mark schemes
 	$(BIN)/idrc-tables runs "gaussian, σ = .3"=$(RANGE)/gaussian \

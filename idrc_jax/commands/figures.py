@@ -4,10 +4,19 @@ import sys
 from collections.abc import Sequence
 
 from idrc_jax.core import command_line
-from idrc_jax.report.figures import plot_certified_accuracy, plot_noisy, plot_sigmas, plot_training, save
+from idrc_jax.report.figures import (
+    plot_certified_accuracy,
+    plot_noisy,
+    plot_probabilities,
+    plot_sigmas,
+    plot_training,
+    save,
+)
 from idrc_jax.results import gallery_file, runs
 from idrc_jax.results.gallery_file import Gallery
 from idrc_jax.results.runs import Run
+
+_BY_RUNS = {"probabilities": plot_probabilities, "sigmas": plot_sigmas, "training": plot_training}
 
 
 def _read_galleries(several: Sequence[Run]) -> dict[tuple[str, float], Gallery]:
@@ -23,11 +32,12 @@ def _read_galleries(several: Sequence[Run]) -> dict[tuple[str, float], Gallery]:
 
 
 def main() -> None:
-    """Draw a figure from result files: accuracy (all runs in one), sigmas (the paper's Figures 5 and 7: a panel a
-    scheme, a curve a sigma), training (6 and 8: a curve a training noise) or noisy (4: the noise itself)."""
+    """Draw a figure from result files: accuracy (all runs in one), probabilities (how sure the votes are, and what
+    makes up the ACR), sigmas (the paper's Figures 5 and 7: a panel a scheme, a curve a sigma), training (6 and 8: a
+    curve a training noise) or noisy (4: the noise itself)."""
     with command_line.one_line_errors():
         parser = command_line.Parser("idrc-figures", main.__doc__)
-        parser.add_argument("figure", choices=("accuracy", "sigmas", "training", "noisy"))
+        parser.add_argument("figure", choices=("accuracy", "noisy", *_BY_RUNS))
         parser.add_argument("runs", nargs="+", help="a run's folder, a result file, or NAME=FILE")
         parser.add_argument("--out", type=command_line.path, nargs="+", required=True, help="files: .png, .pdf, .svg")
         parser.add_argument("--title", default="", help="of accuracy")
@@ -41,7 +51,7 @@ def main() -> None:
         elif asked.figure == "noisy":
             drawn = plot_noisy(_read_galleries(several), asked.image)
         else:
-            drawn = {"sigmas": plot_sigmas, "training": plot_training}[asked.figure](several)
+            drawn = _BY_RUNS[asked.figure](several)
         for path in asked.out:
             save(drawn, path)
             print(f"Figure: {path}")

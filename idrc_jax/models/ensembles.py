@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +157,7 @@ def _with_consensus(functions: Sequence[ApplyFn], consensus: int, mean: ApplyFn)
         return apply_fn(params, images), (params, images)
 
     def backward(residuals: tuple, cotangent: jax.Array) -> tuple:
-        _, pullback = jax.vjp(partial(mean), *residuals)
+        _, pullback = jax.vjp(mean, *residuals)
         return pullback(cotangent)
 
     apply_fn.defvjp(forward, backward)

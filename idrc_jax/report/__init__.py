@@ -5,12 +5,26 @@ Imports core, certificates and results. No JAX. The page's libraries are loaded 
 
 from typing import TYPE_CHECKING
 
-from idrc_jax.report.figures import plot_certified_accuracy, plot_noisy, plot_sigmas, plot_training
+from idrc_jax.report.figures import (
+    plot_certified_accuracy,
+    plot_noisy,
+    plot_probabilities,
+    plot_sigmas,
+    plot_training,
+)
 
 if TYPE_CHECKING:
     from idrc_jax.report.page import data_uri, render
 
-__all__ = ["data_uri", "plot_certified_accuracy", "plot_noisy", "plot_sigmas", "plot_training", "render"]
+__all__ = [
+    "data_uri",
+    "plot_certified_accuracy",
+    "plot_noisy",
+    "plot_probabilities",
+    "plot_sigmas",
+    "plot_training",
+    "render",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from scipy import special
 
 from idrc_jax.certificates import confidence_bounds
 from idrc_jax.results import Results, gallery_file, metrics, runs
@@ -23,6 +24,8 @@ from idrc_jax.results.runs import Run
 # Okabe and Ito's colours, told apart by colour-blind readers; letters at the curves tell them apart in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _BAND = "95 % interval of the certified accuracy at each radius"
+_SHARE_BAND = "95 % interval of the share of images at each p"
+_TICKS = (0.5, 0.7, 0.9, 0.99, 0.999, 0.9999)
 _FAINT = 0.15
 _NO_CERTIFICATE = "published (not a certificate)"
 _SUFFIXES = (".png", ".pdf", ".svg")
@@ -107,6 +110,46 @@ def plot_training(several: Sequence[Run]) -> Figure:
     return plot_panels(several, label, f"prediction noise σ = {sigmas[0]:g}" if sigmas else "")
 
 
+def plot_probabilities(several: Sequence[Run]) -> Figure:
+    """The distribution of p_lower, which ACR alone hides, a colour a run.
+
+    On the left the share of images that are predicted rightly with a p_lower of at least p, with pointwise 95 % bands;
+    on the right the part of the ACR that these images make up. p stands on the scale of the normal quantile, on which
+    the radius under constant Gaussian noise is a straight line.
+
+    Raises ValueError for a run without p_lower.
+    """
+    figure = Figure(layout="constrained")
+    shares, parts = figure.subplots(1, 2, sharex=True)
+    top = 0.0
+    for number, run in enumerate(several):
+        found = metrics.right_probabilities(run.results)
+        if found is None:
+            raise ValueError(f"Expected files with p_lower, got the six columns of {run.results.path}.")
+        probits = special.ndtri(found)
+        _curve(shares, probits, number, run.name, linestyle="-")
+        _band(shares, probits, number)
+        if metrics.has_certificates(run.results):
+            radii = np.maximum(metrics.correct_radii(run.results), 0)
+            if radii.any():
+                _curve(parts, probits, number, run.name, weights=radii / np.sum(radii), linestyle="-")
+        top = max(top, _steps(probits)[0][-1])
+    shares.set(ylabel="share of images, predicted rightly", title="images with p_lower of at least p")
+    parts.set(ylabel="part of the ACR", title="and what they make up of the ACR")
+    ticks = [p for p in _TICKS if special.ndtri(p) <= top] or [0.5]
+    for axes in (shares, parts):
+        axes.set(xlabel="p", xlim=(0, top), ylim=(0, 1))
+        axes.set_xticks([float(special.ndtri(p)) for p in ticks], [f"{p:g}".removeprefix("0") for p in ticks])
+        easy = float(special.ndtri(metrics.EASY))
+        if easy < top:
+            axes.vlines(easy, 0, 1, colors="#606060", linestyles=":", linewidth=1)
+            axes.text(easy, 0.99, " easy", va="top", size=8, color="#606060")
+        axes.grid(alpha=0.3)
+    figure.set_size_inches(9.6, 3.8 + 0.23 * (1 + len(several)))
+    _explain(figure, band=_SHARE_BAND)
+    return figure
+
+
 def plot_noisy(shown: Mapping[tuple[str, float], Gallery], image: int | None = None) -> Figure:
     """The paper's Figure 4: an image under the noise of each scheme (a row) and sigma (a column), clipped to [0, 1].
 
@@ -172,12 +215,16 @@ def _finish(axes: Axes, title: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def _curve(axes: Axes, radii: np.ndarray, number: int, label: str, **style: Any) -> None:
+def _curve(
+    axes: Axes, radii: np.ndarray, number: int, label: str, weights: np.ndarray | None = None, **style: Any
+) -> None:
+    """The share of images with at least a radius or, with `weights` of the images, the sum of theirs."""
     at, counts = _steps(radii)
-    axes.step(at, counts / len(radii), where="pre", color=_COLOURS[number % len(_COLOURS)], label=label, **style)
+    heights = counts / len(radii) if weights is None else [np.sum(weights[radii >= one]) for one in at]
+    axes.step(at, heights, where="pre", color=_COLOURS[number % len(_COLOURS)], label=label, **style)
 
 
-def _explain(figure: Figure, columns: int = 1) -> None:
+def _explain(figure: Figure, columns: int = 1, band: str = _BAND) -> None:
     """The legend below: each curve with its letter, where there are several, and what the bands are."""
     lines = [line for axes in figure.axes for line in axes.get_lines()]
     shown = {str(line.get_label()): line for line in lines}
@@ -191,7 +238,7 @@ def _explain(figure: Figure, columns: int = 1) -> None:
     texts = [f"{letters[text]}   {text}" if text in letters else text for text in shown]
     if any(axes.collections for axes in figure.axes):
         handles.append(Patch(facecolor="#808080", alpha=_FAINT, linewidth=0))
-        texts.append(_BAND)
+        texts.append(band)
     figure.legend(handles, texts, loc="outside lower center", frameon=False, ncols=columns)
 
 

@@ -6,18 +6,21 @@ The page's script colours the charts, by the theme, and shows or hides their par
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from bokeh.embed import json_item
-from bokeh.models import ColumnDataSource, FactorRange, HoverTool, Range1d
+from bokeh.models import ColumnDataSource, FactorRange, FixedTicker, HoverTool, Range1d
 from bokeh.plotting import figure
 from bokeh.resources import Resources
+from scipy import special
 
 from idrc_jax.core.json_values import Json
 from idrc_jax.report.run_summaries import ClassRadii, Curve
 
 KINDS = ("valid", "published", "same")  # of radii; a run has the first two or, where they are the same, the last
 COLOURS = 8  # of the page; runs beyond have them again, in thinner lines
+_TICKS = (0.5, 0.7, 0.9, 0.99, 0.999, 0.9999)
 _TOOLS = "pan,box_zoom,reset,save"
 _LOOK: Json = {
     "sizing_mode": "stretch_width",
@@ -73,6 +76,41 @@ def curves(several: Sequence[tuple[str, Mapping[str, Curve | None]]]) -> Json:
         tips = [("run", "$name"), ("radius", "@radius{0.000}"), (title, "@accuracy{0.000} [@low{0.000}, @high{0.000}]")]
         own = [line for which, line in lines if which == kind]
         plot.add_tools(HoverTool(renderers=own, tooltips=tips, line_policy="nearest", visible=False))
+    plot.toolbar.logo = None
+    return dict(json_item(plot))
+
+
+def probabilities(several: Sequence[tuple[str, Curve | None]]) -> Json:
+    """The share of images against p_lower, whose probits are the curves' radii.
+
+    Args:
+      several: the name of each run and its curve, None where it has no p_lower.
+    """
+    top = max((one.radius[-1] for _, one in several if one), default=1.0)
+    plot = figure(
+        height=360,
+        x_axis_label="p (scale of the normal quantile)",
+        y_axis_label="share of images",
+        x_range=Range1d(start=0, end=top, bounds=(0, top)),
+        y_range=Range1d(start=0, end=1, bounds=(0, 1)),
+        **_LOOK,
+    )
+    ticks: Any = {float(special.ndtri(p)): f"{p:g}" for p in _TICKS}
+    plot.xaxis.ticker = FixedTicker(ticks=list(ticks))
+    plot.xaxis.major_label_overrides = ticks
+    lines = []
+    for number, (name, one) in enumerate(several):
+        if one is None:
+            continue
+        columns = _steps(one)
+        source = ColumnDataSource(columns | {"p": special.ndtr(columns["radius"])})
+        plot.varea("radius", "low", "high", source=source, fill_alpha=0.15).tags = ["band", "same", number]
+        width = 2.5 if number < COLOURS else 1.2
+        line = plot.line("radius", "accuracy", source=source, line_width=width, name=name)
+        line.tags = ["line", "same", number]
+        lines.append(line)
+    tips = [("run", "$name"), ("p", "@p{0.0000}"), ("share", "@accuracy{0.000} [@low{0.000}, @high{0.000}]")]
+    plot.add_tools(HoverTool(renderers=lines, tooltips=tips, line_policy="nearest", visible=False))
     plot.toolbar.logo = None
     return dict(json_item(plot))
 

@@ -72,6 +72,8 @@ def render(
             ) from error
     radii = max((part.summary["radii"] for part in parts), key=len)
     data = {"curves": interactive_charts.curves([(part.run.name, part.summary["curves"]) for part in parts])}
+    sure = [(part.run.name, part.summary["sure"]) for part in parts]
+    data |= {"probabilities": interactive_charts.probabilities(sure)} if any(one for _, one in sure) else {}
     data |= {
         f"classes-{part.number}": interactive_charts.classes(part.classes)
         for part in parts
@@ -86,6 +88,8 @@ def render(
         first=FIRST,
         radii=radii,
         left_out=[radius for radius in metrics.RADII if radius not in radii],
+        probabilities=metrics.PROBABILITIES,
+        easy=metrics.EASY,
         notes=notes,
         data=data,
         scripts=scripts,
@@ -176,6 +180,8 @@ def _summary(run: Run, there: dict[str, bool]) -> Json:
         "curves": curves,
         "accuracies": accuracies,
         "acr": acr,
+        "sure": run_summaries.probability_curve(read),
+        "probabilities": run_summaries.probabilities(read),
         "abstained": metrics.abstention_rate(read),
         "right": float(np.mean([row.correct for row in read.rows])),
         "explained": certificates.explain(run.scheme) if read.manifest else "",

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 
 from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
+from idrc_jax.core.json_values import Json
 from idrc_jax.report import class_names
 from idrc_jax.results import Results, metrics
 
@@ -57,7 +59,21 @@ class Spending:
 
 def curve(results: Results, *, published: bool = False) -> Curve:
     """Accuracy against radius at every radius of an image; evenly spaced ones where those would be too many."""
-    radii = np.sort(metrics.correct_radii(results, published=published))
+    return _curve(metrics.correct_radii(results, published=published))
+
+
+def probability_curve(results: Results) -> Curve | None:
+    """The share of images that are predicted rightly with a p_lower of at least p, as a function of the probit of p.
+
+    On that scale the neighbourhood of 1 is wide; under constant Gaussian noise it is the radius in units of σ. None for
+    files without p_lower.
+    """
+    found = metrics.right_probabilities(results)
+    return None if found is None else _curve(special.ndtri(found))
+
+
+def _curve(values: np.ndarray) -> Curve:
+    radii = np.sort(values)
     ends = np.unique(radii[radii >= 0])
     top = float(ends[-1]) if len(ends) else 0.0
     if len(ends) > _POINTS:
@@ -76,6 +92,21 @@ def accuracies(
     counts = np.asarray([np.sum(found >= radius) for radius in radii])
     low, high = confidence_bounds.proportion_interval(counts, len(found))
     return list(zip((counts / len(found)).tolist(), low.tolist(), high.tolist(), strict=True))
+
+
+def probabilities(results: Results) -> Json | None:
+    """What a report says of p_lower: (share, low, high) of the images at each of `metrics.PROBABILITIES`, None where n
+    votes cannot show so much; and the part of the ACR that is from easy images. None for files without p_lower."""
+    found = metrics.right_probabilities(results)
+    if found is None:
+        return None
+    most = metrics.largest_probability(results) or 1.0
+    counts = np.asarray([np.sum(found >= p) for p in metrics.PROBABILITIES])
+    low, high = confidence_bounds.proportion_interval(counts, len(found))
+    shares = zip((counts / len(found)).tolist(), low.tolist(), high.tolist(), strict=True)
+    shown = [one if p <= most else None for p, one in zip(metrics.PROBABILITIES, shares, strict=True)]
+    easy = metrics.radius_share(results, metrics.EASY) if most >= metrics.EASY else None
+    return {"shares": shown, "easy": easy if metrics.has_certificates(results) else None}
 
 
 def per_class(results: Results, names: Sequence[str], *, published: bool = False) -> list[ClassRadii]:

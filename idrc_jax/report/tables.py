@@ -11,12 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from idrc_jax.core import validate
 from idrc_jax.report import paper_numbers
 from idrc_jax.results import equal_terms, metrics, runs
 from idrc_jax.results.runs import Run
 
 VALID = "Certified accuracy (valid radii)"
+SURE = (
+    "Share of images predicted rightly whose class has at least probability p under the noise, by its lower bound "
+    "p_lower; what makes up the ACR. Blank where n votes cannot show so much; a plan that stops early leaves p_lower "
+    "where it stopped"
+)
 PUBLISHED = "Accuracy at published radii, which are no certificates but for gaussian"
+_KINDS = {False: VALID, True: PUBLISHED}  # of radii, by whether they are the published ones
 _PAPER = "Rows of the paper are at its published radii (ResNet-110, n = 100,000)"
 _MIXED = "The runs are not of the same images, so none is marked as the best"
 _TO_RADIUS = (
@@ -118,7 +125,7 @@ def by_run(
             rows.append(_of_paper(run.scheme, run.sigma, (None, *_paper(run.scheme, run.sigma, radii), None, None)))
     columns = ("images", *map(_radius, radii), "ACR", "abstained")
     ranked = (False, *_comparable(several, [*radii, math.inf]), False)
-    return Table(_caption(several, published, paper_too), columns, ranked, tuple(rows))
+    return Table(_caption(several, _KINDS[published], paper_too), columns, ranked, tuple(rows))
 
 
 def by_sigma(
@@ -150,7 +157,7 @@ def by_sigma(
             rows.append(Row(f"paper, σ = {sigma:g}", _interleave(theirs), ours=False))
     columns = tuple(f"{_radius(radius)} {scheme}" for radius in radii for scheme in schemes)
     ranked = tuple(one for one in _comparable(several, radii) for _ in schemes)
-    return Table(_caption(several, published, paper_too), columns, ranked, tuple(rows))
+    return Table(_caption(several, _KINDS[published], paper_too), columns, ranked, tuple(rows))
 
 
 def by_method(
@@ -185,7 +192,34 @@ def by_method(
             singles += [Row(each, value, ours=False) for each, value in zip(made, values, strict=True)]
     columns = tuple(map(_radius, radii))
     ranked = _comparable(several, radii)
-    return Table(_caption(several, published, paper_too), columns, ranked, (*rows, *singles))
+    return Table(_caption(several, _KINDS[published], paper_too), columns, ranked, (*rows, *singles))
+
+
+def by_probability(several: Sequence[Run], probabilities: Sequence[float] = metrics.PROBABILITIES) -> Table:
+    """A row a run: images, share of them with p_lower >= each probability, ACR, the part of it from easy images.
+
+    Nothing but the ACR is ranked: another sigma gives another probability, of another worth.
+
+    Raises ValueError for a run without p_lower, or a probability outside (0, 1).
+    """
+    for probability in probabilities:
+        validate.in_open_unit_interval("probability", probability)
+    rows = []
+    for run in several:
+        found = metrics.right_probabilities(run.results)
+        if found is None:
+            raise ValueError(f"Expected files with p_lower, got the six columns of {run.results.path}.")
+        most = metrics.largest_probability(run.results) or 1.0
+        shares = [float(np.mean(found >= p)) if p <= most else None for p in probabilities]
+        acr = easy = None
+        if metrics.has_certificates(run.results):
+            acr = math.floor(1000 * metrics.average_certified_radius(run.results)) / 1000
+            easy = metrics.radius_share(run.results, metrics.EASY) if most >= metrics.EASY else None
+        rows.append(Row(run.name, (len(found), *shares, acr, easy)))
+    at = [f"p ≥ {p:g}".replace(" 0.", " .") for p in (*probabilities, metrics.EASY)]
+    (ranked,) = _comparable(several, [math.inf])
+    columns = ("images", *at[:-1], "ACR", f"of it from {at[-1]}")
+    return Table(_caption(several, SURE), columns, (False, *[False] * len(probabilities), ranked, False), tuple(rows))
 
 
 def _radii(run: Run, published: bool) -> np.ndarray | None:
@@ -232,13 +266,13 @@ def _comparable(several: Sequence[Run], radii: Sequence[float]) -> tuple[bool, .
     return tuple(same and radius <= last for radius in radii)
 
 
-def _caption(several: Sequence[Run], published: bool, paper_too: bool) -> str:
+def _caption(several: Sequence[Run], what: str, paper_too: bool = False) -> str:
     data = {run.results.manifest["guarantee"]["data"] for run in several if run.results.manifest}
     if paper_too and data - {"cifar10/test"}:
         raise ValueError(f"Expected runs of CIFAR-10's test images beside the paper's numbers, got {sorted(data)}.")
     plans = {run.results.manifest["guarantee"].get("plan") for run in several if run.results.manifest}
     notes = [
-        PUBLISHED if published else VALID,
+        what,
         *([_PAPER] if paper_too else []),
         *([_MIXED] if _mixed(several) else []),
     ]
@@ -272,6 +306,12 @@ def _pipe_safe(text: str) -> str:
 
 
 def _latex_safe(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "σ": r"$\sigma$"}
+    special = {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "σ": r"$\sigma$",
+        "≥": r"$\geq$",
+    }
     special |= {one: rf"\{one}" for one in "&%$#_{}"}
     return "".join(special.get(one, one) for one in " ".join(text.split()))

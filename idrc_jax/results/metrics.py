@@ -13,6 +13,8 @@ from idrc_jax.results.manifest import indices_sha256
 from idrc_jax.results.result_rows import Results
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+PROBABILITIES = (0.5, 0.75, 0.9, 0.99, 0.999)
+EASY = 0.99  # the probability from which on an image is called easy
 
 
 def correct_radii(results: Results, *, published: bool = False) -> np.ndarray:
@@ -25,9 +27,7 @@ def correct_radii(results: Results, *, published: bool = False) -> np.ndarray:
     Raises ValueError for a file without rows, of images without labels, or without published radii when they are asked
     for.
     """
-    require_rows(results)
-    if not results.labelled:
-        raise ValueError(f"Expected labels in {results.path}, got -1: without them no accuracy is known.")
+    _require_labels(results)
     radii = []
     for row in results.rows:
         radius = row.radius_published if published else row.radius
@@ -84,6 +84,39 @@ def certified_accuracy_lower(results: Results, radius: float, confidence: float 
 def average_certified_radius(results: Results, *, published: bool = False) -> float:
     """ACR (Zhai et al. 2020): the mean over images of the radius, 0 where the prediction is wrong or uncertified."""
     return float(np.mean(np.maximum(correct_radii(results, published=published), 0.0)))
+
+
+def right_probabilities(results: Results) -> np.ndarray | None:
+    """Each image's p_lower, the lower bound on its class's probability under the noise, where the prediction is right,
+    else 0: float64 [images]. None for six-column logs, which do not have it; errors as for `correct_radii`."""
+    _require_labels(results)
+    if any(row.p_lower is None for row in results.rows):
+        return None
+    return np.asarray([row.p_lower if row.correct else 0.0 for row in results.rows], np.float64)
+
+
+def largest_probability(results: Results) -> float | None:
+    """The largest p_lower within reach: that of votes for one class alone, at the plan's best look; None without a
+    manifest."""
+    if results.manifest is None:
+        return None
+    made = results.manifest["guarantee"]
+    plan = sampling_plans.from_description(made)
+    alpha = made["alpha"] / (made["classes"] if made["certificate"] == "two_sided" else 1)
+    looks = np.asarray(plan.looks())
+    return float(np.max(plan.lower(looks, looks, alpha)))
+
+
+def radius_share(results: Results, probability: float) -> float | None:
+    """The part of the ACR that comes from images with a p_lower of at least `probability`.
+
+    ACR grows with these images' radii as much as with those of the others, which are the ones that can be gained (Sun
+    et al. 2025). None where there is no p_lower, or the ACR is 0.
+    """
+    found, radii = right_probabilities(results), np.maximum(correct_radii(results), 0.0)
+    if found is None or not radii.any():
+        return None
+    return float(np.sum(radii[found >= probability]) / np.sum(radii))
 
 
 def abstention_rate(results: Results) -> float:
@@ -159,3 +192,9 @@ def too_low(results: Results) -> str:
 def require_rows(results: Results) -> None:
     if not results.rows:
         raise ValueError(f"Expected at least one row in {results.path}, got none.")
+
+
+def _require_labels(results: Results) -> None:
+    require_rows(results)
+    if not results.labelled:
+        raise ValueError(f"Expected labels in {results.path}, got -1: without them no accuracy is known.")

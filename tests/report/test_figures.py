@@ -7,7 +7,7 @@ import pytest
 import running
 from conftest import ROOT
 from scipy import stats
-from test_metrics import results
+from test_metrics import SURE, results
 
 from idrc_jax.commands import figures as command
 from idrc_jax.report import figures
@@ -196,3 +196,30 @@ def test_bad_input_is_one_line(tmp_path, arguments, message):
     places = {name: tmp_path / name for name in ("empty", "header", "bare", "out")}
     places["run"] = ROOT / "results/plans/fixed"
     assert message in running.refused(command.main, *(a.format(**places) for a in arguments))
+
+
+def test_the_distribution_of_probabilities_and_their_part_of_the_acr(tmp_path):
+    figure = figures.plot_probabilities([Run("sure", SURE), Run("other", GAUSSIAN)])
+    shares, parts = figure.axes
+    for axes, expected in (
+        (shares, lambda p: np.mean(metrics.right_probabilities(SURE) >= p)),
+        (parts, lambda p: metrics.radius_share(SURE, p)),
+    ):
+        at, heights = axes.get_lines()[0].get_data()
+        assert len(at) == 6
+        for x, height in zip(at[:-1], heights[:-1], strict=True):
+            assert height == pytest.approx(expected(stats.norm.cdf(x) - 1e-12))
+        assert heights[-1] == pytest.approx(0)
+        assert axes.get_lines()[0].get_drawstyle() == "steps-pre"
+        assert [text.get_text() for text in axes.get_xticklabels()] == [".5", ".7", ".9", ".99", ".999"]
+        assert axes.get_xticks()[3] == pytest.approx(stats.norm.ppf(0.99))
+    assert legend(figure) == ["A   sure", "B   other", "95 % interval of the share of images at each p"]
+    none = figures.plot_probabilities([Run("none", L1)])  # no radius is valid: no ACR to be parted
+    assert [len(axes.get_lines()) for axes in none.axes] == [1, 0]
+
+
+def test_probabilities_on_the_command_line(tmp_path):
+    place = str(ROOT / "results/cifar10_resnet20_0.25/gaussian")
+    status, _, error = running.run(command.main, "probabilities", place, "--out", str(tmp_path / "p.png"))
+    assert (status, error) == (0, "")
+    assert (tmp_path / "p.png").stat().st_size > 5000

@@ -280,3 +280,17 @@ def test_pixels_become_pngs():
 def test_images_of_any_number_of_channels_are_shown(tmp_path, channels):
     page = page_of(write_run(tmp_path / "a", gallery=True, channels=channels))
     assert sum(tag == "img" for tag, _ in page.tags) > 10
+
+
+def test_the_page_tells_how_sure_the_votes_are(tmp_path):
+    folder = write_run(tmp_path / "a")
+    rows = (folder / "certificates.tsv").read_text().splitlines()
+    (tmp_path / "log.tsv").write_text("".join("\t".join(row.split("\t")[:6]) + "\n" for row in rows))
+    page = page_of(folder, tmp_path / "log.tsv")
+    read = runs.read([str(folder)])[0].results
+    share = float((metrics.right_probabilities(read) >= 0.75).mean())
+    assert f"p ≥ 0.75 p ≥ 0.9 p ≥ 0.99 p ≥ 0.999 ACR of it from p ≥ 0.99 l1, σ = 0.25 {share:.3f}" in page.text
+    assert "Another project's file: it has no p_lower." in page.text
+    assert "probabilities" in json.loads(page.scripts[0])
+    alone = page_of(tmp_path / "log.tsv")
+    assert "probabilities" not in json.loads(alone.scripts[0])

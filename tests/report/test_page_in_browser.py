@@ -12,7 +12,8 @@ from idrc_jax.results import runs
 
 pytestmark = pytest.mark.peers
 READY = "return document.getElementById(arguments[0])?.dataset.ready === 'true'"
-VISIBLE = """return Bokeh.documents.flatMap((one) => one.roots()).flatMap((plot) => plot.renderers)
+# The first chart embedded is that of the curves.
+VISIBLE = """return Bokeh.documents[0].roots()[0].renderers
   .filter((one) => one.visible && one.tags[0] === 'line').map((one) => one.tags.slice(1).join('-'))"""
 BANDS = VISIBLE.replace("'line'", "'band'")
 POINTED = "return document.getElementById('pointed').textContent"
@@ -84,7 +85,7 @@ def two(tmp_path_factory):
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
 def test_it_renders_without_a_complaint_at_any_width(browser, two, width, scheme):
     opened(browser, *two, width=width, scheme=scheme)
-    for chart in ("curves", "classes-0"):
+    for chart in ("curves", "probabilities", "classes-0"):
         ready(browser, chart)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     colours = "const style = getComputedStyle(document.body); return [style.color, style.backgroundColor]"
@@ -123,7 +124,8 @@ def test_a_run_whose_radii_are_the_same_is_shown_once_under_every_button(browser
     same = write_run(tmp_path / "same", published=1, gallery=True, scheme="gaussian")
     opened(browser, tmp_path, f"same={same}", two[2])
     ready(browser, "curves")
-    rows = "return [...document.querySelectorAll('[data-of-run=\"0\"]')].filter((row) => row.offsetParent).length"
+    chosen = "section[aria-labelledby=curves-title] [data-of-run='0']"
+    rows = f'return [...document.querySelectorAll("{chosen}")].filter((row) => row.offsetParent).length'
     for value, other in (("valid", ["valid-1"]), ("published", ["published-1"]), ("both", ["valid-1", "published-1"])):
         browser.find_element("css selector", f"input[value={value}]").click()
         assert browser.execute_script(VISIBLE) == ["same-0", *other]
@@ -247,3 +249,14 @@ def test_ten_thousand_rows_load_in_three_seconds(browser, tmp_path):
         )
     assert min(loads) <= 3000, loads
     assert min(toggles) <= 500, toggles
+
+
+def test_the_boxes_show_and_hide_probabilities_too(browser, two):
+    opened(browser, *two)
+    ready(browser, "curves")
+    ready(browser, "probabilities")
+    visible, bands = (query.replace("documents[0]", "documents[1]") for query in (VISIBLE, BANDS))
+    assert (browser.execute_script(visible), browser.execute_script(bands)) == (["same-0", "same-1"], ["same-0"])
+    browser.find_element("css selector", "input[data-run='0']").click()
+    assert (browser.execute_script(visible), browser.execute_script(bands)) == (["same-1"], ["same-1"])
+    assert no_complaints(browser) == []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from scipy import stats
-from test_metrics import results
+from test_metrics import SURE, results
 
 from idrc_jax import config
 from idrc_jax.certificates import sampling_plans, schemes
@@ -158,3 +158,16 @@ def test_class_names(tmp_path):
     for path in ("empty", "nowhere"):
         with pytest.raises(ValueError, match=r"Expected a .*class name"):
             class_names.read(Path(tmp_path / path))
+
+
+def test_the_distribution_of_probabilities():
+    curve = run_summaries.probability_curve(SURE)
+    for probit, share in zip(curve.radius, curve.accuracy, strict=True):
+        assert share == np.mean(metrics.right_probabilities(SURE) >= stats.norm.cdf(probit) - 1e-12)
+    said = run_summaries.probabilities(SURE)
+    assert [share for share, _, _ in said["shares"]] == [0.8, 0.6, 0.6, 0.4, 0.2]
+    assert said["shares"][0][1] == pytest.approx(stats.beta.ppf(0.025, 4, 2))
+    assert said["easy"] == pytest.approx(0.75)
+    assert run_summaries.probabilities(results([0.1])) == {"shares": [None] * 5, "easy": None}
+    six = dataclasses.replace(SURE, rows=tuple(dataclasses.replace(row, p_lower=None) for row in SURE.rows))
+    assert run_summaries.probability_curve(six) is run_summaries.probabilities(six) is None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import running
 from conftest import ROOT
-from test_metrics import COLUMN_A, results
+from test_metrics import COLUMN_A, SURE, results
 
 from idrc_jax.commands import tables as command
 from idrc_jax.report import paper_numbers, tables
@@ -184,3 +184,34 @@ def test_tables_of_runs_whose_radii_are_the_same_come_once():
         assert "Valid =" not in out
         assert out.count("radii") == captions
         assert tables.PUBLISHED in out
+
+
+def test_probabilities_their_shares_and_what_they_make_up_of_the_acr(tmp_path):
+    head, rows = read_csv(tables.by_probability([Run("a", SURE)]))
+    assert head[1:-1] == [
+        "images", "p ≥ .5", "p ≥ .75", "p ≥ .9", "p ≥ .99", "p ≥ .999", "ACR", "of it from p ≥ .99",
+    ]  # fmt: skip
+    assert rows["a"][:-1] == ["5", ".800", ".600", ".600", ".400", ".200", ".320", ".750"]
+    few = results([0.1, 0.2])  # 9 votes cannot show .5
+    assert read_csv(tables.by_probability([Run("few", few)]))[1]["few"][:-1] == ["2", *[""] * 5, ".150", ""]
+    nothing = results([math.nan], published=[0.7], scheme="l1")
+    assert read_csv(tables.by_probability([Run("none", nothing)], [0.3]))[1]["none"][:-1] == ["1", "1.000", "", ""]
+    two = tables.by_probability([Run("a", SURE), Run("b", SURE)])
+    assert [name for name, top in zip(two.columns, two.best()[0], strict=True) if top] == ["ACR"]
+    assert r"p $\geq$ .5" in two.latex()
+
+
+def test_probabilities_on_the_command_line(tmp_path):
+    place = str(ROOT / "results/cifar10_resnet20_0.25/gaussian")
+    status, out, error = running.run(command.main, "probabilities", place, "--at", "0.5", "0.99")
+    assert (status, error) == (0, "")
+    assert "| p ≥ .5 | p ≥ .99 | ACR | of it from p ≥ .99 |" in out
+    for given, message in (
+        (("--paper",), "without --paper and --kind published"),
+        (("--kind", "published"), "without --paper and --kind published"),
+        (("--at", "1"), "Expected 0 < probability < 1, got 1"),
+    ):
+        assert message in running.refused(command.main, "probabilities", place, *given)
+    text = (ROOT / "results/cifar10_resnet20_0.25/gaussian/certificates.tsv").read_text()
+    (tmp_path / "log.tsv").write_text("".join("\t".join(line.split("\t")[:6]) + "\n" for line in text.splitlines()))
+    assert "Expected files with p_lower" in running.refused(command.main, "probabilities", str(tmp_path / "log.tsv"))

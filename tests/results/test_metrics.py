@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
+from idrc_jax.certificates import sampling_plans
 from idrc_jax.certificates.sampling_plans import ToRadius
 from idrc_jax.results import Results, Row, metrics, read_results, summary_table
 from idrc_jax.results.manifest import indices_sha256
@@ -222,3 +223,45 @@ def test_the_lower_bound_holds_by_simulation():
         made.manifest["guarantee"]["alpha"] = 0.05
         broken += metrics.certified_accuracy_lower(made, 0.5, confidence=0.9) > 0.6
     assert broken / runs <= 0.1
+
+
+def sure(probabilities, radii, correct):
+    """Results whose images have these p_lower, of n = 100,000."""
+    made = results(radii, correct=correct)
+    made.manifest["guarantee"] |= {"n": 100_000}
+    rows = tuple(dataclasses.replace(row, p_lower=p) for row, p in zip(made.rows, probabilities, strict=True))
+    return dataclasses.replace(made, rows=rows)
+
+
+SURE = sure([0.6, 0.95, 0.99, 0.999, 0.9999], [0.1, 0.3, 0.5, 0.7, 2.0], [1, 1, 1, 1, 0])
+
+
+def test_probabilities_are_those_of_images_predicted_rightly():
+    np.testing.assert_array_equal(metrics.right_probabilities(SURE), [0.6, 0.95, 0.99, 0.999, 0.0])
+    six = tuple(dataclasses.replace(row, p_lower=None) for row in SURE.rows)
+    assert metrics.right_probabilities(dataclasses.replace(SURE, rows=six)) is None
+    unlabelled = tuple(dataclasses.replace(row, label=-1) for row in SURE.rows)
+    with pytest.raises(ValueError, match="Expected labels"):
+        metrics.right_probabilities(dataclasses.replace(SURE, rows=unlabelled))
+
+
+def test_the_part_of_the_acr_from_easy_images():
+    assert metrics.radius_share(SURE, 0.99) == pytest.approx(1.2 / 1.6)
+    assert metrics.radius_share(SURE, 0.5) == 1.0
+    assert metrics.radius_share(SURE, 0.9999) == 0.0
+    assert metrics.radius_share(results([0.0, 0.0]), 0.99) is None
+
+
+def test_the_largest_probability_is_that_of_unanimous_votes():
+    assert metrics.largest_probability(SURE) == pytest.approx(0.001 ** (1 / 100_000), abs=1e-9)
+    SURE.manifest["guarantee"]["certificate"] = "two_sided"
+    assert metrics.largest_probability(SURE) == pytest.approx((0.001 / 3) ** (1 / 100_000), abs=1e-9)
+    SURE.manifest["guarantee"]["certificate"] = "one_sided"
+    assert metrics.largest_probability(dataclasses.replace(SURE, manifest=None)) is None
+
+
+def test_the_largest_probability_is_that_of_the_best_look():
+    plan = sampling_plans.ToPrecision(n=100_000, sequence="union")
+    made = {**SURE.manifest["guarantee"], **sampling_plans.describe(plan)}
+    best = max(float(plan.lower(n, n, made["alpha"])) for n in plan.looks())
+    assert metrics.largest_probability(dataclasses.replace(SURE, manifest={"guarantee": made})) == best

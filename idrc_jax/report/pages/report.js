@@ -7,6 +7,7 @@
   const plots = new Map();
   const widths = new Map(); // of the curves' lines, as they came
   const hidden = new Set();
+  const OF_RUNS = ["curves", "probabilities"]; // the charts with a line a run
   const boxes = [...document.querySelectorAll("input[data-run]")];
   let pointed = 0; // the run whose band is drawn; it stays until another is pointed at
 
@@ -20,7 +21,7 @@
   function update(id, plot) {
     for (const renderer of plot.renderers) {
       const [part, kind, run] = renderer.tags;
-      if (id === "curves") {
+      if (OF_RUNS.includes(id)) {
         renderer.visible = shown(kind, run) && (part === "line" || run === pointed);
         if (part === "line") renderer.glyph.line_width = { value: widths.get(renderer) + (run === pointed ? 1.5 : 0) };
       } else renderer.visible = shown(kind, -1);
@@ -32,8 +33,9 @@
     pointed = run;
     const box = boxes.find((one) => Number(one.dataset.run) === run);
     document.getElementById("pointed").textContent = box.parentElement.textContent.trim();
-    const plot = plots.get("curves");
-    if (plot) update("curves", plot);
+    for (const id of OF_RUNS) {
+      if (plots.get(id)) update(id, plots.get(id));
+    }
   }
 
   // All curves under the mouse are told one after the other: the run pointed at stays if it is one of them.
@@ -82,7 +84,7 @@
     await Bokeh.embed.embed_item(items[id], id);
     const plot = Bokeh.documents.at(-1).roots()[0];
     plots.set(id, plot);
-    if (id === "curves") follow(plot);
+    if (OF_RUNS.includes(id)) follow(plot);
     paint(plot);
     update(id, plot);
     document.getElementById(id).dataset.ready = "true";
