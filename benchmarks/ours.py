@@ -271,7 +271,7 @@ class Training:
         tensors = load_file(weights)
         params, stats = ({key: jnp.asarray(tensors[key]) for key in group} for group in (params, stats))
         with jax.default_matmul_precision(_PRECISE):
-            logits, _ = jax.jit(network)(params, stats, measure.probe(description["image_shape"][0]))
+            logits, _ = jax.jit(network.train)(params, stats, measure.probe(description["image_shape"][0]))
         recipe = training.Recipe(batch=batch, lr=measure.LEARNING_RATE)
         optimiser = recipe.optimiser(measure.TRAINING_IMAGES // batch)
         whole = devices.replicated(self._mesh)

@@ -2,7 +2,8 @@
 
 Names are imported when first used, so that reading results or computing bounds never loads JAX. The rooms, from the
 ground up, each with what it is for in its first lines: `core`, `certificates`, `results`, `report`; below them JAX:
-`data`, `kernels`, `models`, `interop`, `sampling`, `training`, `certification`, `audit`, `config`, `commands`.
+`data`, `kernels`, `models`, `interop`, `sampling`, `losses`, `training`, `certification`, `audit`, `config`,
+`commands`.
 """
 
 import importlib
@@ -18,6 +19,7 @@ _ROOMS = (
     "data",
     "interop",
     "kernels",
+    "losses",
     "models",
     "report",
     "results",
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
         data,
         interop,
         kernels,
+        losses,
         models,
         report,
         results,

@@ -20,7 +20,9 @@ def main() -> None:
 
 def _training_devices(settings: config.Config) -> int:
     model = settings.model
-    return training_kernel.cpu_devices(model.architecture, model.dtype, settings.train.batch, settings.kernel)
+    noises = 1 if model.architecture == "unet" else config.loss(settings).noises
+    images = max(1, settings.train.batch // noises)
+    return training_kernel.cpu_devices(model.architecture, model.dtype, images, settings.kernel)
 
 
 def _train(values: flags.FlagValues) -> int:
@@ -33,7 +35,7 @@ def _train(values: flags.FlagValues) -> int:
 def _train_together(settings: config.Config, workdir: Path) -> int:
     recipe, file = config.recipe(settings), config_of_file()
     train_set = config.dataset(settings, "train")
-    options = ("checkpoint_minutes", "validate_epochs", "steps_per_dispatch", "tensorboard")
+    options = ("checkpoint_minutes", "validate_epochs", "validate_samples", "steps_per_dispatch", "tensorboard")
     limits = {name: settings.train[name] for name in options}
     common = {
         "seed": settings.seed,
@@ -43,8 +45,9 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
         "options": training.RunOptions(max_minutes=settings.max_minutes, **limits),
     }
     if settings.model.architecture == "unet":
-        ignored = ["train.scheme", "train.sigma", "train.ref", "train.sigma_low"]
-        ignored += ["train.validate_epochs", "train.statistics"]
+        ignored = ["train.scheme", "train.sigma", "train.ref", "train.sigma_low", "train.validate_epochs"]
+        ignored += ["train.validate_samples", "train.statistics", "train.ema"]
+        ignored += [path for path in config.TRAIN if path.startswith("train.loss.")]
         if settings.train.held_out:  # 0 is what a denoiser's training does
             ignored.append("train.held_out")
         _require_default(settings, *ignored, "denoiser.weights", "denoiser.sigma", "denoiser.steps")
@@ -59,6 +62,9 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
         more = {
             "denoiser": denoiser_of(settings),
             "denoiser_steps": settings.denoiser.steps,
+            "loss": config.loss(settings),
+            "teacher": _teacher(settings),
+            "ema": settings.train.ema,
             "held_out": _held_out(settings.train.held_out, workdir, len(train_set)),
             "statistics": settings.train.statistics,
         }
@@ -67,6 +73,14 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
         run_memory.save(workdir, file, settings)
         print(f"Trained: {workdir / models.WEIGHTS}" if finished else go_on("Training", workdir))
     return 0
+
+
+def _teacher(settings: config.Config) -> training.Teacher | None:
+    """The network whose predictions the loss needs, if one is given."""
+    asked = settings.train.loss
+    if not asked.teacher:
+        return None
+    return training.Teacher(models.load_classifier(asked.teacher, kernel=settings.kernel), asked.teacher_samples)
 
 
 def _held_out(asked: int, workdir: Path, images: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from idrc_jax import audit, certificates, data, training
+from idrc_jax import audit, certificates, data, losses, training
 from idrc_jax.certificates import sampling_plans, schemes, user_schemes
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.certification import Settings
@@ -132,6 +132,19 @@ def recipe(config: Config) -> training.Recipe:
     if settings["warmup_epochs"] == -1:
         settings["warmup_epochs"] = min(1.0, settings["epochs"] / 2)
     return training.Recipe(**settings)
+
+
+@named(*_group("train.loss"))
+def loss(config: Config) -> losses.Loss:
+    """The loss of training; what is not given is as published for the training's noise level."""
+    asked, given = config.train.loss, {}
+    for path in _group("train.loss"):
+        name = path.rpartition(".")[2]
+        if name not in ("name", "teacher", "teacher_samples") and asked[name] != FIELDS[path].default:
+            given[name] = asked[name]
+    if "one_step" in given:
+        given["one_step"] = bool(validate.at_least("one_step", given["one_step"], 0))
+    return losses.make(asked.name, config.train.sigma or config.noise.sigma, **given)
 
 
 @named(*_group("certify"))

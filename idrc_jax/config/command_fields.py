@@ -31,8 +31,8 @@ READS = {
 # What most people set, in the order in which they think of it.
 _FIRST = (
     "data.name", "data.dir", "data.count", "data.skip", "noise.scheme", "noise.sigma", "model.weights", "model.factory",
-    "model.depth", "train.epochs", "train.batch", "train.lr", "certify.n", "certify.alpha", "audit.images",
-    "max_minutes", "seed",
+    "model.depth", "train.loss.name", "train.epochs", "train.batch", "train.lr", "certify.n", "certify.alpha",
+    "audit.images", "max_minutes", "seed",
 )  # fmt: skip
 
 # The same by command: the fields that its help explains first.

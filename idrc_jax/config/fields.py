@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import ml_collections
 from ml_collections import config_dict
 
-from idrc_jax import audit, certificates, data, training
+from idrc_jax import audit, certificates, data, losses, training
 from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.certification import Settings
 from idrc_jax.models import diffusion
@@ -87,16 +87,20 @@ FIELDS = {
     "train.sigma": Field(0.0, "noise level of training, in pixel units; 0: noise.sigma"),
     "train.ref": Field(0.0, "ref of training's scheme; 0: noise.ref, if the scheme is noise.scheme, else 1"),
     "train.epochs": Field(_RECIPE.epochs, "passes over the training images"),
-    "train.batch": Field(_RECIPE.batch, "images a step, on all devices together"),
+    "train.batch": Field(_RECIPE.batch, "noisy images a step, on all devices together"),
     "train.method": Field(_RECIPE.method, "sgd (weight decay joins the gradient) or adam (it does not: AdamW)"),
     "train.lr": Field(_RECIPE.lr, "learning rate at its highest"),
     "train.momentum": Field(_RECIPE.momentum, "of sgd; first decay rate of adam; in [0, 1)"),
     "train.weight_decay": Field(_RECIPE.weight_decay, "on every parameter"),
-    "train.schedule": Field(_RECIPE.schedule, "of the learning rate: step or cosine (warms up, then falls to 0)"),
+    "train.schedule": Field(
+        _RECIPE.schedule,
+        "of the learning rate: step, cosine (warms up, falls to 0), onecycle (rises from lr / 25, falls)",
+    ),
     "train.step_epochs": Field(_RECIPE.step_epochs, "step: epochs between two falls"),
     "train.step_factor": Field(_RECIPE.step_factor, "step: what the rate is multiplied by at each"),
     "train.warmup_epochs": Field(
-        _RECIPE.warmup_epochs, "cosine: epochs of linear rise from 0; -1: one, or half of a training of one"
+        _RECIPE.warmup_epochs,
+        "cosine, onecycle: epochs of the rise; -1: one, or half of a training of one; onecycle, 0: three in ten",
     ),
     "train.sigma_low": Field(
         _RECIPE.sigma_low, "draw each image's noise level from [sigma_low, training's sigma]; 0: always sigma"
@@ -105,6 +109,33 @@ FIELDS = {
     "train.statistics": Field(
         "batch", "what a batch normalisation sees: the whole batch, or each device its share (device); not a denoiser's"
     ),
+    "train.ema": Field(0.0, "keep a running mean of the weights, of which a step keeps so much; in [0, 1); 0: none"),
+    "train.loss.name": Field("gaussian", f"{_any_of(losses.LOSSES)}; see docs/how_to/training_losses.md"),
+    "train.loss.noises": Field(-1, "noisy copies of an image in a batch; divides train.batch; -1: as published"),
+    "train.loss.weight": Field(
+        -1.0, "of what the loss adds to noise augmentation: lambda, eta of smoothmix; -1: as published for the level"
+    ),
+    "train.loss.entropy": Field(-1.0, "consistency: weight of the mean prediction's entropy; -1: as published"),
+    "train.loss.epsilon": Field(
+        -1.0, "smoothadv, catrs: radius of the attack, l2 in pixel units; > 0; -1: as published for the level"
+    ),
+    "train.loss.steps": Field(-1, "smoothadv, smoothmix, catrs: of the attack; -1: as published"),
+    "train.loss.step_size": Field(
+        -1.0, "smoothmix: of the attack, in pixel units; > 0; -1: as published for the level"
+    ),
+    "train.loss.one_step": Field(
+        -1, "smoothmix: whether the image after one step takes the image's place: 0, 1; -1: as published for the level"
+    ),
+    "train.loss.warmup": Field(
+        -1.0, "smoothadv: epochs in which epsilon rises; smoothmix: the weight; -1: as published"
+    ),
+    "train.loss.beta": Field(-1.0, "macer: what logits are multiplied by; > 0; -1: as published"),
+    "train.loss.gamma": Field(-1.0, "macer: the largest gap of quantiles that is trained; > 0; -1: as published"),
+    "train.loss.teacher": Field(
+        "", "catrs: weights of a network trained under gaussian noise, a file or a run's folder"
+    ),
+    "train.loss.teacher_samples": Field(100, "catrs: noisy copies of each training image that the teacher votes on"),
+    "train.loss.label_smoothing": Field(0.0, "share of a label's weight that all classes share; in [0, 1)"),
     "train.start": Field("", "weights of the same network to start from, a file or a run's folder; empty: new ones"),
     "train.held_out": Field(
         -1,
@@ -112,6 +143,7 @@ FIELDS = {
         "that goes on: as many as it began with); a denoiser: none",
     ),
     "train.validate_epochs": Field(1, "epochs between two validations; the last epoch always ends with one"),
+    "train.validate_samples": Field(16, "noisy copies of each image at a validation"),
     "train.checkpoint_minutes": Field(5.0, "minutes between two checkpoints"),
     "train.steps_per_dispatch": Field(50, "steps between two looks at the clock; accelerators only"),
     "train.tensorboard": Field(False, "write the metrics for TensorBoard, too, into workdir/tensorboard"),
@@ -172,7 +204,7 @@ FIELDS = {
 }
 
 
-PATHS = ("data.dir", "model.weights", "train.start", "denoiser.weights")
+PATHS = ("data.dir", "model.weights", "train.loss.teacher", "train.start", "denoiser.weights")
 _SEVERAL = "model.weights"  # which a config file may give as a tuple, and a command line with commas
 
 
@@ -180,11 +212,13 @@ def base() -> Config:
     """Every setting with its default: ResNet-110 on CIFAR-10 by Cohen's recipe. No field can be added to it."""
     config: Config = ml_collections.ConfigDict()
     for path, field in FIELDS.items():
-        group, _, name = path.rpartition(".")
-        if group and group not in config:
-            config[group] = ml_collections.ConfigDict()
-        default = config_dict.FieldReference(field.default, field_type=object) if path == _SEVERAL else field.default
-        (config[group] if group else config)[name] = default
+        *groups, name = path.split(".")
+        inner = config
+        for group in groups:
+            if group not in inner:
+                inner[group] = ml_collections.ConfigDict()
+            inner = inner[group]
+        inner[name] = config_dict.FieldReference(field.default, field_type=object) if path == _SEVERAL else field.default
     return config.lock()
 
 
@@ -198,7 +232,9 @@ def get(config: Config, path: str) -> Any:
 def put(config: Config, path: str, value: Any) -> None:
     """Set a field, by its name in `FIELDS`."""
     *groups, name = path.split(".")
-    (config[groups[0]] if groups else config)[name] = value
+    for group in groups:
+        config = config[group]
+    config[name] = value
 
 
 def several(paths: object) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The CIFAR ResNet on a CPU, as one call for a whole batch (`resnet_cpu.cc`); its twin is `models.folding.apply`."""
 
 from collections.abc import Callable
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 
 from idrc_jax.kernels import build
 
+Array = Any  # NumPy's or, within a program, JAX's
 _LANES = 16
 
 
@@ -26,11 +27,11 @@ def available() -> bool:
     return build.register("resnet_cpu.cc", targets)
 
 
-def pack(folded: dict[str, np.ndarray], *, half: bool) -> np.ndarray:
+def pack(folded: dict[str, Array], *, half: bool) -> Array:
     """Pack all weights in the order in which the kernel reads them, float32; each tensor begins at a multiple of 16.
 
     Args:
-      folded: by `folding.fold`.
+      folded: by `folding.fold`, or `fold_traced` to pack within a program.
       half: round the convolutions' weights to bfloat16, as `folding.cast` does.
     """
     parts = [folded["mean"], 1 / folded["std"].astype(np.float64)]
@@ -39,7 +40,7 @@ def pack(folded: dict[str, np.ndarray], *, half: bool) -> np.ndarray:
     return _joined([*parts, folded["head.kernel"], folded["head.bias"]])
 
 
-def pack_turned(folded: dict[str, np.ndarray], *, half: bool) -> np.ndarray:
+def pack_turned(folded: dict[str, Array], *, half: bool) -> Array:
     """Pack the convolutions' kernels as their adjoints need them, in the same order: turned, [h, w, out, in].
 
     The stem's gets more channels, of zeros, up to 16 or a multiple of 32.
@@ -50,28 +51,29 @@ def pack_turned(folded: dict[str, np.ndarray], *, half: bool) -> np.ndarray:
         if name == "stem":
             channels = turned.shape[-1]
             more = (16 if channels <= 16 else -(-channels // 32) * 32) - channels
-            turned = np.pad(turned, ((0, 0), (0, 0), (0, 0), (0, more)))
+            turned = turned.__array_namespace__().pad(turned, ((0, 0), (0, 0), (0, 0), (0, more)))
         parts.append(turned)
     return _joined(parts)
 
 
-def _layers(folded: dict[str, np.ndarray]) -> list[str]:
+def _layers(folded: dict[str, Array]) -> list[str]:
     names = [f"blocks.{b}.{layer}" for b in range(_blocks(folded)) for layer in ("conv1", "conv2", "projection")]
     return ["stem", *(name for name in names if f"{name}.kernel" in folded)]
 
 
-def _kernel(folded: dict[str, np.ndarray], name: str, *, half: bool) -> np.ndarray:
+def _kernel(folded: dict[str, Array], name: str, *, half: bool) -> Array:
     kernel = folded[f"{name}.kernel"]
     return np.asarray(jnp.asarray(kernel, jnp.bfloat16), np.float32) if half else kernel
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    flat = [np.asarray(value, np.float32).ravel() for value in parts]
-    return np.concatenate([np.pad(value, (0, -len(value) % _LANES)) for value in flat])
+def _joined(parts: list[Array]) -> Array:
+    xp = parts[-1].__array_namespace__()
+    flat = [xp.asarray(value, dtype=np.float32).ravel() for value in parts]
+    return xp.concatenate([xp.pad(value, (0, -len(value) % _LANES)) for value in flat])
 
 
 def classifier(
-    folded: dict[str, np.ndarray],
+    folded: dict[str, Array],
     twin: Callable[[dict[str, jax.Array], jax.Array], jax.Array],
     plain: dict[str, jax.Array],
     *,
@@ -82,7 +84,7 @@ def classifier(
     Gradients with respect to images are the kernel's, too, those with respect to params the plain twin's.
 
     Args:
-      folded: by `models.folding.fold`.
+      folded: by `models.folding.fold` or `fold_traced`.
       twin, plain: the same network in plain JAX, as (params, images) -> logits, and its params.
       half: whether it computes in bfloat16.
     """
@@ -117,5 +119,5 @@ def classifier(
     return apply_fn, {"plain": plain, "packed": packed, "turned": turned}
 
 
-def _blocks(folded: dict[str, np.ndarray]) -> int:
+def _blocks(folded: dict[str, Array]) -> int:
     return sum(name.endswith("conv1.kernel") for name in folded)

@@ -5,8 +5,9 @@ and the head are computed in float32. On accelerators biases are stored rounded,
 and ReLU a part of cuDNN's convolution, which sums them in float32 and rounds once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,24 +37,35 @@ def fold(tensors: Arrays, *, mean: tuple[float, ...], std: tuple[float, ...]) ->
     Raises:
       ValueError: a value that is not finite.
     """
+    with np.errstate(invalid="ignore", over="ignore"):
+        folded = _folded(tensors, mean, std, np.float64)
+    for name, value in folded.items():
+        if not np.isfinite(value).all():
+            raise ValueError(f"Expected finite weights with BatchNorm folded in, got a non-finite value in {name}.")
+    return folded
+
+
+def fold_traced(tensors: Tensors, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensors:
+    """Compute the same within a program, of tensors that change, in float32; whether all is finite is not looked at."""
+    return _folded(tensors, mean, std, jnp.float32)
+
+
+def _folded(tensors: Any, mean: tuple[float, ...], std: tuple[float, ...], dtype: DTypeLike) -> dict[str, Any]:
+    xp = tensors["head.bias"].__array_namespace__()
     folded = {"mean": np.asarray(mean, np.float32), "std": np.asarray(std, np.float32)}
     for name in ("head.kernel", "head.bias"):
-        folded[name] = np.asarray(tensors[name], np.float32)
+        folded[name] = tensors[name].astype(np.float32)
     for name in tensors:
         if not name.endswith(".kernel") or name == "head.kernel":
             continue
         conv = name.removesuffix(".kernel")
         norm = conv.replace("conv", "norm") if "conv" in conv else f"{conv}_norm"
         scale, bias, running, variance = (
-            tensors[f"{norm}.{part}"].astype(np.float64) for part in ("scale", "bias", "mean", "var")
+            tensors[f"{norm}.{part}"].astype(dtype) for part in ("scale", "bias", "mean", "var")
         )
-        with np.errstate(invalid="ignore", over="ignore"):
-            factor = scale / np.sqrt(variance + _EPSILON)
-            folded[name] = (tensors[name].astype(np.float64) * factor).astype(np.float32)
-            folded[f"{conv}.bias"] = (bias - running * factor).astype(np.float32)
-    for name, value in folded.items():
-        if not np.isfinite(value).all():
-            raise ValueError(f"Expected finite weights with BatchNorm folded in, got a non-finite value in {name}.")
+        factor = scale / xp.sqrt(variance + _EPSILON)
+        folded[name] = (tensors[name].astype(dtype) * factor).astype(np.float32)
+        folded[f"{conv}.bias"] = (bias - running * factor).astype(np.float32)
     return folded
 
 
@@ -100,8 +112,14 @@ def apply_resnet50(
     return _head(weights, x)
 
 
-def resnet_by_kernel(folded: Arrays, *, half: bool) -> tuple[ApplyFn, PyTree]:
-    """Make (apply_fn, params) of a folded CIFAR ResNet by `kernels.resnet_cpu`; its plain params are its "plain"."""
+def resnet_by_kernel(folded: Mapping[str, Any], *, half: bool) -> tuple[ApplyFn, PyTree]:
+    """Make (apply_fn, params) of a folded CIFAR ResNet by `kernels.resnet_cpu`; its plain params are its "plain".
+
+    Args:
+      folded: by `fold` or `fold_traced`.
+      half: whether it computes in bfloat16.
+    """
+    folded = dict(folded)
     return resnet_cpu.classifier(folded, apply, cast(folded, jnp.bfloat16 if half else jnp.float32), half=half)
 
 

@@ -54,8 +54,14 @@ def draw(law: str, key: jax.Array, scale: jax.Array, shape: Shape) -> jax.Array:
     return scale * LAWS[law](threefry.one_pass(key), shape)
 
 
-def add(scheme: Scheme, images: jax.Array, key: jax.Array, sigma_factor: jax.Array | None = None) -> jax.Array:
-    """Noisy copies of a batch, each image with the level its own pixels ask for (training's use).
+def levels(scheme: Scheme, images: jax.Array, sigma_factor: jax.Array | None = None) -> jax.Array:
+    """The noise level that each image's own pixels ask for, float32 [N]; arguments as for `of_images`."""
+    scale = scheme.scale(scheme.statistic(images))
+    return scale if sigma_factor is None else scale * sigma_factor
+
+
+def of_images(scheme: Scheme, images: jax.Array, key: jax.Array, sigma_factor: jax.Array | None = None) -> jax.Array:
+    """Noise for a batch, each image's of the level that its own pixels ask for (training's use).
 
     Args:
       images: float32 [N, H, W, C] in [0, 1].
@@ -63,11 +69,8 @@ def add(scheme: Scheme, images: jax.Array, key: jax.Array, sigma_factor: jax.Arr
       sigma_factor: optional float32 [N] that multiplies every level.
 
     Returns:
-      float32 [N, H, W, C], not clipped.
+      float32 [N, H, W, C].
     """
-    scale = scheme.scale(scheme.statistic(images))
-    if sigma_factor is not None:
-        scale = scale * sigma_factor
+    scale = levels(scheme, images, sigma_factor)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(images.shape[0]))
-    draws = jax.vmap(lambda k, s: draw(scheme.law, k, s, images.shape[1:]))(keys, scale)
-    return images + draws
+    return jax.vmap(lambda k, s: draw(scheme.law, k, s, images.shape[1:]))(keys, scale)

@@ -1,18 +1,21 @@
 """The loop that trains a network under noise and can be killed, and what it trains: classifiers and denoisers.
 
-Imports core, certificates, data, kernels, models and sampling.
+Imports core, certificates, data, kernels, losses, models and sampling.
 """
 
 from idrc_jax.training.checkpoints import TrainingCheckpoints
-from idrc_jax.training.classifier import Metrics, make_batch, make_step, network_on, train
+from idrc_jax.training.classifier import Metrics, make_batch, make_step, train
 from idrc_jax.training.job import RunOptions
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.run_folder import recorded_held_out, same_or_refuse
+from idrc_jax.training.teacher import Teacher
+from idrc_jax.training.training_kernel import network_on
 
 __all__ = [
     "Metrics",
     "Recipe",
     "RunOptions",
+    "Teacher",
     "TrainingCheckpoints",
     "make_batch",
     "make_step",

@@ -13,28 +13,26 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from idrc_jax import data, models
+from idrc_jax import data, losses, models
 from idrc_jax.certificates.schemes import Gaussian, Scheme
 from idrc_jax.core import validate
 from idrc_jax.core.time_budget import Budget
 from idrc_jax.core.validate import SettingError
-from idrc_jax.kernels import resnet_training_cpu
+from idrc_jax.losses import Batch, Loss, Network
 from idrc_jax.models import Arrays, Classifier, Denoiser, Description, Tensors
 from idrc_jax.sampling import devices, noise_laws, random_keys
-from idrc_jax.training import loop, training_kernel, validation
+from idrc_jax.training import loop, moving_average, training_kernel, validation
 from idrc_jax.training.job import Facts, Job, RunOptions
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.steps import State, descend, images_of_step
+from idrc_jax.training.teacher import Teacher
 from idrc_jax.training.validation import Validator
 
 # What the weights to start from must have in common with the network that is to be trained.
 _COMPARABLE = ("architecture", "depth", "classes", "image_shape", "shortcut", "mean", "std")
 
-# (params, stats, images float32 [N, H, W, C]) -> (logits float32 [N, classes], new stats), by batch statistics.
-Network = Callable[[Tensors, Tensors, jax.Array], tuple[jax.Array, Tensors]]
-
-# (params, stats, images [N, H, W, C], labels [N]) -> ((loss, (new stats, accuracy)), gradients)
-_Gradients = Callable[..., tuple[tuple[jax.Array, tuple[Tensors, jax.Array]], Tensors]]
+# (params, stats, batch, key, epoch, frozen params of a denoiser) -> ((loss, outcome), gradients)
+_Gradients = Callable[..., tuple[tuple[jax.Array, losses.Outcome], Tensors]]
 
 STATISTICS = ("batch", "device")
 
@@ -47,9 +45,9 @@ class Metrics(NamedTuple):
 
 
 def make_batch(
-    recipe: Recipe, scheme: Scheme, seed: int, *, split: bool = False
-) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Make the function (step, epoch's order, images, labels) -> (noisy batch float32 [B, H, W, C], its labels [B]).
+    recipe: Recipe, scheme: Scheme, seed: int, *, noises: int = 1, split: bool = False
+) -> Callable[..., Batch]:
+    """Make the function (step, epoch's order, images, labels) -> a noisy batch of recipe.batch / noises images.
 
     Images and labels are those of the whole set. Augmentation and noise follow from the seed and the step alone.
 
@@ -57,41 +55,31 @@ def make_batch(
       recipe: for the batch's size, augmentation and lowest noise.
       scheme: the noise's.
       seed: of all that is drawn.
+      noises: of each image, which is augmented once.
       split: whether several devices share the batch; it is the same.
     """
-    key = jax.random.fold_in(random_keys.stage(random_keys.root(seed), random_keys.TRAINING), 1)
+    count = recipe.batch // noises
 
-    def batch(step: jax.Array, order: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        chosen = images_of_step(order, step, recipe.batch)
-        augment_key, noise_key, sigma_key = jax.random.split(jax.random.fold_in(key, step), 3)
+    def batch(step: jax.Array, order: jax.Array, images: jax.Array, labels: jax.Array) -> Batch:
+        chosen = images_of_step(order, step, count)
+        augment_key, noise_key, sigma_key = jax.random.split(_step_key(seed, step), 3)
         picked = data.to_unit(images[chosen])
         if recipe.augment:
             picked = data.augment(picked, augment_key, split=split)
         factor = None
         if recipe.sigma_low > 0:
             low = recipe.sigma_low / scheme.sigma
-            factor = jax.random.uniform(sigma_key, (recipe.batch,), jnp.float32, low, 1.0)
-        return noise_laws.add(scheme, picked, noise_key, factor), labels[chosen]
+            factor = jax.random.uniform(sigma_key, (count,), jnp.float32, low, 1.0)
+        each = None if factor is None else jnp.repeat(factor, noises)
+        noise = noise_laws.of_images(scheme, jnp.repeat(picked, noises, axis=0), noise_key, each)
+        return Batch(picked, labels[chosen], noise, noise_laws.levels(scheme, picked, factor))
 
     return batch
 
 
-def network_on(mesh: Mesh, description: Description, kernel: str = "auto") -> Network:
-    """Make the network in training, by the fastest that runs on those devices ("auto") or plainly ("xla")."""
-    if training_kernel.kernel_on(mesh, description, kernel) == "resnet_training_cpu":
-        return resnet_training_cpu.network(
-            depth=description["depth"],
-            shortcut=description["shortcut"],
-            mean=tuple(description["mean"]),
-            std=tuple(description["std"]),
-        )
-    graph = training_kernel.graph_on(mesh, description, kernel)
-
-    def apply(params: Tensors, stats: Tensors, images: jax.Array) -> tuple[jax.Array, Tensors]:
-        model = models.merge(graph, params, stats)
-        return model(images, train=True), models.split(model)[2]
-
-    return apply
+def _step_key(seed: int, step: jax.Array) -> jax.Array:
+    stage = random_keys.stage(random_keys.root(seed), random_keys.TRAINING)
+    return jax.random.fold_in(jax.random.fold_in(stage, 1), step)
 
 
 def make_step(
@@ -103,6 +91,8 @@ def make_step(
     mesh: Mesh,
     denoise: Callable[..., jax.Array] | None = None,
     statistics: str = "batch",
+    loss: Loss | None = None,
+    ema: float = 0.0,
 ) -> Callable[..., tuple[State, Metrics]]:
     """Make the training step (state, epoch's order, images, labels of the whole set) -> (state, metrics); not jitted.
 
@@ -111,40 +101,55 @@ def make_step(
       recipe, scheme, seed: see `make_batch`.
       optimiser: the recipe's.
       mesh: the devices that share a batch.
-      denoise: (params, noisy images) -> the images that the network sees; the step then takes those params last.
+      denoise: (params, noisy images) -> the images that the network sees; the step then takes those params, too.
       statistics: what a batch normalisation sees: the whole "batch", on however many devices it lies, or each
         "device" its share, as in PyTorch's DataParallel; running statistics then are the mean of the devices'.
+      loss: None for that of noise augmentation. One that needs a teacher takes its predictions of the whole set last.
+      ema: decay of the moving average of the weights, which the state then holds; 0 for none.
     """
-    gradients_of = _gradients(network)
+    loss = loss or losses.Gaussian()
+    gradients_of = _gradients(loss, network, denoise)
     if statistics == "device":
         gradients_of = _mean_of_shares(gradients_of, mesh)
-    batch_of = make_batch(recipe, scheme, seed, split=mesh.size > 1)
+    batch_of = make_batch(recipe, scheme, seed, noises=loss.noises, split=mesh.size > 1)
     whole = devices.replicated(mesh)
     dealt = devices.split_first_axis(mesh)
 
     def step(
         state: State, order: jax.Array, images: jax.Array, labels: jax.Array, *frozen: object
     ) -> tuple[State, Metrics]:
-        noisy, targets = batch_of(state.step, order, images, labels)
-        noisy = jax.lax.with_sharding_constraint(noisy, dealt)
-        targets = jax.lax.with_sharding_constraint(targets, dealt)
-        seen = denoise(*frozen, noisy) if denoise else noisy
+        batch = batch_of(state.step, order, images, labels)
+        if loss.needs_teacher:
+            frozen, predictions = frozen[:-1], frozen[-1]
+            chosen = images_of_step(order, state.step, batch.labels.shape[0])
+            batch = batch._replace(teacher=jnp.asarray(predictions)[chosen])
+        batch = jax.lax.with_sharding_constraint(batch, dealt)
+        # Beside the keys of augmentation, noise and levels, which are the key's first three.
+        key = jax.random.fold_in(_step_key(seed, state.step), 3)
+        epoch = state.step // (order.shape[0] // batch.labels.shape[0])
 
-        (loss, (stats, accuracy)), gradients = gradients_of(state.params, state.stats, seen, targets)
-        new = descend(state, optimiser, gradients, stats)
-        return jax.lax.with_sharding_constraint((new, Metrics(loss, accuracy)), whole)
+        running, average = moving_average.parted(state.stats)
+        (value, outcome), gradients = gradients_of(state.params, running, batch, key, epoch, frozen)
+        new = descend(state, optimiser, gradients, outcome.stats)
+        if ema:
+            average = moving_average.updated(average, new.params | new.stats, state.step, ema)
+            new = new._replace(stats=moving_average.joined(new.stats, average))
+        return jax.lax.with_sharding_constraint((new, Metrics(value, outcome.accuracy)), whole)
 
     return step
 
 
-def _gradients(network: Network) -> _Gradients:
+def _gradients(loss: Loss, network: Network, denoise: Callable[..., jax.Array] | None) -> _Gradients:
     def loss_of(
-        params: Tensors, stats: Tensors, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, tuple[Tensors, jax.Array]]:
-        logits, stats = network(params, stats, images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        accuracy = jnp.mean(jnp.argmax(logits, -1) == targets)
-        return jnp.mean(losses), (stats, accuracy)
+        params: Tensors,
+        stats: Tensors,
+        batch: Batch,
+        key: jax.Array,
+        epoch: jax.Array,
+        frozen: tuple[object, ...],
+    ) -> tuple[jax.Array, losses.Outcome]:
+        seen = _behind(denoise, frozen, network) if denoise else network
+        return loss(seen, params, stats, batch, key, epoch)
 
     return jax.value_and_grad(loss_of, has_aux=True)
 
@@ -152,11 +157,25 @@ def _gradients(network: Network) -> _Gradients:
 def _mean_of_shares(gradients_of: _Gradients, mesh: Mesh) -> _Gradients:
     """The same on each device's share of the batch by itself; all that results is averaged over devices, at once."""
 
-    def on_one_device(params: Tensors, stats: Tensors, images: jax.Array, targets: jax.Array) -> Any:
-        return jax.lax.pmean(gradients_of(params, stats, images, targets), devices.AXIS)
+    def on_one_device(params: Tensors, stats: Tensors, batch: Batch, key: jax.Array, *others: Any) -> Any:
+        key = jax.random.fold_in(key, jax.lax.axis_index(devices.AXIS))
+        return jax.lax.pmean(gradients_of(params, stats, batch, key, *others), devices.AXIS)
 
-    shares = P(devices.AXIS)
-    return jax.shard_map(on_one_device, mesh=mesh, in_specs=(P(), P(), shares, shares), out_specs=P(), check_vma=False)
+    specs = (P(), P(), P(devices.AXIS), P(), P(), P())
+    return jax.shard_map(on_one_device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
+
+
+def _behind(denoise: Callable[..., jax.Array], frozen: tuple[object, ...], network: Network) -> Network:
+    """The network that sees what a denoiser makes of the images."""
+
+    def train(params: Tensors, stats: Tensors, images: jax.Array) -> tuple[jax.Array, Tensors]:
+        return network.train(params, stats, denoise(*frozen, images))
+
+    def fixed(params: Tensors, stats: Tensors) -> Callable[[jax.Array], jax.Array]:
+        behind = network.fixed(params, stats)
+        return lambda images: behind(denoise(*frozen, images))
+
+    return Network(train, fixed)
 
 
 def train(
@@ -173,6 +192,9 @@ def train(
     denoiser_steps: int = 1,
     held_out: int = 0,
     statistics: str = "batch",
+    loss: Loss | None = None,
+    teacher: Teacher | None = None,
+    ema: float = 0.0,
     kernel: str = "auto",
     options: RunOptions | None = None,
     budget: Budget | None = None,
@@ -194,6 +216,9 @@ def train(
       denoiser, denoiser_steps: take the noise off before the network sees the images, told the scheme's sigma.
       held_out: images that are not trained on, chosen by the seed; their accuracy, clean and noisy, is logged.
       statistics: see `make_step`; weights then follow from the number of devices, which must stay the same.
+      loss: see `idrc_jax.losses`; None for that of noise augmentation.
+      teacher: for a loss that needs one.
+      ema: decay, in [0, 1), of the moving average of the weights, which then is what is validated and kept; 0 for none.
       kernel: "auto" trains by the fastest that runs here, "xla" by the plain network; weights differ by rounding.
       options: how this call goes: its time limit, checkpoints, dispatches, how often it looks at the held-out images.
       budget: instead of one of the options' time limit.
@@ -214,7 +239,18 @@ def train(
         )
     validate.one_of("statistics", statistics, STATISTICS)
     mesh = mesh or devices.global_mesh()
+    loss = loss or losses.Gaussian()
+    _check_loss(loss, scheme, recipe, teacher)
+    if not 0 <= ema < 1:
+        raise SettingError(f"Expected 0 <= ema < 1, got {ema}.", "ema")
     facts: Facts = {"scheme": {"name": scheme.name, **asdict(scheme)}}
+    if loss != losses.Gaussian():  # runs that were begun before there were others say nothing of it
+        facts["loss"] = loss.describe()
+    if teacher is not None:
+        teacher.check(description)
+        facts["teacher"] = teacher.describe()
+    if ema:
+        facts["ema"] = ema
     denoise, frozen = None, ()
     if denoiser is not None:
         _check_denoiser(denoiser, denoiser_steps, scheme, recipe, description)
@@ -226,14 +262,17 @@ def train(
         facts["statistics"] = {"of": statistics, "devices": mesh.size}
 
     def step_on(optimiser: optax.GradientTransformation, mesh: Mesh) -> Callable[..., tuple[State, Metrics]]:
-        network = network_on(mesh, description, kernel)
-        return make_step(network, recipe, scheme, optimiser, seed, mesh, denoise, statistics)
+        network = training_kernel.network_on(mesh, description, kernel)
+        return make_step(network, recipe, scheme, optimiser, seed, mesh, denoise, statistics, loss, ema)
 
     out = validation.held_out(seed, held_out, len(train_set))
     images, labels = train_set.images, train_set.labels
     if held_out:
         kept = np.delete(np.arange(len(train_set)), out)
         images, labels = images[kept], labels[kept]
+
+    def taught(mesh: Mesh, workdir: Path) -> tuple[object, ...]:
+        return (teacher.predictions(images[:], scheme, seed, mesh, workdir),) if teacher else ()
 
     def validator_on(mesh: Mesh) -> Validator:
         by_kernel = training_kernel.kernel_on(mesh, description, kernel) != "xla"
@@ -243,7 +282,8 @@ def train(
             made = models.classifier_of(tensors, description, dtype=dtype, kernel="auto" if by_kernel else "xla")
             return models.denoised(made, denoiser, sigma=scheme.sigma, steps=denoiser_steps) if denoiser else made
 
-        return Validator(train_set.images[out], train_set.labels[out], out, scheme, seed, mesh, judged)
+        samples = (options or RunOptions()).validate_samples
+        return Validator(train_set.images[out], train_set.labels[out], out, scheme, seed, mesh, samples, judged)
 
     job = Job(
         description=description,
@@ -256,10 +296,33 @@ def train(
         data=(images, labels, *frozen),
         make_step=step_on,
         metrics=Metrics._fields,
+        late_data=taught,
+        averaged=ema > 0,
+        noises=loss.noises,
         held_out=out,
         make_validator=validator_on if held_out else None,
     )
     return loop.run(job, workdir, mesh=mesh, options=options, budget=budget)
+
+
+def _check_loss(loss: Loss, scheme: Scheme, recipe: Recipe, teacher: Teacher | None) -> None:
+    """SettingError for noises that do not divide the batch, noise that is not the loss's, a teacher too few or many."""
+    if recipe.batch % loss.noises:
+        raise SettingError(
+            f"Expected batch, all noisy copies of a step, to be a multiple of noises = {loss.noises}, got "
+            f"{recipe.batch}.",
+            "batch",
+            "noises",
+        )
+    if loss.needs_teacher and teacher is None:
+        raise SettingError(
+            f"Expected teacher, a network trained under Gaussian noise, for the loss {loss.name}, got none.", "teacher"
+        )
+    if teacher is not None and not loss.needs_teacher:
+        raise SettingError(
+            f"Expected no teacher for the loss {loss.name}, which learns from labels, got one.", "teacher"
+        )
+    loss.check(scheme, recipe.sigma_low)
 
 
 def _check_denoiser(denoiser: Denoiser, steps: int, scheme: Scheme, recipe: Recipe, description: Description) -> None:

@@ -73,7 +73,7 @@ def shapes(job: Job, optimiser: optax.GradientTransformation, mesh: Mesh) -> Sta
 
 
 def _state(job: Job, optimiser: optax.GradientTransformation, params: Tensors, stats: Tensors) -> State:
-    stats = moving_average.first(params) if job.averaged else stats
+    stats = moving_average.first(params, stats) if job.averaged else stats
     return State(params, stats, optimiser.init(params), jnp.zeros((), jnp.int32))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from idrc_jax.core import validate
 from idrc_jax.data import Dataset
 from idrc_jax.models import Description, Tensors
+from idrc_jax.training import moving_average
 from idrc_jax.training.metrics_log import summary_writer
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.steps import State, Step
@@ -21,6 +23,8 @@ class Facts(TypedDict, total=False):
     """What weights follow from: the entry "training" of their network's description, in the order of the file."""
 
     scheme: dict[str, object]
+    loss: dict[str, object]
+    teacher: dict[str, object]
     recipe: dict[str, object]
     ema: float
     seed: int
@@ -47,7 +51,9 @@ class Job:
       data: what every step reads: arrays of the images that are not held out, and other networks' params.
       make_step: (optimiser, mesh) -> the step, not jitted.
       metrics: names of what a step measures; the first is the loss.
-      averaged: whether the state's stats are the moving average of its params, which then is what is kept.
+      late_data: (mesh, workdir) -> what else every step reads, last; made when the run's folder is open.
+      averaged: whether the state's stats hold the `moving_average` of the weights, which then is what is kept.
+      noises: noisy copies of an image in a batch.
       held_out: which images training never sees, [M] indices.
       make_validator: (mesh) -> what classifies those; None where none are.
     """
@@ -62,7 +68,9 @@ class Job:
     data: tuple[object, ...]
     make_step: Callable[[optax.GradientTransformation, Mesh], Step]
     metrics: tuple[str, ...]
+    late_data: Callable[[Mesh, Path], tuple[object, ...]] = lambda mesh, workdir: ()
     averaged: bool = False
+    noises: int = 1
     held_out: np.ndarray = field(default_factory=lambda: np.empty(0, int))
     make_validator: Callable[[Mesh], Validator] | None = None
 
@@ -72,9 +80,14 @@ class Job:
         return len(self.train_set) - len(self.held_out)
 
     @property
+    def step_images(self) -> int:
+        """Images of a step, each `noises` times in its batch."""
+        return self.recipe.batch // self.noises
+
+    @property
     def epoch_steps(self) -> int:
         """Steps of an epoch."""
-        return self.images // self.recipe.batch
+        return self.images // self.step_images
 
     @property
     def steps(self) -> int:
@@ -103,7 +116,10 @@ class Job:
 
     def kept(self, state: State) -> Tensors:
         """The tensors that are the result of training."""
-        return state.stats if self.averaged else state.params | state.stats
+        if not self.averaged:
+            return state.params | state.stats
+        alone, beside = moving_average.parted(state.stats)
+        return beside or alone
 
 
 @dataclass(frozen=True)
@@ -114,6 +130,7 @@ class RunOptions:
       max_minutes: the call stops cleanly before; 0 for no limit.
       checkpoint_minutes: between two checkpoints.
       validate_epochs: between two looks at the held-out images; the last epoch always ends with one.
+      validate_samples: noisy copies of each held-out image.
       steps_per_dispatch: on accelerators; on the CPU a dispatch is one step.
       tensorboard: whether to write the metrics for TensorBoard, too.
     """
@@ -121,12 +138,14 @@ class RunOptions:
     max_minutes: float = 0.0
     checkpoint_minutes: float = 5.0
     validate_epochs: int = 1
+    validate_samples: int = 16
     steps_per_dispatch: int = 50
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
         validate.at_least("checkpoint_minutes", self.checkpoint_minutes, 0)
         validate.count("validate_epochs", self.validate_epochs, 1)
+        validate.count("validate_samples", self.validate_samples, 1)
         validate.count("steps_per_dispatch", self.steps_per_dispatch, 1)
         if self.tensorboard:
             summary_writer()

@@ -57,13 +57,15 @@ class _Dispatcher:
       most_steps: of a dispatch.
     """
 
-    def __init__(self, job: Job, step: Step, state: State, mesh: Mesh, steps_per_dispatch: int) -> None:
+    def __init__(
+        self, job: Job, step: Step, data: tuple[object, ...], state: State, mesh: Mesh, steps_per_dispatch: int
+    ) -> None:
         on_cpu = devices.is_cpu()
         self.state, self.step, self.dispatched = state, int(state.step), 0
         self.ahead, self.most_steps = (_IN_FLIGHT, 1) if on_cpu else (1, steps_per_dispatch)
         self._job = job
         self._run = dispatches(step, on_cpu=on_cpu)
-        self._data = devices.replicate(job.data, mesh)
+        self._data = devices.replicate(data, mesh)
         self._shuffle = jax.jit(epoch_order, static_argnums=(0, 2), out_shardings=devices.replicated(mesh))
         self._epoch = self.step // job.epoch_steps
         self._order = self._shuffle(job.seed, self._epoch, job.images)
@@ -107,7 +109,8 @@ def run(
     if state is None:
         state = initial_state.new(job, start, optimiser, mesh)
     done = int(state.step)
-    dispatcher = _Dispatcher(job, job.make_step(optimiser, mesh), state, mesh, options.steps_per_dispatch)
+    data = (*job.data, *(job.late_data(mesh, workdir) if done < job.steps else ()))
+    dispatcher = _Dispatcher(job, job.make_step(optimiser, mesh), data, state, mesh, options.steps_per_dispatch)
 
     leads, alone = jax.process_index() == 0, jax.process_count() == 1
     ask_every = 1 if alone else max(1, dispatcher.ahead)  # dispatches between two talks of the processes
@@ -192,11 +195,12 @@ def _on_host(tensors: models.Tensors) -> models.Arrays:
 def _check(job: Job, mesh: Mesh) -> None:
     """ValueError for a seed or a batch that cannot be."""
     random_keys.check_seed(job.seed)
-    if job.recipe.batch > job.images:
+    batch, copies = job.recipe.batch, f", {job.noises} noises an image," if job.noises > 1 else ""
+    if job.step_images > job.images:
         kept = f"{job.images} training images{' that are not held out' if len(job.held_out) else ''}"
-        raise SettingError(f"Expected batch <= the {kept}, got {job.recipe.batch}.", "batch")
-    if job.recipe.batch % mesh.size:
-        raise SettingError(f"Expected batch to be a multiple of {mesh.size} devices, got {job.recipe.batch}.", "batch")
+        raise SettingError(f"Expected batch{copies} <= the {kept}, got {batch}.", "batch")
+    if job.step_images % mesh.size:
+        raise SettingError(f"Expected batch{copies} to be a multiple of {mesh.size} devices, got {batch}.", "batch")
 
 
 def _require_finite(losses: np.ndarray, first_step: int, store: TrainingCheckpoints) -> None:

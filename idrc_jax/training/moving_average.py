@@ -1,14 +1,32 @@
-"""The exponential moving average of the weights over the steps of training."""
+"""The exponential moving average of the weights over the steps of training.
+
+It lies among the running statistics of a training's state: those of a network that has none are the average itself, the
+others have it beside them, under names that begin with `average.`. Running statistics are averaged as weights are.
+"""
 
 import jax
 import jax.numpy as jnp
 
 from idrc_jax.models import Tensors
 
+_BESIDE = "average."
 
-def first(params: Tensors) -> Tensors:
-    """Begin the average: a copy of the initial weights."""
-    return jax.tree.map(jnp.copy, params)
+
+def first(params: Tensors, stats: Tensors) -> Tensors:
+    """Begin the average: running statistics with a copy of the initial weights."""
+    tensors = jax.tree.map(jnp.copy, params | stats)
+    return joined(stats, tensors) if stats else tensors
+
+
+def joined(stats: Tensors, average: Tensors) -> Tensors:
+    """Put the average of all tensors beside running statistics."""
+    return stats | {f"{_BESIDE}{name}": value for name, value in average.items()}
+
+
+def parted(stats: Tensors) -> tuple[Tensors, Tensors]:
+    """Part what `joined` has put together: running statistics and the average, each perhaps empty."""
+    average = {name.removeprefix(_BESIDE): value for name, value in stats.items() if name.startswith(_BESIDE)}
+    return {name: value for name, value in stats.items() if not name.startswith(_BESIDE)}, average
 
 
 def updated(average: Tensors, params: Tensors, step: jax.Array, decay: float) -> Tensors:

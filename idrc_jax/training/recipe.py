@@ -13,11 +13,12 @@ class Recipe:
     """How to train; the defaults are Cohen's (2019) recipe for CIFAR-10.
 
     Attributes:
-      epochs, batch: passes over the training set, and images a step.
+      epochs, batch: passes over the training set, and noisy images a step.
       method: "sgd", whose weight decay joins the gradient, or "adam", whose weight decay does not (AdamW).
       lr, momentum, weight_decay: of the method; the decay is on every parameter.
       schedule: "step" multiplies the rate by `step_factor` every `step_epochs`; "cosine" warms up linearly
-        for `warmup_epochs` and falls to 0.
+        for `warmup_epochs` and falls to 0; "onecycle" rises from lr / 25 over `warmup_epochs`, or three tenths of all
+        if these are 0, and falls to lr / 250,000, both by a cosine (Smith and Topin 2019, as PyTorch has it).
       sigma_low: if > 0, each image's noise parameter is drawn uniformly from [sigma_low, scheme.sigma].
       augment: random crop (pad 4) and flip; for denoisers flip alone.
     """
@@ -45,8 +46,8 @@ class Recipe:
         if self.momentum >= 1:
             raise SettingError(f"Expected momentum < 1, got {self.momentum}.", "momentum")
         validate.one_of("method", self.method, ("sgd", "adam"))
-        validate.one_of("schedule", self.schedule, ("step", "cosine"))
-        if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
+        validate.one_of("schedule", self.schedule, ("step", "cosine", "onecycle"))
+        if self.schedule != "step" and self.warmup_epochs >= self.epochs:
             raise SettingError(
                 f"Expected warmup_epochs < epochs = {self.epochs}, got {self.warmup_epochs}.", "warmup_epochs", "epochs"
             )
@@ -58,6 +59,9 @@ class Recipe:
             return optax.warmup_cosine_decay_schedule(
                 0.0 if warmup else self.lr, self.lr, warmup, self.epochs * steps_per_epoch
             )
+        if self.schedule == "onecycle":
+            rise = self.warmup_epochs / self.epochs or 0.3
+            return optax.cosine_onecycle_schedule(self.epochs * steps_per_epoch, self.lr, rise)
         drops = range(self.step_epochs, self.epochs, self.step_epochs)
         return optax.piecewise_constant_schedule(
             self.lr, {epoch * steps_per_epoch: self.step_factor for epoch in drops}

@@ -16,7 +16,7 @@ class State(NamedTuple):
 
     Attributes:
       params: the parameters.
-      stats: running statistics; those of a network that has none are the moving average of its params.
+      stats: running statistics; with them, or alone for a network that has none, the `moving_average` of the weights.
       optimiser: the optimiser's state.
       step: int32 [], steps done.
     """

@@ -1,6 +1,8 @@
 """What trains a network on these devices: a CPU kernel or XLA, and on how many CPU devices."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 
 import jax
 from flax import nnx
@@ -8,8 +10,9 @@ from jax.sharding import Mesh
 
 from idrc_jax import models
 from idrc_jax.core import validate
-from idrc_jax.kernels import convolution_cpu, resnet_training_cpu
-from idrc_jax.models import Description
+from idrc_jax.kernels import convolution_cpu, resnet_cpu, resnet_training_cpu
+from idrc_jax.losses import Network
+from idrc_jax.models import Description, Tensors, folding
 
 
 def cpu_kernel(architecture: str, dtype: str, kernel: str = "auto") -> str:
@@ -54,3 +57,25 @@ def graph_on(mesh: Mesh, description: Description, kernel: str = "auto") -> nnx.
     by_kernel = kernel_on(mesh, description, kernel) == "convolution_cpu"
     convolution = convolution_cpu.conv_general_dilated if by_kernel else jax.lax.conv_general_dilated
     return models.abstract(description, dtype=description["dtype"], convolution=convolution)[0]
+
+
+def network_on(mesh: Mesh, description: Description, kernel: str = "auto") -> Network:
+    """Make the network in training, by the fastest that runs on those devices ("auto") or plainly ("xla")."""
+    graph = graph_on(mesh, description, kernel)
+
+    def train(params: Tensors, stats: Tensors, images: jax.Array) -> tuple[jax.Array, Tensors]:
+        model = models.merge(graph, params, stats)
+        return model(images, train=True), models.split(model)[2]
+
+    def fixed(params: Tensors, stats: Tensors) -> Callable[[jax.Array], jax.Array]:
+        return partial(models.merge(graph, params, stats), train=False)
+
+    if kernel_on(mesh, description, kernel) != "resnet_training_cpu":
+        return Network(train, fixed)
+    pixels = {name: tuple(description[name]) for name in ("mean", "std")}
+    by_kernel = resnet_training_cpu.network(depth=description["depth"], shortcut=description["shortcut"], **pixels)
+
+    def fixed_by_kernel(params: Tensors, stats: Tensors) -> Callable[[jax.Array], jax.Array]:
+        return partial(*folding.resnet_by_kernel(folding.fold_traced(params | stats, **pixels), half=False))
+
+    return Network(by_kernel, fixed_by_kernel if resnet_cpu.available() else fixed)

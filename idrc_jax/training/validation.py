@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from scipy.special import ndtri
 
 from idrc_jax import data
 from idrc_jax.certificates.schemes import Scheme, host_scale
@@ -19,16 +20,40 @@ from idrc_jax.core.validate import SettingError
 from idrc_jax.models import Arrays, Classifier
 from idrc_jax.sampling import devices, execution, processes, random_keys, votes
 
-SAMPLES = 4  # noisy copies of an image
-
 _MOST = 500  # images, unless the user names a number
 
 
 class Scores(NamedTuple):
-    """Shares of the held-out images, or of their noisy copies, that are classified as labelled."""
+    """What a look finds of the held-out images, and of p, the share of an image's noisy copies classified as labelled.
+
+    Attributes:
+      accuracy_clean: share of the images classified as labelled.
+      accuracy_noisy: mean of p.
+      above_half, above_99: shares of the images with p > 1/2 and p > .99.
+      acr: an estimate, no certificate, of the average certified radius in pixel units: the mean of level times the
+        standard normal quantile of (k + 1/2) / (n + 1), if that is > 0, for k of n copies. It grows with n, as p near 1
+        can then be told, so compare it at the same n. 0 for noise that is not Gaussian.
+    """
 
     accuracy_clean: float
     accuracy_noisy: float
+    above_half: float
+    above_99: float
+    acr: float
+
+
+def scores(clean: np.ndarray, noisy: np.ndarray, levels: np.ndarray, samples: int) -> Scores:
+    """Score N images.
+
+    Args:
+      clean: int [N], 1 for an image that is classified as labelled, else 0.
+      noisy: int [N], how many of its noisy copies are.
+      levels: [N], its noise level; 0 where no radius is known.
+      samples: copies of each image.
+    """
+    p = noisy / samples
+    radii = levels * np.maximum(ndtri((noisy + 0.5) / (samples + 1)), 0)
+    return Scores(*(float(np.mean(one)) for one in (clean, p, p > 0.5, p > 0.99, radii)))
 
 
 def usual_count(images: int) -> int:
@@ -56,7 +81,7 @@ def _key(seed: int, branch: int) -> jax.Array:
 class Validator:
     """Scores a network in training on held-out images; called by every process at the same step, each takes a share.
 
-    A look costs 1 + `SAMPLES` classifications an image and leaves the training's state alone.
+    A look costs 1 + `samples` classifications an image and leaves the training's state alone.
 
     Args:
       images: uint8 or float32 [M, H, W, C], those held out.
@@ -65,6 +90,7 @@ class Validator:
       scheme: the training's noise, at its level.
       seed: of the training.
       mesh: the training's devices.
+      samples: noisy copies of each image.
       classifier_of: makes the network's tensors the classifier that is judged.
     """
 
@@ -76,13 +102,14 @@ class Validator:
         scheme: Scheme,
         seed: int,
         mesh: Mesh,
+        samples: int,
         classifier_of: Callable[[Arrays], Classifier],
     ) -> None:
-        share = slice(jax.process_index(), None, jax.process_count())
-        self._images, self._labels = data.to_unit(images[share]), labels[share]
-        self._indices, self._count = indices[share], len(indices)
+        self._share = slice(jax.process_index(), None, jax.process_count())
+        self._images, self._labels, self._indices = data.to_unit(images), labels, indices
         self._scheme, self._key, self._mesh = scheme, _key(seed, 1), devices.local(mesh)
         _, self._levels = host_scale(scheme, self._images)
+        self._samples = validate.count("validate_samples", samples, 1)
         self._classifier_of = classifier_of
         self._execution: execution.Execution | None = None
 
@@ -92,19 +119,20 @@ class Validator:
         Raises:
           ValueError: a value that is not finite once batch normalisation is folded in.
         """
-        right = np.zeros(2, int)
-        if len(self._labels):
+        right = np.zeros((2, len(self._labels)), int)
+        labels = self._labels[self._share]
+        if len(labels):
             by = self._executed(tensors)
-            started = [self._votes(by, np.zeros_like(self._levels), 1), self._votes(by, self._levels, SAMPLES)]
-            own = np.arange(len(self._labels)), self._labels
-            right = np.asarray([np.asarray(one).sum(axis=0)[own].sum() for one in started])
-        clean, noisy = processes.total(right).tolist()
-        return Scores(clean / self._count, noisy / (SAMPLES * self._count))
+            started = [self._votes(by, np.zeros_like(self._levels), 1), self._votes(by, self._levels, self._samples)]
+            own = np.arange(len(labels)), labels
+            right[:, self._share] = [np.asarray(one).sum(axis=0)[own] for one in started]
+        clean, noisy = processes.total(right)
+        levels = self._levels if self._scheme.law == "normal" else np.zeros_like(self._levels)
+        return scores(clean, noisy, levels, self._samples)
 
     def _votes(self, by: execution.Execution, levels: np.ndarray, n: int) -> jax.Array:
-        return votes.dispatch_votes(
-            by, self._scheme, self._images, levels, indices=self._indices, first=0, n=n, key=self._key
-        )
+        images, levels, indices = (one[self._share] for one in (self._images, levels, self._indices))
+        return votes.dispatch_votes(by, self._scheme, images, levels, indices=indices, first=0, n=n, key=self._key)
 
     def _executed(self, tensors: Arrays) -> execution.Execution:
         """How to run the network: as at the first look, with the params of this one, so that it compiles once."""

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from unittest import mock
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 import running
 
-from idrc_jax import certification, config, data, models, training
+from idrc_jax import certification, config, data, losses, models, training
 from idrc_jax.audit import search
 from idrc_jax.certificates import schemes
 from idrc_jax.commands import audit, certify, merge, predict, train
@@ -126,7 +127,10 @@ def test_a_normalisation_that_is_none_is_refused(field, value, message):
         config.description(made, data.load("digits", "train"))
 
 
-@pytest.mark.parametrize("name", ["quickstart", "cifar10", "cifar10_short", "imagenet", "denoiser", "denoised_cifar10"])
+EVERY = ["quickstart", "cifar10", "cifar10_short", "cifar10_losses", "imagenet", "denoiser", "denoised_cifar10"]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_every_config_makes_valid_settings(name):
     made = get(name)
     assert isinstance(made, ml_collections.ConfigDict)
@@ -184,6 +188,21 @@ def test_help_of_a_command_without_fields_and_help_for_nothing():
     assert "flag --help=some" in running.refused(train.main, "--help=some")
 
 
+@pytest.mark.parametrize("loss", losses.LOSSES)
+def test_there_is_a_recipe_for_every_loss_on_two_cores_and_on_a_gpu(loss):
+    for machine, depth in (("", 20), ("/gpu", 110)):
+        made = get("cifar10_losses", f"{loss}{machine}")
+        assert config.loss(made).name == loss
+        assert config.recipe(made).batch % config.loss(made).noises == 0
+        assert (made.model.depth, made.noise.sigma) == (depth, 0.5)
+    assert config.loss(made) == losses.make(loss, 0.5)
+    for unknown in ("consistent", f"{loss}/tpu"):
+        with pytest.raises(
+            ValueError, match=r"Expected configs/cifar10_losses\.py:LOSS or LOSS/gpu, LOSS one of gaussian"
+        ):
+            get("cifar10_losses", unknown)
+
+
 @pytest.mark.parametrize("name", ["quickstart", "cifar10", "cifar10_short", "denoiser", "denoised_cifar10"])
 def test_warm_up_is_shorter_than_any_training(name):
     """One epoch, as before, of all but the shortest."""
@@ -220,11 +239,14 @@ def test_other_numbers_are_no_whole_numbers(written):
 def test_the_fields_are_those_of_the_settings_that_they_make():
     made = config.base()
     assert set(made.train) - set(training.Recipe.__dataclass_fields__) == {
-        "scheme", "sigma", "ref", "start", "held_out", "validate_epochs", "checkpoint_minutes", "steps_per_dispatch",
-        "statistics", "tensorboard", "distributed",
+        "scheme", "sigma", "ref", "start", "held_out", "validate_epochs", "validate_samples", "checkpoint_minutes",
+        "steps_per_dispatch", "tensorboard", "distributed", "loss", "ema", "statistics",
     }  # fmt: skip
     assert set(made.audit) == set(search.Settings.__dataclass_fields__)
     assert config.recipe(made) == training.Recipe()
+    assert config.loss(made) == losses.Gaussian()
+    settings = {field.name for kind in losses.LOSSES.values() for field in dataclasses.fields(kind)}
+    assert set(made.train.loss) == settings | {"name", "teacher", "teacher_samples"}
     assert config.audit_settings(made) == search.Settings()
     assert config.settings(made) == certification.Settings()
     assert config.denoiser_target(made) == denoiser.Target(diffusion.Schedule())
@@ -419,6 +441,9 @@ def test_an_audit_of_a_log_says_what_a_log_lacks(tmp_path):
         ("train.sigma_low", "0.1"),
         ("train.held_out", "5"),
         ("train.validate_epochs", "2"),
+        ("train.loss.name", "consistency"),
+        ("train.loss.weight", "2.0"),
+        ("train.ema", "0.9"),
         ("denoiser.weights", "runs/x"),
         ("denoiser.sigma", "0.25"),
         ("denoiser.steps", "2"),
@@ -429,3 +454,45 @@ def test_what_training_a_denoiser_would_ignore_is_refused(tmp_path, field, value
     error = running.refused(train.main, *given, f"--config.{field}={value}")
     assert error == f"error: Expected no {field} to train a denoiser, got {value}.\n"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_takes_what_the_config_gives_and_else_what_was_published_for_the_level():
+    made = config.base()
+    made.train.loss.name, made.noise.sigma = "smoothmix", 0.25
+    assert config.loss(made) == losses.make("smoothmix", 0.25)
+    made.train.sigma = 1.0
+    assert config.loss(made) == losses.make("smoothmix", 1.0)
+    made.train.loss.weight, made.train.loss.one_step, made.train.loss.noises = 0.0, 0, 4
+    assert config.loss(made) == losses.make("smoothmix", 1.0, weight=0.0, one_step=False, noises=4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["name=consistent"], "Expected train.loss.name to be one of "),
+        (["name=consistency", "weight=-2"], "Expected train.loss.weight >= 0, got -2.0."),
+        (["name=consistency", "epsilon=1"], "Expected no train.loss.epsilon for the loss consistency, whose settings"),
+        (["name=smoothadv", "epsilon=0"], "Expected train.loss.epsilon > 0, got 0.0."),
+        (
+            ["weight=1"],
+            "Expected no train.loss.weight for the loss gaussian, whose settings are noises, label_smoothing",
+        ),
+        (["name=smoothmix", "one_step=-3"], "Expected train.loss.one_step >= 0, got -3."),
+        (
+            ["name=consistency", "noises=5"],
+            "Expected train.batch, all noisy copies of a step, to be a multiple of train.loss.noises = 5, got 64.",
+        ),
+        (
+            ["name=catrs"],
+            "Expected train.loss.teacher, a network trained under Gaussian noise, for the loss catrs, got",
+        ),
+        (["name=macer", "noises=4"], "Expected train.scheme to be of Gaussian noise for the loss macer"),
+    ],
+)
+def test_a_loss_that_cannot_be_is_one_line(tmp_path, given, message):
+    arguments = [f"--config.train.loss.{one}" for one in given]
+    arguments += ["--config.data.name=synthetic", "--config.noise.scheme=uniform", "--config.train.held_out=0"]
+    workdir = tmp_path / "run"
+    error = running.refused(train.main, f"--workdir={workdir}", "--config.devices=1", *arguments)
+    assert error.startswith(f"error: {message}")
+    assert not workdir.exists()

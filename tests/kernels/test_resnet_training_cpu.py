@@ -182,7 +182,7 @@ def differentiated(network, params, stats, images, weights):
 def test_logits_statistics_and_gradients_are_those_of_float64(depth, shortcut, shape, count):
     description = describe(depth, shortcut, shape)
     arguments, exact, logits, to_images = exact_case(description, count)
-    network = training.network_on(devices.mesh(1), description)
+    network = training.network_on(devices.mesh(1), description).train
     (_, (ours, new)), (gradients, pixels) = differentiated(network, *arguments)
     close({"logits": ours, "images": pixels}, {"logits": logits, "images": to_images})
     close(new, exact.new_stats)
@@ -192,7 +192,7 @@ def test_logits_statistics_and_gradients_are_those_of_float64(depth, shortcut, s
 def test_gradients_of_images_are_computed_only_where_asked_for():
     description = describe(8, "projection", (8, 8, 3))
     params, stats = tensors_of(description)
-    network = training.network_on(devices.mesh(1), description)
+    network = training.network_on(devices.mesh(1), description).train
     images = jnp.ones((2, 8, 8, 3))
 
     def loss(params, images):
@@ -206,7 +206,7 @@ def test_many_forward_passes_before_their_gradients():
     """More than are kept: those of the others are made again, to the bit."""
     description = describe(8, "projection", (8, 8, 3))
     params, stats = tensors_of(description)
-    network = training.network_on(devices.mesh(1), description)
+    network = training.network_on(devices.mesh(1), description).train
     images = [np.random.default_rng(i).uniform(size=(3, 8, 8, 3)).astype(np.float32) for i in range(5)]
 
     def pull(image):
@@ -224,7 +224,7 @@ def test_many_forward_passes_before_their_gradients():
 def test_under_vmap_each_network_is_its_own():
     description = describe(8, "zero_pad", (8, 8, 1))
     pairs = [tensors_of(description, seed) for seed in range(2)]
-    network = training.network_on(devices.mesh(1), description)
+    network = training.network_on(devices.mesh(1), description).train
     images = np.random.default_rng(0).uniform(size=(3, 8, 8, 1)).astype(np.float32)
     params, stats = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pairs)
 
@@ -297,7 +297,7 @@ random = np.random.default_rng(0)
 images = random.uniform(size=(21, 16, 12, 3)).astype(np.float32)
 weights = random.normal(size=(21, 5)).astype(np.float32)
 import jax
-network = training.network_on(devices.mesh(1), description)
+network = training.network_on(devices.mesh(1), description).train
 for _ in range(3):
     found = jax.tree.leaves(differentiated(network, *tensors_of(description), images, weights))
     print(hashlib.sha256(b"".join(np.asarray(one).tobytes() for one in found)).hexdigest())
@@ -321,10 +321,35 @@ def test_results_are_the_same_on_any_number_of_threads():
     assert len(set(lines)) == 1
 
 
+@pytest.mark.parametrize("shortcut", ["projection", "zero_pad"])
+def test_attacks_climb_the_folded_network_by_the_kernel_of_inference(shortcut):
+    """Logits and the gradient of images by running statistics, those of XLA; in one program with changing weights."""
+    description = describe(8, shortcut, (8, 8, 3))
+    images = np.random.default_rng(1).uniform(size=(6, 8, 8, 3)).astype(np.float32)
+
+    def climbed(kernel):
+        network = training.network_on(devices.mesh(1), description, kernel)
+
+        def total(images, params, stats):
+            logits = network.fixed(params, stats)(images)
+            return jnp.sum(jnp.sin(logits)), logits
+
+        return jax.jit(jax.value_and_grad(total, has_aux=True))
+
+    ours, theirs = climbed("auto"), climbed("xla")
+    params, stats = tensors_of(description)
+    assert "idrc_resnet_gradient" in ours.lower(images, params, stats).as_text()
+    for seed in range(2):
+        tensors = tensors_of(description, seed)
+        ((_, logits), gradient), ((_, other), expected) = ours(images, *tensors), theirs(images, *tensors)
+        np.testing.assert_allclose(logits, other, atol=1e-4 * np.abs(other).max())
+        np.testing.assert_allclose(gradient, expected, atol=1e-4 * np.abs(expected).max())
+
+
 def test_what_is_no_number_is_not_lost_in_a_cut():
     description = describe(8, "projection", (8, 8, 1))
     params, stats = tensors_of(description)
-    network = training.network_on(devices.mesh(1), description)
+    network = training.network_on(devices.mesh(1), description).train
     images = np.zeros((2, 8, 8, 1), np.float32)
     images[0, 3, 3] = np.nan
     logits, new = network(params, stats, images)

@@ -69,7 +69,7 @@ def test_training_noise_has_each_images_own_level(name):
     images = jnp.asarray(np.random.default_rng(1).uniform(0.1, 1, (2, *SHAPE)), jnp.float32)
     images = images.at[1].multiply(0.3)
     many = jnp.concatenate([jnp.tile(images[i][None], (4000, 1, 1, 1)) for i in range(2)])
-    noisy = np.asarray(noise_laws.add(scheme, many, random_keys.root(0)) - many, np.float64).reshape(2, 4000, -1)
+    noisy = np.asarray(noise_laws.of_images(scheme, many, random_keys.root(0)), np.float64).reshape(2, 4000, -1)
     level = np.asarray(scheme.scale(scheme.statistic(images)), np.float64)
     expected = {"normal": level**2 * DIM, "half_normal_length": level**2, "laplace_direction": level**2}[scheme.law]
     np.testing.assert_allclose((noisy**2).sum(-1).mean(1), expected, rtol=0.08)
@@ -78,8 +78,8 @@ def test_training_noise_has_each_images_own_level(name):
 def test_training_noise_is_scaled_by_the_factor_and_differs_between_images():
     images = jnp.full((2, *SHAPE), 0.5)
     scheme, key = schemes.Gaussian(sigma=0.25), random_keys.root(3)
-    plain = noise_laws.add(scheme, images, key) - images
-    halved = noise_laws.add(scheme, images, key, jnp.asarray([0.5, 1.0])) - images
+    plain = noise_laws.of_images(scheme, images, key)
+    halved = noise_laws.of_images(scheme, images, key, jnp.asarray([0.5, 1.0]))
     np.testing.assert_allclose(halved[0], plain[0] / 2, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(halved[1], plain[1], rtol=1e-6)
     assert not np.allclose(plain[0], plain[1])

@@ -105,8 +105,8 @@ def test_no_setting_of_jax_changes_a_batch_of_training_or_its_order():
     def drawn():
         batch_of = training.make_batch(recipe, schemes.Gaussian(sigma=0.5), 3)
         order = steps.epoch_order(3, 1, 20)
-        noisy, labels = jax.jit(batch_of)(jnp.int32(1), order, jnp.asarray(images), jnp.arange(20, dtype=jnp.int32))
-        return [np.asarray(value) for value in (order, labels, noisy)]
+        drawn = jax.jit(batch_of)(jnp.int32(1), order, jnp.asarray(images), jnp.arange(20, dtype=jnp.int32))
+        return [np.asarray(value) for value in (order, drawn.labels, drawn.images, drawn.noise)]
 
     expected = drawn()
     for setting in SETTINGS.items():

@@ -92,17 +92,18 @@ def test_statistics_of_a_device_are_those_of_its_share(synthetic):
     images, labels = jnp.asarray(synthetic.images[:64]), jnp.asarray(synthetic.labels[:64])
     _, optimiser, state = fresh_state(recipe, mesh)
     network = training.network_on(mesh, DESCRIPTION)
-    noisy, targets = jax.jit(training.make_batch(recipe, SCHEME, 0, split=True))(0, order_of(64), images, labels)
+    batch = jax.jit(training.make_batch(recipe, SCHEME, 0, split=True))(0, order_of(64), images, labels)
+    noisy, targets = batch.images + batch.noise, batch.labels
 
     @jax.jit
     @jax.value_and_grad
     def loss_of(params, images, labels):
-        logits = network(params, state.stats, images)[0]
+        logits = network.train(params, state.stats, images)[0]
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
     quarters = [(noisy[at : at + 16], targets[at : at + 16]) for at in range(0, 64, 16)]
     losses, gradients = zip(*(loss_of(state.params, *one) for one in quarters), strict=True)
-    seen = [jax.jit(network)(state.params, state.stats, one)[1] for one, _ in quarters]
+    seen = [jax.jit(network.train)(state.params, state.stats, one)[1] for one, _ in quarters]
     gradients, stats = (jax.tree.map(lambda *leaves: sum(leaves) / 4, *trees) for trees in (gradients, seen))
     expected = steps.descend(state, optimiser, gradients, stats)
 
@@ -111,7 +112,7 @@ def test_statistics_of_a_device_are_those_of_its_share(synthetic):
     np.testing.assert_allclose(metrics.loss, np.mean(losses), rtol=1e-5)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-    whole = jax.jit(network)(state.params, state.stats, noisy)[1]
+    whole = jax.jit(network.train)(state.params, state.stats, noisy)[1]
     assert any(not np.allclose(got.stats[name], whole[name], rtol=1e-3, atol=1e-4) for name in whole)
 
 
@@ -207,7 +208,8 @@ def test_every_image_comes_once_an_epoch_in_a_new_order_with_its_label_and_its_o
     batch = jax.jit(training.make_batch(recipe, schemes.Gaussian(sigma=0.4), 0))
     orders, sigmas = [], []
     for step in range(6):
-        noisy, targets = batch(step, order_of(96, step // 3), images, labels)
+        drawn = batch(step, order_of(96, step // 3), images, labels)
+        noisy, targets = drawn.images + drawn.noise, drawn.labels
         means = np.asarray(noisy).mean((1, 2, 3)) * 255 / 2
         np.testing.assert_allclose(means, targets, atol=5)  # five standard errors of 3072 pixels at .4
         orders += np.asarray(targets).tolist()

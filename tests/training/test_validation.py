@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import running
 import safetensors.numpy
+from scipy import stats
 
 from idrc_jax import data, models, training
 from idrc_jax.certificates import schemes
@@ -24,7 +25,7 @@ DESCRIPTION = {
 }  # fmt: skip
 SCHEME = schemes.L1(sigma=3.0)
 RECIPE = Recipe(epochs=2, batch=32, lr=0.02, augment=False)
-HELD_OUT = 40
+HELD_OUT, SAMPLES = 40, 16
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +101,21 @@ def test_the_scores_are_the_accuracy_of_the_saved_network(synthetic, validated):
     noise = [
         [
             noise_laws.draw(SCHEME.law, random_keys.sample(key, index, sample), np.float32(level), images.shape[1:])
-            for sample in range(validation.SAMPLES)
+            for sample in range(SAMPLES)
         ]
         for index, level in zip(chosen, levels, strict=True)
     ]
     noisy = (images[:, None] + np.asarray(noise)).reshape(-1, *images.shape[1:])
-    right = np.asarray(classifier(jnp.asarray(noisy))).argmax(-1) == np.repeat(labels, validation.SAMPLES)
+    right = np.asarray(classifier(jnp.asarray(noisy))).argmax(-1) == np.repeat(labels, SAMPLES)
     last = rows(validated)[-1]
     assert float(last["accuracy_clean"]) == clean.mean()
     assert 0.5 < right.mean() < clean.mean()
-    assert float(last["accuracy_noisy"]) == pytest.approx(right.mean(), abs=1 / 160)  # a tie that rounding breaks
+    assert float(last["accuracy_noisy"]) == pytest.approx(right.mean(), abs=1 / 640)  # a tie that rounding breaks
+    p = right.reshape(HELD_OUT, SAMPLES).mean(axis=1)
+    for name, bound in (("above_half", 0.5), ("above_99", 0.99)):
+        assert float(last[name]) == pytest.approx((p > bound).mean(), abs=1 / HELD_OUT)
+    quantiles = stats.norm.ppf((SAMPLES * p + 0.5) / (SAMPLES + 1))
+    assert float(last["acr"]) == pytest.approx((levels * np.maximum(quantiles, 0)).mean(), rel=0.01)
 
 
 def bright(params, images):
@@ -123,7 +129,7 @@ def test_scores_are_shares_of_right_answers_on_any_number_of_devices(count):
     images[:3] = 0.1
     labels = np.asarray([0, 0, 1, 1, 1, 1, 0])
     validator = validation.Validator(
-        images, labels, np.arange(7), schemes.Gaussian(sigma=100.0), 0, devices.mesh(count),
+        images, labels, np.arange(7), schemes.Gaussian(sigma=100.0), 0, devices.mesh(count), 4,
         lambda tensors: Classifier(bright, tensors["scale"], 2, (2, 2, 1)),
     )  # fmt: skip
     scores = validator({"scale": np.float32(1)})
@@ -133,13 +139,31 @@ def test_scores_are_shares_of_right_answers_on_any_number_of_devices(count):
     assert validator({"scale": np.float32(-1)}).accuracy_clean == 2 / 7
 
 
+def test_shares_of_images_and_the_radius_by_hand():
+    found = validation.scores(np.asarray([1, 0, 1, 1]), np.asarray([200, 100, 101, 0]), np.asarray([2.0, 1, 1, 1]), 200)
+    assert found[:4] == (0.75, 401 / 800, 0.5, 0.25)
+    assert found.acr == pytest.approx((2 * stats.norm.ppf(200.5 / 201) + stats.norm.ppf(101.5 / 201)) / 4)
+
+
+def test_noise_that_is_not_gaussian_has_no_radius():
+    images, labels = np.full((3, 2, 2, 1), 0.9, np.float32), np.ones(3, int)
+    for scheme, known in ((schemes.Gaussian(sigma=0.01), True), (schemes.L2(sigma=0.01), False)):
+        validator = validation.Validator(
+            images, labels, np.arange(3), scheme, 0, devices.mesh(1), 8,
+            lambda tensors: Classifier(bright, tensors["scale"], 2, (2, 2, 1)),
+        )  # fmt: skip
+        scores = validator({"scale": np.float32(1)})
+        assert scores[:4] == (1, 1, 1, 1)
+        assert (scores.acr > 0) == known
+
+
 def test_every_epoch_is_scored_or_every_few_and_the_last(synthetic, validated, tmp_path):
     assert [row["accuracy_clean"] != "" for row in rows(validated)] == [True, True]
     options = RunOptions(validate_epochs=2)
     recipe = Recipe(epochs=3, batch=256, lr=0.05)
     assert training.train(synthetic, SCHEME, recipe, DESCRIPTION, tmp_path, held_out=HELD_OUT, options=options)
-    names = ["epoch", "step", "lr", "loss", "accuracy", "accuracy_clean", "accuracy_noisy", "seconds"]
-    assert list(rows(tmp_path)[0]) == names
+    scores = ["accuracy_clean", "accuracy_noisy", "above_half", "above_99", "acr"]
+    assert list(rows(tmp_path)[0]) == ["epoch", "step", "lr", "loss", "accuracy", *scores, "seconds"]
     assert [row["accuracy_noisy"] != "" for row in rows(tmp_path)] == [False, True, True]
     before = rows(tmp_path)
     assert training.train(synthetic, SCHEME, recipe, DESCRIPTION, tmp_path, held_out=HELD_OUT, options=options)
@@ -221,6 +245,7 @@ def test_a_new_run_holds_a_tenth_out_and_goes_on_with_as_many_as_it_began_with(t
         (["--config.train.held_out=512"], "Expected train.held_out < the 512 training images, got 512."),
         (["--config.train.held_out=-2"], "Expected train.held_out >= 0, got -2."),
         (["--config.train.validate_epochs=0"], "Expected train.validate_epochs >= 1, got 0."),
+        (["--config.train.validate_samples=0"], "Expected train.validate_samples >= 1, got 0."),
         (
             ["--config.train.held_out=300", "--config.train.batch=256"],
             "Expected train.batch <= the 212 training images that are not held out, got 256.",

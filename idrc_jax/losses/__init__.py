@@ -1,0 +1,10 @@
+"""Losses of training for certificates, a module each: pure functions of a network and a noisy batch.
+
+Imports core, certificates and models.
+"""
+
+from idrc_jax.losses.gaussian import Gaussian
+from idrc_jax.losses.loss import Batch, Loss, Network, Outcome
+from idrc_jax.losses.registry import LOSSES, make
+
+__all__ = ["LOSSES", "Batch", "Gaussian", "Loss", "Network", "Outcome", "make"]

@@ -1,0 +1,37 @@
+"""Noise augmentation (Cohen et al. 2019): CE(f(x + eps)), the mean over images and their noises."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from idrc_jax.losses import terms
+from idrc_jax.losses.loss import Batch, Loss, Network, Outcome
+from idrc_jax.models import Tensors
+
+
+@dataclass(frozen=True)
+class Gaussian(Loss):
+    """Cohen's loss; one pass a step.
+
+    Attributes:
+      noises, label_smoothing: see `Loss`; one noise an image.
+    """
+
+    name: ClassVar[str] = "gaussian"
+
+    def __call__(
+        self, network: Network, params: Tensors, stats: Tensors, batch: Batch, key: jax.Array, epoch: jax.Array
+    ) -> tuple[jax.Array, Outcome]:
+        return of_images(self, network, params, stats, batch, batch.images)
+
+
+def of_images(
+    loss: Loss, network: Network, params: Tensors, stats: Tensors, batch: Batch, images: jax.Array
+) -> tuple[jax.Array, Outcome]:
+    """Mean cross-entropy of these images [N, H, W, C], in the place of the batch's, under the batch's noise."""
+    logits, stats = network.train(params, stats, terms.noisy(batch, images))
+    labels = terms.copies(batch.labels, batch.noises)
+    losses = terms.cross_entropy(logits, labels, loss.label_smoothing)
+    return jnp.mean(losses), Outcome(stats, terms.accuracy(logits, labels))

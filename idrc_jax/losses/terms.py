@@ -1,0 +1,60 @@
+"""What losses are made of: passes of noisy images, cross-entropies, divergences between probabilities.
+
+Rows of an image's m noises lie together: `by_image` turns [N * m, ...] into [N, m, ...].
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from idrc_jax.losses.loss import Batch
+
+
+def copies(values: jax.Array, noises: int) -> jax.Array:
+    """Repeat each row m times: [N, ...] -> [N * m, ...]."""
+    return jnp.repeat(values, noises, axis=0)
+
+
+def by_image(rows: jax.Array, noises: int) -> jax.Array:
+    """[N * m, ...] -> [N, m, ...]."""
+    return rows.reshape(-1, noises, *rows.shape[1:])
+
+
+def noisy(batch: Batch, images: jax.Array | None = None, noise: jax.Array | None = None) -> jax.Array:
+    """Add the batch's noise, or another, to its images, or to others in their place: [N * m, H, W, C]."""
+    images = batch.images if images is None else images
+    return copies(images, batch.noises) + (batch.noise if noise is None else noise)
+
+
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Share of rows classified as labelled, float32 []."""
+    return jnp.mean(jnp.argmax(logits, -1) == labels)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
+    """Cross-entropy of each row [R, classes] to its label, smoothed: [R]."""
+    if not smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return optax.softmax_cross_entropy(logits, _smoothed(labels, logits.shape[-1], smoothing))
+
+
+def negative_log(log_p: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
+    """Cross-entropy of log-probabilities [N, classes] to labels, smoothed: [N]."""
+    return -jnp.sum(_smoothed(labels, log_p.shape[-1], smoothing) * log_p, axis=-1)
+
+
+def _smoothed(labels: jax.Array, classes: int, smoothing: float) -> jax.Array:
+    return optax.smooth_labels(jax.nn.one_hot(labels, classes), smoothing)
+
+
+def log_mean(log_p: jax.Array) -> jax.Array:
+    """Logarithm of the mean probabilities over the noises: [N, m, classes] -> [N, classes]."""
+    return jax.nn.logsumexp(log_p, axis=1) - math.log(log_p.shape[1])
+
+
+def divergence(p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """KL(p || q) of probabilities p, of which some may be 0, and log q, over the last axis."""
+    log_p = jnp.log(jnp.where(p > 0, p, 1.0))
+    return jnp.sum(p * (log_p - log_q), axis=-1)
