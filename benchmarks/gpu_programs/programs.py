@@ -137,7 +137,7 @@ def _train(depth: int, dtype: str, statistics: str = "batch") -> Program:
         description = config.description(settings, images)
 
         def step_on(optimiser: optax.GradientTransformation, mesh: Mesh) -> Step:
-            network = classifier.network_on(mesh, description)
+            network = training_kernel.network_on(mesh, description)
             scheme = Gaussian(sigma=SIGMA)
             return classifier.make_step(network, recipe, scheme, optimiser, 0, mesh, statistics=statistics)
 
