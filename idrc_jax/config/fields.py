@@ -110,6 +110,20 @@ FIELDS = {
         "batch", "what a batch normalisation sees: the whole batch, or each device its share (device); not a denoiser's"
     ),
     "train.ema": Field(0.0, "keep a running mean of the weights, of which a step keeps so much; in [0, 1); 0: none"),
+    "train.start": Field("", "weights of the same network to start from, a file or a run's folder; empty: new ones"),
+    "train.held_out": Field(
+        -1,
+        "training images to validate on instead of training on them; -1: 500 or, of fewer than 5,000, a tenth (a run "
+        "that goes on: as many as it began with); a denoiser: none",
+    ),
+    "train.validate_epochs": Field(1, "epochs between two validations; the last epoch always ends with one"),
+    "train.validate_samples": Field(16, "noisy copies of each image at a validation"),
+    "train.checkpoint_minutes": Field(5.0, "minutes between two checkpoints"),
+    "train.steps_per_dispatch": Field(50, "steps between two looks at the clock; accelerators only"),
+    "train.tensorboard": Field(False, "write the metrics for TensorBoard, too, into workdir/tensorboard"),
+    "train.distributed": Field(
+        "", "several processes train one network: auto (the job that JAX finds) or process 0's HOST:PORT; empty: one"
+    ),
     "train.loss.name": Field("gaussian", f"{_any_of(losses.LOSSES)}; see docs/how_to/training_losses.md"),
     "train.loss.noises": Field(-1, "noisy copies of an image in a batch; divides train.batch; -1: as published"),
     "train.loss.weight": Field(
@@ -136,20 +150,6 @@ FIELDS = {
     ),
     "train.loss.teacher_samples": Field(100, "catrs: noisy copies of each training image that the teacher votes on"),
     "train.loss.label_smoothing": Field(0.0, "share of a label's weight that all classes share; in [0, 1)"),
-    "train.start": Field("", "weights of the same network to start from, a file or a run's folder; empty: new ones"),
-    "train.held_out": Field(
-        -1,
-        "training images to validate on instead of training on them; -1: 500 or, of fewer than 5,000, a tenth (a run "
-        "that goes on: as many as it began with); a denoiser: none",
-    ),
-    "train.validate_epochs": Field(1, "epochs between two validations; the last epoch always ends with one"),
-    "train.validate_samples": Field(16, "noisy copies of each image at a validation"),
-    "train.checkpoint_minutes": Field(5.0, "minutes between two checkpoints"),
-    "train.steps_per_dispatch": Field(50, "steps between two looks at the clock; accelerators only"),
-    "train.tensorboard": Field(False, "write the metrics for TensorBoard, too, into workdir/tensorboard"),
-    "train.distributed": Field(
-        "", "several processes train one network: auto (the job that JAX finds) or process 0's HOST:PORT; empty: one"
-    ),
     "denoiser.weights": Field(
         "", "put this denoiser (file or run's folder) in front of the classifier; empty: no denoiser"
     ),

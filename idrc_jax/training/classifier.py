@@ -272,7 +272,7 @@ def train(
         images, labels = images[kept], labels[kept]
 
     def taught(mesh: Mesh, workdir: Path) -> tuple[object, ...]:
-        return (teacher.predictions(images[:], scheme, seed, mesh, workdir),) if teacher else ()
+        return (teacher.predictions(images[np.arange(len(labels))], scheme, seed, mesh, workdir),) if teacher else ()
 
     def validator_on(mesh: Mesh) -> Validator:
         by_kernel = training_kernel.kernel_on(mesh, description, kernel) != "xla"

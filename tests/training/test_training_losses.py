@@ -141,6 +141,22 @@ def test_the_kernel_trains_by_every_loss_as_xla_does_on_four_devices(synthetic, 
             np.testing.assert_allclose(getattr(ours, group)[name], value, atol=5e-3, err_msg=name)
 
 
+@pytest.mark.evidence
+def test_statistics_of_a_device_are_those_of_its_images_with_all_their_noises(synthetic):
+    """The loss of a step on four devices is the mean of four networks' with a quarter of the images each."""
+    mesh, loss = devices.mesh(4), losses.make("consistency", 0.5)
+    _, params, stats = models.split(models.build(DESCRIPTION, dtype="float32", rngs=nnx.Rngs(0)))
+    optimiser, order = RECIPE.optimiser(8), steps.epoch_order(0, 0, len(synthetic))
+    network, images = training.network_on(mesh, DESCRIPTION), (synthetic.images, synthetic.labels)
+    state = State(params, stats, optimiser.init(params), jnp.zeros((), jnp.int32))
+    step = training.make_step(network, RECIPE, SCHEME, optimiser, 0, mesh, statistics="device", loss=loss)
+    _, metrics = jax.jit(step)(state, order, *map(jnp.asarray, images))
+    batch = jax.jit(training.make_batch(RECIPE, SCHEME, 0, noises=2, split=True))(0, order, *map(jnp.asarray, images))
+    quarters = (jax.tree.map(lambda leaf, at=at: jnp.split(leaf, 4)[at], batch) for at in range(4))
+    values = [loss(network, params, stats, one, jax.random.key(0), jnp.asarray(0))[0] for one in quarters]
+    assert float(metrics.loss) == pytest.approx(float(np.mean(values)), rel=1e-4)
+
+
 def test_the_average_is_of_weights_and_running_statistics(synthetic):
     states, _ = few_steps(synthetic, losses.Gaussian(), 1, "auto", ema=0.3)
     plain, _ = few_steps(synthetic, losses.Gaussian(), 1, "auto")
