@@ -218,7 +218,8 @@ def base() -> Config:
             if group not in inner:
                 inner[group] = ml_collections.ConfigDict()
             inner = inner[group]
-        inner[name] = config_dict.FieldReference(field.default, field_type=object) if path == _SEVERAL else field.default
+        several = path == _SEVERAL
+        inner[name] = config_dict.FieldReference(field.default, field_type=object) if several else field.default
     return config.lock()
 
 
