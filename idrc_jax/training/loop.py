@@ -26,7 +26,7 @@ from idrc_jax.training.job import Job, RunOptions
 from idrc_jax.training.metrics_log import MetricsLog
 from idrc_jax.training.run_folder import open_run
 from idrc_jax.training.steps import State, Step, epoch_order
-from idrc_jax.training.validation import SAMPLES, Scores
+from idrc_jax.training.validation import Scores
 
 _IN_FLIGHT = 8
 
@@ -122,7 +122,7 @@ def run(
     progress = Progress("train", job.steps, done, unit="steps", show=leads)
     validation_seconds = 0.0
     # Until a look has been timed it is given the time of as many images' steps: a classification is a part of one.
-    first_look = math.ceil((1 + SAMPLES) * len(job.held_out) / job.recipe.batch)
+    first_look = math.ceil((1 + options.validate_samples) * len(job.held_out) / job.recipe.batch)
 
     def read(in_flight: int) -> None:
         for losses, *others in dispatcher.finished(in_flight):
