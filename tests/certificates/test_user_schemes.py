@@ -220,6 +220,7 @@ def ran(folder):
     return said
 
 
+@pytest.mark.evidence
 def test_the_commands_of_the_page(folder, ran):
     read = results.read_results(folder / "runs/contrast")
     made, (session, *_) = read.manifest["guarantee"], read.manifest["sessions"]

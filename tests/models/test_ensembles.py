@@ -63,6 +63,7 @@ def test_logits_are_the_mean_of_the_members_by_every_implementation(files):
     assert "ensemble of 3" in repr(made)
 
 
+@pytest.mark.evidence
 def test_gradients_are_those_of_the_mean_logits(files):
     members = [models.load_classifier(file, kernel="xla") for file in files]
     directions = jnp.asarray(np.random.default_rng(1).normal(size=(21, 4)), jnp.float32)

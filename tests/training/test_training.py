@@ -86,6 +86,7 @@ def test_steps_lower_the_loss_on_a_fixed_batch_the_same_on_one_and_four_devices(
         np.testing.assert_allclose(one, four, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.evidence
 def test_statistics_of_a_device_are_those_of_its_share(synthetic):
     """A step on four devices against four networks, each with a quarter of the very same noisy batch."""
     recipe, mesh = Recipe(batch=64, lr=0.05, augment=False), devices.mesh(4)
@@ -470,7 +471,7 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(syntheti
         ({"epochs": 0}, "Expected epochs >= 1"),
         ({"lr": 0.0}, "Expected lr > 0"),
         ({"schedule": "cosine", "epochs": 1, "warmup_epochs": 1.0}, "Expected warmup_epochs < epochs = 1"),
-        ({"schedule": "linear"}, "Expected schedule to be one of cosine, step"),
+        ({"schedule": "linear"}, "Expected schedule to be one of cosine, onecycle, step"),
     ],
 )
 def test_recipes_that_do_not_fit_are_refused_before_anything_is_written(synthetic, tmp_path, recipe, message):

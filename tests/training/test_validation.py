@@ -184,7 +184,7 @@ def test_time_is_left_for_the_first_look_before_one_was_timed(synthetic, tmp_pat
         synthetic, SCHEME, recipe, DESCRIPTION, tmp_path, held_out=HELD_OUT, options=RunOptions(), budget=Watched()
     )
     (ticks, _), *_, (later, seconds) = margins
-    assert ticks - later == -(-5 * HELD_OUT // 256)
+    assert ticks - later == -(-(1 + RunOptions().validate_samples) * HELD_OUT // 256)
     assert seconds > 0
 
 
