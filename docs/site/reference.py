@@ -23,8 +23,8 @@ from idrc_jax import config as settings
 
 ROOT = Path(__file__).parents[2]
 ROOMS = (
-    "core", "certificates", "results", "report", "data", "kernels", "models", "interop", "sampling", "training",
-    "certification", "audit", "config", "commands",
+    "core", "certificates", "results", "report", "data", "kernels", "models", "interop", "losses",
+    "sampling", "training", "certification", "audit", "config", "commands",
 )  # fmt: skip
 
 

@@ -119,10 +119,10 @@ class PredictionFile:
         stored = files.read_manifest(self._manifest, _SCHEMA_VERSION, "the manifest of predictions")
         if stored is None and self._path.stat().st_size:
             raise ValueError(f"Expected {self._manifest} beside {self._path}, got none: choose another --out.")
-        self.done = self._rows_of(lines)
-        if stored is not None and self.done:
+        if stored is not None and lines[int(self._tsv) :]:
             said = {name: self._guarantee[name] for name in _SAID_SINCE if name in self._guarantee}
             same_guarantee(said | stored["guarantee"], self._guarantee, self._path, **_OTHERWISE)
+        self.done = self._rows_of(lines)
         files.write_json(self._manifest, {"schema_version": _SCHEMA_VERSION, "guarantee": self._guarantee})
 
     def _rows_of(self, lines: list[bytes]) -> set[int]:

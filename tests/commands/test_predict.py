@@ -169,6 +169,11 @@ def test_the_names_of_classes_are_part_of_what_a_file_holds(place):
         predict.main, *GIVEN, *given, "--n=100", "--classes=names.txt"
     )
     assert "columns" in running.refused(predict.main, *GIVEN, *given, "--n=100")
+    plain = ["--config.data.dir=own.npz", "--out=plain.tsv"]
+    predicted(*plain, "--config.data.count=2")
+    told = running.refused(predict.main, *GIVEN, *plain, "--n=100", "--classes=names.txt")
+    assert "use another --out" in told
+    assert "class_names was" in told
     # Files of before do not say; the columns of a table are in its first line.
     kept = json.loads((place / "made.jsonl.json").read_text())
     for name in ("columns", "class_names"):
