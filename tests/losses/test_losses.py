@@ -141,6 +141,7 @@ def test_gaps_of_macer_that_are_infinite_or_too_large_have_no_gradient():
     assert all(np.isfinite(array).all() for array in gradient.values())
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize(
     ("name", "trained", "climbed"),
     [("gaussian", 1, 0), ("stability", 2, 0), ("consistency", 1, 0), ("smoothadv", 1, 5), ("macer", 1, 0),

@@ -117,6 +117,7 @@ def test_statistics_of_a_device_are_those_of_its_share(synthetic):
     assert any(not np.allclose(got.stats[name], whole[name], rtol=1e-3, atol=1e-4) for name in whole)
 
 
+@pytest.mark.evidence
 def test_statistics_of_a_device_are_told_by_the_weights_and_kept_by_a_run(synthetic, tmp_path):
     recipe = Recipe(epochs=1, batch=256, augment=False)
     arguments = (synthetic, SCHEME, recipe, DESCRIPTION, tmp_path)

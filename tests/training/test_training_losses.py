@@ -126,7 +126,7 @@ def few_steps(synthetic, loss, count, kernel, ema=0.0):
     "loss",
     [
         losses.make("consistency", 0.5),
-        losses.make("smoothadv", 0.5, noises=2, steps=2),
+        pytest.param(losses.make("smoothadv", 0.5, noises=2, steps=2), marks=pytest.mark.evidence),
         pytest.param(losses.make("stability", 0.5), marks=pytest.mark.evidence),
         pytest.param(losses.make("macer", 0.5), marks=pytest.mark.evidence),
         pytest.param(losses.make("smoothmix", 0.5, steps=2), marks=pytest.mark.evidence),
@@ -207,6 +207,7 @@ def test_noises_that_do_not_divide_the_batch_are_refused(synthetic, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.evidence
 def test_looks_at_held_out_images_are_of_the_average(synthetic, tmp_path):
     assert train(synthetic, tmp_path, losses.Gaussian(), 0.5, held_out=60, options=RunOptions())
     (row,) = csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines())

@@ -157,6 +157,7 @@ def test_noise_that_is_not_gaussian_has_no_radius():
         assert (scores.acr > 0) == known
 
 
+@pytest.mark.evidence
 def test_every_epoch_is_scored_or_every_few_and_the_last(synthetic, validated, tmp_path):
     assert [row["accuracy_clean"] != "" for row in rows(validated)] == [True, True]
     options = RunOptions(validate_epochs=2)
