@@ -361,7 +361,7 @@ def test_the_command(tmp_path):
 
     network = "--config.model.factory=my_networks:make"
     certify = "from idrc_jax.commands import certify; certify.main()"
-    made = call("-c", certify, "--workdir=run", "--config.certify.n=200", network)
+    made = call("-c", certify, "--workdir=run", "--config.certify.n=200", "--config.noise.sigma=0.5", network)
     assert made.returncode == 0, made.stderr
     small = ["--config.audit.votes=100", "--config.audit.steps=2", "--config.audit.fractions=(0.5, 3.0)"]
     done = call("-m", "idrc_jax.commands.audit", "run", network, *small, "--out=found")
