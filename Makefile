@@ -43,7 +43,7 @@ evidence: $(VENV)/.dev  ## Run the long ones: many draws, real kills, other widt
 	XLA_FLAGS= $(BIN)/pytest -k "do_not_depend_on_chunk and l1" tests/sampling/test_votes.py  # by the compiler as users have it
 
 test-all: $(VENV)/.peers  ## Run the tests that need ../shared or PyTorch; a skip is a failure.
-	XLA_FLAGS= $(BIN)/pytest -m "shared or peers" --forbid-skips
+	XLA_FLAGS= $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "shared or peers" --forbid-skips
 
 lint: $(VENV)/.dev  ## Check style.
 	$(BIN)/ruff check .
