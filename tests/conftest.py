@@ -21,6 +21,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from idrc_jax.data import Dataset, load  # noqa: E402
 from idrc_jax.kernels import convolution_cpu, network_cpu, resnet_cpu, resnet_training_cpu  # noqa: E402
 from idrc_jax.models import Classifier  # noqa: E402
 from idrc_jax.sampling import implementation_choice_cache  # noqa: E402
@@ -88,3 +89,9 @@ def linear() -> Classifier:
 def pictures() -> np.ndarray:
     """Five 4x4x1 images in [0, 1]."""
     return np.random.default_rng(3).uniform(size=(5, 4, 4, 1)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def synthetic() -> Dataset:
+    """The training images of the data set `synthetic`."""
+    return load("synthetic", "train")

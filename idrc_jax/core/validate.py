@@ -93,6 +93,13 @@ def in_open_unit_interval(name: str, value: float) -> float:
     return value
 
 
+def fraction(name: str, value: float) -> float:
+    """Return `value` if 0 <= value < 1, else raise ValueError."""
+    if not 0 <= value < 1:
+        raise _refusal(name, f"Expected 0 <= {name} < 1, got {value}.")
+    return value
+
+
 def normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
     """ValueError unless means and standard deviations can be those of pixels in [0, 1]."""
     if not (all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std)):

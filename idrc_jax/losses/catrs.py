@@ -20,10 +20,9 @@ from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.core import validate
 from idrc_jax.core.validate import SettingError
 from idrc_jax.losses import attacks, terms
-from idrc_jax.losses.loss import Batch, Loss, Network, Outcome
+from idrc_jax.losses.loss import Batch, BySigma, Loss, Network, Outcome
 from idrc_jax.models import Tensors
 
-BY_SIGMA = {0.25: {"weight": 0.5}, 0.5: {"weight": 1.0}, 1.0: {"weight": 2.0}}
 _PIXEL_AXES = (1, 2, 3)
 
 
@@ -39,6 +38,7 @@ class CatRs(Loss):
     """
 
     name: ClassVar[str] = "catrs"
+    published: ClassVar[BySigma] = {0.25: {"weight": 0.5}, 0.5: {"weight": 1.0}, 1.0: {"weight": 2.0}}
     needs_teacher: ClassVar[bool] = True
     noises: int = 4
     weight: float = 1.0
@@ -64,20 +64,18 @@ class CatRs(Loss):
         if batch.teacher is None:
             raise ValueError("Expected a teacher's predictions for the loss catrs, got none.")
         worst = self.worst_noise(network, params, stats, batch)
-        logits, stats = network.train(params, stats, terms.noisy(batch))
-        labels = terms.copies(batch.labels, batch.noises)
-        moved_logits, stats = network.train(params, stats, terms.noisy(batch, noise=worst))
+        logits, losses, outcome = terms.classify(self, network, params, stats, batch)
+        moved_logits, stats = network.train(params, outcome.stats, terms.noisy(batch, noise=worst))
 
-        right = terms.by_image(jnp.argmax(logits, -1) == labels, batch.noises)
+        right = terms.by_image(jnp.argmax(logits, -1), batch.noises) == batch.labels[:, None]
         draws = jax.random.uniform(key, right.shape) < jnp.mean(right, axis=1, keepdims=True)
         accepted = jnp.maximum(jnp.sum(draws, axis=1), 1)
-        losses = terms.by_image(terms.cross_entropy(logits, labels, self.label_smoothing), batch.noises)
         easiest = jnp.arange(batch.noises) < accepted[:, None]
-        low = jnp.mean(jnp.where(easiest, jnp.sort(losses, axis=1), 0.0), axis=1)
+        low = jnp.mean(jnp.where(easiest, jnp.sort(terms.by_image(losses, batch.noises), axis=1), 0.0), axis=1)
 
         apart = _apart(batch.teacher, moved_logits, batch.noises)
         high = jnp.where(accepted == batch.noises, jnp.max(apart, axis=1), 0.0)
-        return jnp.mean(low) + self.weight * jnp.mean(high), Outcome(stats, terms.accuracy(logits, labels))
+        return jnp.mean(low) + self.weight * jnp.mean(high), outcome._replace(stats=stats)
 
     def worst_noise(self, network: Network, params: Tensors, stats: Tensors, batch: Batch) -> jax.Array:
         """The noises eps' at which the divergence from the teacher is large: [N * m, H, W, C]."""

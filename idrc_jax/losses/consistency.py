@@ -16,10 +16,8 @@ import jax.numpy as jnp
 from idrc_jax.core import validate
 from idrc_jax.core.validate import SettingError
 from idrc_jax.losses import terms
-from idrc_jax.losses.loss import Batch, Loss, Network, Outcome
+from idrc_jax.losses.loss import Batch, BySigma, Loss, Network, Outcome
 from idrc_jax.models import Tensors
-
-BY_SIGMA = {0.25: {"weight": 20.0}, 0.5: {"weight": 10.0}, 1.0: {"weight": 10.0}}
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class Consistency(Loss):
     """
 
     name: ClassVar[str] = "consistency"
+    published: ClassVar[BySigma] = {0.25: {"weight": 20.0}, 0.5: {"weight": 10.0}, 1.0: {"weight": 10.0}}
     noises: int = 2
     weight: float = 10.0
     entropy: float = 0.5
@@ -51,13 +50,11 @@ class Consistency(Loss):
     def __call__(
         self, network: Network, params: Tensors, stats: Tensors, batch: Batch, key: jax.Array, epoch: jax.Array
     ) -> tuple[jax.Array, Outcome]:
-        logits, stats = network.train(params, stats, terms.noisy(batch))
-        labels = terms.copies(batch.labels, batch.noises)
-        losses = terms.cross_entropy(logits, labels, self.label_smoothing)
+        logits, losses, outcome = terms.classify(self, network, params, stats, batch)
         log_p = terms.by_image(jax.nn.log_softmax(logits), batch.noises)
         mean = terms.log_mean(log_p)
         p = jnp.exp(mean)
         apart = jnp.sum(p[:, None] * (mean[:, None] - log_p), axis=-1)
         spread = -jnp.sum(p * mean, axis=-1)
         value = jnp.mean(losses) + self.weight * jnp.mean(apart) + self.entropy * jnp.mean(spread)
-        return value, Outcome(stats, terms.accuracy(logits, labels))
+        return value, outcome

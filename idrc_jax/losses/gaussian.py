@@ -24,14 +24,5 @@ class Gaussian(Loss):
     def __call__(
         self, network: Network, params: Tensors, stats: Tensors, batch: Batch, key: jax.Array, epoch: jax.Array
     ) -> tuple[jax.Array, Outcome]:
-        return of_images(self, network, params, stats, batch, batch.images)
-
-
-def of_images(
-    loss: Loss, network: Network, params: Tensors, stats: Tensors, batch: Batch, images: jax.Array
-) -> tuple[jax.Array, Outcome]:
-    """Mean cross-entropy of these images [N, H, W, C], in the place of the batch's, under the batch's noise."""
-    logits, stats = network.train(params, stats, terms.noisy(batch, images))
-    labels = terms.copies(batch.labels, batch.noises)
-    losses = terms.cross_entropy(logits, labels, loss.label_smoothing)
-    return jnp.mean(losses), Outcome(stats, terms.accuracy(logits, labels))
+        _, losses, outcome = terms.classify(self, network, params, stats, batch)
+        return jnp.mean(losses), outcome

@@ -1,6 +1,5 @@
 """What a loss is: settings, and a pure function of the network, its tensors and a noisy batch."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -11,8 +10,9 @@ import jax.numpy as jnp
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.core import validate
 from idrc_jax.core.json_values import Json
-from idrc_jax.core.validate import SettingError
 from idrc_jax.models import Tensors
+
+BySigma = Mapping[float, dict[str, Any]]  # settings by noise level
 
 
 class Network(NamedTuple):
@@ -64,19 +64,21 @@ class Loss:
 
     Attributes:
       name: what configs and descriptions call it.
+      published: by noise level, the settings published for it where they depend on it.
+      needs_teacher: whether a batch must have a teacher's predictions.
       noises: noisy copies m of each image.
       label_smoothing: share of each label's weight that goes to all classes alike, in [0, 1).
     """
 
     name: ClassVar[str]
+    published: ClassVar[BySigma] = {}
     needs_teacher: ClassVar[bool] = False
     noises: int = 1
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         validate.count("noises", self.noises, 1)
-        if not 0 <= self.label_smoothing < 1:
-            raise SettingError(f"Expected 0 <= label_smoothing < 1, got {self.label_smoothing}.", "label_smoothing")
+        validate.fraction("label_smoothing", self.label_smoothing)
 
     def __call__(
         self, network: Network, params: Tensors, stats: Tensors, batch: Batch, key: jax.Array, epoch: jax.Array
@@ -102,8 +104,3 @@ class Loss:
 def warmed_up(epoch: jax.Array, epochs: float) -> jax.Array:
     """Rise from 1 / `epochs` in the first epoch to 1, float32 []; 1 for none."""
     return jnp.minimum((epoch + 1) / epochs, 1.0) if epochs else jnp.ones(())
-
-
-def nearest(sigma: float, by_sigma: Mapping[float, dict[str, Any]]) -> dict[str, Any]:
-    """The settings of the published level that is nearest by its ratio."""
-    return by_sigma[min(by_sigma, key=lambda known: abs(math.log(known / sigma)))]

@@ -1,15 +1,15 @@
 """The losses by their names, with the settings that were published for a noise level."""
 
+import math
 from dataclasses import fields
 from typing import Any
 
 from idrc_jax.core import validate
 from idrc_jax.core.validate import SettingError
-from idrc_jax.losses import catrs, consistency, smoothadv, smoothmix
 from idrc_jax.losses.catrs import CatRs
 from idrc_jax.losses.consistency import Consistency
 from idrc_jax.losses.gaussian import Gaussian
-from idrc_jax.losses.loss import Loss, nearest
+from idrc_jax.losses.loss import Loss
 from idrc_jax.losses.macer import Macer
 from idrc_jax.losses.smoothadv import SmoothAdv
 from idrc_jax.losses.smoothmix import SmoothMix
@@ -17,12 +17,6 @@ from idrc_jax.losses.stability import Stability
 
 LOSSES: dict[str, type[Loss]] = {
     loss.name: loss for loss in (Gaussian, Stability, Consistency, SmoothAdv, SmoothMix, Macer, CatRs)
-}
-_BY_SIGMA = {
-    "catrs": catrs.BY_SIGMA,
-    "consistency": consistency.BY_SIGMA,
-    "smoothadv": smoothadv.BY_SIGMA,
-    "smoothmix": smoothmix.BY_SIGMA,
 }
 
 
@@ -40,5 +34,5 @@ def make(name: str, sigma: float, **settings: Any) -> Loss:
                 f"Expected no {setting} for the loss {name}, whose settings are {', '.join(known)}, got {value}.",
                 setting,
             )
-    published = nearest(sigma, _BY_SIGMA[name]) if name in _BY_SIGMA else {}
-    return kind(**published | settings)
+    nearest = min(kind.published, key=lambda level: abs(math.log(level / sigma)), default=sigma)
+    return kind(**kind.published.get(nearest, {}) | settings)

@@ -16,15 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from idrc_jax.core import validate
-from idrc_jax.losses import attacks, gaussian
-from idrc_jax.losses.loss import Batch, Loss, Network, Outcome, warmed_up
+from idrc_jax.losses import attacks, terms
+from idrc_jax.losses.loss import Batch, BySigma, Loss, Network, Outcome, warmed_up
 from idrc_jax.models import Tensors
-
-BY_SIGMA = {
-    0.25: {"epsilon": 1.0, "noises": 4},
-    0.5: {"epsilon": 1.0, "noises": 8},
-    1.0: {"epsilon": 2.0, "noises": 2},
-}
 
 
 @dataclass(frozen=True)
@@ -39,6 +33,11 @@ class SmoothAdv(Loss):
     """
 
     name: ClassVar[str] = "smoothadv"
+    published: ClassVar[BySigma] = {
+        0.25: {"epsilon": 1.0, "noises": 4},
+        0.5: {"epsilon": 1.0, "noises": 8},
+        1.0: {"epsilon": 2.0, "noises": 2},
+    }
     noises: int = 8
     epsilon: float = 1.0
     steps: int = 10
@@ -60,4 +59,5 @@ class SmoothAdv(Loss):
 
         objective = attacks.mean_loss(network, params, stats, batch)
         moved = attacks.climb(objective, batch.images, self.steps, 2 * radius / self.steps, inside)
-        return gaussian.of_images(self, network, params, stats, batch, moved)
+        _, losses, outcome = terms.classify(self, network, params, stats, batch, moved)
+        return jnp.mean(losses), outcome

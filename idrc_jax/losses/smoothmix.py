@@ -17,14 +17,8 @@ import jax.numpy as jnp
 
 from idrc_jax.core import validate
 from idrc_jax.losses import attacks, terms
-from idrc_jax.losses.loss import Batch, Loss, Network, Outcome, warmed_up
+from idrc_jax.losses.loss import Batch, BySigma, Loss, Network, Outcome, warmed_up
 from idrc_jax.models import Tensors
-
-BY_SIGMA = {
-    0.25: {"step_size": 0.5, "one_step": False},
-    0.5: {"step_size": 1.0, "one_step": True},
-    1.0: {"step_size": 2.0, "one_step": True},
-}
 
 
 @dataclass(frozen=True)
@@ -41,6 +35,11 @@ class SmoothMix(Loss):
     """
 
     name: ClassVar[str] = "smoothmix"
+    published: ClassVar[BySigma] = {
+        0.25: {"step_size": 0.5, "one_step": False},
+        0.5: {"step_size": 1.0, "one_step": True},
+        1.0: {"step_size": 2.0, "one_step": True},
+    }
     noises: int = 2
     weight: float = 5.0
     steps: int = 4
@@ -70,16 +69,14 @@ class SmoothMix(Loss):
         if self.steps > 1:
             moved = climb(moved, self.steps - 1)
 
-        logits, stats = network.train(params, stats, terms.noisy(batch, base))
-        labels = terms.copies(batch.labels, batch.noises)
-        losses = terms.cross_entropy(logits, labels, self.label_smoothing)
+        logits, losses, outcome = terms.classify(self, network, params, stats, batch, base)
         mean = jnp.mean(terms.by_image(jax.nn.softmax(logits), batch.noises), axis=1)
 
         share = jax.random.uniform(key, batch.labels.shape, maxval=0.5)
         mixed = base + share[:, None, None, None] * (moved - base)
         target = (1 - share[:, None]) * mean + share[:, None] / mean.shape[-1]
-        mixed_logits, stats = network.train(params, stats, terms.noisy(batch, mixed))
+        mixed_logits, stats = network.train(params, outcome.stats, terms.noisy(batch, mixed))
         apart = terms.divergence(terms.copies(target, batch.noises), jax.nn.log_softmax(mixed_logits))
         right = terms.copies(jnp.argmax(mean, -1) == batch.labels, batch.noises)
         value = jnp.mean(losses) + self.weight * warm * jnp.mean(right * apart)
-        return value, Outcome(stats, terms.accuracy(logits, labels))
+        return value, outcome._replace(stats=stats)

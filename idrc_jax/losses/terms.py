@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from idrc_jax.losses.loss import Batch
+from idrc_jax.losses.loss import Batch, Loss, Network, Outcome
+from idrc_jax.models import Tensors
 
 
 def copies(values: jax.Array, noises: int) -> jax.Array:
@@ -26,6 +27,18 @@ def noisy(batch: Batch, images: jax.Array | None = None, noise: jax.Array | None
     """Add the batch's noise, or another, to its images, or to others in their place: [N * m, H, W, C]."""
     images = batch.images if images is None else images
     return copies(images, batch.noises) + (batch.noise if noise is None else noise)
+
+
+def classify(
+    loss: Loss, network: Network, params: Tensors, stats: Tensors, batch: Batch, images: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, Outcome]:
+    """Classify noisy copies of the batch's images, or of others in their place, in training.
+
+    Returns their logits [N * m, classes], their cross-entropies [N * m], and the outcome.
+    """
+    logits, stats = network.train(params, stats, noisy(batch, images))
+    labels = copies(batch.labels, batch.noises)
+    return logits, cross_entropy(logits, labels, loss.label_smoothing), Outcome(stats, accuracy(logits, labels))
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:

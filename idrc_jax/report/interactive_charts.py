@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from bokeh.embed import json_item
-from bokeh.models import ColumnDataSource, FactorRange, FixedTicker, HoverTool, Range1d
+from bokeh.models import ColumnDataSource, DataRenderer, FactorRange, FixedTicker, HoverTool, Range1d
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 from scipy import special
@@ -46,36 +46,20 @@ def curves(several: Sequence[tuple[str, Mapping[str, Curve | None]]]) -> Json:
       several: the name of each run and its curve of each kind.
     """
     top = max((one.radius[-1] for _, both in several for one in both.values() if one), default=1.0)
-    plot = figure(
-        height=430,
-        x_axis_label="l2 radius (pixels in [0, 1])",
-        y_axis_label="certified accuracy",
-        x_range=Range1d(start=0, end=top, bounds=(0, top)),
-        y_range=Range1d(start=0, end=1, bounds=(0, 1)),
-        **_LOOK,
-    )
+    plot = _of_shares(top, height=430, x_axis_label="l2 radius (pixels in [0, 1])", y_axis_label="certified accuracy")
     lines = []
     for number, (name, both) in enumerate(several):
         for kind in KINDS:
             one = both[kind]
             if one is None:
                 continue
-            source = ColumnDataSource(_steps(one))
-            if kind != "published":
-                band = plot.varea("radius", "low", "high", source=source, fill_alpha=0.15)
-                band.tags = ["band", kind, number]
-            dash = "dashed" if kind == "published" else "solid"
-            width = 2.5 if number < COLOURS else 1.2
-            line = plot.line("radius", "accuracy", source=source, line_width=width, line_dash=dash, name=name)
-            line.tags = ["line", kind, number]
-            lines.append((kind, line))
+            lines.append((kind, _draw(plot, _steps(one), kind, number, name)))
     titles = {"valid": "certified", "published": "published, no certificate", "same": "certified"}
     if any(kind == "published" for kind, _ in lines):
         titles["same"] = "valid = published"
     for kind, title in titles.items():
         tips = [("run", "$name"), ("radius", "@radius{0.000}"), (title, "@accuracy{0.000} [@low{0.000}, @high{0.000}]")]
-        own = [line for which, line in lines if which == kind]
-        plot.add_tools(HoverTool(renderers=own, tooltips=tips, line_policy="nearest", visible=False))
+        _hover(plot, [line for which, line in lines if which == kind], tips)
     plot.toolbar.logo = None
     return dict(json_item(plot))
 
@@ -87,14 +71,7 @@ def probabilities(several: Sequence[tuple[str, Curve | None]]) -> Json:
       several: the name of each run and its curve, None where it has no p_lower.
     """
     top = max((one.radius[-1] for _, one in several if one), default=1.0)
-    plot = figure(
-        height=360,
-        x_axis_label="p (scale of the normal quantile)",
-        y_axis_label="share of images",
-        x_range=Range1d(start=0, end=top, bounds=(0, top)),
-        y_range=Range1d(start=0, end=1, bounds=(0, 1)),
-        **_LOOK,
-    )
+    plot = _of_shares(top, height=360, x_axis_label="p (scale of the normal quantile)", y_axis_label="share of images")
     ticks: Any = {float(special.ndtri(p)): f"{p:g}" for p in _TICKS}
     plot.xaxis.ticker = FixedTicker(ticks=list(ticks))
     plot.xaxis.major_label_overrides = ticks
@@ -103,14 +80,9 @@ def probabilities(several: Sequence[tuple[str, Curve | None]]) -> Json:
         if one is None:
             continue
         columns = _steps(one)
-        source = ColumnDataSource(columns | {"p": special.ndtr(columns["radius"])})
-        plot.varea("radius", "low", "high", source=source, fill_alpha=0.15).tags = ["band", "same", number]
-        width = 2.5 if number < COLOURS else 1.2
-        line = plot.line("radius", "accuracy", source=source, line_width=width, name=name)
-        line.tags = ["line", "same", number]
-        lines.append(line)
+        lines.append(_draw(plot, columns | {"p": special.ndtr(columns["radius"])}, "same", number, name))
     tips = [("run", "$name"), ("p", "@p{0.0000}"), ("share", "@accuracy{0.000} [@low{0.000}, @high{0.000}]")]
-    plot.add_tools(HoverTool(renderers=lines, tooltips=tips, line_policy="nearest", visible=False))
+    _hover(plot, lines, tips)
     plot.toolbar.logo = None
     return dict(json_item(plot))
 
@@ -155,6 +127,32 @@ def classes(kinds: Mapping[str, Sequence[ClassRadii] | None]) -> Json:
     plot.toolbar.logo = None
     plot.ygrid.grid_line_color = None
     return dict(json_item(plot))
+
+
+def _of_shares(top: float, **look: Any) -> figure:
+    """An empty chart of shares, from 0 to 1, against radii up to `top`."""
+    return figure(
+        x_range=Range1d(start=0, end=top, bounds=(0, top)),
+        y_range=Range1d(start=0, end=1, bounds=(0, 1)),
+        **look,
+        **_LOOK,
+    )
+
+
+def _draw(plot: figure, columns: Json, kind: str, number: int, name: str) -> DataRenderer:
+    """A run's curve, with its band but for published radii; returns the line."""
+    source = ColumnDataSource(columns)
+    if kind != "published":
+        plot.varea("radius", "low", "high", source=source, fill_alpha=0.15).tags = ["band", kind, number]
+    dash = "dashed" if kind == "published" else "solid"
+    width = 2.5 if number < COLOURS else 1.2
+    line = plot.line("radius", "accuracy", source=source, line_width=width, line_dash=dash, name=name)
+    line.tags = ["line", kind, number]
+    return line
+
+
+def _hover(plot: figure, lines: list[DataRenderer], tips: list[tuple[str, str]]) -> None:
+    plot.add_tools(HoverTool(renderers=lines, tooltips=tips, line_policy="nearest", visible=False))
 
 
 def _steps(one: Curve) -> Json:

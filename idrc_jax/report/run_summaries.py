@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
+from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes, user_schemes
 from idrc_jax.core.json_values import Json
 from idrc_jax.report import class_names
 from idrc_jax.results import Results, metrics
@@ -178,7 +178,7 @@ def command(results: Results) -> str | None:
     if results.manifest is None:
         return None
     made = results.manifest["guarantee"]
-    if made["scheme"] not in schemes.SCHEMES or "subsampled_from" in made:
+    if user_schemes.is_own(made) or "subsampled_from" in made:
         return None
     sessions = results.manifest["sessions"]
     plan, name = sampling_plans.from_description(made), made["data"].partition("/")[0]

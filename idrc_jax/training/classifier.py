@@ -241,8 +241,7 @@ def train(
     mesh = mesh or devices.global_mesh()
     loss = loss or losses.Gaussian()
     _check_loss(loss, scheme, recipe, teacher)
-    if not 0 <= ema < 1:
-        raise SettingError(f"Expected 0 <= ema < 1, got {ema}.", "ema")
+    validate.fraction("ema", ema)
     facts: Facts = {"scheme": {"name": scheme.name, **asdict(scheme)}}
     if loss != losses.Gaussian():  # runs that were begun before there were others say nothing of it
         facts["loss"] = loss.describe()

@@ -49,8 +49,7 @@ class Target:
 
     def __post_init__(self) -> None:
         validate.one_of("prediction", self.prediction, diffusion.PREDICTIONS)
-        if not 0 <= self.ema < 1:
-            raise SettingError(f"Expected 0 <= ema < 1, got {self.ema}.", "ema")
+        validate.fraction("ema", self.ema)
         low, high = self.sigmas
         if low > high:
             raise SettingError(f"Expected sigma_low <= sigma_high, got {low} and {high}.", "sigma_low")

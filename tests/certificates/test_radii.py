@@ -4,6 +4,7 @@ import mpmath
 import numpy as np
 import pytest
 from conftest import ROOT
+from own_schemes import Own
 from scipy import special, stats
 
 from idrc_jax import certificates
@@ -148,22 +149,6 @@ def test_the_level_that_was_drawn_counts_not_the_one_before_rounding():
     low, high = scheme.scale_bounds(statistic, radius, 3072)
     for level in (low * (1 - 2.0**-23), high * (1 + 2.0**-23)):
         assert np.all(gaussian_pair.worst_probability(0.9, radius, drawn, level, 3072) > 0.5)
-
-
-class Own(schemes.Scheme):
-    """A user's scheme: the level grows with the standard deviation of the pixels."""
-
-    name = "own"
-
-    def statistic(self, images):
-        return schemes.STATISTICS["std"](images)
-
-    def scale(self, statistic):
-        return self.sigma * (1 + statistic)
-
-    def scale_bounds(self, statistic, distance, dim):
-        slack = self.sigma * distance / math.sqrt(dim)
-        return self.scale(statistic) - slack, self.scale(statistic) + slack
 
 
 def test_a_scheme_of_ones_own_is_certified_by_its_bounds():

@@ -2,10 +2,10 @@
 vote is drawn."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
+from own_schemes import Own
 
 import idrc_jax as idrc
 from idrc_jax import certificates, data
@@ -13,23 +13,6 @@ from idrc_jax.certificates import schemes
 from idrc_jax.certificates.sampling_plans import Fixed, ToSignificance
 from idrc_jax.certification import Settings, certify_dataset, estimate, guarantee
 from idrc_jax.sampling import implementation_choice
-
-
-@dataclasses.dataclass(frozen=True)
-class Own(schemes.Scheme):
-    """The level grows with the standard deviation."""
-
-    name = "own"
-
-    def statistic(self, images):
-        return schemes.STATISTICS["std"](images)
-
-    def scale(self, statistic):
-        return self.sigma * (1 + statistic)
-
-    def scale_bounds(self, statistic, distance, dim):
-        slack = self.sigma * distance / math.sqrt(dim)
-        return self.scale(statistic) - slack, self.scale(statistic) + slack
 
 
 class TooNarrow(Own):

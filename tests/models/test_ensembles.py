@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from small_networks import RESNET
 
 import idrc_jax as idrc
 from idrc_jax import models
@@ -15,10 +16,7 @@ from idrc_jax.certificates import schemes
 from idrc_jax.models.diffusion import Denoiser, Schedule
 from idrc_jax.sampling import random_keys
 
-DESCRIPTION = {
-    "architecture": "resnet", "depth": 8, "classes": 4, "image_shape": [8, 8, 1], "shortcut": "projection",
-    "mean": [0.3], "std": [0.4], "dtype": "float32",
-}  # fmt: skip
+DESCRIPTION = RESNET | {"shortcut": "projection"}
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(size=(21, 8, 8, 1)), jnp.float32)
 
 

@@ -12,13 +12,11 @@ from conftest import ROOT
 from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from small_networks import RESNET
 
 from idrc_jax import models, training
 
-DESCRIPTION = {
-    "architecture": "resnet", "depth": 8, "classes": 4, "image_shape": [8, 8, 1], "shortcut": "projection",
-    "mean": [0.3], "std": [0.4], "dtype": "float32",
-}  # fmt: skip
+DESCRIPTION = RESNET | {"shortcut": "projection"}
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 from scipy import stats
+from small_networks import RESNET as DESCRIPTION
 
 from idrc_jax import data, models, training
 from idrc_jax.certificates import schemes
@@ -20,16 +21,7 @@ from idrc_jax.training import RunOptions, loop, metrics_log, steps
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.steps import State
 
-DESCRIPTION = {
-    "architecture": "resnet", "depth": 8, "classes": 4, "image_shape": [8, 8, 1], "shortcut": "zero_pad",
-    "mean": [0.3], "std": [0.4], "dtype": "float32",
-}  # fmt: skip
 SCHEME = schemes.Gaussian(sigma=0.25)
-
-
-@pytest.fixture(scope="module")
-def synthetic():
-    return data.load("synthetic", "train")
 
 
 def train(synthetic, workdir, recipe=None, scheme=SCHEME, seed=0, budget=None, **options):

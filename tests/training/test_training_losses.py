@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax import nnx
+from small_networks import RESNET as DESCRIPTION
 
 from idrc_jax import data, losses, models, training
 from idrc_jax.certificates import schemes
@@ -19,18 +20,9 @@ from idrc_jax.training import RunOptions, loop, moving_average, steps
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.steps import State
 
-DESCRIPTION = {
-    "architecture": "resnet", "depth": 8, "classes": 4, "image_shape": [8, 8, 1], "shortcut": "zero_pad",
-    "mean": [0.3], "std": [0.4], "dtype": "float32",
-}  # fmt: skip
 SCHEME = schemes.L1(sigma=0.5)
 RECIPE = Recipe(epochs=1, batch=128, lr=0.05, augment=False)
 CONSISTENCY = losses.make("consistency", 0.5, noises=4, label_smoothing=0.1)
-
-
-@pytest.fixture(scope="module")
-def synthetic():
-    return data.load("synthetic", "train")
 
 
 def train(synthetic, workdir, loss=CONSISTENCY, ema=0.9, **more):

@@ -8,6 +8,7 @@ import pytest
 import running
 import safetensors.numpy
 from scipy import stats
+from small_networks import RESNET as DESCRIPTION
 
 from idrc_jax import data, models, training
 from idrc_jax.certificates import schemes
@@ -19,18 +20,9 @@ from idrc_jax.sampling import devices, noise_laws, random_keys
 from idrc_jax.training import RunOptions, metrics_log, validation
 from idrc_jax.training.recipe import Recipe
 
-DESCRIPTION = {
-    "architecture": "resnet", "depth": 8, "classes": 4, "image_shape": [8, 8, 1], "shortcut": "zero_pad",
-    "mean": [0.3], "std": [0.4], "dtype": "float32",
-}  # fmt: skip
 SCHEME = schemes.L1(sigma=3.0)
 RECIPE = Recipe(epochs=2, batch=32, lr=0.02, augment=False)
 HELD_OUT, SAMPLES = 40, 16
-
-
-@pytest.fixture(scope="module")
-def synthetic():
-    return data.load("synthetic", "train")
 
 
 @pytest.fixture(scope="module")
