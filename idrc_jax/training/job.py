@@ -16,6 +16,7 @@ from idrc_jax.training import moving_average
 from idrc_jax.training.metrics_log import summary_writer
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.steps import State, Step
+from idrc_jax.training.training_votes import WeightedDrawing
 from idrc_jax.training.validation import Validator
 
 
@@ -52,6 +53,8 @@ class Job:
       make_step: (optimiser, mesh) -> the step, not jitted.
       metrics: names of what a step measures; the first is the loss.
       late_data: (mesh, workdir) -> what else every step reads, last; made when the run's folder is open.
+      make_drawing: (mesh, workdir) -> what draws the images of an epoch; made when the run's folder is open; None where
+        every epoch takes each image once.
       averaged: whether the state's stats hold the `moving_average` of the weights, which then is what is kept.
       noises: noisy copies of an image in a batch.
       held_out: which images training never sees, [M] indices.
@@ -69,6 +72,7 @@ class Job:
     make_step: Callable[[optax.GradientTransformation, Mesh], Step]
     metrics: tuple[str, ...]
     late_data: Callable[[Mesh, Path], tuple[object, ...]] = lambda mesh, workdir: ()
+    make_drawing: Callable[[Mesh, Path], WeightedDrawing] | None = None
     averaged: bool = False
     noises: int = 1
     held_out: np.ndarray = field(default_factory=lambda: np.empty(0, int))
