@@ -1,6 +1,7 @@
 """Images drawn by the votes of the network in training: what is counted, what is drawn, what a stop leaves behind."""
 
 import json
+import shutil
 
 import budgets
 import jax
@@ -110,11 +111,11 @@ def test_each_stage_is_counted_once_and_each_epoch_drawn_from_what_is_kept(synth
     assert described == LOSS.describe()
 
 
-@pytest.mark.parametrize("steps", [8, 11])
+@pytest.mark.parametrize(("steps", "then"), [(8, "counts"), (8, "reads"), (11, "counts")])
 def test_a_run_that_was_stopped_ends_at_the_weights_of_one_that_was_not(
-    synthetic, trained, tmp_path, monkeypatch, steps
+    synthetic, trained, tmp_path, monkeypatch, steps, then
 ):
-    """Just before votes are counted, and in the middle of an epoch that is drawn by them."""
+    """Just before votes are counted, killed between that and the next checkpoint, and within an epoch drawn by them."""
 
     class Steps(Budget):
         done = 0
@@ -129,6 +130,9 @@ def test_a_run_that_was_stopped_ends_at_the_weights_of_one_that_was_not(
         patched.setattr(loop, "_IN_FLIGHT", 0)
         assert not train(synthetic, tmp_path, budget=Steps())
     assert (tmp_path / "own_votes").is_dir() == (steps > 8)
+    if then == "reads":
+        shutil.copytree(trained / "own_votes", tmp_path / "own_votes")
+        monkeypatch.setattr(training_votes, "_count", None)
     assert train(synthetic, tmp_path)
     assert_same_weights(tmp_path, trained)
     for path in (trained / "own_votes").iterdir():
