@@ -12,7 +12,7 @@ Until epoch `start_epoch` it is noise augmentation. From then on
 The attack sees running statistics, the loss the batch's. ACR grows so, and hard images lose: that is the paper's point.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import jax
@@ -89,15 +89,20 @@ class HardSamples(Loss):
                 "sigma_low",
             )
 
+    # A program for each, as XLA on CPUs runs input gradients inside conditionals several times slower.
+    @property
+    def changes(self) -> tuple[int, ...]:
+        return (self.start_epoch,)
+
+    def at(self, epoch: int) -> Loss:
+        return self if epoch >= self.start_epoch else replace(self, steps=0)
+
     def __call__(
         self, network: Network, params: Tensors, stats: Tensors, batch: Batch, key: jax.Array, epoch: jax.Array
     ) -> tuple[jax.Array, Outcome]:
         if self.steps:
             frozen = jax.lax.stop_gradient((params, stats))
-            worse = jax.lax.cond(
-                epoch >= self.start_epoch, lambda: self.worse_noise(network, *frozen, batch), lambda: batch.noise
-            )
-            batch = batch._replace(noise=worse)
+            batch = batch._replace(noise=self.worse_noise(network, *frozen, batch))
         _, losses, outcome = terms.classify(self, network, params, stats, batch)
         return jnp.mean(losses), outcome
 

@@ -260,9 +260,11 @@ def train(
     if statistics == "device":
         facts["statistics"] = {"of": statistics, "devices": mesh.size}
 
-    def step_on(optimiser: optax.GradientTransformation, mesh: Mesh) -> Callable[..., tuple[State, Metrics]]:
-        network = training_kernel.network_on(mesh, description, kernel)
-        return make_step(network, recipe, scheme, optimiser, seed, mesh, denoise, statistics, loss, ema)
+    def step_on(
+        optimiser: optax.GradientTransformation, mesh: Mesh, epoch: int
+    ) -> Callable[..., tuple[State, Metrics]]:
+        network, now = training_kernel.network_on(mesh, description, kernel), loss.at(epoch)
+        return make_step(network, recipe, scheme, optimiser, seed, mesh, denoise, statistics, now, ema)
 
     out = validation.held_out(seed, held_out, len(train_set))
     images, labels = train_set.images, train_set.labels
@@ -303,6 +305,7 @@ def train(
         make_step=step_on,
         metrics=Metrics._fields,
         late_data=taught,
+        step_changes=loss.changes,
         make_drawing=partial(drawing_on, loss) if isinstance(loss, losses.HardSamples) else None,
         averaged=ema > 0,
         noises=loss.noises,

@@ -7,7 +7,8 @@ weights as one that was not.
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -61,7 +62,7 @@ class _Dispatcher:
     def __init__(
         self,
         job: Job,
-        step: Step,
+        make_step: Callable[[int], Step],
         data: tuple[object, ...],
         state: State,
         mesh: Mesh,
@@ -72,7 +73,8 @@ class _Dispatcher:
         self.state, self.step, self.dispatched = state, int(state.step), 0
         self.ahead, self.most_steps = (_IN_FLIGHT, 1) if on_cpu else (1, steps_per_dispatch)
         self._job, self._mesh, self._drawing = job, mesh, drawing
-        self._run = dispatches(step, on_cpu=on_cpu)
+        self._make_run = lambda epoch: dispatches(make_step(epoch), on_cpu=on_cpu)
+        self._run = self._make_run(self.step // job.epoch_steps)
         self._data = devices.replicate(data, mesh)
         self._shuffle = jax.jit(epoch_order, static_argnums=(0, 2), out_shardings=devices.replicated(mesh))
         self._ordered: tuple[int, jax.Array] | None = None
@@ -82,6 +84,8 @@ class _Dispatcher:
         """Send the next steps, all of one epoch, on their way."""
         epoch, position = divmod(self.step, self._job.epoch_steps)
         if self._ordered is None or self._ordered[0] != epoch:
+            if self._ordered is not None and epoch in self._job.step_changes:
+                self._run = self._make_run(epoch)
             self._ordered = epoch, self._order(epoch)
         count = min(self.most_steps, self._job.epoch_steps - position)
         self.state, metrics = self._run(self.state, self._ordered[1], *self._data, count=count)
@@ -124,8 +128,8 @@ def run(
     done = int(state.step)
     data = (*job.data, *(job.late_data(mesh, workdir) if done < job.steps else ()))
     drawing = job.make_drawing(mesh, workdir) if job.make_drawing else None
-    step = job.make_step(optimiser, mesh)
-    dispatcher = _Dispatcher(job, step, data, state, mesh, options.steps_per_dispatch, drawing)
+    make_step = partial(job.make_step, optimiser, mesh)
+    dispatcher = _Dispatcher(job, make_step, data, state, mesh, options.steps_per_dispatch, drawing)
 
     leads, alone = jax.process_index() == 0, jax.process_count() == 1
     ask_every = 1 if alone else max(1, dispatcher.ahead)  # dispatches between two talks of the processes

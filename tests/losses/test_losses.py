@@ -89,7 +89,7 @@ CASES = {
         catrs.CatRs(noises=4, weight=2.0, epsilon=0.4), MANY, lambda *a: exact.catrs(*a, 2.0, 0.4, 4, uniforms(MANY)),
     ),
     "hard_samples": (
-        hard_samples.HardSamples(noises=4, start_epoch=EPOCH, steps=4, step_size=0.15), MANY,
+        hard_samples.HardSamples(noises=4, start_epoch=EPOCH, steps=4, step_size=0.15).at(EPOCH), MANY,
         lambda *a: exact.hard_samples(*a, 0.15, 4),
     ),
 }  # fmt: skip
@@ -120,7 +120,7 @@ def test_each_loss_is_that_of_numpy_and_its_gradient_that_of_finite_differences(
         smoothadv.SmoothAdv(noises=3, epsilon=1e-30),
         smoothmix.SmoothMix(noises=3, weight=0.0, one_step=False),
         hard_samples.HardSamples(noises=3, start_epoch=0, steps=0),
-        hard_samples.HardSamples(noises=3, start_epoch=EPOCH + 1),
+        hard_samples.HardSamples(noises=3, start_epoch=EPOCH + 1).at(EPOCH),
     ],
 )
 def test_without_its_term_a_loss_is_that_of_noise_augmentation_to_the_bit(loss):
