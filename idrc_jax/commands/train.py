@@ -1,21 +1,32 @@
 """idrc-train: train a network under noise."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import jax
 from absl import flags
 
 from idrc_jax import config, models, training
+from idrc_jax.certificates import schemes
+from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.commands._inputs import denoiser_of, go_on
 from idrc_jax.config import run_memory
-from idrc_jax.config.flags import config_of_file, run
+from idrc_jax.config.flags import OptionalPath, config_of_file, run, take_fields_from_run
+from idrc_jax.core import json_values
 from idrc_jax.sampling import devices, processes
 from idrc_jax.training import denoiser, training_kernel, validation
 
 
 def main() -> None:
     """idrc-train: train a network under noise."""
-    run(main.__doc__, _train, command="train", cpu_devices=_training_devices)
+    run(main.__doc__, _train, command="train", define=_define_eval_only, cpu_devices=_training_devices)
+
+
+def _define_eval_only(values: flags.FlagValues) -> None:
+    told = (
+        "Print the scores of the run's weights, or =WEIGHTS, on the images that their training held out; train nothing."
+    )
+    flags.DEFINE_flag(flags.Flag(OptionalPath(), None, "eval_only", False, told, boolean=True), values)
 
 
 def _training_devices(settings: config.Config) -> int:
@@ -27,6 +38,8 @@ def _training_devices(settings: config.Config) -> int:
 
 def _train(values: flags.FlagValues) -> int:
     settings = values.config
+    if values.eval_only:
+        return _evaluate(values)
     with processes.joined(settings.train.distributed, settings.workers.index, settings.workers.count):
         return _train_together(settings, values.workdir)
 
@@ -73,6 +86,47 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
         run_memory.save(workdir, file, settings)
         print(f"Trained: {workdir / models.WEIGHTS}" if finished else go_on("Training", workdir))
     return 0
+
+
+# Of the settings of a run those that its network's description does not hold.
+_OF_RUN = ("data.name", "data.dir", "data.size", "model.dtype", "denoiser.weights", "denoiser.steps")
+
+
+@config.named("train.validate_samples", "denoiser.steps")
+def _evaluate(values: flags.FlagValues) -> int:
+    settings = values.config
+    where = values.workdir if values.eval_only is True else values.eval_only
+    take_fields_from_run(values, where, _OF_RUN)
+    classifier = models.load_classifier(config.several(where), dtype=settings.model.dtype, kernel=settings.kernel)
+    trained = classifier.description.get("training", {})
+    scheme = _scheme_of(trained, settings)
+    denoiser, steps = denoiser_of(settings), settings.denoiser.steps
+    behind = json_values.as_json(denoiser.describe() | {"steps": steps}) if denoiser else None
+    if behind != trained.get("denoiser"):
+        raise ValueError(
+            "Expected denoiser.weights and denoiser.steps of the network's training, or none if it had none, got "
+            f"{settings.denoiser.weights or 'none'}, {steps}."
+        )
+    if denoiser is not None:
+        classifier = models.denoised(classifier, denoiser, sigma=scheme.sigma, steps=steps)
+    train_set, samples = config.dataset(settings, "train"), settings.train.validate_samples
+    scores = validation.evaluate(classifier, train_set, scheme, devices.mesh(settings.devices), samples)
+    told = f"{samples} copies each under {scheme.name} noise, sigma = {scheme.sigma:g}"
+    print(f"{where}: {trained['held_out']} held-out images of {train_set.name}, {told}")
+    print("  ".join(f"{name} = {value:.4f}" for name, value in scores._asdict().items()))
+    return 0
+
+
+def _scheme_of(trained: models.Description, settings: config.Config) -> Scheme:
+    """The noise of a network's training: what its description says or, of a scheme of the user's, the command line."""
+    made = trained.get("scheme")
+    if made is None or made["name"] in schemes.SCHEMES:
+        return schemes.make(**made) if made else config.training_scheme(settings)
+    scheme = config.training_scheme(settings)
+    mine = json_values.as_json({"name": scheme.name, **asdict(scheme)})
+    if mine != made:
+        raise ValueError(f"Expected noise.factory and its settings as in the network's training, {made}, got {mine}.")
+    return scheme
 
 
 def _teacher(settings: config.Config) -> training.Teacher | None:

@@ -133,9 +133,11 @@ FIELDS = {
     "train.loss.epsilon": Field(
         -1.0, "smoothadv, catrs: radius of the attack, l2 in pixel units; > 0; -1: as published for the level"
     ),
-    "train.loss.steps": Field(-1, "smoothadv, smoothmix, catrs: of the attack; -1: as published"),
+    "train.loss.steps": Field(
+        -1, "smoothadv, smoothmix, catrs, hard_samples: of the attack; -1: as published (hard_samples: for the level)"
+    ),
     "train.loss.step_size": Field(
-        -1.0, "smoothmix: of the attack, in pixel units; > 0; -1: as published for the level"
+        -1.0, "smoothmix, hard_samples: of the attack, in pixel units; > 0; -1: as published for the level"
     ),
     "train.loss.one_step": Field(
         -1, "smoothmix: whether the image after one step takes the image's place: 0, 1; -1: as published for the level"
@@ -149,6 +151,21 @@ FIELDS = {
         "", "catrs: weights of a network trained under gaussian noise, a file or a run's folder"
     ),
     "train.loss.teacher_samples": Field(100, "catrs: noisy copies of each training image that the teacher votes on"),
+    "train.loss.start_epoch": Field(
+        -1, "hard_samples: epochs of plain noise augmentation before all the rest; -1: as published for the level"
+    ),
+    "train.loss.threshold": Field(
+        -1.0,
+        "hard_samples: leave out images of which a smaller share of the noisy copies is classified rightly then; in "
+        "[0, 1); -1: as published for the level",
+    ),
+    "train.loss.threshold_samples": Field(-1, "hard_samples: noisy copies that show that share; -1: as published, 100"),
+    "train.loss.redraw_epochs": Field(
+        -1, "hard_samples: epochs between two countings of how often to draw each image; -1: as published, 10"
+    ),
+    "train.loss.weight_samples": Field(
+        -1, "hard_samples: noisy copies of each image at a counting; a multiple of 4; -1: as published, 16"
+    ),
     "train.loss.label_smoothing": Field(0.0, "share of a label's weight that all classes share; in [0, 1)"),
     "denoiser.weights": Field(
         "", "put this denoiser (file or run's folder) in front of the classifier; empty: no denoiser"

@@ -7,7 +7,7 @@ limit exits 0 and says in its status file how far it got; Ctrl-C exits 130.
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -28,6 +28,14 @@ class PathFlag(flags.ArgumentParser):
 
     def parse(self, argument: str) -> Path:
         return command_line.path(argument)
+
+
+class OptionalPath(flags.ArgumentParser):
+    """Of flags that are given alone, true or false, or are a path, several with commas between."""
+
+    def parse(self, argument: str | bool) -> bool | str:
+        words = {"true": True, "false": False}
+        return words.get(argument, argument) if isinstance(argument, str) else argument
 
 
 class WholeNumber(flags.IntegerParser):
@@ -154,6 +162,24 @@ def take_from_run(values: flags.FlagValues, command: str) -> str:
             "noise it was trained, got none."
         )
     return "" if run is None else run_memory.take(config, run, command, said, given)
+
+
+def take_fields_from_run(values: flags.FlagValues, where: str | Path, paths: Collection[str]) -> None:
+    """Put these fields into the settings, as the run that trained the weights there remembers them.
+
+    What a flag says, or a config file that `--config` names and says otherwise than the run's, stays. ValueError as for
+    `run_memory.taken`.
+    """
+    run = run_memory.read(where)
+    if run is None:
+        return
+    given = config_of_file() if _config_file(sys.argv)[0] else None
+    said = {
+        path: run_memory.absolute(path, fields.get(values.config, path))
+        for path in config_flags.get_override_values(values["config"])
+    }
+    for path, value in run_memory.taken(run, paths, said, given).items():
+        fields.put(values.config, path, value)
 
 
 def _are_weights(where: str | Path) -> bool:

@@ -8,7 +8,7 @@ from idrc_jax.config import command_fields, fields
 
 ALL = "all"
 
-_FLAGS = ("config", "workdir", "dry_run", "n", "adaptive", "out", "classes", "debug", "help")
+_FLAGS = ("config", "workdir", "eval_only", "dry_run", "n", "adaptive", "out", "classes", "debug", "help")
 
 
 class HelpParser(flags.ArgumentParser):

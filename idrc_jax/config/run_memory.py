@@ -72,7 +72,7 @@ def save(workdir: Path, file: Config, config: Config) -> None:
     content = {
         "schema_version": _SCHEMA_VERSION,
         "file": {path: get(file, path) for path in REMEMBERED},
-        "settings": {path: _absolute(path, get(config, path)) for path in REMEMBERED},
+        "settings": {path: absolute(path, get(config, path)) for path in REMEMBERED},
     }
     files.write_json(workdir / NAME, content)
 
@@ -197,9 +197,9 @@ def take(config: Config, run: Run, command: str, flags: Collection[str], file: C
       flags: the fields that flags give.
       file: see `taken`.
     """
-    given = {path: _absolute(path, get(config, path)) for path in flags}
+    given = {path: absolute(path, get(config, path)) for path in flags}
     found = taken(run, READS[command], given, file)
-    before = {path: _absolute(path, get(config, path)) for path in found}
+    before = {path: absolute(path, get(config, path)) for path in found}
     for path, value in found.items():
         put(config, path, value)
     always = {"data.name", "noise.sigma", *(() if config.noise.factory else ("noise.scheme",))}
@@ -251,7 +251,8 @@ def _changed(scheme: Json, noise: Config) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def _absolute(path: str, value: Any) -> Any:
+def absolute(path: str, value: Any) -> Any:
+    """The value of a field, from the root on if it is a path."""
     return os.path.abspath(value) if path in PATHS and value else value
 
 

@@ -4,7 +4,8 @@ Imports core, certificates and models.
 """
 
 from idrc_jax.losses.gaussian import Gaussian
+from idrc_jax.losses.hard_samples import HardSamples
 from idrc_jax.losses.loss import Batch, Loss, Network, Outcome
 from idrc_jax.losses.registry import LOSSES, make
 
-__all__ = ["LOSSES", "Batch", "Gaussian", "Loss", "Network", "Outcome", "make"]
+__all__ = ["LOSSES", "Batch", "Gaussian", "HardSamples", "Loss", "Network", "Outcome", "make"]

@@ -25,6 +25,11 @@ def shortened(shifts: jax.Array, radius: jax.Array | float) -> jax.Array:
     return shifts * jnp.minimum(1.0, radius / jnp.maximum(norms(shifts), _TINY))
 
 
+def of_length(shifts: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Shifts [R, H, W, C], each brought to its length [R, 1, 1, 1]."""
+    return shifts * (lengths / jnp.maximum(norms(shifts), _TINY))
+
+
 def climb(
     objective: Callable[[jax.Array], jax.Array],
     start: jax.Array,

@@ -96,6 +96,15 @@ class Loss:
     def check(self, scheme: Scheme, sigma_low: float) -> None:
         """SettingError for a scheme, or a range of levels down to `sigma_low`, for which the loss makes no sense."""
 
+    @property
+    def changes(self) -> tuple[int, ...]:
+        """The epochs, from 0 and ascending, from which on `at` gives another loss than before."""
+        return ()
+
+    def at(self, epoch: int) -> "Loss":
+        """Give the loss that is computed in an epoch: another where an epoch asks for other passes."""
+        return self
+
     def describe(self) -> Json:
         """The name and all settings, as a network's description has them."""
         return {"name": self.name, **asdict(self)}

@@ -9,6 +9,7 @@ from idrc_jax.core.validate import SettingError
 from idrc_jax.losses.catrs import CatRs
 from idrc_jax.losses.consistency import Consistency
 from idrc_jax.losses.gaussian import Gaussian
+from idrc_jax.losses.hard_samples import HardSamples
 from idrc_jax.losses.loss import Loss
 from idrc_jax.losses.macer import Macer
 from idrc_jax.losses.smoothadv import SmoothAdv
@@ -16,7 +17,7 @@ from idrc_jax.losses.smoothmix import SmoothMix
 from idrc_jax.losses.stability import Stability
 
 LOSSES: dict[str, type[Loss]] = {
-    loss.name: loss for loss in (Gaussian, Stability, Consistency, SmoothAdv, SmoothMix, Macer, CatRs)
+    loss.name: loss for loss in (Gaussian, Stability, Consistency, SmoothAdv, SmoothMix, Macer, CatRs, HardSamples)
 }
 
 

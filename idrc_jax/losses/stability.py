@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from idrc_jax.core import validate
 from idrc_jax.losses import terms
-from idrc_jax.losses.loss import Batch, Loss, Network, Outcome
+from idrc_jax.losses.loss import Batch, BySigma, Loss, Network, Outcome
 from idrc_jax.models import Tensors
 
 
@@ -26,10 +26,12 @@ class Stability(Loss):
 
     Attributes:
       noises, label_smoothing: see `Loss`.
-      weight: of the second term, lambda; >= 0.
+      weight: of the second term, lambda; >= 0; published: 2, 2, 1 at sigma .25, .5, 1, for Jeong and Shin's (2020)
+        comparison with it.
     """
 
     name: ClassVar[str] = "stability"
+    published: ClassVar[BySigma] = {0.25: {"weight": 2.0}, 0.5: {"weight": 2.0}, 1.0: {"weight": 1.0}}
     weight: float = 2.0
 
     def __post_init__(self) -> None:

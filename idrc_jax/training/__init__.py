@@ -8,8 +8,8 @@ from idrc_jax.training.classifier import Metrics, make_batch, make_step, train
 from idrc_jax.training.job import RunOptions
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.run_folder import recorded_held_out, same_or_refuse
-from idrc_jax.training.teacher import Teacher
 from idrc_jax.training.training_kernel import network_on
+from idrc_jax.training.training_votes import Teacher
 
 __all__ = [
     "Metrics",

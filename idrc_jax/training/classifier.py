@@ -25,7 +25,7 @@ from idrc_jax.training import loop, moving_average, training_kernel, validation
 from idrc_jax.training.job import Facts, Job, RunOptions
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.steps import State, descend, images_of_step
-from idrc_jax.training.teacher import Teacher
+from idrc_jax.training.training_votes import Inference, Teacher, WeightedDrawing
 from idrc_jax.training.validation import Validator
 
 # What the weights to start from must have in common with the network that is to be trained.
@@ -260,9 +260,11 @@ def train(
     if statistics == "device":
         facts["statistics"] = {"of": statistics, "devices": mesh.size}
 
-    def step_on(optimiser: optax.GradientTransformation, mesh: Mesh) -> Callable[..., tuple[State, Metrics]]:
-        network = training_kernel.network_on(mesh, description, kernel)
-        return make_step(network, recipe, scheme, optimiser, seed, mesh, denoise, statistics, loss, ema)
+    def step_on(
+        optimiser: optax.GradientTransformation, mesh: Mesh, epoch: int
+    ) -> Callable[..., tuple[State, Metrics]]:
+        network, now = training_kernel.network_on(mesh, description, kernel), loss.at(epoch)
+        return make_step(network, recipe, scheme, optimiser, seed, mesh, denoise, statistics, now, ema)
 
     out = validation.held_out(seed, held_out, len(train_set))
     images, labels = train_set.images, train_set.labels
@@ -273,7 +275,7 @@ def train(
     def taught(mesh: Mesh, workdir: Path) -> tuple[object, ...]:
         return (teacher.predictions(images[np.arange(len(labels))], scheme, seed, mesh, workdir),) if teacher else ()
 
-    def validator_on(mesh: Mesh) -> Validator:
+    def judged_on(mesh: Mesh) -> Callable[[Arrays], Classifier]:
         by_kernel = training_kernel.kernel_on(mesh, description, kernel) != "xla"
 
         def judged(tensors: Arrays) -> Classifier:
@@ -281,8 +283,15 @@ def train(
             made = models.classifier_of(tensors, description, dtype=dtype, kernel="auto" if by_kernel else "xla")
             return models.denoised(made, denoiser, sigma=scheme.sigma, steps=denoiser_steps) if denoiser else made
 
-        samples = (options or RunOptions()).validate_samples
+        return judged
+
+    def validator_on(mesh: Mesh) -> Validator:
+        samples, judged = (options or RunOptions()).validate_samples, judged_on(mesh)
         return Validator(train_set.images[out], train_set.labels[out], out, scheme, seed, mesh, samples, judged)
+
+    def drawing_on(by: losses.HardSamples, mesh: Mesh, workdir: Path) -> WeightedDrawing:
+        inference = Inference(judged_on(mesh), devices.local(mesh))
+        return WeightedDrawing(by, images, labels, scheme, seed, workdir, inference)
 
     job = Job(
         description=description,
@@ -296,6 +305,8 @@ def train(
         make_step=step_on,
         metrics=Metrics._fields,
         late_data=taught,
+        step_changes=loss.changes,
+        make_drawing=partial(drawing_on, loss) if isinstance(loss, losses.HardSamples) else None,
         averaged=ema > 0,
         noises=loss.noises,
         held_out=out,

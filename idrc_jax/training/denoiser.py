@@ -167,7 +167,9 @@ def train(
     diffused = {"schedule": asdict(target.schedule), "prediction": target.prediction}
     description = description | {"diffusion": {**diffused, "sigma_low": low, "sigma_high": high}}
 
-    def step_on(optimiser: optax.GradientTransformation, mesh: Mesh) -> Callable[..., tuple[State, Metrics]]:
+    def step_on(
+        optimiser: optax.GradientTransformation, mesh: Mesh, epoch: int
+    ) -> Callable[..., tuple[State, Metrics]]:
         return make_step(training_kernel.graph_on(mesh, description, kernel), recipe, target, optimiser, seed, mesh)
 
     job = Job(

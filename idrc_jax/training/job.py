@@ -16,6 +16,7 @@ from idrc_jax.training import moving_average
 from idrc_jax.training.metrics_log import summary_writer
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.steps import State, Step
+from idrc_jax.training.training_votes import WeightedDrawing
 from idrc_jax.training.validation import Validator
 
 
@@ -49,9 +50,12 @@ class Job:
       comparable: entries of the description, "a.b" for one within another, in which those weights' must agree.
       facts: what the weights follow from beside these.
       data: what every step reads: arrays of the images that are not held out, and other networks' params.
-      make_step: (optimiser, mesh) -> the step, not jitted.
+      make_step: (optimiser, mesh, epoch) -> the step in that epoch, not jitted.
       metrics: names of what a step measures; the first is the loss.
       late_data: (mesh, workdir) -> what else every step reads, last; made when the run's folder is open.
+      make_drawing: (mesh, workdir) -> what draws the images of an epoch; made when the run's folder is open; None where
+        every epoch takes each image once.
+      step_changes: the epochs from which on `make_step` makes another than before.
       averaged: whether the state's stats hold the `moving_average` of the weights, which then is what is kept.
       noises: noisy copies of an image in a batch.
       held_out: which images training never sees, [M] indices.
@@ -66,9 +70,11 @@ class Job:
     comparable: tuple[str, ...]
     facts: Facts
     data: tuple[object, ...]
-    make_step: Callable[[optax.GradientTransformation, Mesh], Step]
+    make_step: Callable[[optax.GradientTransformation, Mesh, int], Step]
     metrics: tuple[str, ...]
     late_data: Callable[[Mesh, Path], tuple[object, ...]] = lambda mesh, workdir: ()
+    make_drawing: Callable[[Mesh, Path], WeightedDrawing] | None = None
+    step_changes: tuple[int, ...] = ()
     averaged: bool = False
     noises: int = 1
     held_out: np.ndarray = field(default_factory=lambda: np.empty(0, int))

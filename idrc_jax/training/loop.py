@@ -7,7 +7,8 @@ weights as one that was not.
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,12 +21,13 @@ from idrc_jax.core.progress import Progress, require_progress, write_status
 from idrc_jax.core.time_budget import Budget
 from idrc_jax.core.validate import SettingError
 from idrc_jax.sampling import devices, processes, random_keys
-from idrc_jax.training import initial_state
+from idrc_jax.training import initial_state, moving_average
 from idrc_jax.training.checkpoints import TrainingCheckpoints
 from idrc_jax.training.job import Job, RunOptions
 from idrc_jax.training.metrics_log import MetricsLog
 from idrc_jax.training.run_folder import open_run
 from idrc_jax.training.steps import State, Step, epoch_order
+from idrc_jax.training.training_votes import WeightedDrawing
 from idrc_jax.training.validation import Scores
 
 _IN_FLIGHT = 8
@@ -58,29 +60,44 @@ class _Dispatcher:
     """
 
     def __init__(
-        self, job: Job, step: Step, data: tuple[object, ...], state: State, mesh: Mesh, steps_per_dispatch: int
+        self,
+        job: Job,
+        make_step: Callable[[int], Step],
+        data: tuple[object, ...],
+        state: State,
+        mesh: Mesh,
+        steps_per_dispatch: int,
+        drawing: WeightedDrawing | None,
     ) -> None:
         on_cpu = devices.is_cpu()
         self.state, self.step, self.dispatched = state, int(state.step), 0
         self.ahead, self.most_steps = (_IN_FLIGHT, 1) if on_cpu else (1, steps_per_dispatch)
-        self._job = job
-        self._run = dispatches(step, on_cpu=on_cpu)
+        self._job, self._mesh, self._drawing = job, mesh, drawing
+        self._make_run = lambda epoch: dispatches(make_step(epoch), on_cpu=on_cpu)
+        self._run = self._make_run(self.step // job.epoch_steps)
         self._data = devices.replicate(data, mesh)
         self._shuffle = jax.jit(epoch_order, static_argnums=(0, 2), out_shardings=devices.replicated(mesh))
-        self._epoch = self.step // job.epoch_steps
-        self._order = self._shuffle(job.seed, self._epoch, job.images)
+        self._ordered: tuple[int, jax.Array] | None = None
         self._pending: deque[tuple[jax.Array, ...]] = deque()
 
     def dispatch(self) -> None:
         """Send the next steps, all of one epoch, on their way."""
         epoch, position = divmod(self.step, self._job.epoch_steps)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._shuffle(self._job.seed, epoch, self._job.images)
+        if self._ordered is None or self._ordered[0] != epoch:
+            if self._ordered is not None and epoch in self._job.step_changes:
+                self._run = self._make_run(epoch)
+            self._ordered = epoch, self._order(epoch)
         count = min(self.most_steps, self._job.epoch_steps - position)
-        self.state, metrics = self._run(self.state, self._order, *self._data, count=count)
+        self.state, metrics = self._run(self.state, self._ordered[1], *self._data, count=count)
         self._pending.append(metrics)
         self.step += count
         self.dispatched += 1
+
+    def _order(self, epoch: int) -> jax.Array:
+        drawn = self._drawing.order(epoch) if self._drawing else None
+        if drawn is None:
+            return self._shuffle(self._job.seed, epoch, self._job.images)
+        return devices.replicate(jnp.asarray(drawn), self._mesh)
 
     def finished(self, in_flight: int) -> Iterator[tuple[np.ndarray, ...]]:
         """Wait until no more than so many dispatches are in flight: the metrics of each that is done."""
@@ -110,7 +127,9 @@ def run(
         state = initial_state.new(job, start, optimiser, mesh)
     done = int(state.step)
     data = (*job.data, *(job.late_data(mesh, workdir) if done < job.steps else ()))
-    dispatcher = _Dispatcher(job, job.make_step(optimiser, mesh), data, state, mesh, options.steps_per_dispatch)
+    drawing = job.make_drawing(mesh, workdir) if job.make_drawing else None
+    make_step = partial(job.make_step, optimiser, mesh)
+    dispatcher = _Dispatcher(job, make_step, data, state, mesh, options.steps_per_dispatch, drawing)
 
     leads, alone = jax.process_index() == 0, jax.process_count() == 1
     ask_every = 1 if alone else max(1, dispatcher.ahead)  # dispatches between two talks of the processes
@@ -121,8 +140,24 @@ def run(
     log = MetricsLog(workdir if leads else None, job.metrics, scores, done, job.epoch_steps, rate, options.tensorboard)
     progress = Progress("train", job.steps, done, unit="steps", show=leads)
     validation_seconds = 0.0
-    # Until a look has been timed it is given the time of as many images' steps: a classification is a part of one.
+    # Until a look has been timed it is given the time of as many images' steps: a classification is a part of one. So
+    # is the counting of votes.
     first_look = math.ceil((1 + options.validate_samples) * len(job.held_out) / job.recipe.batch)
+
+    def classifications_soon() -> int:
+        """How many noisy images are classified before the epochs that begin until processes talk again."""
+        first = -(-dispatcher.step // job.epoch_steps)
+        last = (dispatcher.step + (0 if alone else margin)) // job.epoch_steps
+        return sum(drawing.classifications(epoch) for epoch in range(first, last + 1)) if drawing else 0
+
+    def count_votes() -> None:
+        epoch, inside = divmod(dispatcher.step, job.epoch_steps)
+        if drawing is None or inside or not drawing.classifications(epoch):
+            return
+        read(0)
+        _require_finite_state(dispatcher.state, store)
+        running, _ = moving_average.parted(dispatcher.state.stats)
+        drawing.count(epoch, _on_host(running | dispatcher.state.params))
 
     def read(in_flight: int) -> None:
         for losses, *others in dispatcher.finished(in_flight):
@@ -159,11 +194,13 @@ def run(
             def ask(*, due: bool) -> list[bool]:
                 """Whether to stop, and to save: all processes do when one wishes to."""
                 ticks = margin if validation_seconds else margin + first_look
+                ticks += math.ceil(classifications_soon() / job.recipe.batch)
                 return processes.any_wishes(budget.over(margin_ticks=ticks, margin_seconds=validation_seconds), due)
 
             saved_at = time.monotonic()
             stop, _ = ask(due=False)
             while dispatcher.step < job.steps and not stop:
+                count_votes()
                 dispatcher.dispatch()
                 read(dispatcher.ahead)
                 validate()

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from idrc_jax.models import Tensors
@@ -36,8 +37,26 @@ def epoch_order(seed: int, epoch: int, count: int) -> jax.Array:
 
     It is made once an epoch and given to every step: a sort of 50,000 keys costs as much as some 20 images' training.
     """
+    return jax.random.permutation(_order_key(seed, epoch), count)
+
+
+def weighted_order(seed: int, epoch: int, weights: np.ndarray) -> np.ndarray:
+    """Draw the images of an epoch with replacement, each as often as its weight of all: int32 [N] of as many.
+
+    It is made on the host, in float64, so that it is the same everywhere; `images_of_step` reads it as any order.
+
+    Args:
+      seed, epoch: see `epoch_order`.
+      weights: [N], >= 0; an image of weight 0 is never drawn.
+    """
+    ends = np.cumsum(weights, dtype=np.float64)
+    bits = np.asarray(jax.random.bits(_order_key(seed, epoch), (len(ends),), jnp.uint32))
+    return np.searchsorted(ends, (bits + 0.5) / 2**32 * ends[-1], side="right").astype(np.int32)
+
+
+def _order_key(seed: int, epoch: int) -> jax.Array:
     key = jax.random.fold_in(random_keys.stage(random_keys.root(seed), random_keys.TRAINING), 0)
-    return jax.random.permutation(jax.random.fold_in(key, epoch), count)
+    return jax.random.fold_in(key, epoch)
 
 
 def images_of_step(order: jax.Array, step: jax.Array, batch: int) -> jax.Array:

@@ -4,7 +4,6 @@ They are classified as certification classifies (`sampling.votes`), by the netwo
 images are held out, and the noise that each of them gets at every look, follow from the seed alone.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,8 +16,10 @@ from idrc_jax import data
 from idrc_jax.certificates.schemes import Scheme, host_scale
 from idrc_jax.core import validate
 from idrc_jax.core.validate import SettingError
+from idrc_jax.data import Dataset
 from idrc_jax.models import Arrays, Classifier
 from idrc_jax.sampling import devices, execution, processes, random_keys, votes
+from idrc_jax.training.training_votes import Inference
 
 _MOST = 500  # images, unless the user names a number
 
@@ -110,8 +111,7 @@ class Validator:
         self._scheme, self._key, self._mesh = scheme, _key(seed, 1), devices.local(mesh)
         _, self._levels = host_scale(scheme, self._images)
         self._samples = validate.count("validate_samples", samples, 1)
-        self._classifier_of = classifier_of
-        self._execution: execution.Execution | None = None
+        self._inference = Inference(classifier_of, self._mesh)
 
     def __call__(self, tensors: Arrays) -> Scores:
         """Score the network that has these parameters and running statistics.
@@ -122,7 +122,7 @@ class Validator:
         right = np.zeros((2, len(self._labels)), int)
         labels = self._labels[self._share]
         if len(labels):
-            by = self._executed(tensors)
+            by = self._inference(tensors)
             started = [self._votes(by, np.zeros_like(self._levels), 1), self._votes(by, self._levels, self._samples)]
             own = np.arange(len(labels)), labels
             right[:, self._share] = [np.asarray(one).sum(axis=0)[own] for one in started]
@@ -134,10 +134,32 @@ class Validator:
         images, levels, indices = (one[self._share] for one in (self._images, levels, self._indices))
         return votes.dispatch_votes(by, self._scheme, images, levels, indices=indices, first=0, n=n, key=self._key)
 
-    def _executed(self, tensors: Arrays) -> execution.Execution:
-        """How to run the network: as at the first look, with the params of this one, so that it compiles once."""
-        classifier = self._classifier_of(tensors)
-        if self._execution is None:
-            self._execution = execution.unmeasured(classifier, self._mesh)
-        by = self._execution
-        return dataclasses.replace(by, classifier=dataclasses.replace(by.classifier, params=classifier.params))
+
+def evaluate(classifier: Classifier, train_set: Dataset, scheme: Scheme, mesh: Mesh, samples: int) -> Scores:
+    """Score a trained classifier on the images that its training held out, as the training's last look did.
+
+    Args:
+      classifier: behind its denoiser, if it was trained behind one.
+      train_set: the set that it was trained on, those held out among them.
+      scheme: its training's noise.
+      mesh: the devices.
+      samples: noisy copies of each image.
+
+    Raises:
+      ValueError: a classifier that does not say which images its training held out, or those of another set.
+    """
+    training = classifier.description.get("training", {})
+    if not training.get("held_out") or "seed" not in training:
+        raise ValueError(
+            "Expected a network whose training held images out (train.held_out), or several of one seed, got "
+            f"{classifier!r}, of which no image is known that it was not trained on."
+        )
+    if training["data_sha256"] != train_set.fingerprint():
+        raise ValueError(
+            f"Expected the images that the network was trained on, of {training['data']}, got others in "
+            f"{train_set.source}: set data.dir."
+        )
+    out = held_out(training["seed"], training["held_out"], len(train_set))
+    images, labels = train_set.images[out], train_set.labels[out]
+    validator = Validator(images, labels, out, scheme, training["seed"], mesh, samples, lambda _: classifier)
+    return validator({})

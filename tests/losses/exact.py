@@ -207,3 +207,24 @@ def catrs(case, params, stats, frozen, weight, epsilon, steps, uniforms):
             sure += 1
     assert 0 < sure < len(losses)
     return total / len(losses), new
+
+
+def on_spheres(case, frozen, stats, length, steps):
+    """The noises after `steps` steps on their spheres, or the first on the way there at which the network is wrong."""
+    path, wrong = [case.noise], []
+    for _ in range(steps):
+        rows = case.noisy(noise=path[-1])
+        z = fixed(frozen, stats, rows)
+        gradient = fixed_back(frozen, stats, rows, softmax(z) - np.eye(case.classes)[case.repeated])
+        moved = path[-1] + length * gradient / norms(gradient)
+        path.append(moved / norms(moved) * norms(case.noise))
+        wrong.append(z.argmax(-1) != case.repeated)
+    first = np.where(np.any(wrong, axis=0), np.argmax(wrong, axis=0), steps)
+    assert set(first) > {0, steps}
+    assert len(set(first)) > 2
+    return np.asarray([path[stop][row] for row, stop in enumerate(first)])
+
+
+def hard_samples(case, params, stats, frozen, length, steps):
+    z, new = train(params, stats, case.noisy(noise=on_spheres(case, frozen, stats, length, steps)))
+    return cross_entropy(z, case.repeated).mean(), new

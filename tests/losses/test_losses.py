@@ -5,11 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from idrc_jax import losses
 from idrc_jax.certificates import schemes
 from idrc_jax.core.validate import SettingError
-from idrc_jax.losses import catrs, consistency, macer, smoothadv, smoothmix, stability
+from idrc_jax.losses import catrs, consistency, hard_samples, macer, smoothadv, smoothmix, stability
 from idrc_jax.losses.loss import warmed_up
 
 PARAMS, STATS = exact.tensors()
@@ -87,6 +88,10 @@ CASES = {
     "catrs": (
         catrs.CatRs(noises=4, weight=2.0, epsilon=0.4), MANY, lambda *a: exact.catrs(*a, 2.0, 0.4, 4, uniforms(MANY)),
     ),
+    "hard_samples": (
+        hard_samples.HardSamples(noises=4, start_epoch=EPOCH, steps=4, step_size=0.15).at(EPOCH), MANY,
+        lambda *a: exact.hard_samples(*a, 0.15, 4),
+    ),
 }  # fmt: skip
 
 
@@ -114,6 +119,8 @@ def test_each_loss_is_that_of_numpy_and_its_gradient_that_of_finite_differences(
         consistency.Consistency(noises=3, weight=0.0, entropy=0.0),
         smoothadv.SmoothAdv(noises=3, epsilon=1e-30),
         smoothmix.SmoothMix(noises=3, weight=0.0, one_step=False),
+        hard_samples.HardSamples(noises=3, start_epoch=0, steps=0),
+        hard_samples.HardSamples(noises=3, start_epoch=EPOCH + 1).at(EPOCH),
     ],
 )
 def test_without_its_term_a_loss_is_that_of_noise_augmentation_to_the_bit(loss):
@@ -145,7 +152,7 @@ def test_gaps_of_macer_that_are_infinite_or_too_large_have_no_gradient():
 @pytest.mark.parametrize(
     ("name", "trained", "climbed"),
     [("gaussian", 1, 0), ("stability", 2, 0), ("consistency", 1, 0), ("smoothadv", 1, 5), ("macer", 1, 0),
-     ("smoothmix", 2, 4), ("catrs", 2, 4)],
+     ("smoothmix", 2, 4), ("catrs", 2, 4), ("hard_samples", 1, 4)],
 )  # fmt: skip
 def test_a_loss_takes_as_many_passes_as_it_says(name, trained, climbed):
     """Each forward and backward; consistency as many as noise augmentation of the same rows, smoothadv T + 1."""
@@ -201,6 +208,36 @@ def test_worst_noise_keeps_the_mean_and_size_of_the_noise():
     assert np.abs(moved - MANY.noise).max() > 0.05
 
 
+def test_attacked_noise_keeps_its_length_and_stays_where_the_network_is_wrong():
+    loss = hard_samples.HardSamples(noises=4, steps=3, step_size=0.15)
+    batch = batch_of(MANY)
+    moved = np.asarray(loss.worse_noise(NETWORK, floats(PARAMS), floats(STATS), batch))
+    np.testing.assert_allclose(exact.norms(moved), exact.norms(MANY.noise), rtol=1e-5)
+    wrong = exact.fixed(PARAMS, STATS, MANY.noisy()).argmax(-1) != MANY.repeated
+    apart = exact.norms(moved - MANY.noise)[:, 0, 0, 0]
+    assert apart[wrong].max() < 1e-5 < 0.1 < apart[~wrong].min()
+
+
+def test_noise_of_no_length_stays_none():
+    """That of an image whose level is 0, as `l1` gives a black one."""
+    batch = batch_of(MANY)._replace(noise=jnp.zeros_like(batch_of(MANY).noise))
+    loss = hard_samples.HardSamples(noises=4, steps=2)
+    assert not np.any(loss.worse_noise(NETWORK, floats(PARAMS), floats(STATS), batch))
+
+
+def test_images_are_weighed_by_the_bound_on_their_right_answers():
+    """By SciPy's distributions: the 10 % quantile of Beta(k, n - k + 1), in normal quantiles."""
+    loss = hard_samples.HardSamples(weight_samples=16, threshold=0.4, threshold_samples=10)
+    expected = [stats.norm.ppf(stats.beta.ppf(0.1, max(k, 12), 17 - max(k, 12))) for k in range(17)]
+    np.testing.assert_allclose(loss.weights(np.arange(17)), expected, rtol=1e-6)
+    assert loss.weights(np.arange(17)).min() > 0
+    assert loss.kept(np.arange(11)).tolist() == [False] * 4 + [True] * 7
+    assert hard_samples.HardSamples(threshold=0.07, threshold_samples=100).kept(np.asarray([6, 7])).tolist() == [
+        False, True,
+    ]  # fmt: skip
+    assert (hard_samples.HardSamples(weight_samples=12).weights(np.arange(13)) > 0).all()
+
+
 def test_warm_up_rises_to_one_in_its_epochs():
     assert [round(float(warmed_up(jnp.asarray(epoch), 4.0)), 6) for epoch in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
     assert float(warmed_up(jnp.asarray(0), 0.0)) == 1
@@ -218,6 +255,12 @@ def test_warm_up_rises_to_one_in_its_epochs():
         ("smoothmix", 0.25, {"noises": 2, "weight": 5.0, "steps": 4, "step_size": 0.5, "one_step": False}),
         ("smoothmix", 1.0, {"step_size": 2.0, "one_step": True}),
         ("macer", 0.5, {"noises": 16, "weight": 12.0, "beta": 16.0, "gamma": 8.0}),
+        ("stability", 0.25, {"noises": 1, "weight": 2.0}),
+        ("stability", 1.0, {"weight": 1.0}),
+        ("hard_samples", 0.25, {"noises": 4, "start_epoch": 60, "threshold": 0.5, "steps": 3, "step_size": 0.25}),
+        ("hard_samples", 0.5, {"start_epoch": 70, "threshold": 0.4, "steps": 6, "step_size": 0.25}),
+        ("hard_samples", 1.0, {"start_epoch": 60, "threshold": 0.4, "steps": 4, "step_size": 0.5}),
+        ("hard_samples", 2.0, {"threshold_samples": 100, "redraw_epochs": 10, "weight_samples": 16}),
         ("gaussian", 0.5, {"noises": 1, "label_smoothing": 0.0}),
     ],
 )
@@ -239,6 +282,11 @@ def test_settings_are_those_published_for_the_nearest_level(name, sigma, expecte
         ("smoothadv", {"steps": 0}, "Expected steps >= 1, got 0."),
         ("macer", {"beta": 0.0}, "Expected beta > 0, got 0.0."),
         ("smoothmix", {"step_size": -2.0}, "Expected step_size > 0, got -2.0."),
+        ("hard_samples", {"threshold": 1.0}, "Expected 0 <= threshold < 1, got 1.0."),
+        ("hard_samples", {"weight_samples": 14}, "Expected weight_samples to be a multiple of 4 and at least 12, of"),
+        ("hard_samples", {"weight_samples": 8}, "Expected weight_samples to be a multiple of 4 and at least 12, of"),
+        ("hard_samples", {"redraw_epochs": 0}, "Expected redraw_epochs >= 1, got 0."),
+        ("hard_samples", {"step_size": 0.0}, "Expected step_size > 0, got 0.0."),
         ("gaussian", {"noises": 0}, "Expected noises >= 1, got 0."),
         ("gaussian", {"label_smoothing": 1.0}, "Expected 0 <= label_smoothing < 1, got 1.0."),
     ],
@@ -257,3 +305,12 @@ def test_macer_is_for_gaussian_noise(scheme):
         loss.check(schemes.make(scheme, sigma=0.5), 0.0)
     for fit in ("gaussian", "l1", "stepped", "inverse_sqrt_norm"):
         loss.check(schemes.make(fit, sigma=0.5), 0.1)
+
+
+def test_hard_samples_are_for_gaussian_noise_at_one_level():
+    loss = hard_samples.HardSamples()
+    with pytest.raises(SettingError, match=r"of Gaussian noise for the loss hard_samples, .*, got uniform"):
+        loss.check(schemes.make("uniform", sigma=0.5), 0.0)
+    with pytest.raises(SettingError, match=r"sigma_low = 0 for the loss hard_samples, .*, got 0\.1"):
+        loss.check(schemes.make("gaussian", sigma=0.5), 0.1)
+    loss.check(schemes.make("l1", sigma=0.5), 0.0)

@@ -209,6 +209,29 @@ def test_processes_stop_at_one_step_and_die_together_and_go_on_to_the_same_weigh
         np.testing.assert_array_equal(value, parts[name])
 
 
+def test_processes_that_draw_by_their_votes_are_killed_and_go_on_to_the_same_weights(tmp_path):
+    """Each counts its share of the votes; the kill is in an epoch that is drawn by them."""
+    given = {"name": "hard_samples", "noises": 2, "start_epoch": 1, "redraw_epochs": 1, "steps": 1, "threshold": 0.1}
+    given |= {"threshold_samples": 20}
+    settings = (
+        (*(f"--config.train.loss.{name}={value}" for name, value in given.items()), "--config.train.batch=1024"),
+    )
+    answers = train(tmp_path / "whole", cues=("none", "none"), settings=settings)
+    assert [status for status, _, _ in answers] == [0, 0], answers
+    assert steps(answers[0][1]) == steps(answers[1][1])
+    (_, _, _), (other, _, error) = train(tmp_path / "parts", cues=("none", "kill:3"), settings=settings)
+    assert other == -9, error
+    answers = train(tmp_path / "parts", cues=("none", "none"), settings=settings)
+    assert [status for status, _, _ in answers] == [0, 0], answers
+    assert min(steps(answers[0][1])) > 3
+    for name, value in weights(tmp_path / "whole").items():
+        np.testing.assert_array_equal(value, weights(tmp_path / "parts")[name])
+    votes = [np.load(tmp_path / part / "own_votes" / "epoch_1_of_20.npy") for part in ("whole", "parts")]
+    np.testing.assert_array_equal(*votes)
+    assert 0 < votes[0].mean() < 20
+    assert len(list((tmp_path / "parts" / "own_votes").iterdir())) == 3
+
+
 def test_a_process_that_fails_ends_the_others_at_once(tmp_path):
     (lead, _, _), (other, _, error) = train(tmp_path, cues=("none", "fail"))
     assert lead != 0

@@ -14,7 +14,7 @@ def job(facts, **more):
     return Job(
         description={"architecture": "x"}, train_set=data.load("synthetic", "train"),
         recipe=Recipe(epochs=3, batch=100), seed=7, start="", comparable=(), facts=facts, data=(),
-        make_step=lambda optimiser, mesh: None, metrics=("loss",), **more,
+        make_step=lambda optimiser, mesh, epoch: None, metrics=("loss",), **more,
     )  # fmt: skip
 
 

@@ -122,6 +122,7 @@ def few_steps(synthetic, loss, count, kernel, ema=0.0):
         pytest.param(losses.make("stability", 0.5), marks=pytest.mark.evidence),
         pytest.param(losses.make("macer", 0.5), marks=pytest.mark.evidence),
         pytest.param(losses.make("smoothmix", 0.5, steps=2), marks=pytest.mark.evidence),
+        pytest.param(losses.make("hard_samples", 0.5, start_epoch=0, steps=2), marks=pytest.mark.evidence),
     ],
 )
 def test_the_kernel_trains_by_every_loss_as_xla_does_on_four_devices(synthetic, loss):

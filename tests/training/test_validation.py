@@ -10,9 +10,10 @@ import safetensors.numpy
 from scipy import stats
 from small_networks import RESNET as DESCRIPTION
 
-from idrc_jax import data, models, training
+from idrc_jax import config, data, models, training
 from idrc_jax.certificates import schemes
 from idrc_jax.commands import train
+from idrc_jax.config import run_memory
 from idrc_jax.core.time_budget import Budget
 from idrc_jax.core.validate import SettingError
 from idrc_jax.models import Classifier
@@ -249,3 +250,60 @@ def test_numbers_that_cannot_be_are_refused_before_anything_is_written(tmp_path,
     workdir = tmp_path / "run"
     assert running.refused(train.main, f"--workdir={workdir}", *GIVEN, *given) == f"error: {message}\n"
     assert not workdir.exists()
+
+
+def everything_in(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def scored(out):
+    """The scores that a command has printed."""
+    return {name: float(value) for name, value in (one.split(" = ") for one in out.splitlines()[1].split("  "))}
+
+
+def test_eval_only_prints_the_scores_of_the_last_look_and_writes_nothing(validated):
+    before = everything_in(validated)
+    status, out, _ = running.run(train.main, "--eval_only", f"--workdir={validated}", *GIVEN)
+    assert status == 0
+    assert everything_in(validated) == before
+    told = f"{HELD_OUT} held-out images of synthetic, {SAMPLES} copies each under l1 noise, sigma = 3"
+    assert out.splitlines()[0] == f"{validated}: {told}"
+    last = rows(validated)[-1]
+    assert scored(out) == pytest.approx({name: float(last[name]) for name in validation.Scores._fields}, abs=1e-4)
+
+
+def test_eval_only_of_given_weights_takes_the_data_of_their_run(validated, tmp_path):
+    """Whose settings lie beside them, and not those of the command line's folder."""
+    (tmp_path / "weights.safetensors").write_bytes((validated / "weights.safetensors").read_bytes())
+    settings = config.base()
+    settings.data.name = "synthetic"
+    run_memory.save(tmp_path, settings, settings)
+    given = ("--config.train.validate_samples=4", "--config.devices=1", f"--workdir={tmp_path / 'none'}")
+    status, out, _ = running.run(train.main, f"--eval_only={tmp_path / 'weights.safetensors'}", *given)
+    assert status == 0
+    assert out.startswith(f"{tmp_path / 'weights.safetensors'}: {HELD_OUT} held-out images of synthetic, 4 copies")
+    assert scored(out)["accuracy_clean"] == pytest.approx(float(rows(validated)[-1]["accuracy_clean"]), abs=1e-4)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "given", "message"),
+    [
+        ({"held_out": 0}, [], "Expected a network whose training held images out (train.held_out), or several of one"),
+        ({"data_sha256": "0"}, [], "Expected the images that the network was trained on, of -, got others in "),
+        ({}, ["--config.train.validate_samples=0"], "Expected train.validate_samples >= 1, got 0."),
+        ({"denoiser": {"steps": 1}}, [], "Expected denoiser.weights and denoiser.steps of the network's training, or"),
+        ({"scheme": {"name": "Mine", "sigma": 1.0}}, [], "Expected noise.factory and its settings as in the network's"),
+    ],
+)
+def test_weights_that_eval_only_cannot_judge_are_one_line(validated, tmp_path, change, given, message):
+    described = models.read_description(validated)
+    training_of = described["training"] | {"data": "-"} | change
+    models.save_weights(tmp_path / "w.safetensors", tensors(validated), described | {"training": training_of})
+    said = running.refused(train.main, f"--eval_only={tmp_path / 'w.safetensors'}", *GIVEN, *given)
+    assert said.startswith(f"error: {message}")
+
+
+def test_eval_only_without_weights_is_one_line(tmp_path):
+    said = running.refused(train.main, "--eval_only", f"--workdir={tmp_path / 'none'}", *GIVEN)
+    assert str(tmp_path / "none") in said
