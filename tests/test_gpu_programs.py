@@ -83,6 +83,24 @@ def test_loops_count_by_their_turns_and_branches_by_the_larger():
     assert counting.count_all(module).total == Cost(5, 5 * 8192, 4 * 1024, 0)
 
 
+def test_a_call_of_our_own_convolution_counts_as_one():
+    """Of 1,024 pixels with 16 channels, read with a shortcut and written: nine taps, two operations a multiply-add."""
+    call = """ENTRY %main (x: bf16[1024,16], s: bf16[1024,16], k: bf16[9,16,16]) -> (bf16[1024,16], f32[4,2,16]) {
+  %x = bf16[1024,16]{1,0} parameter(0)
+  %s = bf16[1024,16]{1,0} parameter(1)
+  %k = bf16[9,16,16]{2,1,0} parameter(2)
+  ROOT %c = (bf16[1024,16]{1,0}, f32[4,2,16]{2,1,0}) custom-call(%x, %s, %k), CALLED
+}"""
+    called = 'custom_call_target="__gpu$xla.gpu.triton", backend_config={name = "NAME"}'
+    ours, other = (
+        counting.count_all(hlo.parse(call.replace("CALLED", called.replace("NAME", name)))).by_class
+        for name in ("convolution_gpu", "gelu")
+    )
+    moved = 3 * 1024 * 16 * 2 + 9 * 16 * 16 * 2 + 4 * 2 * 16 * 4
+    assert ours[counting.CONVOLUTIONS] == Cost(1, moved, 2 * 9 * 16 * 1024 * 16, 0)
+    assert other[counting.PASSES] == Cost(1, moved, 0, 0)
+
+
 def test_a_text_without_an_entry_is_refused():
     with pytest.raises(ValueError, match="Expected the text of a compiled program"):
         hlo.parse("HloModule empty")

@@ -1,9 +1,12 @@
 """Compiles for a GPU that is not there: XLA's CUDA compiler runs on any machine, given a card's description."""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 
@@ -15,7 +18,31 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from benchmarks.gpu_programs.cards import CARDS, Card
+from idrc_jax.kernels import attention_gpu
 from idrc_jax.sampling import devices
+
+CUDNN = 91200  # version 9.12, which the descriptions of cards name
+
+
+@contextmanager
+def cudnn_of(card: Card) -> Iterator[None]:
+    """Use fused attention where the card has it, though JAX and the library ask the machine's GPU and cuDNN."""
+    capability = tuple(int(re.findall(rf"{part}: (\d+)", card.text)[0]) for part in ("major", "minor"))
+
+    def at_least(wanted: str) -> bool:
+        return capability >= tuple(int(part) for part in wanted.split("."))
+
+    def takes(channels: int) -> bool:
+        return channels <= (256 if at_least("9.0") else 128)
+
+    asked = "jax._src.cudnn.fused_attention_stablehlo"
+    with (
+        mock.patch.object(attention_gpu, "available", takes),
+        mock.patch(f"{asked}.check_cudnn_version", return_value=CUDNN),
+        mock.patch(f"{asked}.check_compute_capability", at_least),
+        mock.patch(f"{asked}.is_cuda_compute_capability_equal", return_value=False),
+    ):
+        yield
 
 
 class Compiled(NamedTuple):

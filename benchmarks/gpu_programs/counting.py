@@ -134,7 +134,7 @@ def _class(one: Instruction, inside: list[Instruction]) -> str:
     targets = " ".join(each.target for each in inside)
     if any(_COLLECTIVE.match(opcode) for opcode in opcodes):
         return COLLECTIVES
-    if "__cudnn$conv" in targets or "convolution" in opcodes:
+    if "__cudnn$conv" in targets or "convolution" in opcodes or any(_is_our_convolution(each) for each in inside):
         return CONVOLUTIONS
     if "__cublas" in targets or "__cudnn$fmha" in targets or "dot" in opcodes:
         return PRODUCTS
@@ -145,6 +145,11 @@ def _class(one: Instruction, inside: list[Instruction]) -> str:
     if opcodes & {"copy", "transpose", "copy-start"} and opcodes <= _MOVES | {"copy-start"} and one.bytes > _SCALARS:
         return LAYOUT
     return PASSES
+
+
+def _is_our_convolution(one: Instruction) -> bool:
+    """Whether it calls `kernels.convolution_gpu`."""
+    return one.target.endswith("triton") and 'name = "convolution_gpu"' in one.attributes
 
 
 def _bytes(module: Module, computation: Computation, one: Instruction) -> int:
@@ -206,7 +211,10 @@ def _operations(inside: list[tuple[Computation, Instruction]]) -> tuple[int, int
     """Floating-point and integer operations of a kernel's instructions."""
     flops = integers = 0
     for scope, each in inside:
-        if each.opcode in ("convolution", "dot") or each.target.startswith(("__cudnn", "__cublas")):
+        if _is_our_convolution(each):
+            taps, channels, _ = scope[each.operands[-1]].results[0].dims
+            flops += 2 * taps * channels * each.size
+        elif each.opcode in ("convolution", "dot") or each.target.startswith(("__cudnn", "__cublas")):
             flops += _multiply_adds(scope, each)
         elif each.opcode not in _NO_OPERATION and each.opcode not in _FREE:
             read = scope[each.operands[0]].size if each.opcode in ("reduce", "reduce-window") else each.size

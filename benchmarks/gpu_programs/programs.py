@@ -16,10 +16,12 @@ import optax
 from jax.sharding import Mesh
 
 from benchmarks import networks
+from benchmarks.gpu_programs import compilation
 from benchmarks.gpu_programs.cards import Card
 from idrc_jax import audit, config, data, models, sampling
 from idrc_jax.audit import attacks
 from idrc_jax.certificates.schemes import SCHEMES, Gaussian
+from idrc_jax.kernels import residual_gpu
 from idrc_jax.models import Classifier, Denoiser, Description, loading
 from idrc_jax.sampling import devices, noise_laws, random_keys, votes
 from idrc_jax.training import classifier, denoiser, initial_state, loop, training_kernel
@@ -31,6 +33,8 @@ _PLATFORM = "gpu"
 _TARGETS = 8  # images that the audit attacks at a time
 TYPES = ("bfloat16", "float32")
 _PAIRS = ("full U-Net + ResNet-110", "small U-Net + ResNet-20")  # the full one has 35.7 million weights
+
+_FUSED = " (fused attention)"
 
 
 class Lowered(NamedTuple):
@@ -56,6 +60,7 @@ class Program:
       law: of the noise, a name in `noise_laws.LAWS`.
       lower: makes it for some devices of a card.
       options: of the compiler.
+      alone: whether it runs on one device alone.
     """
 
     command: str
@@ -64,6 +69,7 @@ class Program:
     law: str
     lower: Callable[[Card, Mesh], Lowered]
     options: Mapping[str, bool] = field(default_factory=dict)
+    alone: bool = False
 
     @property
     def name(self) -> str:
@@ -77,9 +83,11 @@ def every() -> list[Program]:
     main = [_certify(f"ResNet-{depth}", dtype) for depth in (110, 20) for dtype in TYPES]
     steps = [_train(depth, dtype) for depth in (110, 20) for dtype in TYPES]
     pairs = [_certify(name, dtype) for name in _PAIRS for dtype in TYPES]
+    steps += [_train(depth, "bfloat16", by_kernel=True) for depth in (110, 20)]
     steps += [_train(depth, "bfloat16", "device") for depth in (110, 20)]
     denoisers = [_train_denoiser(size, dtype) for size in ("full", "small") for dtype in TYPES]
     large = [_certify(name, dtype) for name in ("ResNet-50", "ViT-B/16") for dtype in TYPES]
+    large += [_certify(f"{name}{_FUSED}", "bfloat16") for name in (_PAIRS[0], "ViT-B/16")]
     laws = [
         _certify(f"ResNet-{depth}", dtype, law)
         for law in noise_laws.LAWS
@@ -93,12 +101,13 @@ def every() -> list[Program]:
 
 def _certify(network: str, dtype: str, law: str = "normal") -> Program:
     def lower(card: Card, mesh: Mesh) -> Lowered:
-        model = _classifier(network, dtype)
-        chunk = sampling.default_chunk(model, mesh, card.usable)
-        return Lowered(votes.lower_votes(sampling.Execution(model, mesh, chunk), law), chunk)
+        with compilation.cudnn_of(card):
+            model = _classifier(network, dtype)
+            chunk = sampling.default_chunk(model, mesh, card.usable)
+            return Lowered(votes.lower_votes(sampling.Execution(model, mesh, chunk), law), chunk)
 
     # Without a card that tries some, XLA finds no tiles of its own for the products of 197 tokens.
-    options = {"xla_gpu_enable_triton_gemm": False} if network == "ViT-B/16" else {}
+    options = {"xla_gpu_enable_triton_gemm": False} if network.startswith("ViT") else {}
     return Program("certify", network, dtype, law, lower, options)
 
 
@@ -127,8 +136,8 @@ def _attack(network: str, dtype: str) -> Program:
     return Program("audit", network, dtype, "normal", lower)
 
 
-def _train(depth: int, dtype: str, statistics: str = "batch") -> Program:
-    """Cohen's recipe: batches of 256, 50 steps a dispatch."""
+def _train(depth: int, dtype: str, statistics: str = "batch", *, by_kernel: bool = False) -> Program:
+    """Cohen's recipe: batches of 256, 50 steps a dispatch; by XLA alone or by `residual_gpu`."""
 
     def lower(card: Card, mesh: Mesh) -> Lowered:
         settings = config.load("configs/cifar10.py")
@@ -137,15 +146,17 @@ def _train(depth: int, dtype: str, statistics: str = "batch") -> Program:
         description = config.description(settings, images)
 
         def step_on(optimiser: optax.GradientTransformation, mesh: Mesh) -> Step:
-            network = training_kernel.network_on(mesh, description)
+            chain = residual_gpu.blocks if by_kernel else None
+            network = training_kernel.network_of(models.abstract(description, dtype=dtype, chain=chain)[0])
             scheme = Gaussian(sigma=SIGMA)
             return classifier.make_step(network, recipe, scheme, optimiser, 0, mesh, statistics=statistics)
 
         arrays = (images.images, images.labels)
         return _lowered_steps(Job(description, images, recipe, 0, "", (), {}, arrays, step_on, ("loss",)), mesh)
 
-    name = f"ResNet-{depth}" + (" (statistics of a device)" if statistics == "device" else "")
-    return Program("train", name, dtype, "normal", lower)
+    how = ["statistics of a device"] * (statistics == "device") + ["by kernel"] * by_kernel
+    name = f"ResNet-{depth}" + (f" ({', '.join(how)})" if how else "")
+    return Program("train", name, dtype, "normal", lower, alone=by_kernel)
 
 
 def _train_denoiser(size: str, dtype: str) -> Program:
@@ -184,31 +195,33 @@ def _cifar() -> data.Dataset:
 
 @cache
 def _classifier(network: str, dtype: str) -> Classifier:
-    """A network as the commands load it on a GPU."""
-    if " + " in network:
-        before, after = network.split(" + ")
-        return models.denoised(_classifier(after, dtype), _denoiser(before.split()[0], dtype), sigma=SIGMA)
+    """A network as the commands load it on a GPU, plain but for what its name says."""
+    plain, fused = network.removesuffix(_FUSED), network.endswith(_FUSED)
+    kernel = "auto" if fused else "xla"
+    if " + " in plain:
+        before, after = plain.split(" + ")
+        return models.denoised(_classifier(after, dtype), _denoiser(before.split()[0], dtype, kernel), sigma=SIGMA)
     described = {
         "ResNet-110": networks.describe(110),
         "ResNet-20": networks.describe(20),
         "ResNet-50": _IMAGENET | {"architecture": "resnet50", "depth": 50, "shortcut": "projection"},
         "ViT-B/16": _IMAGENET | {"architecture": "vit", "vit": _VIT},
-    }[network] | {"dtype": dtype}
-    return loading.classifier_of(_blank(described), described, dtype=dtype, kernel="xla", platform=_PLATFORM)
+    }[plain] | {"dtype": dtype}
+    return loading.classifier_of(_blank(described), described, dtype=dtype, kernel=kernel, platform=_PLATFORM)
 
 
 _IMAGENET = {"classes": 1000, "image_shape": [224, 224, 3], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 _VIT = {"size": 224, "patch": 16, "width": 768, "depth": 12, "heads": 12, "mlp": 3072}
 
 
-def _denoiser(size: str, dtype: str) -> Denoiser:
+def _denoiser(size: str, dtype: str, kernel: str) -> Denoiser:
     settings = config.load(f"configs/denoiser.py:{size}")
     target = config.denoiser_target(settings)
     described = config.denoiser_description(settings, _cifar()) | {
         "dtype": dtype,
         "diffusion": {"schedule": {}, "prediction": target.prediction},
     }
-    return loading.denoiser_of(_blank(described), described, dtype=dtype, kernel="xla")
+    return loading.denoiser_of(_blank(described), described, dtype=dtype, kernel=kernel)
 
 
 def _blank(description: Description) -> models.Arrays:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from idrc_jax.core import validate
-from idrc_jax.kernels import convolution_cpu, network_cpu, resnet_cpu
+from idrc_jax.kernels import attention_gpu, convolution_cpu, network_cpu, resnet_cpu
 from idrc_jax.models import folding
 from idrc_jax.models.classifier import ApplyFn, Classifier
 from idrc_jax.models.diffusion import Denoiser, Schedule
@@ -16,6 +16,7 @@ from idrc_jax.models.ensembles import ensemble
 from idrc_jax.models.registry import DTYPES, abstract, merge
 from idrc_jax.models.resnet import Convolution
 from idrc_jax.models.tensors import Arrays, Description, PyTree, Tensors, check_tensors, hash_tensors
+from idrc_jax.models.vit import Attend
 from idrc_jax.models.weights import read_weights, weights_file
 
 
@@ -126,8 +127,10 @@ def denoiser_of(tensors: Arrays, description: Description, *, dtype: str, kernel
     low, high = schedule.sigmas
     weights = _rounded(tensors, dtype, exact=("time1", "time2"))
 
-    def by(name: str, convolution: Convolution) -> Denoiser:
-        graph, _, _ = abstract(description, dtype=dtype, convolution=convolution)
+    def by(
+        name: str, convolution: Convolution = jax.lax.conv_general_dilated, attend: Attend | None = None
+    ) -> Denoiser:
+        graph, _, _ = abstract(description, dtype=dtype, convolution=convolution, attend=attend)
 
         def apply_fn(weights: Tensors, x: jax.Array, time: jax.Array) -> jax.Array:
             return merge(graph, weights)(x, time)
@@ -145,9 +148,13 @@ def denoiser_of(tensors: Arrays, description: Description, *, dtype: str, kernel
             description=description,
         )
 
-    plain = by("xla", jax.lax.conv_general_dilated)
+    plain = by("xla")
     if kernel == "auto" and dtype == "float32" and jax.default_backend() == "cpu" and convolution_cpu.available():
         return by("convolution_cpu", convolution_cpu.conv_general_dilated).with_alternatives(plain)
+    settings = description["unet"]
+    channels = settings.get("head_channels") or max(settings["widths"])
+    if kernel == "auto" and dtype == "bfloat16" and attention_gpu.available(channels):
+        return by("attention_gpu", attend=attention_gpu.attend).with_alternatives(plain)
     return plain
 
 
@@ -165,18 +172,27 @@ def _rounded(tensors: Arrays, dtype: str, exact: tuple[str, ...]) -> Tensors:
     return {name: jnp.asarray(value, stored(name)) for name, value in tensors.items()}
 
 
+def _vit_by(attend: Attend | None, description: Description, dtype: str) -> ApplyFn:
+    graph, _, _ = abstract(description, dtype=dtype, attend=attend)
+
+    def apply_fn(weights: Tensors, images: jax.Array) -> jax.Array:
+        return merge(graph, weights, {})(images)
+
+    return apply_fn
+
+
 def _for_inference(
     tensors: Arrays, description: Description, *, dtype: str, kernel: str, on_cpu: bool
 ) -> list[tuple[str, ApplyFn, PyTree]]:
     """List the kernel's name, apply_fn and params of each implementation of the network, a ResNet folded."""
     validate.one_of("kernel", kernel, ("auto", "xla"))
     if description["architecture"] == "vit":
-        graph, _, _ = abstract(description, dtype=dtype)
-
-        def apply_fn(weights: Tensors, images: jax.Array) -> jax.Array:
-            return merge(graph, weights, {})(images)
-
-        return [("xla", apply_fn, _rounded(tensors, dtype, exact=("head",)))]
+        weights = _rounded(tensors, dtype, exact=("head",))
+        plain = ("xla", _vit_by(None, description, dtype), weights)
+        channels = description["vit"]["width"] // description["vit"]["heads"]
+        if kernel == "auto" and dtype == "bfloat16" and not on_cpu and attention_gpu.available(channels):
+            return [("attention_gpu", _vit_by(attention_gpu.attend, description, dtype), weights), plain]
+        return [plain]
     folded = folding.fold(tensors, mean=tuple(description["mean"]), std=tuple(description["std"]))
     of_50 = description["architecture"] == "resnet50"
     if not on_cpu:

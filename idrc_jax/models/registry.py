@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from idrc_jax.core import validate
-from idrc_jax.models.resnet import Convolution, ResNet
+from idrc_jax.models.resnet import Chain, Convolution, ResNet
 from idrc_jax.models.resnet50 import ResNet50
 from idrc_jax.models.tensors import Description, Shapes, Tensors, flatten, unflatten
 from idrc_jax.models.unet import UNet
-from idrc_jax.models.vit import ViT
+from idrc_jax.models.vit import Attend, ViT
 
 # What the description of each architecture must hold, beside what all hold.
 SETTINGS = {
@@ -24,7 +24,13 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def build(
-    description: Description, *, dtype: str, rngs: nnx.Rngs, convolution: Convolution = jax.lax.conv_general_dilated
+    description: Description,
+    *,
+    dtype: str,
+    rngs: nnx.Rngs,
+    convolution: Convolution = jax.lax.conv_general_dilated,
+    chain: Chain | None = None,
+    attend: Attend | None = None,
 ) -> ResNet | ResNet50 | UNet | ViT:
     """Build the network that a description names, newly initialised.
 
@@ -33,6 +39,8 @@ def build(
       dtype: compute type, "float32" or "bfloat16".
       rngs: the keys of the initial values.
       convolution: what convolves, called like `jax.lax.conv_general_dilated`; a ViT takes its own.
+      chain: what computes blocks of a CIFAR ResNet in training; see `ResNet`.
+      attend: what attends in a ViT or a U-Net instead of XLA.
 
     Raises:
       ValueError: no such architecture, type or settings.
@@ -40,7 +48,7 @@ def build(
     validate.one_of("architecture", description["architecture"], SETTINGS)
     validate.one_of("dtype", dtype, DTYPES)
     if description["architecture"] == "unet":
-        return UNet(**description["unet"], dtype=DTYPES[dtype], convolution=convolution, rngs=rngs)
+        return UNet(**description["unet"], dtype=DTYPES[dtype], convolution=convolution, attend=attend, rngs=rngs)
     validate.classes("a classifier", description["classes"])
     if description["architecture"] == "vit":
         return ViT(
@@ -50,6 +58,7 @@ def build(
             mean=tuple(description["mean"]),
             std=tuple(description["std"]),
             dtype=DTYPES[dtype],
+            attend=attend,
             rngs=rngs,
         )
     if description["architecture"] == "resnet50":
@@ -70,15 +79,22 @@ def build(
         std=tuple(description["std"]),
         dtype=DTYPES[dtype],
         convolution=convolution,
+        chain=chain,
         rngs=rngs,
     )
 
 
 def abstract(
-    description: Description, *, dtype: str, convolution: Convolution = jax.lax.conv_general_dilated
+    description: Description,
+    *,
+    dtype: str,
+    convolution: Convolution = jax.lax.conv_general_dilated,
+    chain: Chain | None = None,
+    attend: Attend | None = None,
 ) -> tuple[nnx.GraphDef, Shapes, Shapes]:
     """Split the network without computing its values: shapes and types in place of tensors."""
-    return _split(nnx.eval_shape(lambda: build(description, dtype=dtype, rngs=nnx.Rngs(0), convolution=convolution)))
+    options = {"dtype": dtype, "convolution": convolution, "chain": chain, "attend": attend}
+    return _split(nnx.eval_shape(lambda: build(description, rngs=nnx.Rngs(0), **options)))
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Tensors, Tensors]:

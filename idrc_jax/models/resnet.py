@@ -4,8 +4,9 @@ Three stages of n blocks with 16, 32 and 64 channels. Every padding is written o
 convolutions see the pixels that PyTorch's see.
 """
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from idrc_jax.kernels.activations import relu
 
 Shortcut = Literal["projection", "zero_pad"]
 Convolution = Callable[..., jax.Array]  # called like `jax.lax.conv_general_dilated`
+Chain = Callable[..., tuple[jax.Array, Any]]  # called like `kernels.residual_gpu.blocks`
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 
@@ -100,6 +102,8 @@ class ResNet(nnx.Module):
       mean, std: per channel, applied to the image before the first convolution.
       dtype: compute type; weights are float32.
       convolution: what convolves, called like `jax.lax.conv_general_dilated`.
+      chain: what computes in training those blocks that change no shape, called like `kernels.residual_gpu.blocks`;
+        None for the blocks themselves.
     """
 
     def __init__(
@@ -113,6 +117,7 @@ class ResNet(nnx.Module):
         std: tuple[float, ...] = CIFAR_STD,
         dtype: DTypeLike = jnp.float32,
         convolution: Convolution = jax.lax.conv_general_dilated,
+        chain: Chain | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         if depth < 8 or (depth - 2) % 6:
@@ -120,7 +125,7 @@ class ResNet(nnx.Module):
         validate.one_of("shortcut", shortcut, ("projection", "zero_pad"))
         if not len(mean) == len(std) == channels:
             raise ValueError(f"Expected a mean and a std for each of {channels} channels, got {mean} and {std}.")
-        self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
+        self.mean, self.std, self.dtype, self.chain = tuple(mean), tuple(std), dtype, chain
         layers = Layers(dtype, convolution, rngs)
         self.stem = conv(channels, 16, 3, 1, layers)
         self.stem_norm = batch_norm(16, layers)
@@ -138,10 +143,29 @@ class ResNet(nnx.Module):
         x = (images - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
         x = x.astype(self.dtype)
         x = relu(self.stem_norm(self.stem(x), use_running_average=not train))
-        for block in self.blocks:
-            x = block(x, train)
+        for changes, blocks in itertools.groupby(self.blocks, key=lambda block: block.changes_shape):
+            if self.chain and train and not changes:
+                x = _by_chain(self.chain, list(blocks), x)
+                continue
+            for block in blocks:
+                x = block(x, train)
         x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         return self.head(x).astype(jnp.float32)
+
+
+def _by_chain(chain: Chain, blocks: Sequence[BasicBlock], x: jax.Array) -> jax.Array:
+    """Compute blocks in training, with their running statistics."""
+    layers: list[Any] = [((block.conv1, block.norm1), (block.conv2, block.norm2)) for block in blocks]
+    weights = tuple(
+        tuple((conv.kernel[...], norm.scale[...], norm.bias[...]) for conv, norm in block) for block in layers
+    )
+    x, found = chain(x, weights)
+    for block, statistics in zip(layers, found, strict=True):
+        for (_, norm), (mean, variance) in zip(block, statistics, strict=True):
+            old = norm.momentum
+            norm.mean[...] = old * norm.mean[...] + (1 - old) * mean
+            norm.var[...] = old * norm.var[...] + (1 - old) * variance
+    return x
 
 
 def _head_bias(

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from idrc_jax.core import validate
 from idrc_jax.models.resnet import Convolution
+from idrc_jax.models.vit import Attend
 
 _ddpm = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _zeros = nnx.initializers.zeros_init()
@@ -34,6 +35,7 @@ class Layers(NamedTuple):
     time_features: int
     dtype: DTypeLike
     convolution: Convolution
+    attend: Attend | None
     rngs: nnx.Rngs
 
 
@@ -154,16 +156,19 @@ class Attention(nnx.Module):
         self.key = _linear(features, features, layers)
         self.value = _linear(features, features, layers)
         self.out = _linear(features, features, layers, init=_zeros)
-        self.head_channels = layers.head_channels or features
+        self.head_channels, self.attend = layers.head_channels or features, layers.attend
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = (x if self.norm is None else self.norm(x)).reshape(-1, x.shape[3])  # flat, or XLA adds each bias by a pass
         heads = (x.shape[0], x.shape[1] * x.shape[2], x.shape[3] // self.head_channels, self.head_channels)
         query, key, value = (one(y).reshape(heads) for one in (self.query, self.key, self.value))
-        scores = jnp.einsum("nqhc,nkhc->nhqk", query, key, preferred_element_type=jnp.float32)
-        weights = nnx.softmax(scores * self.head_channels**-0.5).astype(value.dtype)
-        mixed = jnp.einsum("nhqk,nkhc->nqhc", weights, value).reshape(y.shape)
-        return x + self.out(mixed).reshape(x.shape)
+        if self.attend:
+            mixed = self.attend(query, key, value)
+        else:
+            scores = jnp.einsum("nqhc,nkhc->nhqk", query, key, preferred_element_type=jnp.float32)
+            weights = nnx.softmax(scores * self.head_channels**-0.5).astype(value.dtype)
+            mixed = jnp.einsum("nhqk,nkhc->nqhc", weights, value)
+        return x + self.out(mixed.reshape(y.shape)).reshape(x.shape)
 
 
 class Resample(nnx.Module):
@@ -219,6 +224,7 @@ class UNet(nnx.Module):
       flip_sin_to_cos, frequency_shift: order and frequencies of the time embedding; Ho et al. have sines first and 1.
       dtype: compute type; weights are float32.
       convolution: what convolves, called like `jax.lax.conv_general_dilated`.
+      attend: what attends instead of XLA, called like `jax.nn.dot_product_attention`.
     """
 
     def __init__(
@@ -241,6 +247,7 @@ class UNet(nnx.Module):
         frequency_shift: float = 1.0,
         dtype: DTypeLike = jnp.float32,
         convolution: Convolution = jax.lax.conv_general_dilated,
+        attend: Attend | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         _check(widths, blocks, attention, middle_attention, head_channels, groups, epsilon)
@@ -250,7 +257,7 @@ class UNet(nnx.Module):
         half, first, lowest = widths[0] // 2, widths[0], widths[-1]
         if frequency_shift >= half:
             raise ValueError(f"Expected frequency_shift < {half}, half of the first width, got {frequency_shift}.")
-        layers = Layers(groups, epsilon, head_channels, scale_shift, 4 * first, dtype, convolution, rngs)
+        layers = Layers(groups, epsilon, head_channels, scale_shift, 4 * first, dtype, convolution, attend, rngs)
         self.half, self.flip_sin_to_cos, self.frequency_shift = half, flip_sin_to_cos, frequency_shift
         self.dtype = dtype
         exact = layers._replace(dtype=jnp.float32)

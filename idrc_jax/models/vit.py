@@ -3,6 +3,7 @@
 Linear layers and attention are computed in `dtype`; the residual stream, layer norms, softmax and the head in float32.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -13,6 +14,7 @@ from jax.typing import DTypeLike
 from idrc_jax.core import validate
 
 Resize = Literal["bilinear", "bicubic"]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # called like `jax.nn.dot_product_attention`
 
 _EPSILON = 1e-12
 _position = nnx.initializers.truncated_normal(0.02)
@@ -21,8 +23,8 @@ _position = nnx.initializers.truncated_normal(0.02)
 class Attention(nnx.Module):
     """Self-attention of several heads: queries [N, Q, width], tokens [N, T, width] -> [N, Q, width]."""
 
-    def __init__(self, width: int, heads: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        self.heads = heads
+    def __init__(self, width: int, heads: int, dtype: DTypeLike, attend: Attend | None, rngs: nnx.Rngs) -> None:
+        self.heads, self.attend = heads, attend
         self.query = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
         self.key = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
         self.value = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
@@ -32,18 +34,20 @@ class Attention(nnx.Module):
         def split(x: jax.Array) -> jax.Array:
             return x.reshape(*x.shape[:2], self.heads, -1)
 
-        mixed = jax.nn.dot_product_attention(
-            split(self.query(queries)), split(self.key(tokens)), split(self.value(tokens))
-        )
+        # One query's scores are few, and not every fused kernel takes it.
+        attend = self.attend if self.attend and queries.shape[1] > 1 else jax.nn.dot_product_attention
+        mixed = attend(split(self.query(queries)), split(self.key(tokens)), split(self.value(tokens)))
         return self.out(mixed.reshape(queries.shape))
 
 
 class EncoderBlock(nnx.Module):
     """Attention, then two linear layers, each after a layer norm and beside a shortcut: [N, T, width] -> the same."""
 
-    def __init__(self, width: int, heads: int, mlp: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, width: int, heads: int, mlp: int, dtype: DTypeLike, attend: Attend | None, rngs: nnx.Rngs
+    ) -> None:
         self.norm1 = _layer_norm(width, rngs)
-        self.attention = Attention(width, heads, dtype, rngs)
+        self.attention = Attention(width, heads, dtype, attend, rngs)
         self.norm2 = _layer_norm(width, rngs)
         self.fc1 = nnx.Linear(width, mlp, dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(mlp, width, dtype=dtype, rngs=rngs)
@@ -74,6 +78,7 @@ class ViT(nnx.Module):
       mean, std: per channel, applied to the image first.
       resize: "bilinear" or "bicubic".
       dtype: compute type; weights are float32.
+      attend: what attends instead of XLA, called like `jax.nn.dot_product_attention`.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class ViT(nnx.Module):
         std: tuple[float, ...],
         resize: Resize = "bilinear",
         dtype: DTypeLike = jnp.float32,
+        attend: Attend | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         if size % patch:
@@ -104,7 +110,7 @@ class ViT(nnx.Module):
         self.patches = nnx.Conv(channels, width, (patch, patch), strides=patch, padding="VALID", dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(jnp.zeros((1, 1, width)))
         self.positions = nnx.Param(_position(rngs.params(), (1, (size // patch) ** 2 + 1, width), jnp.float32))
-        self.blocks = nnx.List([EncoderBlock(width, heads, mlp, dtype, rngs) for _ in range(depth)])
+        self.blocks = nnx.List([EncoderBlock(width, heads, mlp, dtype, attend, rngs) for _ in range(depth)])
         self.norm = _layer_norm(width, rngs)
         self.head = nnx.Linear(width, classes, rngs=rngs)
 
