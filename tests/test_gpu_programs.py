@@ -137,3 +137,4 @@ def test_a_page_says_that_nothing_was_measured():
     page = report.page(CARDS["a100"], [row("a100")], "a compiler")
     assert "**not measured: no card ran this.**" in page
     assert "| certify, ResNet-20, bfloat16 | 1 | 2 | 3 | 1.500 | 1.000 | 0.000 | 0.000 | 0.500 | 0.000 |" in page
+    assert page.endswith("| 4.0 | 4.0 | 0.0 | 0.0 | 0.00 | 0 | 1.00 | 2% | 0.0736 | memory |\n")
