@@ -15,6 +15,7 @@ import jax
 
 from benchmarks.gpu_programs import compilation, counting, examples, hlo, programs, report
 from benchmarks.gpu_programs.cards import CARDS, Card
+from idrc_jax.core import files
 
 # What is compiled without --all: (program, devices) for a card.
 _MAIN = {
@@ -41,7 +42,7 @@ def main() -> None:
     flags.add_argument("--cards", nargs="+", choices=sorted(CARDS), help="with --all: these cards")
     flags.add_argument("--devices", nargs="+", type=int, default=[1, 8], help="with --all: so many of each")
     flags.add_argument("--only", default="", help="with --all: programs whose names hold this")
-    flags.add_argument("--out", type=Path, help="folder for a table a card, Markdown and JSON")
+    flags.add_argument("--out", type=Path, help="folder for a table a card; its rows of other programs stay")
     flags.add_argument("--examples", type=Path, help="write the compiled examples into this folder, and stop")
     values = flags.parse_args()
     if not compilation.available():
@@ -58,29 +59,53 @@ def main() -> None:
         if absent := programs.missing():
             print(f"Left out: networks of from_torch, which need {' and '.join(absent)}.", file=sys.stderr)
     for name, some in asked.items():
-        wrong += _check(CARDS[name], [(everything[program], count) for program, count in some], values.out)
+        table = _Table(CARDS[name], list(everything), values.out)
+        wrong += _check(table, [(everything[program], count) for program, count in some])
     for line in wrong:
         print(f"error: {line}", file=sys.stderr)
     if wrong:
         raise SystemExit(1)
 
 
-def _check(card: Card, asked: list[tuple[programs.Program, int]], out: Path | None) -> list[str]:
-    """Compile and count programs for a card, print their table, keep it in a folder: what is wrong."""
-    rows, wrong = [], []
+class _Table:
+    """Rows of a card, in a folder's files if there is one, which are written anew with every row.
+
+    Args:
+      card: whose.
+      names: of all programs, in the table's order.
+      folder: of the files, None for none. Rows that are there and not counted anew stay.
+    """
+
+    def __init__(self, card: Card, names: list[str], folder: Path | None) -> None:
+        self.card, self._names, self.rows = card, names, []
+        self._stem = folder / f"gpu_programs_{card.name}" if folder else None
+        if self._stem and self._stem.with_suffix(".json").is_file():
+            self.rows = json.loads(self._stem.with_suffix(".json").read_text())
+            self.rows = [row for row in self.rows if row["program"] in names]
+
+    def add(self, row: report.Row) -> None:
+        """Add a row in the place of the one that was counted before."""
+        place = (row["program"], row["devices"])
+        self.rows = [one for one in self.rows if (one["program"], one["devices"]) != place] + [row]
+        self.rows.sort(key=lambda one: (self._names.index(one["program"]), one["devices"]))
+        if self._stem:
+            files.make_folder(self._stem.parent)
+            files.write_text(self._stem.with_suffix(".md"), _page(self.card, self.rows))
+            files.write_text(self._stem.with_suffix(".json"), json.dumps(self.rows, indent=1) + "\n")
+
+
+def _check(table: _Table, asked: list[tuple[programs.Program, int]]) -> list[str]:
+    """Compile and count programs for a card, print the table: what is wrong."""
+    wrong, card = [], table.card
     for program, count in asked:
         begun = time.perf_counter()
         try:
-            rows.append(_row(card, program, count))
+            table.add(_row(card, program, count))
         except jax.errors.JaxRuntimeError as error:
             wrong.append(f"{program.name} on {count} for {card.name}: {str(error).splitlines()[0]}")
         print(f"{card.name}: {program.name} on {count} ({time.perf_counter() - begun:.0f} s)", file=sys.stderr)
-        if out:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / f"gpu_programs_{card.name}.md").write_text(_page(card, rows))
-            (out / f"gpu_programs_{card.name}.json").write_text(json.dumps(rows, indent=1) + "\n")
-    print(_page(card, rows))
-    return wrong + report.broken(card, rows)
+    print(_page(card, table.rows))
+    return wrong + report.broken(card, table.rows)
 
 
 def _row(card: Card, program: programs.Program, count: int) -> report.Row:
