@@ -48,8 +48,8 @@ _TYPES = {  # of parity: dtype and the precision of products
     "float32": ("float32", ""),
     "bfloat16": ("bfloat16", ""),
 }
-_COUNTED = RESULTS / "gpu_programs_h100.json"
-_CACHE = ROOT / ".cache" / "gpu"
+COUNTED = RESULTS / "gpu_programs_h100.json"
+CACHE = ROOT / ".cache" / "gpu"
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
     flags.add_argument("--minutes", type=float, default=6.0, help="after which it stops")
     flags.add_argument("--out", type=Path, default=RESULTS, help="folder for the result")
     flags.add_argument("--rehearse", type=Path, help="tiny sizes, any device; the folder for the result")
-    flags.add_argument("--cache", type=Path, default=_CACHE, help="folder of compiled programs")
+    flags.add_argument("--cache", type=Path, default=CACHE, help="folder of compiled programs")
     flags.add_argument("--data", default="", help="folder with CIFAR-10's binary version, for its test images")
     for name in ("depths", "chunks", "batches"):
         flags.add_argument(f"--{name}", type=int, nargs="+", help=f"default {_FULL[name]}")
@@ -296,7 +296,7 @@ def beside(name: str, count: dict[str, float], row: contest.Row, ceilings: dict[
         "products": n * count["flops"] / (1e12 * ceilings[f"{row['dtype']}_product_tflops"]),
     }
     bound = max(floors, key=lambda one: floors[one])
-    tabled = [one for one in json.loads(_COUNTED.read_text()) if (one["program"], one["devices"]) == (name, 1)]
+    tabled = [one for one in json.loads(COUNTED.read_text()) if (one["program"], one["devices"]) == (name, 1)]
     return {
         "program": name,
         "kernels": count["kernels"],
