@@ -114,7 +114,7 @@ def test_a_run_that_is_killed_goes_on(tmp_path):
     command = [
         sys.executable, "-m", "benchmarks.gpu_paper", "--data", str(tmp_path / "data"), "--out", str(out),
         "--minutes=20", "--depth=8", "--dtype=float32", "--epochs=100", f"--cache={tmp_path / 'xla'}",
-        "--train=--config.train.batch=64 --config.train.checkpoint_minutes=0.0001", "--certify=--config.certify.n=1000",
+        "--train=--config.train.batch=64 --config.train.checkpoint_minutes=0.01", "--certify=--config.certify.n=1000",
     ]  # fmt: skip
     killed = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     status = out / "train_status.json"

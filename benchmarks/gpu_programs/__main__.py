@@ -41,7 +41,7 @@ def main() -> None:
     flags.add_argument("--all", action="store_true", help="every program, on 1 and 8 devices of every card")
     flags.add_argument("--cards", nargs="+", choices=sorted(CARDS), help="with --all: these cards")
     flags.add_argument("--devices", nargs="+", type=int, default=[1, 8], help="with --all: so many of each")
-    flags.add_argument("--only", default="", help="with --all: programs whose names hold this")
+    flags.add_argument("--only", default="", help="with --all: programs whose names match this regular expression")
     flags.add_argument("--out", type=Path, help="folder for a table a card; its rows of other programs stay")
     flags.add_argument("--examples", type=Path, help="write the compiled examples into this folder, and stop")
     values = flags.parse_args()
@@ -54,7 +54,7 @@ def main() -> None:
     everything = {program.name: program for program in programs.every()}
     asked = _MAIN
     if values.all:
-        each = [(name, count) for name in everything if values.only in name for count in values.devices]
+        each = [(name, count) for name in everything if re.search(values.only, name) for count in values.devices]
         asked = dict.fromkeys(values.cards or CARDS, each)
         if absent := programs.missing():
             print(f"Left out: networks of from_torch, which need {' and '.join(absent)}.", file=sys.stderr)
