@@ -61,7 +61,7 @@ def main() -> None:
     flags.add_argument("--minutes", type=float, default=6.0, help="after which it stops")
     flags.add_argument("--out", type=Path, default=RESULTS, help="folder for the result")
     flags.add_argument("--rehearse", type=Path, help="tiny sizes, any device; the folder for the result")
-    flags.add_argument("--cache", type=Path, default=CACHE, help="folder of compiled programs")
+    flags.add_argument("--cache", type=Path, help="folder of compiled programs; default .cache/gpu")
     flags.add_argument("--data", default="", help="folder with CIFAR-10's binary version, for its test images")
     for name in ("depths", "chunks", "batches"):
         flags.add_argument(f"--{name}", type=int, nargs="+", help=f"default {_FULL[name]}")
@@ -74,9 +74,14 @@ def main() -> None:
     run(values, argparse.Namespace(**sizes | {key: one for key, one in vars(values).items() if one and key in sizes}))
 
 
-def keep_compiled(folder: Path) -> None:
-    """Let the processes that this one starts keep every compiled program in a folder, if the user names no other."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder.resolve()))
+def keep_compiled(folder: Path | None) -> None:
+    """Let the processes that this one starts keep every compiled program.
+
+    Args:
+      folder: of these; None for the one that the environment names to JAX, else `CACHE`.
+    """
+    if folder or "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str((folder or CACHE).resolve())
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 

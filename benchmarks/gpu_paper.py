@@ -39,7 +39,7 @@ def main() -> None:
     flags.add_argument("--epochs", type=int, default=90, help="of training")
     flags.add_argument("--depth", type=int, default=110, help="of the ResNet")
     flags.add_argument("--dtype", default="bfloat16", help="that it computes in")
-    flags.add_argument("--cache", type=Path, default=gpu.CACHE, help="folder of compiled programs")
+    flags.add_argument("--cache", type=Path, help="folder of compiled programs; default .cache/gpu")
     flags.add_argument("--train", default="", help="more arguments of train.py, in one word")
     flags.add_argument("--certify", default="", help="more arguments of certify.py, in one word")
     values = flags.parse_args()
