@@ -17,6 +17,9 @@ ARGS ?=
 TRAIN_ARGS ?=
 CERTIFY_ARGS ?=
 WHAT ?= n
+# make gpu-paper SIGMA=0.25 DATA=FOLDER MINUTES=8 OUT=FOLDER
+MINUTES ?= 8
+OUT ?= runs/gpu-paper-$(SIGMA)
 # Processes that test side by side, each on a core of its own.
 WORKERS ?= 2
 # An interpreter that has JAX: the virtual environment's where there is one.
@@ -26,7 +29,7 @@ SETTINGS = --config=$(CONFIG):$(SCHEME) --config.noise.sigma=$(SIGMA) --config.d
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test evidence test-all lint typecheck reproduce overhead invariance widths certificate-table plans denoising figures \
-	throughput training-throughput networks scaling gpu-check gpu-benchmark docs docs-serve clean
+	throughput training-throughput networks scaling gpu-check gpu-benchmark gpu-paper docs docs-serve clean
 
 help:  ## Show this help.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -123,8 +126,12 @@ scaling: $(VENV)/.benchmarks  ## Time certification over WHAT=n, devices or size
 gpu-check: $(VENV)/.gpu-check  ## Compile for GPUs that need not be there what the commands run, count it: ARGS=--all for all.
 	$(VENV)/gpu-check/bin/python -m benchmarks.gpu_programs $(ARGS)
 
-gpu-benchmark:  ## Time all on an NVIDIA GPU with the JAX of PYTHON_RUN, which installs nothing.
+gpu-benchmark:  ## Time all on an NVIDIA GPU in 6 minutes with the JAX of PYTHON_RUN, which installs nothing.
 	$(PYTHON_RUN) -m benchmarks.gpu $(if $(DATA),--data $(DATA)) $(ARGS)
+
+gpu-paper:  ## Train ResNet-110 and certify 500 images on a GPU in MINUTES=8, or go on with it: SIGMA=0.25 DATA=FOLDER.
+	$(PYTHON_RUN) -m benchmarks.gpu_paper --sigma $(SIGMA) $(if $(DATA),--data $(DATA)) --minutes $(MINUTES) --out $(OUT) \
+	  $(if $(TRAIN_ARGS),--train='$(TRAIN_ARGS)') $(if $(CERTIFY_ARGS),--certify='$(CERTIFY_ARGS)') $(ARGS)
 
 docs: $(VENV)/.docs  ## Build the documentation's site in build/site, notebooks run, links checked.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -99,7 +99,7 @@ class Host:
         """How often bfloat16 and float32 name the same class on noisy images, one copy each."""
         full = models.load_classifier(weights, dtype="float32")
         half = models.load_classifier(weights, dtype="bfloat16")
-        images, labels, what = _test_images(folder, count, full.image_shape[0])
+        images, labels, what = images_to_classify(folder, count, full.image_shape[0])
         noise = np.random.default_rng(0)
         forwards = [jax.jit(one.apply_fn) for one in (full, half)]
         votes: list[list[np.ndarray]] = [[], []]
@@ -128,7 +128,7 @@ def _random(name: str, shape: tuple[int, ...], generator: np.random.Generator) -
     return generator.normal(0.0, np.sqrt(2 / np.prod(shape[:-1])), shape)
 
 
-def _test_images(folder: str, count: int, size: int) -> tuple[np.ndarray, np.ndarray | None, str]:
+def images_to_classify(folder: str, count: int, size: int) -> tuple[np.ndarray, np.ndarray | None, str]:
     if not folder:
         return networks.images(count, size, seed=1), None, "smooth random images"
     test_set = data.load("cifar10", "test", directory=folder)

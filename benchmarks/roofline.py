@@ -1,4 +1,4 @@
-"""What the hardware gives and what a network needs: measured ceilings, XLA's counts, parity with the CPU."""
+"""What the hardware gives and what a network needs: measured ceilings, counted programs, parity with the CPU."""
 
 import contextlib
 import statistics
@@ -12,12 +12,19 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from benchmarks import networks, ours
+from benchmarks.gpu_programs import counting, hlo
 from idrc_jax import models, sampling
-from idrc_jax.sampling import devices, random_keys
+from idrc_jax.sampling import devices, random_keys, votes
+
+_IMAGES = 8  # whose votes are compared
 
 
 class Lab(ours.Host):
     """Measurements of one accelerator, beside those of `ours.Host`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._truth: dict[str, np.ndarray] = {}
 
     def ceilings(self, side: int, values: int) -> dict[str, float]:
         """TFLOP/s of a dense product of `side` x `side` matrices in both types, and GB/s of a pass over an array.
@@ -37,54 +44,79 @@ class Lab(ours.Host):
         found["copy_gb_s"] = 2 * 4 * values / _seconds(lambda: negative(array)) / 1e9
         return found
 
-    def count(self, weights: str, dtype: str, chunk: int) -> dict[str, float]:
-        """XLA's cost analysis of the plain network's compiled forward pass, per sample."""
+    def counted(self, weights: str, dtype: str, chunk: int) -> dict[str, float]:
+        """The program of certification as this device's compiler makes it: kernels a chunk, and of a sample bytes
+        that they move and operations of convolutions and products, counted as `gpu_programs` does."""
         classifier = models.load_classifier(weights, dtype=dtype, kernel="xla")
-        images = jax.ShapeDtypeStruct((chunk, *classifier.image_shape), jnp.float32)
-        said = jax.jit(classifier.apply_fn).lower(classifier.params, images).compile().cost_analysis() or {}
-        return {"flops": said.get("flops", 0.0) / chunk, "bytes": said.get("bytes accessed", 0.0) / chunk}
+        lowered = votes.lower_votes(sampling.Execution(classifier, self._mesh, chunk), ours.SCHEME.law)
+        count = counting.count_loop(hlo.parse(lowered.compile().as_text() or ""))
+        dense = sum(count.by_class[name].flops for name in (counting.CONVOLUTIONS, counting.PRODUCTS))
+        total = count.total
+        return {"kernels": total.kernels, "bytes": total.bytes / chunk, "flops": dense / chunk}
 
-    def parity(self, weights: str, samples: int, chunk: int) -> dict[str, Any]:
-        """The share of votes that differ from the CPU's float32 votes on the same noise, sample by sample.
+    def parity(
+        self,
+        weights: str,
+        description: networks.Description,
+        *,
+        dtype: str,
+        precision: str,
+        samples: int,
+        chunk: int,
+        folder: str,
+    ) -> dict[str, Any]:
+        """How many votes differ from the CPU's float32 votes on the same noise, sample by sample, on 8 images.
 
-        On 8 images; the accelerator in float32 at JAX's default precision and at the highest, and in bfloat16.
+        Args:
+          weights, description: a network as `ours.load` takes it.
+          dtype: that the accelerator computes in.
+          precision: of its products: "highest" is without TF32, "" JAX's default.
+          samples: an image.
+          chunk: of the accelerator.
+          folder: of CIFAR-10, for its test images; empty for smooth random ones.
         """
-        cpu = jax.devices("cpu")
-        with jax.default_device(cpu[0]):
-            truth = _votes(weights, "float32", samples, min(chunk, 32), _mesh(cpu))
-        found: dict[str, Any] = {"votes": len(truth)}
-        for name, dtype, precision in (
-            ("float32", "float32", None),
-            ("float32_highest_precision", "float32", "highest"),
-            ("bfloat16", "bfloat16", None),
-        ):
-            with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
-                votes = _votes(weights, dtype, samples, chunk, self._mesh)
-            found[f"{name}_differ"] = int(np.sum(votes != truth))
-            found[f"{name}_share"] = float(np.mean(votes != truth))
-        return found
+        images, _, what = ours.images_to_classify(folder, _IMAGES, description["image_shape"][0])
+        known = f"{weights} {description}"  # a pair's weights are its classifier's
+        if known not in self._truth:
+            cpu = jax.devices("cpu")
+            with jax.default_device(cpu[0]):
+                network = ours.load(weights, description, dtype="float32", kernel="auto")
+                execution = sampling.Execution(network, _mesh(cpu), min(chunk, 32))
+                self._truth[known] = _classes(execution, images, samples, slots=samples)
+        truth = self._truth[known]
+        with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
+            network = ours.load(weights, description, dtype=dtype, kernel="auto")
+            classes = _classes(sampling.Execution(network, self._mesh, chunk), images, samples)
+        differ = int(np.sum(classes != truth))
+        return {"images": what, "votes": len(truth), "differ": differ, "share": differ / len(truth)}
 
 
 def _mesh(on: Sequence[Any]) -> Mesh:
     return jax.make_mesh((len(on),), (devices.AXIS,), axis_types=(AxisType.Auto,), devices=on)
 
 
-def _votes(weights: str, dtype: str, samples: int, chunk: int, mesh: Mesh) -> np.ndarray:
-    """The class of every sample, int [8 * samples]: a slot takes one sample, so that each can be compared."""
-    classifier = models.load_classifier(weights, dtype=dtype)
+def _classes(
+    execution: sampling.Execution, images: np.ndarray, samples: int, slots: int = sampling.SLOTS
+) -> np.ndarray:
+    """The class of every sample, int [len(images) * samples]: a slot takes one sample, so that each can be compared.
+
+    With as many slots as the commands have it is their program, which need not be compiled anew.
+    """
     classes = []
-    for index, image in enumerate(networks.images(8, classifier.image_shape[0])):
-        votes = sampling.dispatch_votes(
-            sampling.Execution(classifier, mesh, chunk),
-            ours.SCHEME,
-            np.broadcast_to(image, (samples, *image.shape)),
-            np.full(samples, ours.SCHEME.sigma),
-            indices=np.full(samples, index),
-            first=np.arange(samples),
-            n=1,
-            key=random_keys.root(0),
-        )
-        classes.append(np.asarray(votes).sum(axis=0).argmax(axis=-1))
+    for index, image in enumerate(images):
+        for first in range(0, samples, slots):
+            numbers = first + np.arange(slots)
+            counts = sampling.dispatch_votes(
+                execution,
+                ours.SCHEME,
+                np.broadcast_to(image, (slots, *image.shape)),
+                np.full(slots, ours.SCHEME.sigma),
+                indices=np.full(slots, index),
+                first=numbers,
+                n=(numbers < samples).astype(int),
+                key=random_keys.root(0),
+            )
+            classes.append(np.asarray(counts).sum(axis=0).argmax(axis=-1)[: samples - first])
     return np.concatenate(classes)
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 from conftest import ROOT
 
+from benchmarks.gpu_programs import __main__ as command
 from benchmarks.gpu_programs import counting, examples, hlo, programs, report
 from benchmarks.gpu_programs.cards import CARDS
 from benchmarks.gpu_programs.counting import Cost, Count
@@ -144,14 +145,58 @@ def test_rules_and_limits_are_told_where_they_are_broken():
     assert [line.split(": ")[1] for line in report.broken(card, [sorting])] == ["Expected no sort, got 1."]
 
 
-def test_limits_are_of_programs_that_there_are():
+def test_limits_and_the_short_run_are_of_programs_that_there_are():
     names = {program.name for program in programs.every()}
+    assert command._MAIN.keys() == CARDS.keys()
+    assert {program for some in command._MAIN.values() for program, _ in some} <= names
     limits = json.loads(report.LIMITS.read_text())
     assert limits.keys() <= CARDS.keys()
     assert all(one.keys() <= names for one in limits.values())
+
+
+def test_every_network_law_and_kind_of_work_is_among_the_programs(monkeypatch):
+    monkeypatch.setattr(programs, "missing", list)
+    every = [(one.command, one.network, one.dtype, one.law) for one in programs.every()]
+    assert len(set(every)) == len(every)
+    certified = {network for work, network, *_ in every if work == "certify"}
+    assert certified == {
+        "ResNet-20", "ResNet-110", "ResNet-50", "ViT-B/16", "full U-Net + ResNet-110", "small U-Net + ResNet-20",
+        "from_torch ResNet-18", "from_torch ConvNeXt-T",
+    }  # fmt: skip
+    laws = {"normal", "half_normal_length", "laplace_direction"}
+    for network in ("ResNet-20", "ResNet-110", "ResNet-50", "ViT-B/16"):
+        for law in laws:
+            assert {("certify", network, dtype, law) for dtype in ("float32", "bfloat16")} <= set(every)
+    assert {law for work, _, _, law in every if work == "audit"} == {
+        "normal",
+        "half_normal_length",
+        "laplace_direction",
+    }
+    trained = {network for work, network, *_ in every if work == "train"}
+    assert {"ResNet-20", "ResNet-110", "small U-Net", "full U-Net"} <= trained
+    monkeypatch.setattr(programs, "missing", lambda: ["torch"])
+    assert len(every) - len(programs.every()) == 2
+
+
+def test_a_table_keeps_the_rows_that_are_not_counted_anew(tmp_path):
+    names = ["certify, ResNet-20, bfloat16", "train, ResNet-20, bfloat16"]
+    table = command._Table(CARDS["h100"], names, tmp_path)
+    table.add(row(command="train"))
+    table.add(row(devices=8))
+    again = command._Table(CARDS["h100"], names, tmp_path)
+    again.add(row(scratch=2 * 10**9))
+    again.add(row(command="train", scratch=3 * 10**9))
+    said = json.loads((tmp_path / "gpu_programs_h100.json").read_text())
+    assert said == again.rows
+    assert [(one["program"], one["devices"], one["scratch"] / 1e9) for one in said] == [
+        (names[0], 1, 2), (names[0], 8, 1), (names[1], 1, 3),
+    ]  # fmt: skip
+    assert (tmp_path / "gpu_programs_h100.md").read_text().count("\n| train, ") == 1
+    assert not command._Table(CARDS["h100"], names[:0], tmp_path).rows  # a program that is no more
 
 
 def test_a_page_says_that_nothing_was_measured():
     page = report.page(CARDS["a100"], [row("a100")], "a compiler")
     assert "**not measured: no card ran this.**" in page
     assert "| certify, ResNet-20, bfloat16 | 1 | 2 | 3 | 1.500 | 1.000 | 0.000 | 0.000 | 0.500 | 0.000 |" in page
+    assert page.endswith("| 4.0 | 4.0 | 0.0 | 0.0 | 0.00 | 0 | 1.00 | 2% | 0.0736 | memory |\n")

@@ -68,6 +68,6 @@ CARDS = {
     for card in (
         _card("h100", 989.4e12, 494.7e12, 66.9e12, "NVIDIA H100 data sheet, SXM5"),
         _card("a100", 312e12, 156e12, 19.5e12, "NVIDIA A100 data sheet, SXM4 80 GB"),
-        _card("rtx3050", 18.2e12, 9.1e12, 9.1e12, "20 SMs at 1.777 GHz by NVIDIA's GA102 whitepaper"),
+        _card("rtx_3050", 18.2e12, 9.1e12, 9.1e12, "20 SMs at 1.777 GHz by NVIDIA's GA102 whitepaper"),
     )
 }

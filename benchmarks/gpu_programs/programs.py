@@ -1,9 +1,11 @@
 """Every program that the commands run on a GPU, lowered by the library's own functions.
 
 `certify` and `predict` run one program for each network, type and law; `train` one for each network and type, which
-takes many steps; `audit` one gradient step of an attack. Weights are blank: no count depends on them.
+takes many steps; `audit` one gradient step of an attack. Weights are blank: no count depends on them. Networks of
+`from_torch` are there where PyTorch and transformers are.
 """
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -33,6 +35,8 @@ _PLATFORM = "gpu"
 _TARGETS = 8  # images that the audit attacks at a time
 TYPES = ("bfloat16", "float32")
 _PAIRS = ("full U-Net + ResNet-110", "small U-Net + ResNet-20")  # the full one has 35.7 million weights
+_FROM_TORCH = "from_torch "
+_TORCH = (_FROM_TORCH + "ResNet-18", _FROM_TORCH + "ConvNeXt-T")  # of `networks.ANY`; from_torch knows float32 only
 
 _FUSED = " (fused attention)"
 
@@ -89,14 +93,22 @@ def every() -> list[Program]:
     large = [_certify(name, dtype) for name in ("ResNet-50", "ViT-B/16") for dtype in TYPES]
     large += [_certify(f"{name}{_FUSED}", "bfloat16") for name in (_PAIRS[0], "ViT-B/16")]
     laws = [
-        _certify(f"ResNet-{depth}", dtype, law)
+        _certify(name, dtype, law)
         for law in noise_laws.LAWS
         if law != "normal"
-        for depth in (110, 20)
+        for name in ("ResNet-110", "ResNet-20", "ResNet-50", "ViT-B/16")
         for dtype in TYPES
     ]
     attacked = [_attack(f"ResNet-{depth}", dtype) for depth in (110, 20) for dtype in TYPES]
-    return main + steps + pairs + denoisers + large + laws + attacked
+    attacked += [_attack("ResNet-20", "bfloat16", law) for law in noise_laws.LAWS if law != "normal"]
+    attacked += [_attack("small U-Net + ResNet-20", "bfloat16")]
+    imported = [] if missing() else [_certify(name, "float32") for name in _TORCH]
+    return main + steps + pairs + denoisers + large + imported + laws + attacked
+
+
+def missing() -> list[str]:
+    """Packages without which there are no networks of `from_torch`."""
+    return [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
 
 
 def _certify(network: str, dtype: str, law: str = "normal") -> Program:
@@ -111,9 +123,10 @@ def _certify(network: str, dtype: str, law: str = "normal") -> Program:
     return Program("certify", network, dtype, law, lower, options)
 
 
-def _attack(network: str, dtype: str) -> Program:
+def _attack(network: str, dtype: str, law: str = "normal") -> Program:
     """One step of projected gradient descent on a few images, with the audit's samples."""
     samples = audit.Settings().samples
+    scheme = next(kind for kind in SCHEMES.values() if kind.law == law)(sigma=SIGMA)
 
     def lower(card: Card, mesh: Mesh) -> Lowered:
         model = _classifier(network, dtype)
@@ -126,14 +139,14 @@ def _attack(network: str, dtype: str) -> Program:
             *(jax.ShapeDtypeStruct((targets,), kind, sharding=rows) for kind in (jnp.uint32, jnp.int32, jnp.uint32)),
             apply_fn=model.apply_fn,
             number=model.classes,
-            scheme=SCHEMES["gaussian"](sigma=SIGMA),
+            scheme=scheme,
             samples=samples,
             straight_through=False,
             mesh=mesh,
         )
         return Lowered(lowered, _TARGETS * samples)
 
-    return Program("audit", network, dtype, "normal", lower)
+    return Program("audit", network, dtype, law, lower)
 
 
 def _train(depth: int, dtype: str, statistics: str = "batch", *, by_kernel: bool = False) -> Program:
@@ -201,6 +214,8 @@ def _classifier(network: str, dtype: str) -> Classifier:
     if " + " in plain:
         before, after = plain.split(" + ")
         return models.denoised(_classifier(after, dtype), _denoiser(before.split()[0], dtype, kernel), sigma=SIGMA)
+    if network.startswith(_FROM_TORCH):
+        return _from_torch(networks.ANY[network.removeprefix(_FROM_TORCH)])
     described = {
         "ResNet-110": networks.describe(110),
         "ResNet-20": networks.describe(20),
@@ -208,6 +223,16 @@ def _classifier(network: str, dtype: str) -> Classifier:
         "ViT-B/16": _IMAGENET | {"architecture": "vit", "vit": _VIT},
     }[plain] | {"dtype": dtype}
     return loading.classifier_of(_blank(described), described, dtype=dtype, kernel=kernel, platform=_PLATFORM)
+
+
+def _from_torch(description: Description) -> Classifier:
+    """A module of transformers as `from_torch` makes it; of its implementations the one that a GPU runs."""
+    from benchmarks import modules  # needs PyTorch
+    from idrc_jax.interop import from_torch
+
+    shape = tuple(description["image_shape"])
+    about = {name: description[name] for name in ("mean", "std")}
+    return from_torch(modules.build(description), image_shape=shape, **about).implementations[-1]
 
 
 _IMAGENET = {"classes": 1000, "image_shape": [224, 224, 3], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

@@ -16,17 +16,18 @@ SPARE = 0.25  # of what JAX can use of a card's memory
 WORK = {"certify": 100_000, "audit": 100_000, "train": 50_000}
 _HEAD = (
     "program", "devices", "at a time", "kernels", "MB", "convolutions", "products", "passes", "noise", "layout",
-    "MFLOP", "integer Mop", "all-reduces", "scratch GB", "floor, s", "bound by",
+    "MFLOP", "convolutions", "products", "the rest", "integer Mop", "all-reduces", "scratch GB", "memory", "floor, s",
+    "bound by",
 )  # fmt: skip
 _NOTES = """\
 Counted from compiled programs ({machine}), **not measured: no card ran this.** A row is one turn
 of a program's main loop: a chunk of samples (`certify`, which is `predict`, too), a training step (`train`), a gradient
 step of an attack (`audit`). MB and operations are a sample's or an image's on one device: what kernels read and write,
-by class; convolutions and attention count a multiply-add as two. Scratch is of each device, beside its arguments; JAX
-can use {usable:.1f} GB. The floor is seconds for n = 100,000 samples of one image (`audit`: for 100,000 gradients;
-`train`: for an epoch of 50,000 images) on all the devices, at the card's full bandwidth ({bandwidth:.2f} TB/s) or its
-peak ({source}: {bfloat16:.0f} TFLOP/s in bfloat16, {float32:.0f} in TF32), whichever takes longer; no
-program is as fast.
+by class; convolutions and attention count a multiply-add as two. Scratch is of each device, beside its arguments;
+memory is what both take of the {usable:.1f} GB that JAX can use, 75 % at most. The floor is seconds for n = 100,000
+samples of one image (`audit`: for 100,000 gradients; `train`: for an epoch of 50,000 images) on all the devices, at the
+card's full bandwidth ({bandwidth:.2f} TB/s) or its peak ({source}:
+{bfloat16:.0f} TFLOP/s in bfloat16, {float32:.0f} in TF32), whichever takes longer; no program is as fast.
 """
 
 
@@ -118,13 +119,16 @@ def page(card: Card, rows: list[Row], machine: str) -> str:
     for one in rows:
         classes = one["classes"]
         shown = [counting.CONVOLUTIONS, counting.PRODUCTS, counting.PASSES, counting.NOISE, counting.LAYOUT]
+        dense = [classes[name]["flops"] for name in (counting.CONVOLUTIONS, counting.PRODUCTS)]
+        rest = sum(each["flops"] for each in classes.values()) - sum(dense)
         cells = [
             one["program"], one["devices"], one["units"], one["kernels"], f"{one['megabytes']:.3f}",
             *(f"{classes[name]['bytes'] / 1e6:.3f}" for name in shown),
-            f"{sum(each['flops'] for each in classes.values()) / 1e6:.1f}",
+            *(f"{flops / 1e6:.1f}" for flops in (sum(dense) + rest, *dense, rest)),
             f"{sum(each['integers'] for each in classes.values()) / 1e6:.2f}",
             classes[counting.COLLECTIVES]["kernels"],
-            f"{one['scratch'] / 1e9:.2f}", f"{one['floor']:.3g}", one["bound"],
+            f"{one['scratch'] / 1e9:.2f}", f"{(one['scratch'] + one['arguments']) / card.usable:.0%}",
+            f"{one['floor']:.3g}", one["bound"],
         ]  # fmt: skip
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
