@@ -62,8 +62,7 @@ def recertify(
     made = read.manifest["guarantee"]
     made = _terms(made, alpha, certificate, k, read)
     plan = sampling_plans.from_description(made)
-    looks = set(plan.looks())
-    votes = np.asarray([_votes(row, made, looks, read.path) for row in read.rows]).reshape(-1, made["classes"] + 1)
+    votes = counts(read)
     selected = np.asarray([row.selected for row in read.rows], np.int64)
     if n is not None and n != plan.n:
         if "subsampled_from" in made:
@@ -178,11 +177,15 @@ def _drawn(votes: np.ndarray, n: int, seed: int, idx: int) -> np.ndarray:
     return generator.multivariate_hypergeometric(votes, n)
 
 
-def _votes(row: Row, made: Json, looks: set[int], path: Path) -> list[int]:
-    votes = row.votes or {}
-    counts = [votes.get(number, 0) for number in (*range(made["classes"]), -1)]
-    if sum(counts) != row.n or sum(votes.values()) != row.n or row.n not in looks:
-        raise ValueError(
-            f"Expected {row.n} votes for {made['classes']} classes at image {row.idx} of {path}, got {votes}."
-        )
-    return counts
+def counts(read: Results) -> np.ndarray:
+    """The votes of all rows, int [rows, K + 1]; ValueError for votes that do not fit the manifest."""
+    made = read.manifest["guarantee"] if read.manifest else {}
+    looks, found = set(sampling_plans.from_description(made).looks()), []
+    for row in read.rows:
+        votes = row.votes or {}
+        found.append([votes.get(number, 0) for number in (*range(made["classes"]), -1)])
+        if sum(found[-1]) != row.n or sum(votes.values()) != row.n or row.n not in looks:
+            raise ValueError(
+                f"Expected {row.n} votes for {made['classes']} classes at image {row.idx} of {read.path}, got {votes}."
+            )
+    return np.asarray(found, np.int64).reshape(-1, made["classes"] + 1)
