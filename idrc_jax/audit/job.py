@@ -232,8 +232,8 @@ def _same_certificates(
         )
     if "k" in stored:
         raise ValueError(
-            f"Expected radii of the predicted class in {read.path}, got those of the true class among the {stored['k']} "
-            "likeliest: audit the run itself."
+            f"Expected radii of the predicted class in {read.path}, got those of the true class among the "
+            f"{stored['k']} likeliest: audit the run itself."
         )
     settings = certification.Settings(
         sampling_plans.from_description(stored), stored["alpha"], stored["seed"], stored["certificate"]

@@ -79,9 +79,7 @@ def simultaneous_bounds(selected: int, votes: np.ndarray, alpha: float) -> tuple
     )
 
 
-def rival_bounds(
-    chosen: np.ndarray, votes: np.ndarray, alpha: float, k: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
+def rival_bounds(chosen: np.ndarray, votes: np.ndarray, alpha: float, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """A lower bound of each image's class and upper bounds of its k likeliest rivals, which hold at once.
 
     Args:

@@ -228,8 +228,11 @@ def _prepare(
 ) -> _Certification:
     """The worker's job, or ValueError for what cannot be certified; a warning where the network knows the images."""
     certificates.check_certificate(settings.certificate, scheme, settings.plan)
-    indices, checked = check_inputs(classifier, scheme, dataset, indices)
+    check_fits(classifier, dataset)
+    indices = check_unique(check_indices(indices, dataset))
+    checked = checked_scheme(scheme, dataset.images, indices)
     guarantee = describe_guarantee(classifier, scheme, dataset, indices, settings)
+    warn_of_training_images(classifier, dataset, guarantee)
     share = worker.share(indices)
     images = sampling.check_images(data.to_unit(dataset.images[share]), classifier)
     statistic, levels = host_scale(scheme, images)
@@ -239,17 +242,10 @@ def _prepare(
     )  # fmt: skip
 
 
-def check_inputs(
-    classifier: Classifier, scheme: Scheme, dataset: data.Dataset, indices: np.ndarray
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """The indices, and what the search of a user's own scheme's bounds found; ValueError for what cannot be certified,
-    a warning where the network knows the images."""
-    check_fits(classifier, dataset)
-    indices = check_unique(check_indices(indices, dataset))
-    checked = checked_scheme(scheme, dataset.images, indices)
-    if dataset.fingerprint(indices) in trained_on(classifier):
+def warn_of_training_images(classifier: Classifier, dataset: data.Dataset, guarantee: dict[str, Any]) -> None:
+    """A warning where the network was trained on the very images that a guarantee is about."""
+    if guarantee["data_sha256"] in trained_on(classifier):
         warnings.warn(f"The network was trained on the very images of {dataset.source} to certify.", stacklevel=4)
-    return indices, checked
 
 
 @dataclass(frozen=True)

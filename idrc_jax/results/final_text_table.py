@@ -120,9 +120,9 @@ def _agreement(results: Results, n: int) -> str:
     total = n * len(differing)
     _, most = confidence_bounds.proportion_interval(sum(differing), total)
     return (
-        f"Agreement under the same noise: {_down(1 - sum(differing) / total)} of {total:,} pairs ({n:,} an image; of all "
-        f"noise on these images at least {_down(1 - most)}, at 97.5 %); {sum(map(bool, differing))} images have a pair "
-        "that differs."
+        f"Agreement under the same noise: {_down(1 - sum(differing) / total)} of {total:,} pairs ({n:,} an image), at "
+        f"97.5 % at least {_down(1 - most)} of all noise on these images; {sum(map(bool, differing))} images have a "
+        "pair that differs."
     )
 
 

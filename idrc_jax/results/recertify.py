@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from idrc_jax import certificates
-from idrc_jax.certificates import INCREMENTAL, TOP_K, Certificate, Pairs, confidence_bounds, sampling_plans, user_schemes
+from idrc_jax.certificates import (
+    INCREMENTAL,
+    TOP_K,
+    Certificate,
+    Pairs,
+    confidence_bounds,
+    sampling_plans,
+    user_schemes,
+)
 from idrc_jax.certificates.sampling_plans import Plan
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.core import validate
@@ -49,9 +57,10 @@ def recertify(
 
     Raises:
       ValueError: another project's file, votes that do not fit the manifest, a certificate that the scheme or the plan
-        has not, or that of an incremental run's votes, which are another network's; k and a certificate, or k and
-        images without labels; a scheme that is not the file's; another n than 1 to the file's, one that certifies nothing, or one for a part
-        of a run's votes or an adaptive plan: where that stopped depends on the order of the votes, which is not stored.
+        has not, or any other one of an incremental run, whose votes are another network's; k and a certificate, or k
+        and images without labels; a scheme that is not the file's; another n than 1 to the file's, one that certifies
+        nothing, or one for a part of a run's votes or an adaptive plan: where that stopped depends on the order of the
+        votes, which is not stored.
 
     Guarantee: the numbers are those that certification itself would have written, to the last digit. With fewer votes
     they have the law of a run that drew so few: votes are independent and alike, so which of them are taken does not
@@ -139,8 +148,8 @@ def _terms(made: Json, alpha: float | None, certificate: str | None, k: int | No
         certificate = made["certificate"]
     elif made["certificate"] == INCREMENTAL:
         raise ValueError(
-            f"Expected the network's own votes for another certificate, got {read.path}, whose votes are of the network "
-            "that it was paired with: certify it, or that one's run."
+            f"Expected a network's own votes for another certificate, got {read.path}, whose votes are those of the "
+            "network that it was paired with."
         )
     elif k is None:
         validate.one_of("certificate", certificate, certificates.CERTIFICATES)
@@ -153,7 +162,7 @@ def _lost(read: Results) -> np.ndarray:
     """int [rows]: pairs of an incremental run in which the network of the votes alone gave the class."""
     if any(row.differing is None for row in read.rows):
         raise ValueError(f"Expected the column differing in {read.path}, as its manifest is of paired votes, got none.")
-    return np.asarray([(row.differing or {}).get(row.selected, 0) for row in read.rows], np.int64)
+    return np.asarray([(row.differing or {}).get(row.selected or 0, 0) for row in read.rows], np.int64)
 
 
 def _shorter(plan: Plan, n: int, alpha: float, path: Path) -> Plan:

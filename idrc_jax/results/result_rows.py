@@ -284,7 +284,7 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], tuple[Row, ...], bool]:
 
 
 def _check_rows(rows: tuple[Row, ...], columns: tuple[str, ...], manifest: Manifest, path: Path) -> None:
-    """ValueError unless the columns, noise levels and numbers of samples are those of the manifest's scheme and plan."""
+    """ValueError unless columns, noise levels and numbers of samples are those of the manifest's scheme and plan."""
     try:
         made = manifest["guarantee"]
         plan = sampling_plans.from_description(made)

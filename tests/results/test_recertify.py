@@ -115,7 +115,7 @@ def test_votes_and_levels_that_do_not_fit_the_manifest_are_refused(linear, datas
 
 
 def test_the_true_class_among_the_k_likeliest(linear, dataset, tmp_path):
-    """Labels that are no prediction, too; the file reads back, says what it is, and gives back what it was made from."""
+    """Labels that are no prediction, too; the file reads back, says what it is, and gives back what it came from."""
     read = certify(linear, dataset, tmp_path / "a", SCHEMES["gaussian"])
     made = recertify.recertify(read, k=2)
     assert made.manifest["guarantee"] == read.manifest["guarantee"] | {"certificate": "top_k", "k": 2}
@@ -163,7 +163,7 @@ def test_images_without_labels_have_no_true_class_among_the_likeliest(tmp_path):
     read = drawn_run(tmp_path, 3, plan="selection_free")
     assert {row.predict for row in recertify.recertify(read, k=1).rows} == {0}
     rows = tuple(dataclasses.replace(row, label=-1) for row in read.rows)
-    with pytest.raises(ValueError, match="Expected labels in .* for k = 1, which is about the true class"):
+    with pytest.raises(ValueError, match=r"Expected labels in .* for k = 1, which is about the true class"):
         recertify.recertify(dataclasses.replace(read, rows=rows), k=1)
 
 
