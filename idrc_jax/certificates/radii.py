@@ -145,11 +145,16 @@ def published_radius(scheme: Scheme, p_lower: ArrayLike) -> Numbers:
 def published_is_valid(made: Mapping[str, object]) -> bool:
     """Whether results under these settings (a manifest's guarantee) have, by definition, published radii that are the
     valid ones."""
-    return made.get("scheme") == Gaussian.name and made.get("certificate") == "one_sided"
+    return made.get("scheme") == Gaussian.name and made.get("certificate") in ("one_sided", INCREMENTAL)
 
 
-def explain(scheme: str) -> str:
+def explain(scheme: str, certificate: str = "one_sided") -> str:
     """One sentence: what the radius of a scheme, named as in result files, is worth. Your own are like `l1`."""
+    if certificate == TOP_K:
+        return "The radius is that within which the true class is among the k likeliest (after Jia et al. 2020)."
+    if certificate == INCREMENTAL:
+        of_scheme = explain(scheme).removesuffix(".")
+        return f"{of_scheme}, of the votes of another network less the noise on which this one loses the class."
     input_dependent = (
         "The radius is the Neyman-Pearson worst case over every noise level within reach; the published one ignores "
         "that the noise changes with the image and is not a certificate."

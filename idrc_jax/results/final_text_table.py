@@ -54,7 +54,8 @@ def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
     if certified is None:
         lines.append("This file has no valid radii, and published ones are not certificates: see idrc-recertify.")
     elif results.manifest:
-        lines.append(certificates.explain(results.manifest["guarantee"]["scheme"]))
+        made = results.manifest["guarantee"]
+        lines.append(certificates.explain(made["scheme"], made["certificate"]))
     return "\n".join(lines)
 
 

@@ -47,9 +47,9 @@ def test_bounds_are_clopper_and_pearsons_at_their_shares_of_alpha():
 
 
 def test_sums_begin_with_the_least_likely_of_the_likeliest():
-    votes = np.array([[30, 700, 0, 150, 120, 0]])
+    votes = 100 * np.array([[30, 700, 0, 150, 120, 0]])
     lower, sums = top_k.bounds(np.array([1]), votes, 0.05, 2)
-    each = stats.beta.ppf(1 - 0.005, [121, 151], [880, 850])
+    each = stats.beta.ppf(1 - 0.005, [12_001, 15_001], [88_000, 85_000])
     assert sums[0] == pytest.approx(np.cumsum(each), rel=1e-9)
     assert sums[0, 1] < 1 - lower[0]
     lower, sums = top_k.bounds(np.array([1]), votes, 0.05, 4)
