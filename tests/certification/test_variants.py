@@ -138,6 +138,8 @@ def test_what_it_is_stands_in_rows_manifest_and_table(linear, variant, dataset, 
     (agreement,) = re.findall(r"noise: (\S+) of 3,000 pairs", told)
     assert 0 <= 1 - differing / 3000 - float(agreement) < 1e-5
     assert "incremental" in told
+    assert "of the votes of another network" in told
+    assert "published" not in told  # it is the same, by definition
     assert "right under the noise" not in told  # its votes are the other network's
     assert metrics.base_accuracy(made) is None
     assert metrics.largest_probability(made) == pytest.approx(

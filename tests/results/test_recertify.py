@@ -9,11 +9,12 @@ from conftest import ROOT
 from scipy import stats
 
 from idrc_jax import certification, data, results
+from idrc_jax.audit import job as audit_job
 from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.certification import Settings
 from idrc_jax.commands import recertify as command
 from idrc_jax.report import run_summaries
-from idrc_jax.results import recertify
+from idrc_jax.results import equal_terms, recertify, runs
 
 SCHEMES = {
     name: schemes.Stepped(sigma=0.5, edges=(2.2,), levels=(1.0, 1.5))
@@ -139,6 +140,10 @@ def test_the_true_class_among_the_k_likeliest(linear, dataset, tmp_path):
     assert status == 0
     assert "top_k, k 2" in out
     assert "true class is among the 2 likeliest" in out
+    assert "Jia et al. 2020" in out
+    assert "k is None for “b”, 2 for “a”" in equal_terms.differences([runs.Run("b", read), runs.Run("a", made)])
+    with pytest.raises(ValueError, match="true class among the 2 likeliest: audit the run itself"):
+        audit_job._same_certificates(made, linear, dataset, np.arange(60), None)
     assert repr(results.read_results(tmp_path / "k").rows) == repr(made.rows)
     assert run_summaries.command(made) is None
     assert results.largest_radius(made) > max(row.radius for row in made.rows)
