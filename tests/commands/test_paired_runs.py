@@ -89,7 +89,6 @@ def test_a_variant_is_certified_and_audited(place):
         (["{run}", "--config.certify.certificate=two_sided"], "no certify.certificate beside paired.run, got two_si"),
         (["{run}", "--config.paired.share=1.0"], "paired.share"),
         (["{run}", "--dry_run"], "without paired.run, got both"),
-        (["{run}"], "Expected a result file at"),
         (["--config.paired.run=/nowhere"], "/nowhere"),
     ],
 )
