@@ -230,13 +230,19 @@ def _same_certificates(
             f"Expected a run's own votes in {read.path}, got {stored['n']} of each image's "
             f"{stored['subsampled_from']}: audit the run that they were drawn from."
         )
+    if "k" in stored:
+        raise ValueError(
+            f"Expected radii of the predicted class in {read.path}, got those of the true class among the "
+            f"{stored['k']} likeliest: audit the run itself."
+        )
     settings = certification.Settings(
         sampling_plans.from_description(stored), stored["alpha"], stored["seed"], stored["certificate"]
     )
     certification.check_fits(classifier, dataset)
     scheme = scheme or user_schemes.of_results(stored)
     made = certification.describe_guarantee(classifier, scheme, dataset, indices, settings)
-    changed = results.guarantee_differences(stored, json_values.as_json(made))
+    paired = {name: stored[name] for name in ("paired",) if name in stored}  # what its votes rest on, not its network
+    changed = results.guarantee_differences(stored, json_values.as_json(made) | paired)
     if changed:
         raise ValueError(f"Expected the classifier and data that {read.path} was made with, got {changed}.")
     for row in read.rows:

@@ -3,12 +3,16 @@
 Imports core. No JAX: every formula here is float64 NumPy, rounded to the safe side.
 """
 
+from idrc_jax.certificates.incremental import Pairs
 from idrc_jax.certificates.radii import (
     CERTIFICATES,
+    INCREMENTAL,
+    TOP_K,
     Certificate,
     check_certificate,
     explain,
     from_votes,
+    lower_alpha,
     published_is_valid,
     published_radius,
     radius,
@@ -19,13 +23,16 @@ from idrc_jax.certificates.schemes import L1, L2, SCHEMES, Gaussian, InverseSqrt
 
 __all__ = [
     "CERTIFICATES",
+    "INCREMENTAL",
     "L1",
     "L2",
     "SCHEMES",
+    "TOP_K",
     "Certificate",
     "Fixed",
     "Gaussian",
     "InverseSqrtNorm",
+    "Pairs",
     "Plan",
     "Scheme",
     "SelectionFree",
@@ -36,6 +43,7 @@ __all__ = [
     "check_certificate",
     "explain",
     "from_votes",
+    "lower_alpha",
     "published_is_valid",
     "published_radius",
     "radius",

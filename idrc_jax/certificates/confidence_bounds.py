@@ -20,6 +20,9 @@ Numbers = Any  # float64: a scalar where all arguments are scalars, else an arra
 # themselves, so that they err to the safe side. A test holds them against 50-digit arithmetic.
 _MARGIN = 2.0**-40
 
+# The class's share of alpha in `rival_bounds`: its radius is then never less than the one-sided one at 4/5 of alpha.
+OF_CLASS = 0.8
+
 
 def clopper_pearson_lower(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Numbers:
     """Lower confidence bound on a binomial proportion (Clopper and Pearson 1934).
@@ -74,6 +77,35 @@ def simultaneous_bounds(selected: int, votes: np.ndarray, alpha: float) -> tuple
         float(clopper_pearson_lower(votes[selected], np.sum(votes), alpha / classes)),
         float(clopper_pearson_upper(rival, np.sum(votes), alpha / classes)),
     )
+
+
+def rival_bounds(chosen: np.ndarray, votes: np.ndarray, alpha: float, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """A lower bound of each image's class and upper bounds of its k likeliest rivals, which hold at once.
+
+    Args:
+      chosen: int [rows], the classes, chosen without these votes; `ABSTAIN` has the bounds 0 and 1.
+      votes: int [rows, K + 1], K > k.
+      alpha: error probability of each image: 4/5 for the class, the rest in equal parts for the rivals.
+
+    Returns:
+      lower: float64 [rows].
+      upper: float64 [rows, k], falling: column i - 1 bounds the probability of the i-th likeliest rival.
+
+    Guarantee: for each image, with probability at least 1 - alpha all k + 1 bounds hold. The k likeliest rivals are
+    fixed, though unknown, so k bounds do: of the i likeliest ones' upper bounds the least, which is at most the i-th
+    largest of all rivals', is that of a class at least as likely as the i-th.
+    """
+    rows, classes = np.arange(len(votes)), votes.shape[1] - 1
+    if not 1 <= k < classes:
+        raise ValueError(f"Expected k from 1 to {classes - 1}, fewer than the {classes} classes, got {k}.")
+    n, own = np.sum(votes, axis=1), votes[rows, chosen]
+    others = np.array(votes[:, :-1])
+    others[rows, chosen] = -1
+    most = -np.sort(-others, axis=1)[:, :k]
+    some = chosen != ABSTAIN
+    lower = np.where(some, clopper_pearson_lower(own, n, alpha * OF_CLASS), 0.0)
+    upper = clopper_pearson_upper(np.maximum(most, 0), n[:, None], alpha * (1 - OF_CLASS) / k)
+    return lower, np.where(some[:, None], upper, 1.0)
 
 
 def log_wealth(k: ArrayLike, n: ArrayLike, p: ArrayLike) -> Numbers:

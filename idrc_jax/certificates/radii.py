@@ -7,14 +7,16 @@ docs/explanation/certificates.md.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from idrc_jax.certificates import confidence_bounds, gaussian_pair, spherical
+from idrc_jax.certificates import confidence_bounds, gaussian_pair, incremental, spherical, top_k
 from idrc_jax.certificates.confidence_bounds import Numbers
-from idrc_jax.certificates.sampling_plans import Fixed, Plan
+from idrc_jax.certificates.incremental import Pairs
+from idrc_jax.certificates.sampling_plans import Fixed, Plan, SelectionFree
 from idrc_jax.certificates.schemes import (
     L1,
     L2,
@@ -28,7 +30,9 @@ from idrc_jax.certificates.schemes import (
 )
 from idrc_jax.core import validate
 
-CERTIFICATES = ("one_sided", "two_sided")
+CERTIFICATES = ("one_sided", "two_sided", "runner_up")  # of a network's own votes, about the class that they choose
+TOP_K, INCREMENTAL = "top_k", "incremental"
+_PLANS = {"two_sided": (Fixed,), "runner_up": (Fixed,), TOP_K: (Fixed, SelectionFree)}  # of others: all
 _OF_THE_PAPER = (Gaussian, L1, L2, Uniform, InverseSqrtNorm)
 
 # SciPy's normal quantile is good to about 1e-15 of itself; radii lose 2**-40 (9e-13) of themselves.
@@ -46,7 +50,7 @@ class Certificate:
       selected: the class that the selection votes chose, -1 for none.
       statistic: the image's statistic under the scheme.
       sigma_x: the noise level that was used, a float32 value.
-      p_lower: lower confidence bound on the probability of `selected`.
+      p_lower: lower confidence bound on the probability of `selected`, or of the label ("top_k").
       n, n0: estimation and selection samples.
       votes: estimation votes, one count a class, then those whose logits were not finite.
     """
@@ -141,11 +145,16 @@ def published_radius(scheme: Scheme, p_lower: ArrayLike) -> Numbers:
 def published_is_valid(made: Mapping[str, object]) -> bool:
     """Whether results under these settings (a manifest's guarantee) have, by definition, published radii that are the
     valid ones."""
-    return made.get("scheme") == Gaussian.name and made.get("certificate") == "one_sided"
+    return made.get("scheme") == Gaussian.name and made.get("certificate") in ("one_sided", INCREMENTAL)
 
 
-def explain(scheme: str) -> str:
+def explain(scheme: str, certificate: str = "one_sided") -> str:
     """One sentence: what the radius of a scheme, named as in result files, is worth. Your own are like `l1`."""
+    if certificate == TOP_K:
+        return "The radius is that within which the true class is among the k likeliest (after Jia et al. 2020)."
+    if certificate == INCREMENTAL:
+        of_scheme = explain(scheme).removesuffix(".")
+        return f"{of_scheme}, of the votes of another network less the noise on which this one loses the class."
     input_dependent = (
         "The radius is the Neyman-Pearson worst case over every noise level within reach; the published one ignores "
         "that the noise changes with the image and is not a certificate."
@@ -162,18 +171,34 @@ def explain(scheme: str) -> str:
 
 
 def check_certificate(certificate: str, scheme: Scheme, plan: Plan | None = None) -> None:
-    """ValueError unless this certificate exists for this scheme and plan."""
+    """ValueError unless this certificate, of a network's own votes, exists for this scheme and plan."""
     validate.one_of("certificate", certificate, CERTIFICATES)
-    if certificate == "two_sided" and not isinstance(scheme, Gaussian | Stepped):
+    _check_terms(certificate, scheme, plan)
+
+
+def _check_terms(certificate: str, scheme: Scheme, plan: Plan | None) -> None:
+    if certificate in _PLANS and not isinstance(scheme, Gaussian | Stepped):
         raise ValueError(
-            f"Expected the scheme gaussian or stepped for a two_sided certificate, got {scheme.name}: its formula "
+            f"Expected the scheme gaussian or stepped for a {certificate} certificate, got {scheme.name}: its formula "
             "needs the same Gaussian noise at both images. Use one_sided."
         )
-    if certificate == "two_sided" and plan is not None and not isinstance(plan, Fixed):
+    plans = _PLANS.get(certificate, (Plan,))
+    if plan is not None and not isinstance(plan, plans):
+        why = "a class chosen by other votes, and one look" if len(plans) == 1 else "one look at the votes"
         raise ValueError(
-            f"Expected the plan fixed for a two_sided certificate, got {plan.name}: its bounds need a class chosen by "
-            "other votes, and one look. Use one_sided."
+            f"Expected the plan {' or '.join(one.name for one in plans)} for a {certificate} certificate, got "
+            f"{plan.name}: its bounds need {why}. Use one_sided."
         )
+
+
+def lower_alpha(made: Mapping[str, Any]) -> float:
+    """Of the alpha of results under these settings (a manifest's guarantee), the error of the bound `p_lower` alone."""
+    return made["alpha"] * {
+        "two_sided": 1 / made["classes"],
+        "runner_up": confidence_bounds.OF_CLASS,
+        TOP_K: confidence_bounds.OF_CLASS,
+        INCREMENTAL: 1 - made.get("paired", {}).get("share", 0),
+    }.get(made["certificate"], 1)
 
 
 def from_votes(
@@ -186,6 +211,10 @@ def from_votes(
     alpha: float,
     dim: int,
     certificate: str = "one_sided",
+    labels: Sequence[int] | np.ndarray = (),
+    k: int = 1,
+    lost: Sequence[int] | np.ndarray = (),
+    pairs: Pairs | None = None,
 ) -> list[Certificate]:
     """The certificates of images from their votes.
 
@@ -197,40 +226,56 @@ def from_votes(
       plan: by which they were drawn.
       alpha: error probability of each image.
       dim: number of values of an image.
-      certificate: "one_sided" (p_lower against 1/2), or "two_sided" (against the largest upper bound of the other
-        classes, each of the K bounds at alpha / K; see `check_certificate`).
+      certificate: "one_sided" (p_lower against 1/2); "two_sided" (against the largest upper bound of the other
+        classes, each of the K bounds at alpha / K); "runner_up" (the same by two bounds, see
+        `confidence_bounds.rival_bounds`); "top_k" (that the label is among the k likeliest); or "incremental" (of
+        another network than the votes', by pairs of both). All but "one_sided" and "incremental" are for `gaussian` and
+        `stepped`, and for the plan `fixed`; "top_k" for `selection_free`, too.
+      labels, k: of "top_k": int [rows], the classes it is about, and k. `predict` is then the label or -1.
+      lost, pairs: of "incremental": see `incremental.lower`.
 
     A noise level of 0 (a black image) abstains: no noise was drawn, so nothing is known.
 
     Guarantee: for each image on its own, with probability at least 1 - alpha over the votes, `radius` is valid.
     """
-    check_certificate(certificate, scheme, plan)
+    validate.one_of("certificate", certificate, (*CERTIFICATES, TOP_K, INCREMENTAL))
+    _check_terms(certificate, scheme, plan)
     statistic, votes = np.asarray(statistic, np.float64), np.asarray(votes)
     level = drawn_level(scheme, statistic)
     selected = np.asarray(selected)
+    about = np.asarray(labels) if certificate == TOP_K else selected
+    own, n = votes[np.arange(len(votes)), about], np.sum(votes, axis=1)
+    rivals = np.full((len(votes), 1), 0.5)
     if certificate == "two_sided":
         bounds = [confidence_bounds.simultaneous_bounds(*row, alpha) for row in zip(selected, votes, strict=True)]
-        p_lower, rival = np.reshape(bounds, (-1, 2)).T
+        p_lower, rivals = np.split(np.reshape(bounds, (-1, 2)), 2, axis=1)
+        p_lower = p_lower[:, 0]
+    elif certificate in ("runner_up", TOP_K):
+        p_lower, rivals = top_k.bounds(about, votes, alpha, k)
+    elif certificate == INCREMENTAL:
+        p_lower = incremental.lower(plan, own, n, np.asarray(lost), pairs or Pairs(), alpha)
     else:
-        own = votes[np.arange(len(votes)), selected]
-        p_lower = np.where(selected == confidence_bounds.ABSTAIN, 0.0, plan.lower(own, np.sum(votes, axis=1), alpha))
-        rival = np.full(len(votes), 0.5)
-    p_lower = np.where(level > 0, p_lower, 0.0)
-    if certificate == "two_sided":
-        radii = two_sided_radius(scheme, statistic, p_lower, rival, dim=dim)
+        p_lower = plan.lower(own, n, alpha)
+    p_lower = np.where((level > 0) & (about != confidence_bounds.ABSTAIN), p_lower, 0.0)
+    if certificate == TOP_K:
+        found = top_k.radius(p_lower, rivals) * _constant_level(scheme, statistic, level)
+        radii = _cut(scheme, statistic, found, dim)
+    elif certificate in _PLANS:
+        radii = two_sided_radius(scheme, statistic, p_lower, rivals[:, 0], dim=dim)
     else:
         radii = radius(scheme, statistic, p_lower, dim=dim)
-    published = published_radius(scheme, np.where(p_lower > rival, p_lower, 0.0))
+    sure = p_lower > top_k.strongest_rival(rivals)
+    published = published_radius(scheme, np.where(sure, p_lower, 0.0))
     return [
         Certificate(
-            predict=int(selected[i]) if p_lower[i] > rival[i] else confidence_bounds.ABSTAIN,
+            predict=int(about[i]) if sure[i] else confidence_bounds.ABSTAIN,
             radius=float(radii[i]),
-            radius_published=float(published[i]),
+            radius_published=float("nan") if certificate == TOP_K else float(published[i]),
             selected=int(selected[i]),
             statistic=float(statistic[i]),
             sigma_x=float(level[i]),
             p_lower=float(p_lower[i]),
-            n=int(np.sum(votes[i])),
+            n=int(n[i]),
             n0=plan.selection,
             votes=tuple(int(count) for count in votes[i]),
         )

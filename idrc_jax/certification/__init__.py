@@ -5,6 +5,7 @@ Imports core, certificates, results, report, data, models and sampling.
 
 from idrc_jax.certification.guarantee import check_fits, describe_guarantee
 from idrc_jax.certification.in_memory import certify, check_prediction, predict
+from idrc_jax.certification.incremental import certify_variant
 from idrc_jax.certification.job import certify_dataset, estimate
 from idrc_jax.certification.settings import Settings
 from idrc_jax.certification.smoothed_classifier import SmoothedClassifier
@@ -14,6 +15,7 @@ __all__ = [
     "SmoothedClassifier",
     "certify",
     "certify_dataset",
+    "certify_variant",
     "check_fits",
     "check_prediction",
     "describe_guarantee",

@@ -1,5 +1,7 @@
 """The job that certifies images of a data set into a result file: prepare, draw, certify, append.
 
+`run` is the same for every `Job`: one of a network's own votes, here, or of pairs of votes (`incremental`).
+
 Work goes to the devices in pieces of a few seconds, always two ahead of what the host reads (`dispatch_ahead`). A piece
 that was cut off is lost and its image starts anew; a finished image is on disk.
 """
@@ -9,12 +11,13 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jax.sharding import Mesh
 
 from idrc_jax import certificates, data, results, sampling
+from idrc_jax.certificates.sampling_plans import Plan
 from idrc_jax.certificates.schemes import Scheme, host_scale
 from idrc_jax.certification.decisions import Decisions
 from idrc_jax.certification.guarantee import check_fits, check_indices, check_unique, describe_guarantee
@@ -27,7 +30,7 @@ from idrc_jax.models import Classifier
 from idrc_jax.results import ResultsFile, Row
 from idrc_jax.sampling import implementation_choice, random_keys
 from idrc_jax.sampling.batch_systems import ALONE, Worker
-from idrc_jax.sampling.dispatch_ahead import Drawn, Scheduler
+from idrc_jax.sampling.dispatch_ahead import Drawn, Scheduler, StopRule
 from idrc_jax.sampling.execution import Execution
 from idrc_jax.sampling.vote_counter import VoteCounter
 
@@ -74,9 +77,80 @@ def certify_dataset(
       ValueError: data and classifier do not fit, the bounds of a scheme of the user's own do not hold, or the file in
         `workdir` was made under other settings.
     """
-    budget = budget or Budget(max_minutes)
     sampling.check_chunk(classifier, mesh, chunk)
     job = _prepare(classifier, scheme, dataset, indices, settings, worker)
+    return run(
+        job,
+        workdir,
+        chunk=chunk,
+        mesh=mesh,
+        max_minutes=max_minutes,
+        worker=worker,
+        provenance=provenance,
+        budget=budget,
+    )
+
+
+@dataclass(frozen=True)
+class Job:
+    """A worker's share of the images, checked, and what their votes decide.
+
+    Attributes:
+      classifier, scheme: what is certified, under which noise.
+      indices, labels: int [N], of the images in their data set.
+      images: float32 [N, H, W, C] in [0, 1].
+      levels: float64 [N], their noise levels.
+      plan: by which the samples are drawn; seed: of the key tree.
+      guarantee: what the certificates of all workers depend on.
+      checked: what the search of a user's own scheme's bounds found.
+      stage: of the samples that follow the selection.
+    """
+
+    classifier: Classifier
+    scheme: Scheme
+    indices: np.ndarray
+    labels: np.ndarray
+    images: np.ndarray
+    levels: np.ndarray
+    plan: Plan
+    seed: int
+    guarantee: dict[str, Any]
+    checked: dict[str, Any]
+    stage: ClassVar[int] = random_keys.ESTIMATION
+
+    def execution(self, samples: int, seconds: float, mesh: Mesh | None, chunk: int) -> Execution:
+        """How to run what is asked for votes; arguments as for `implementation_choice.choose`."""
+        return implementation_choice.choose(
+            self.classifier, self.scheme, samples=samples, seconds=seconds, mesh=mesh, chunk=chunk
+        )
+
+    def counter(self, execution: Execution) -> VoteCounter:
+        """That of the images' votes."""
+        key = random_keys.root(self.seed)
+        return VoteCounter(execution, self.scheme, self.images, self.levels, indices=self.indices, key=key)
+
+    def stop_rule(self, position: int) -> StopRule:
+        """When the image at a position has enough votes."""
+        raise NotImplementedError
+
+    def row(self, drawn: Drawn, seconds: float) -> Row:
+        """That of a finished image."""
+        raise NotImplementedError
+
+
+def run(
+    job: Job,
+    workdir: Path,
+    *,
+    chunk: int,
+    mesh: Mesh | None,
+    max_minutes: float,
+    worker: Worker,
+    provenance: dict[str, Any] | None,
+    budget: Budget | None,
+) -> bool:
+    """Draw a job's votes into its result file; arguments, result and errors as for `certify_dataset`."""
+    budget = budget or Budget(max_minutes)
     name = results.worker_file(worker.index, worker.count)
     status = workdir / name.replace("certificates", "certify_status").replace(".tsv", ".json")
     session = {"worker": worker.index, "workers": worker.count, **(provenance or {}), **job.checked}
@@ -91,22 +165,19 @@ def certify_dataset(
             if total:
                 print(f"note: all {total} images were certified already, in {workdir}.", file=sys.stderr)
             return True
-        samples = len(todo) * settings.plan.most
         seconds = 60 * budget.minutes
-        execution = implementation_choice.choose(
-            classifier, scheme, samples=samples, seconds=seconds, mesh=mesh, chunk=chunk
-        )
+        execution = job.execution(len(todo) * job.plan.most, seconds, mesh, chunk)
         file.note(execution.describe())
         counter = job.counter(execution)
         rate = counter.samples_per_second()
-        least = (settings.plan.selection + settings.plan.looks()[0]) / rate  # seconds of the shortest image
+        least = (job.plan.selection + job.plan.looks()[0]) / rate  # seconds of the shortest image
         if 0 < seconds < least:
             raise ValueError(
                 f"Expected max_minutes >= {least / 60:.2f}, the time of one image here, got {budget.minutes}."
             )
         budget.expect(least)
         piece = counter.stride * max(1, round(rate * _SECONDS_A_PIECE / counter.stride))
-        scheduler = Scheduler(counter, settings.plan, job.decisions.stop_rule, piece=piece)
+        scheduler = Scheduler(counter, job.plan, job.stop_rule, piece=piece, stage=job.stage)
         progress = Progress("certify", total, done, unit="images")
         begun = since = time.perf_counter()
         try:
@@ -134,32 +205,15 @@ def certify_dataset(
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A worker's share of the images, checked, and what their votes decide.
+class _Certification(Job):
+    """Of a network's own votes."""
 
-    Attributes:
-      indices, labels: int [N], of the images in their data set.
-      images: float32 [N, H, W, C] in [0, 1].
-      levels: float64 [N], their noise levels.
-      guarantee: what the certificates of all workers depend on.
-      checked: what the search of a user's own scheme's bounds found.
-    """
-
-    indices: np.ndarray
-    labels: np.ndarray
-    images: np.ndarray
-    levels: np.ndarray
     decisions: Decisions
-    guarantee: dict[str, Any]
-    checked: dict[str, Any]
 
-    def counter(self, execution: Execution) -> VoteCounter:
-        """That of the images' votes."""
-        key = random_keys.root(self.decisions.settings.seed)
-        return VoteCounter(execution, self.decisions.scheme, self.images, self.levels, indices=self.indices, key=key)
+    def stop_rule(self, position: int) -> StopRule:
+        return self.decisions.stop_rule(position)
 
     def row(self, drawn: Drawn, seconds: float) -> Row:
-        """That of a finished image."""
         index, label = int(self.indices[drawn.position]), int(self.labels[drawn.position])
         return Row.from_certificate(self.decisions.certificate(drawn), index, label, seconds)
 
@@ -171,20 +225,27 @@ def _prepare(
     indices: np.ndarray,
     settings: Settings,
     worker: Worker,
-) -> _Job:
+) -> _Certification:
     """The worker's job, or ValueError for what cannot be certified; a warning where the network knows the images."""
     certificates.check_certificate(settings.certificate, scheme, settings.plan)
     check_fits(classifier, dataset)
     indices = check_unique(check_indices(indices, dataset))
     checked = checked_scheme(scheme, dataset.images, indices)
     guarantee = describe_guarantee(classifier, scheme, dataset, indices, settings)
-    if guarantee["data_sha256"] in trained_on(classifier):
-        warnings.warn(f"The network was trained on the very images of {dataset.source} to certify.", stacklevel=3)
+    warn_of_training_images(classifier, dataset, guarantee)
     share = worker.share(indices)
     images = sampling.check_images(data.to_unit(dataset.images[share]), classifier)
     statistic, levels = host_scale(scheme, images)
-    decisions = Decisions(scheme, settings, statistic, guarantee["dim"])
-    return _Job(share, dataset.labels[share], images, levels, decisions, guarantee, checked)
+    return _Certification(
+        classifier, scheme, share, dataset.labels[share], images, levels, settings.plan, settings.seed, guarantee,
+        checked, Decisions(scheme, settings, statistic, guarantee["dim"]),
+    )  # fmt: skip
+
+
+def warn_of_training_images(classifier: Classifier, dataset: data.Dataset, guarantee: dict[str, Any]) -> None:
+    """A warning where the network was trained on the very images that a guarantee is about."""
+    if guarantee["data_sha256"] in trained_on(classifier):
+        warnings.warn(f"The network was trained on the very images of {dataset.source} to certify.", stacklevel=4)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ class Settings:
       plan: how the votes of an image are drawn.
       alpha: error probability of each image's certificate.
       seed: of the key tree.
-      certificate: "one_sided" or "two_sided" (see `certificates.from_votes`).
+      certificate: "one_sided", "two_sided" or "runner_up" (see `certificates.from_votes`).
 
     Raises ValueError for settings under which not even unanimous votes could certify.
     """

@@ -16,6 +16,7 @@ from idrc_jax.data.folder import CLASSES
 from idrc_jax.interop import user_factory
 from idrc_jax.models.denoised_classifier import denoised
 from idrc_jax.models.diffusion import Denoiser
+from idrc_jax.results import Results
 from idrc_jax.sampling import devices
 
 
@@ -55,6 +56,26 @@ def classifier_and_images(
         told = f"one test image in {data.SKIPS[dataset.name]}, {len(chosen)} of {dataset.name}'s {len(dataset)}"
         print(f"note: {told}; --config.data.skip=1 takes all.", file=sys.stderr)
     return classifier, dataset, chosen
+
+
+def reference_of(values: flags.FlagValues, read: Results) -> models.Classifier:
+    """The network of the run that paired.run names, in that run's compute type, behind the denoiser if there is one.
+
+    Whether it is that network, certification compares.
+    """
+    settings, made = values.config, read.manifest["guarantee"] if read.manifest else {}
+    beside = read.path.parent if (read.path.parent / models.WEIGHTS).is_file() else ""
+    classifier = models.load_classifier(
+        config.several(settings.paired.weights or beside or settings.model.weights) or values.workdir,
+        dtype=made.get("dtype", ""),
+        kernel=settings.kernel,
+        consensus=made.get("consensus", 0),
+    )
+    denoiser = denoiser_of(settings)
+    if denoiser is None:
+        return classifier
+    sigma = config.denoiser_sigma(settings, config.noise_scheme(settings))
+    return denoised(classifier, denoiser, sigma=sigma, steps=settings.denoiser.steps)
 
 
 def _tell_assumed_labels(classifier: models.Classifier, dataset: data.Dataset) -> None:
@@ -100,6 +121,7 @@ def provenance(settings: config.Config) -> dict[str, Any]:
         "weights": settings.model.weights,
         **({"data_size": settings.data.size} if settings.data.size else {}),
         **({"denoiser": settings.denoiser.weights} if settings.denoiser.weights else {}),
+        **({"paired_run": settings.paired.run} if settings.paired.run else {}),
     }
 
 

@@ -2,16 +2,17 @@
 
 import math
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from idrc_jax import config, data, results
-from idrc_jax.certification import certify_dataset, estimate, gallery_selection
+from idrc_jax.certification import certify_dataset, certify_variant, estimate, gallery_selection
 from idrc_jax.certification.clean_accuracy import with_clean_accuracy
 from idrc_jax.certification.provenance import trained_on, training
-from idrc_jax.commands._inputs import classifier_and_images, denoiser_of, go_on, mesh_of, provenance
+from idrc_jax.commands._inputs import classifier_and_images, denoiser_of, go_on, mesh_of, provenance, reference_of
 from idrc_jax.config.flags import run, take_from_run
 from idrc_jax.models import Classifier
 from idrc_jax.report import figures
@@ -51,7 +52,9 @@ def _certify(values: flags.FlagValues) -> int:
     settings, workdir = values.config, values.workdir
     note = take_from_run(values, "certify")
     scheme, mesh = config.noise_scheme(settings), mesh_of(settings)
-    certify_settings = config.settings(settings)
+    certify_settings, pairs = config.settings(settings), config.pairs(settings)
+    if pairs and values.dry_run:
+        raise ValueError("Expected --dry_run without paired.run, got both: pairs take the time of both networks.")
     worker = batch_systems.this_worker(settings.workers.index, settings.workers.count)
     classifier, dataset, indices = classifier_and_images(values, scheme, note)
     if values.dry_run:
@@ -65,13 +68,17 @@ def _certify(values: flags.FlagValues) -> int:
         )
         return 0
     _warn_of_training_images(classifier, dataset, indices, settings)
-    finished = certify_dataset(
+    certify = certify_dataset
+    if pairs:
+        read = results.read_results(settings.paired.run)
+        certify = partial(certify_variant, reference=reference_of(values, read), read=read, pairs=pairs)
+    finished = certify(
         classifier,
-        scheme,
-        dataset,
-        indices,
-        certify_settings,
-        workdir,
+        scheme=scheme,
+        dataset=dataset,
+        indices=indices,
+        settings=certify_settings,
+        workdir=workdir,
         chunk=settings.chunk,
         mesh=mesh,
         max_minutes=settings.max_minutes,

@@ -2,7 +2,7 @@
 
 import sys
 
-from idrc_jax import results
+from idrc_jax import certificates, results
 from idrc_jax.certificates import user_schemes
 from idrc_jax.core import command_line
 from idrc_jax.results.recertify import recertify
@@ -17,7 +17,10 @@ def main() -> None:
         parser.add_argument(
             "--n", type=command_line.whole_number, help="fewer votes of each image, drawn from the file's at random"
         )
-        parser.add_argument("--certificate", help="one_sided or two_sided; the file's by default")
+        parser.add_argument("--certificate", help=f"{', '.join(certificates.CERTIFICATES)}; the file's by default")
+        parser.add_argument(
+            "--k", type=command_line.whole_number, help="certify that the true class is among the k likeliest"
+        )
         parser.add_argument(
             "--out", type=command_line.path, help="folder without others for certificates.tsv and manifest.json"
         )
@@ -27,7 +30,14 @@ def main() -> None:
         scheme = None
         if arguments.factory and read.manifest is not None:
             scheme = user_schemes.of_results(read.manifest["guarantee"], arguments.factory)
-        made = recertify(read, alpha=arguments.alpha, certificate=arguments.certificate, n=arguments.n, scheme=scheme)
+        made = recertify(
+            read,
+            alpha=arguments.alpha,
+            certificate=arguments.certificate,
+            n=arguments.n,
+            scheme=scheme,
+            k=arguments.k,
+        )
         print(results.summary_table(made))
         if arguments.out:
             print(f"Rows: {made.save(arguments.out).path}")

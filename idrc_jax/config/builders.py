@@ -155,6 +155,27 @@ def settings(config: Config) -> Settings:
     return Settings(plan(config), certify.alpha, config.seed, certify.certificate)
 
 
+@named(*_group("paired"))
+def pairs(config: Config) -> certificates.Pairs | None:
+    """How many pairs of votes an image gets, and how alpha is split; None without a run to pair with.
+
+    ValueError for settings that do not go together.
+    """
+    paired = config.paired
+    if not paired.run:
+        for path in _group("paired"):
+            value = get(config, path)
+            if value != FIELDS[path].default:
+                raise ValueError(f"Expected paired.run with {path} = {value}, got none.")
+        return None
+    if config.certify.certificate != FIELDS["certify.certificate"].default:
+        raise ValueError(
+            f"Expected no certify.certificate beside paired.run, got {config.certify.certificate}: pairs have one of "
+            "their own."
+        )
+    return certificates.Pairs(paired.n, paired.share)
+
+
 @named(*AUDIT)
 def audit_settings(config: Config) -> audit.Settings:
     """The audit's settings."""

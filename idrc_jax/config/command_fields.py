@@ -17,7 +17,7 @@ _DECLARED = {
         *_ONE_CALL, "workers", "data.name", "data.dir", "data.size", "noise", *_NETWORK, "model.mean", "model.std",
         "train", "denoiser",
     ),
-    "certify": (*_ONE_CALL, "workers", *_SMOOTHED, "noise", "sampling", "certify"),
+    "certify": (*_ONE_CALL, "workers", *_SMOOTHED, "noise", "sampling", "certify", "paired"),
     "predict": ("seed", "devices", "kernel", *_SMOOTHED, "noise", "certify.alpha"),
     "audit": (*_ONE_CALL, *_SMOOTHED, "noise.factory", "audit"),
 }  # fmt: skip

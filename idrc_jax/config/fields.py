@@ -34,6 +34,7 @@ def _any_of(names: Iterable[str]) -> str:
 _RECIPE = training.Recipe()
 _SCHEDULE = diffusion.Schedule()
 _AUDIT = audit.Settings()
+_PAIRS = certificates.Pairs()
 
 # Every setting there is, under the name that the command line gives it.
 FIELDS = {
@@ -203,8 +204,15 @@ FIELDS = {
     "certify.n": Field(sampling_plans.Fixed.n, "samples that bound the class's probability; the most, of other plans"),
     "certify.alpha": Field(Settings.alpha, "probability with which an image's certificate may be wrong; in (0, 1)"),
     "certify.certificate": Field(
-        Settings.certificate, f"{_any_of(certificates.CERTIFICATES)} (two_sided: for gaussian and stepped, plan fixed)"
+        Settings.certificate,
+        f"{_any_of(certificates.CERTIFICATES)} (the last two: gaussian, stepped; plan fixed)",
     ),
+    "paired.run": Field(
+        "", "certify by this run of a like network and by pairs of both; see docs/how_to/certify_a_variant.md"
+    ),
+    "paired.weights": Field("", "weights of that run's network; empty: those in its folder, else model.weights"),
+    "paired.n": Field(_PAIRS.n, "pairs of an image: samples that both networks classify"),
+    "paired.share": Field(_PAIRS.share, "of certify.alpha, for the bound on how the two differ; in (0, 1)"),
     "audit.images": Field(_AUDIT.images, "rows to attack, evenly spaced; 0: all"),
     "audit.fractions": Field(_AUDIT.fractions, "of each claimed radius: distances at which to attack"),
     "audit.radii": Field(_AUDIT.radii, "at which the robust accuracy is measured, in pixel units"),
@@ -221,7 +229,10 @@ FIELDS = {
 }
 
 
-PATHS = ("data.dir", "model.weights", "train.loss.teacher", "train.start", "denoiser.weights")
+PATHS = (
+    "data.dir", "model.weights", "train.loss.teacher", "train.start", "denoiser.weights", "paired.run",
+    "paired.weights",
+)  # fmt: skip
 _SEVERAL = "model.weights"  # which a config file may give as a tuple, and a command line with commas
 
 

@@ -184,8 +184,13 @@ def _summary(run: Run, there: dict[str, bool]) -> Json:
         "probabilities": run_summaries.probabilities(read),
         "abstained": metrics.abstention_rate(read),
         "right": float(np.mean([row.correct for row in read.rows])),
-        "explained": certificates.explain(run.scheme) if read.manifest else "",
+        "explained": _explained(read),
     }
+
+
+def _explained(read: Results) -> str:
+    made = read.manifest["guarantee"] if read.manifest else {}
+    return certificates.explain(made["scheme"], made["certificate"]) if made else ""
 
 
 def _gallery(read: Results, names: Sequence[str], pictures: int) -> list[tuple[str, list[Json]]]:

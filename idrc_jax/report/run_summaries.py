@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes, user_schemes
+from idrc_jax.certificates import CERTIFICATES, confidence_bounds, sampling_plans, schemes, user_schemes
 from idrc_jax.core.json_values import Json
 from idrc_jax.report import class_names
 from idrc_jax.results import Results, metrics
@@ -171,14 +171,15 @@ def spacing(indices: Sequence[int]) -> tuple[int, int, int] | None:
 
 def command(results: Results) -> str | None:
     """The command that makes a run's rows anew, on the classifier that its manifest names; None where it cannot: for
-    another project's file, images that were in memory, a scheme of the user's own, or a part of a run's votes.
+    another project's file, images that were in memory, a scheme of the user's own, a part of a run's votes, or a
+    certificate that rests on another run.
 
     FOLDER stands for the data set's place, WEIGHTS and DENOISER for weights that no call named.
     """
     if results.manifest is None:
         return None
     made = results.manifest["guarantee"]
-    if user_schemes.is_own(made) or "subsampled_from" in made:
+    if user_schemes.is_own(made) or "subsampled_from" in made or made["certificate"] not in CERTIFICATES:
         return None
     sessions = results.manifest["sessions"]
     plan, name = sampling_plans.from_description(made), made["data"].partition("/")[0]

@@ -11,7 +11,7 @@ from idrc_jax.core.json_values import Json
 from idrc_jax.results.recertify import recertify
 from idrc_jax.results.runs import Run
 
-_TERMS = ("plan", "n", "alpha", "certificate")
+_TERMS = ("plan", "n", "alpha", "certificate", "k")
 _OF_ONE_PLAN = ("n0", "sequence", "radii", "precision")  # compared where the plans have one name
 _NAMED = 3  # runs of one value; more are counted
 _UNSTORED = "where it stopped on an image depends on the order of its votes, which is not stored"

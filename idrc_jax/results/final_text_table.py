@@ -19,6 +19,7 @@ from idrc_jax.results.metrics import (
     published_is_valid,
     require_rows,
     too_low,
+    top_k,
     within_reach,
 )
 from idrc_jax.results.result_rows import Results
@@ -41,8 +42,7 @@ def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
         columns["published"] = correct_radii(results, published=True)
     lines = [
         _title(results),
-        "Certified accuracy at l2 radius r: the share of images that are predicted rightly, certified up to r or more,",
-        "and its 95 % interval. ACR: the mean certified radius, 0 for an image that is predicted wrongly or abstained.",
+        *_meaning(results),
         f"{'r':>6}" + "".join(f"  {name:>22}" for name in columns),
     ]
     for radius in radii if "published" in columns else within_reach([results], radii):
@@ -54,13 +54,34 @@ def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
     if certified is None:
         lines.append("This file has no valid radii, and published ones are not certificates: see idrc-recertify.")
     elif results.manifest:
-        lines.append(certificates.explain(results.manifest["guarantee"]["scheme"]))
+        made = results.manifest["guarantee"]
+        lines.append(certificates.explain(made["scheme"], made["certificate"]))
     return "\n".join(lines)
+
+
+def _meaning(results: Results) -> list[str]:
+    """What the certified column counts."""
+    k = top_k(results)
+    if k:
+        return [
+            f"Certified accuracy at l2 radius r: the share of images whose true class is among the {k} likeliest, "
+            "certified up to r",
+            "or more, and its 95 % interval. ACR: the mean certified radius, 0 for an image where that is not sure.",
+        ]
+    return [
+        "Certified accuracy at l2 radius r: the share of images that are predicted rightly, certified up to r or more,",
+        "and its 95 % interval. ACR: the mean certified radius, 0 for an image that is predicted wrongly or abstained.",
+    ]
 
 
 def _accuracies(results: Results) -> list[str]:
     """The smoothed classifier's accuracy, and the base classifier's as far as it is known."""
-    lines = [f"Smoothed classifier: {np.mean([row.correct for row in results.rows]):.3f} right, abstentions are not."]
+    right, k = np.mean([row.correct for row in results.rows]), top_k(results)
+    lines = [
+        f"Smoothed classifier: true class among the {k} likeliest for {right:.3f} of the images, for sure."
+        if k
+        else f"Smoothed classifier: {right:.3f} right, abstentions are not."
+    ]
     noisy, clean = base_accuracy(results), clean_accuracy(results)
     told = [] if noisy is None else [f"{noisy:.3f} right under the noise (mean share of votes for the true class)"]
     told += [] if clean is None else [f"{clean:.3f} right on clean images"]
@@ -82,12 +103,32 @@ def _reach(results: Results) -> list[str]:
 def _counts(results: Results) -> list[str]:
     """How many images abstained and, where the file says so, how many samples were drawn."""
     images = len(results.rows)
-    told = [f"Abstained: {sum(row.predict == confidence_bounds.ABSTAIN for row in results.rows)} of {images}."]
+    what = "Not sure" if top_k(results) else "Abstained"
+    told = [f"{what}: {sum(row.predict == confidence_bounds.ABSTAIN for row in results.rows)} of {images}."]
     if results.manifest:
+        made = results.manifest["guarantee"]
         drawn = sum((row.n or 0) + (row.n0 or 0) for row in results.rows)
-        plan = results.manifest["guarantee"]["plan"]
-        told.append(f"Samples: {drawn:,}, {drawn / images:,.0f} an image (plan {plan}).")
+        told.append(f"Samples: {drawn:,}, {drawn / images:,.0f} an image (plan {made['plan']}).")
+        if "paired" in made:
+            told[-1] = f"Votes: {drawn:,} of the network that it was paired with, {drawn / images:,.0f} an image."
+            told.append(_agreement(results, made["paired"]["n"]))
     return told
+
+
+def _agreement(results: Results, n: int) -> str:
+    """How often the two networks of an incremental run gave the same class under the same noise."""
+    differing = [sum((row.differing or {}).values()) for row in results.rows]
+    total = n * len(differing)
+    _, most = confidence_bounds.proportion_interval(sum(differing), total)
+    return (
+        f"Agreement under the same noise: {_down(1 - sum(differing) / total)} of {total:,} pairs ({n:,} an image), at "
+        f"97.5 % at least {_down(1 - most)} of all noise on these images; {sum(map(bool, differing))} images have a "
+        "pair that differs."
+    )
+
+
+def _down(share: float) -> str:
+    return f"{math.floor(1e5 * share) / 1e5:.5f}"
 
 
 def _title(results: Results) -> str:
@@ -100,6 +141,7 @@ def _title(results: Results) -> str:
     return (
         f"{made['scheme']}, sigma {made['sigma']:g}{ref}{several}, {len(results.rows)} images of {made['data']}, "
         f"n0 {made['n0']:,}, n {made['n']:,}{drawn}, alpha {made['alpha']:g}, {made['certificate']}"
+        + (f", k {made['k']}" if "k" in made else "")
     )
 
 

@@ -10,6 +10,7 @@ from idrc_jax import certificates
 from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes, user_schemes
 from idrc_jax.core import validate
 from idrc_jax.results.manifest import indices_sha256
+from idrc_jax.results.recertify import certificates_of
 from idrc_jax.results.result_rows import Results
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -102,9 +103,12 @@ def largest_probability(results: Results) -> float | None:
         return None
     made = results.manifest["guarantee"]
     plan = sampling_plans.from_description(made)
-    alpha = made["alpha"] / (made["classes"] if made["certificate"] == "two_sided" else 1)
     looks = np.asarray(plan.looks())
-    return float(np.max(plan.lower(looks, looks, alpha)))
+    found = float(np.max(plan.lower(looks, looks, certificates.lower_alpha(made))))
+    if made["certificate"] != certificates.INCREMENTAL:
+        return found
+    paired = made["paired"]
+    return found - float(confidence_bounds.clopper_pearson_upper(0, paired["n"], made["alpha"] * paired["share"]))
 
 
 def radius_share(results: Results, probability: float) -> float | None:
@@ -128,10 +132,12 @@ def abstention_rate(results: Results) -> float:
 def base_accuracy(results: Results) -> float | None:
     """Accuracy of the base classifier under the noise: the mean over images of the share of votes for the true class.
 
-    None for images without labels or files without votes. Under a plan that stops early it is a little off, because
-    where that stops depends on the votes.
+    None for images without labels, files without votes, and incremental runs, whose votes are another network's. Under
+    a plan that stops early it is a little off, because where that stops depends on the votes.
     """
     require_rows(results)
+    if results.manifest and "paired" in results.manifest["guarantee"]:
+        return None
     if not results.labelled or any(row.votes is None or not row.n for row in results.rows):
         return None
     return float(np.mean([(row.votes or {}).get(row.label, 0) / (row.n or 1) for row in results.rows]))
@@ -159,10 +165,8 @@ def largest_radius(results: Results) -> float | None:
     statistic = np.unique(np.asarray([row.statistic for row in results.rows], np.float64))
     votes = np.zeros((len(statistic), made["classes"] + 1), np.int64)
     votes[:, 0] = max(plan.looks(), key=lambda n: float(plan.lower(n, n, made["alpha"])))
-    best = certificates.from_votes(
-        schemes.from_description(made), statistic, np.zeros(len(statistic), np.int64), votes,
-        plan=plan, alpha=made["alpha"], dim=made["dim"], certificate=made["certificate"],
-    )  # fmt: skip
+    none = np.zeros(len(statistic), np.int64)
+    best = certificates_of(made, schemes.from_description(made), statistic, none, votes, labels=none, lost=none)
     return max(one.radius for one in best)
 
 
@@ -182,6 +186,11 @@ def last_radius(results: Results) -> float:
     """The largest radius that the plan asked for, up to which accuracies compare; infinite but for `to_radius`."""
     made = results.manifest["guarantee"] if results.manifest else {}
     return max(made["radii"]) if made.get("plan") == "to_radius" else math.inf
+
+
+def top_k(results: Results) -> int:
+    """k where the radii say that the true class is among the k likeliest; 0 where they are of the predicted class."""
+    return results.manifest["guarantee"].get("k", 0) if results.manifest else 0
 
 
 def too_low(results: Results) -> str:

@@ -5,13 +5,22 @@ The error probability, the certificate and the number of votes belong to the pla
 radii.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from idrc_jax import certificates
-from idrc_jax.certificates import confidence_bounds, sampling_plans, user_schemes
+from idrc_jax.certificates import (
+    INCREMENTAL,
+    TOP_K,
+    Certificate,
+    Pairs,
+    confidence_bounds,
+    sampling_plans,
+    user_schemes,
+)
 from idrc_jax.certificates.sampling_plans import Plan
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.core import validate
@@ -27,6 +36,7 @@ def recertify(
     certificate: str | None = None,
     n: int | None = None,
     scheme: Scheme | None = None,
+    k: int | None = None,
 ) -> Results:
     """The same votes, certified anew.
 
@@ -37,6 +47,8 @@ def recertify(
         run's seed, the image and both numbers (by one release of NumPy). Of votes so drawn none are drawn again, which
         by a number between would give other ones.
       scheme: the user's own that the votes were drawn under; None for one of this package.
+      k: certify that the true class is among the k likeliest, 1 <= k < K (see `certificates.top_k`): `predict` is then
+        the label where that is certain of the image itself, else -1, and `p_lower` bounds the label's probability.
 
     Returns:
       Rows with new `predict`, `radius`, `radius_published`, `correct` and `p_lower`, and the manifest that says so.
@@ -44,9 +56,11 @@ def recertify(
       `subsampled_from`, so that no certification goes on from such rows.
 
     Raises:
-      ValueError: another project's file, votes that do not fit the manifest, a certificate that the scheme has not, or
-        a scheme that is not the file's; another n than 1 to the file's, one that certifies nothing, or one for a part
-        of a run's votes or an adaptive plan: where that stopped depends on the order of the votes, which is not stored.
+      ValueError: another project's file, votes that do not fit the manifest, a certificate that the scheme or the plan
+        has not, or any other one of an incremental run, whose votes are another network's; k and a certificate, or k
+        and images without labels; a scheme that is not the file's; another n than 1 to the file's, one that certifies
+        nothing, or one for a part of a run's votes or an adaptive plan: where that stopped depends on the order of the
+        votes, which is not stored.
 
     Guarantee: the numbers are those that certification itself would have written, to the last digit. With fewer votes
     they have the law of a run that drew so few: votes are independent and alike, so which of them are taken does not
@@ -55,11 +69,9 @@ def recertify(
     if read.manifest is None:
         raise ValueError(f"Expected {MANIFEST} beside {read.path}, with the scheme of its votes, got none.")
     made = read.manifest["guarantee"]
-    chosen = as_json({"alpha": alpha, "certificate": certificate})
-    made = made | {name: value for name, value in chosen.items() if value is not None}
+    made = _terms(made, alpha, certificate, k, read)
     plan = sampling_plans.from_description(made)
-    looks = set(plan.looks())
-    votes = np.asarray([_votes(row, made, looks, read.path) for row in read.rows]).reshape(-1, made["classes"] + 1)
+    votes = counts(read)
     selected = np.asarray([row.selected for row in read.rows], np.int64)
     if n is not None and n != plan.n:
         if "subsampled_from" in made:
@@ -72,15 +84,14 @@ def recertify(
         votes = np.asarray([_drawn(own, n, made["seed"], row.idx) for own, row in zip(votes, read.rows, strict=True)])
         if not plan.selection:
             selected = np.asarray([confidence_bounds.select(own) for own in votes], np.int64)
-    found = certificates.from_votes(
+    found = certificates_of(
+        made,
         scheme or user_schemes.of_results(made),
         np.asarray([row.statistic for row in read.rows], np.float64),
         selected,
         votes,
-        plan=plan,
-        alpha=made["alpha"],
-        dim=made["dim"],
-        certificate=made["certificate"],
+        labels=np.asarray([row.label for row in read.rows], np.int64),
+        lost=_lost(read) if made["certificate"] == INCREMENTAL else (),
     )
     for new, old in zip(found, read.rows, strict=True):
         if new.sigma_x != old.sigma_x:
@@ -88,9 +99,70 @@ def recertify(
                 f"Expected sigma_x = {new.sigma_x} at image {old.idx} of {read.path}, from its statistic and the "
                 f"manifest's scheme, got {old.sigma_x}."
             )
-    rows = [Row.from_certificate(new, old.idx, old.label, old.time) for new, old in zip(found, read.rows, strict=True)]
+    rows = [
+        Row.from_certificate(new, old.idx, old.label, old.time, old.differing)
+        for new, old in zip(found, read.rows, strict=True)
+    ]
     manifest: Manifest = {**read.manifest, "guarantee": made}
     return Results(tuple(rows), manifest, read.path)
+
+
+def certificates_of(
+    made: Json,
+    scheme: Scheme,
+    statistic: np.ndarray,
+    selected: np.ndarray,
+    votes: np.ndarray,
+    *,
+    labels: np.ndarray,
+    lost: np.ndarray | Sequence[int] = (),
+) -> list[Certificate]:
+    """`certificates.from_votes` under the settings `made`, a manifest's guarantee."""
+    return certificates.from_votes(
+        scheme,
+        statistic,
+        selected,
+        votes,
+        plan=sampling_plans.from_description(made),
+        alpha=made["alpha"],
+        dim=made["dim"],
+        certificate=made["certificate"],
+        labels=labels,
+        k=made.get("k", 1),
+        lost=lost,
+        pairs=Pairs(made["paired"]["n"], made["paired"]["share"]) if "paired" in made else None,
+    )
+
+
+def _terms(made: Json, alpha: float | None, certificate: str | None, k: int | None, read: Results) -> Json:
+    """The guarantee with what is to be another, or ValueError."""
+    if k is not None:
+        if certificate is not None:
+            raise ValueError(f"Expected a certificate or k, got {certificate} and k = {k}.")
+        if not read.labelled:
+            raise ValueError(f"Expected labels in {read.path} for k = {k}, which is about the true class, got -1.")
+        if not 1 <= validate.integer("k", k) < made["classes"]:
+            raise ValueError(f"Expected k from 1 to {made['classes'] - 1} of {made['classes']} classes, got {k}.")
+        certificate = TOP_K
+    if certificate is None:
+        certificate = made["certificate"]
+    elif made["certificate"] == INCREMENTAL:
+        raise ValueError(
+            f"Expected a network's own votes for another certificate, got {read.path}, whose votes are those of the "
+            "network that it was paired with."
+        )
+    elif k is None:
+        validate.one_of("certificate", certificate, certificates.CERTIFICATES)
+        made = {name: value for name, value in made.items() if name != "k"}
+    terms = {"alpha": made["alpha"] if alpha is None else alpha, "certificate": certificate}
+    return made | as_json(terms | ({} if k is None else {"k": int(k)}))
+
+
+def _lost(read: Results) -> np.ndarray:
+    """int [rows]: pairs of an incremental run in which the network of the votes alone gave the class."""
+    if any(row.differing is None for row in read.rows):
+        raise ValueError(f"Expected the column differing in {read.path}, as its manifest is of paired votes, got none.")
+    return np.asarray([(row.differing or {}).get(row.selected or 0, 0) for row in read.rows], np.int64)
 
 
 def _shorter(plan: Plan, n: int, alpha: float, path: Path) -> Plan:
@@ -114,11 +186,15 @@ def _drawn(votes: np.ndarray, n: int, seed: int, idx: int) -> np.ndarray:
     return generator.multivariate_hypergeometric(votes, n)
 
 
-def _votes(row: Row, made: Json, looks: set[int], path: Path) -> list[int]:
-    votes = row.votes or {}
-    counts = [votes.get(number, 0) for number in (*range(made["classes"]), -1)]
-    if sum(counts) != row.n or sum(votes.values()) != row.n or row.n not in looks:
-        raise ValueError(
-            f"Expected {row.n} votes for {made['classes']} classes at image {row.idx} of {path}, got {votes}."
-        )
-    return counts
+def counts(read: Results) -> np.ndarray:
+    """The votes of all rows, int [rows, K + 1]; ValueError for votes that do not fit the manifest."""
+    made = read.manifest["guarantee"] if read.manifest else {}
+    looks, found = set(sampling_plans.from_description(made).looks()), []
+    for row in read.rows:
+        votes = row.votes or {}
+        found.append([votes.get(number, 0) for number in (*range(made["classes"]), -1)])
+        if sum(found[-1]) != row.n or sum(votes.values()) != row.n or row.n not in looks:
+            raise ValueError(
+                f"Expected {row.n} votes for {made['classes']} classes at image {row.idx} of {read.path}, got {votes}."
+            )
+    return np.asarray(found, np.int64).reshape(-1, made["classes"] + 1)

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, overload
@@ -44,6 +44,8 @@ class Row:
       p_lower: lower bound on the probability of `selected`.
       n, n0: estimation and selection samples.
       votes: estimation votes by class, zeros left out; -1 counts the votes with logits that were not finite.
+      differing: in an incremental run, whose votes are those of the network f that it was paired with, the pairs in
+        which the two answered differently, by f's answer; None elsewhere, where files have no such column.
     """
 
     idx: int
@@ -60,25 +62,37 @@ class Row:
     n: int | None = None
     n0: int | None = None
     votes: dict[int, int] | None = None
+    differing: dict[int, int] | None = None
 
     @classmethod
-    def from_certificate(cls, certificate: Certificate, idx: int, label: int, seconds: float) -> Self:
+    def from_certificate(
+        cls,
+        certificate: Certificate,
+        idx: int,
+        label: int,
+        seconds: float,
+        differing: dict[int, int] | None = None,
+    ) -> Self:
         """The row of a certificate."""
-        *classes, non_finite = certificate.votes
-        votes = {number: count for number, count in enumerate(classes) if count}
-        if non_finite:
-            votes[-1] = non_finite
         return cls(
             idx=idx,
             label=label,
             correct=is_correct(label, certificate.predict),
             time=round(seconds, 3),
             **{name: getattr(certificate, name) for name in _SHARED},
-            votes=votes,
+            votes=by_class(certificate.votes),
+            differing=differing,
         )
 
 
-COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
+def by_class(votes: Sequence[int]) -> dict[int, int]:
+    """Counts [K + 1] as a row has them: zeros left out, the last one under -1."""
+    *classes, last = votes
+    return {number: count for number, count in enumerate(classes) if count} | ({-1: last} if last else {})
+
+
+PAIRED = tuple(field.name for field in dataclasses.fields(Row))  # of incremental runs
+COLUMNS = PAIRED[:-1]
 SIX = COLUMNS[:6]
 _SHARED = [field.name for field in dataclasses.fields(Certificate) if field.name in COLUMNS and field.name != "votes"]
 _INTEGERS = {"idx", "label", "predict", "correct", "selected", "n", "n0"}
@@ -213,14 +227,21 @@ def is_correct(label: int, predict: int) -> int:
 def write(rows: Iterable[Row], manifest: Manifest, out: Path, name: str = NAME) -> None:
     """Write rows and their manifest into a folder, replacing what is there."""
     files.make_folder(out)
-    files.write_text(out / name, append_only.line(COLUMNS) + "".join(line_of(row) for row in rows))
+    header = append_only.line(columns_of(manifest["guarantee"]))
+    files.write_text(out / name, header + "".join(line_of(row) for row in rows))
     files.write_json(out / MANIFEST, manifest)
+
+
+def columns_of(guarantee: Json) -> tuple[str, ...]:
+    """The columns of a file under a manifest's guarantee."""
+    return PAIRED if "paired" in guarantee else COLUMNS
 
 
 def line_of(row: Row) -> str:
     """A row as it is in the file."""
     values = [repr(getattr(row, name)) for name in COLUMNS[:-1]]
-    return append_only.line([*values, votes_text(row.votes)])
+    counts = [row.votes] if row.differing is None else [row.votes, row.differing]
+    return append_only.line([*values, *map(votes_text, counts)])
 
 
 def votes_text(votes: dict[int, int] | None) -> str:
@@ -231,9 +252,9 @@ def votes_text(votes: dict[int, int] | None) -> str:
 def read_as_it_is(path: Path) -> tuple[Results, bool]:
     """The file as it is, and whether its last line was whole; ValueError for rows that contradict the manifest."""
     columns, rows, whole = _read_rows(path)
-    manifest = read_manifest(path.parent) if columns == COLUMNS else None
+    manifest = read_manifest(path.parent) if columns != SIX else None
     if manifest is not None and rows:
-        _check_rows(rows, manifest, path)
+        _check_rows(rows, columns, manifest, path)
     return Results(rows, manifest, path), whole
 
 
@@ -244,7 +265,7 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], tuple[Row, ...], bool]:
     except UnicodeDecodeError:
         raise ValueError(f"Expected a text file of results, got {path}.") from None
     columns = tuple(lines[0].split("\t"))
-    if columns not in (COLUMNS, SIX):
+    if columns not in (PAIRED, COLUMNS, SIX):
         raise ValueError(f"Expected a header {' '.join(SIX)} (and ours beyond) in {path}, got {lines[0][:80]!r}.")
     whole = columns == SIX or lines[-1] == ""
     body = lines[1:] if whole else lines[1:-1]
@@ -262,8 +283,8 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], tuple[Row, ...], bool]:
     return columns, tuple(rows.values()), whole
 
 
-def _check_rows(rows: tuple[Row, ...], manifest: Manifest, path: Path) -> None:
-    """ValueError unless the noise levels and numbers of samples are those of the manifest's scheme and plan."""
+def _check_rows(rows: tuple[Row, ...], columns: tuple[str, ...], manifest: Manifest, path: Path) -> None:
+    """ValueError unless columns, noise levels and numbers of samples are those of the manifest's scheme and plan."""
     try:
         made = manifest["guarantee"]
         plan = sampling_plans.from_description(made)
@@ -271,6 +292,11 @@ def _check_rows(rows: tuple[Row, ...], manifest: Manifest, path: Path) -> None:
         scheme = None if user_schemes.is_own(made) else schemes.from_description(made)
     except (KeyError, TypeError) as error:
         raise ValueError(f"Expected a whole manifest beside {path}, got one without {error}.") from None
+    if columns != columns_of(made):
+        raise ValueError(
+            f"Expected {len(columns_of(made))} columns in {path}, as {MANIFEST} beside it says, got {len(columns)}: it "
+            "is a file of another run."
+        )
     looks = set(plan.looks())
     levels = [row.sigma_x for row in rows]
     if scheme is not None:
@@ -290,7 +316,7 @@ def _parse(columns: tuple[str, ...], line: str) -> Row:
         raise ValueError(f"got {len(texts)} columns")
     values: dict[str, Any] = {}
     for name, text in zip(columns, texts, strict=True):
-        if name == "votes":
+        if name in ("votes", "differing"):
             values[name] = {int(c): int(k) for c, k in (pair.split(":") for pair in text.split(",") if pair)}
         elif name in _INTEGERS:
             values[name] = _BOOLEANS[text] if text in _BOOLEANS and name == "correct" else int(text)

@@ -140,7 +140,8 @@ def _label(one: Results) -> str:
         return one.path.name
     made = one.manifest["guarantee"]
     network = f", ensemble of {len(made['members'])}" if "members" in made else ""
-    return f"{made['scheme']}, σ = {made['sigma']:g}{network}" + (", denoised" if "denoiser_sigma" in made else "")
+    more = (", denoised" if "denoiser_sigma" in made else "") + (f", top {made['k']}" if "k" in made else "")
+    return f"{made['scheme']}, σ = {made['sigma']:g}{network}{more}"
 
 
 def _parts(one: Results) -> tuple[str, ...]:

@@ -11,16 +11,17 @@ from idrc_jax.results.result_rows import Results
 def to_pandas(read: Results) -> Any:
     """A `pandas.DataFrame` with a row an image and the file's columns; `attrs["manifest"]` is the manifest.
 
-    `votes` is a text as in the file, `class:count,...`. ValueError without pandas.
+    `votes` and `differing` are texts as in the file, `class:count,...`. ValueError without pandas.
     """
     try:
         import pandas as pd  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(f"Expected pandas, got no such package: {extras.how_to_get('tables')}.") from None
-    columns = result_rows.COLUMNS if read.manifest is not None else result_rows.SIX
+    columns = result_rows.columns_of(read.manifest["guarantee"]) if read.manifest is not None else result_rows.SIX
     table = pd.DataFrame({name: [getattr(row, name) for row in read.rows] for name in columns})
-    if "votes" in table:
-        table["votes"] = [result_rows.votes_text(row.votes) for row in read.rows]
+    for name in ("votes", "differing"):
+        if name in table:
+            table[name] = [result_rows.votes_text(getattr(row, name)) for row in read.rows]
     table.attrs["manifest"] = read.manifest
     return table
 

@@ -23,6 +23,7 @@ DIRECTION = 6
 SCREENING = 7
 CONFIRMATION = 8
 VALIDATION = 9
+PAIRING = 10
 
 
 def check_seed(seed: object) -> int:

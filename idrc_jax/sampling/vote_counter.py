@@ -11,7 +11,7 @@ from idrc_jax.sampling import random_keys
 from idrc_jax.sampling.execution import Execution
 from idrc_jax.sampling.votes import SLOTS, check_indices, dispatch_votes
 
-_STAGES = (random_keys.SELECTION, random_keys.ESTIMATION, random_keys.PREDICTION)
+_STAGES = (random_keys.SELECTION, random_keys.ESTIMATION, random_keys.PREDICTION, random_keys.PAIRING)
 
 
 class Draw(NamedTuple):

@@ -9,7 +9,7 @@ from scipy import special, stats
 
 from idrc_jax import certificates
 from idrc_jax.certificates import confidence_bounds, gaussian_pair, schemes
-from idrc_jax.certificates.sampling_plans import Fixed
+from idrc_jax.certificates.sampling_plans import Fixed, SelectionFree, ToRadius
 
 IMAGE = np.linspace(0, 1, 48).reshape(4, 4, 3)
 
@@ -123,7 +123,7 @@ def test_two_sided_radius_is_the_papers_formula():
 def test_two_sided_is_refused_where_the_formula_does_not_hold(name):
     with pytest.raises(ValueError, match="gaussian or stepped for a two_sided certificate"):
         certificates.two_sided_radius(schemes.make(name, sigma=0.5), 0.4, 0.9, 0.05, dim=48)
-    with pytest.raises(ValueError, match="one_sided, two_sided, got 'both'"):
+    with pytest.raises(ValueError, match="one_sided, runner_up, two_sided, got 'both'"):
         certificates.check_certificate("both", schemes.Gaussian(sigma=0.5))
 
 
@@ -271,6 +271,46 @@ def test_two_sided_certificate_from_votes():
     assert (sure.predict, sure.p_lower, sure.radius_published) == (0, lower, 0.0)
     assert sure.radius == certificates.two_sided_radius(schemes.Gaussian(sigma=0.5), 0.0, lower, upper, dim=48) > 0
     assert (unsure.predict, unsure.radius) == (-1, 0.0)
+
+
+def test_the_runner_up_certificate_from_votes():
+    """By two bounds, and never by less than 1/2 where the class has more: the best of the one- and the two-sided."""
+    votes = np.array([[450, 100, 150, 150, 150, 0], [990, 4, 3, 2, 1, 0], [450, 100, 420, 15, 15, 0]])
+    spread, sure, unsure = certificates.from_votes(
+        schemes.Gaussian(sigma=0.5),
+        [0.0, 0.0, 0.0],
+        [0, 0, 0],
+        votes,
+        plan=Fixed(n0=100),
+        alpha=0.001,
+        dim=48,
+        certificate="runner_up",
+    )
+    lower, upper = stats.beta.ppf(0.0008, 450, 551), stats.beta.ppf(1 - 0.0002, 151, 850)
+    assert spread.p_lower == pytest.approx(lower, rel=1e-9)
+    assert spread.radius == pytest.approx(0.25 * (stats.norm.ppf(lower) - stats.norm.ppf(upper)), rel=1e-9)
+    assert (spread.predict, unsure.predict, unsure.radius) == (0, -1, 0.0)
+    one_sided = 0.5 * stats.norm.ppf(stats.beta.ppf(0.0008, 990, 11))
+    assert one_sided * (1 - 1e-9) < sure.radius < one_sided * 1.1
+    both = certificates.from_votes(
+        schemes.Gaussian(sigma=0.5),
+        [0.0],
+        [0],
+        np.array([[990, 10, 0]]),
+        plan=Fixed(n0=100),
+        alpha=0.001,
+        dim=48,
+        certificate="runner_up",
+    )
+    assert both[0].radius == pytest.approx(one_sided, rel=1e-9)  # of two classes the rival has the rest
+
+
+@pytest.mark.parametrize("certificate", ["two_sided", "runner_up"])
+def test_certificates_that_need_a_class_chosen_by_other_votes_refuse_other_plans(certificate):
+    certificates.check_certificate(certificate, STEPPED, Fixed())
+    for plan in (SelectionFree(), ToRadius()):
+        with pytest.raises(ValueError, match=f"the plan fixed for a {certificate} certificate, got {plan.name}"):
+            certificates.check_certificate(certificate, STEPPED, plan)
 
 
 def test_abstention_keeps_the_selected_class():

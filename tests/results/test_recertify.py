@@ -9,11 +9,12 @@ from conftest import ROOT
 from scipy import stats
 
 from idrc_jax import certification, data, results
+from idrc_jax.audit import job as audit_job
 from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.certification import Settings
 from idrc_jax.commands import recertify as command
 from idrc_jax.report import run_summaries
-from idrc_jax.results import recertify
+from idrc_jax.results import equal_terms, recertify, runs
 
 SCHEMES = {
     name: schemes.Stepped(sigma=0.5, edges=(2.2,), levels=(1.0, 1.5))
@@ -50,11 +51,12 @@ def test_it_agrees_with_certification_to_the_last_digit(linear, dataset, tmp_pat
     assert made.rows != read.rows
 
 
+@pytest.mark.parametrize("certificate", ["two_sided", "runner_up"])
 @pytest.mark.parametrize("name", ["gaussian", "stepped"])
-def test_the_two_sided_certificate_of_stored_votes(linear, dataset, tmp_path, name):
+def test_the_other_certificates_of_stored_votes(linear, dataset, tmp_path, name, certificate):
     read = certify(linear, dataset, tmp_path / "a", SCHEMES[name])
-    other = certify(linear, dataset, tmp_path / "b", SCHEMES[name], certificate="two_sided")
-    made = recertify.recertify(read, certificate="two_sided")
+    other = certify(linear, dataset, tmp_path / "b", SCHEMES[name], certificate=certificate)
+    made = recertify.recertify(read, certificate=certificate)
     assert [row.radius for row in made.rows] == [row.radius for row in other.rows]
     assert [row.predict for row in made.rows] == [row.predict for row in other.rows]
 
@@ -77,8 +79,9 @@ def test_the_command_writes_a_file_that_reads_back_and_loads_no_jax(linear, data
     ("arguments", "message"),
     [
         (["{run}", "--alpha", "2"], "0 < alpha < 1"),
-        (["{run}", "--certificate", "both"], "one_sided, two_sided"),
+        (["{run}", "--certificate", "both"], "one_sided, runner_up, two_sided"),
         (["{run}", "--certificate", "two_sided"], "gaussian or stepped"),
+        (["{run}", "--k", "2"], "gaussian or stepped for a top_k certificate"),
         (["/nowhere"], "no such file"),
         (["{run}", "--alhpa", "0.1"], "Unrecognized arguments"),
         ([], "file"),
@@ -110,6 +113,63 @@ def test_votes_and_levels_that_do_not_fit_the_manifest_are_refused(linear, datas
         recertify.recertify(dataclasses.replace(read, rows=(dataclasses.replace(read.rows[0], sigma_x=next_level),)))
     with pytest.raises(ValueError, match=r"Expected manifest\.json"):
         recertify.recertify(dataclasses.replace(read, manifest=None))
+
+
+def test_the_true_class_among_the_k_likeliest(linear, dataset, tmp_path):
+    """Labels that are no prediction, too; the file reads back, says what it is, and gives back what it came from."""
+    read = certify(linear, dataset, tmp_path / "a", SCHEMES["gaussian"])
+    made = recertify.recertify(read, k=2)
+    assert made.manifest["guarantee"] == read.manifest["guarantee"] | {"certificate": "top_k", "k": 2}
+    assert any(row.predict not in (-1, row.selected) for row in made.rows)
+    for new, old in zip(made.rows, read.rows, strict=True):
+        assert new.predict in (-1, old.label)
+        assert (new.correct, new.selected, new.votes) == (int(new.predict == old.label), old.selected, old.votes)
+        lower = stats.beta.ppf(0.0008, old.votes.get(old.label, 0), 301 - old.votes.get(old.label, 0))
+        assert new.p_lower == (pytest.approx(lower) if old.votes.get(old.label, 0) else 0)
+    right = dataclasses.replace(read, rows=tuple(dataclasses.replace(row, label=row.selected) for row in read.rows))
+    runner_up = recertify.recertify(right, certificate="runner_up")
+    one = recertify.recertify(right, k=1)
+    assert [row.radius for row in one.rows] == pytest.approx([row.radius for row in runner_up.rows], rel=1e-7)
+    assert [row.predict for row in one.rows] == [row.predict for row in runner_up.rows]
+    assert max(row.radius for row in one.rows) > 0.2
+    assert sum(row.correct for row in made.rows) > sum(row.correct for row in recertify.recertify(read, k=1).rows)
+    assert recertify.recertify(made, certificate="one_sided").rows == read.rows
+    assert repr(recertify.recertify(made).rows) == repr(made.rows)  # nan is not itself
+    assert "k" not in recertify.recertify(made, certificate="two_sided").manifest["guarantee"]
+    status, out, _ = running.run(command.main, tmp_path / "a", "--k=2", "--out", tmp_path / "k")
+    assert status == 0
+    assert "top_k, k 2" in out
+    assert "true class is among the 2 likeliest" in out
+    assert "Jia et al. 2020" in out
+    assert "k is None for “b”, 2 for “a”" in equal_terms.differences([runs.Run("b", read), runs.Run("a", made)])
+    with pytest.raises(ValueError, match="true class among the 2 likeliest: audit the run itself"):
+        audit_job._same_certificates(made, linear, dataset, np.arange(60), None)
+    assert repr(results.read_results(tmp_path / "k").rows) == repr(made.rows)
+    assert run_summaries.command(made) is None
+    assert results.largest_radius(made) > max(row.radius for row in made.rows)
+
+
+@pytest.mark.parametrize(
+    ("more", "arguments", "message"),
+    [
+        ({}, {"k": 0}, "Expected k from 1 to 1 of 2 classes, got 0"),
+        ({}, {"k": 2}, "Expected k from 1 to 1 of 2 classes, got 2"),
+        ({}, {"k": 1, "certificate": "one_sided"}, "Expected a certificate or k, got one_sided and k = 1"),
+        ({"plan": "to_radius"}, {"k": 1}, "the plan fixed or selection_free for a top_k certificate, got to_radius"),
+        ({"plan": "selection_free"}, {"certificate": "runner_up"}, "the plan fixed for a runner_up certificate"),
+    ],
+)
+def test_certificates_that_votes_cannot_have_are_refused(tmp_path, more, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        recertify.recertify(drawn_run(tmp_path, 3, **more), **arguments)
+
+
+def test_images_without_labels_have_no_true_class_among_the_likeliest(tmp_path):
+    read = drawn_run(tmp_path, 3, plan="selection_free")
+    assert {row.predict for row in recertify.recertify(read, k=1).rows} == {0}
+    rows = tuple(dataclasses.replace(row, label=-1) for row in read.rows)
+    with pytest.raises(ValueError, match=r"Expected labels in .* for k = 1, which is about the true class"):
+        recertify.recertify(dataclasses.replace(read, rows=rows), k=1)
 
 
 def drawn_run(folder, count, *, n=400, p=0.8, alpha=0.05, plan="fixed", **more):
