@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from idrc_jax.certificates import confidence_bounds, gaussian_pair, spherical
+from idrc_jax.certificates import confidence_bounds, gaussian_pair, normal_thresholds, spherical
 from idrc_jax.certificates.confidence_bounds import Numbers
 from idrc_jax.certificates.sampling_plans import Fixed, Plan
 from idrc_jax.certificates.schemes import (
@@ -215,6 +215,11 @@ def from_votes(
         own = votes[np.arange(len(votes)), selected]
         p_lower = np.where(selected == confidence_bounds.ABSTAIN, 0.0, plan.lower(own, np.sum(votes, axis=1), alpha))
         rival = np.full(len(votes), 0.5)
+    if scheme.exact:
+        # Probabilities under the rounded normal law are within this of those under the law that was drawn.
+        gap = normal_thresholds.total_variation(level, dim)
+        p_lower = np.maximum(p_lower - gap, 0.0)
+        rival = rival if certificate == "one_sided" else np.minimum(rival + gap, 1.0)
     p_lower = np.where(level > 0, p_lower, 0.0)
     if certificate == "two_sided":
         radii = two_sided_radius(scheme, statistic, p_lower, rival, dim=dim)

@@ -20,12 +20,13 @@ standard), so that training computes on the device what certification computes o
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from idrc_jax.certificates.normal_thresholds import GRID
 from idrc_jax.certificates.scheme_check import SchemeCheck, check
 from idrc_jax.core import user_code, validate
 from idrc_jax.core.json_values import Json
@@ -43,17 +44,21 @@ __all__ = [
     "Stepped",
     "Uniform",
     "check",
+    "check_pixels",
     "describe",
     "drawn_level",
     "fit_stepped",
     "from_description",
     "host_scale",
     "make",
+    "with_exact_noise",
 ]
 
 Array = Any  # NumPy's or JAX's
 
 _PIXEL_AXES = (-3, -2, -1)
+LARGEST_EXACT = 16.0  # level of exact noise
+_OFF_GRID = 2.0**-14  # of a grey level: four times what float32 rounds
 
 
 def _norm(images: Array) -> Array:
@@ -82,14 +87,24 @@ class Scheme:
       name: what configs and result files call it.
       law: which law of `noise_laws.LAWS` the level multiplies.
       sigma: the noise parameter, in pixel units of images in [0, 1]; > 0.
+      exact: whether votes are drawn under integers whose law is known to the last bit (`normal_thresholds`) instead of
+        float32 normals: the classifier then sees 8-bit images with noise rounded to their grid. For the law "normal".
     """
 
     name: ClassVar[str]
     law: ClassVar[str] = "normal"
     sigma: float
+    exact: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigma", float(validate.level("sigma", self.sigma)))  # arithmetic in float64
+        if self.exact and self.law != "normal":
+            raise SettingError(
+                f"Expected exact = False for the scheme {self.name}, whose law is {self.law}: exact noise is normal.",
+                "exact",
+            )
+        if self.exact and self.sigma > LARGEST_EXACT:
+            raise SettingError(f"Expected sigma <= {LARGEST_EXACT:g} under exact noise, got {self.sigma}.", "sigma")
 
     def statistic(self, images: Array) -> Array:
         """The number the noise level depends on: images [..., H, W, C] -> [...]."""
@@ -310,6 +325,7 @@ def make(
     by: str = "norm",
     edges: Sequence[float] = (),
     levels: Sequence[float] = (),
+    exact: bool = False,
 ) -> Scheme:
     """Make the scheme called `name`.
 
@@ -318,6 +334,7 @@ def make(
       sigma: the noise parameter, in pixel units.
       ref: value of the statistic at which the level is sigma; other than 1 it is refused where a scheme has none.
       by, edges, levels: of `stepped` alone, see `Stepped`.
+      exact: see `Scheme`.
 
     Raises ValueError for an unknown name (naming the near ones) or parameter values that make no scheme.
     """
@@ -325,24 +342,40 @@ def make(
     if ref != 1 and not issubclass(scheme, _WithReference):
         raise ValueError(f"Expected ref = 1 for the scheme {name!r}, which has no reference value, got {ref}.")
     if issubclass(scheme, _WithReference):
-        return scheme(sigma=sigma, ref=ref)
+        return scheme(sigma=sigma, ref=ref, exact=exact)
     if scheme is Stepped:
-        return Stepped(sigma=sigma, by=by, edges=tuple(edges), levels=tuple(levels) or (1.0,))
-    return scheme(sigma=sigma)
+        return Stepped(sigma=sigma, by=by, edges=tuple(edges), levels=tuple(levels) or (1.0,), exact=exact)
+    return scheme(sigma=sigma, exact=exact)
+
+
+def with_exact_noise(scheme: Scheme, exact: bool = True) -> Scheme:
+    """The same scheme with exact noise, or without; ValueError for a law that is not normal."""
+    if scheme.exact == exact:
+        return scheme
+    try:
+        return replace(scheme, exact=exact)
+    except TypeError as error:  # of a user's class with an __init__ of its own
+        raise ValueError(f"Expected {type(scheme).__name__} to be a dataclass that takes exact, got: {error}.") from None
 
 
 def describe(scheme: Scheme) -> Json:
-    """A scheme as plain values, as manifests hold it: its name as `scheme`, `sigma`, `ref` and what else it has.
+    """A scheme as plain values, as manifests hold it: its name as `scheme`, `sigma`, `ref` and what else it has, `exact`
+    where it is.
 
     One of the user's own has its class as `scheme_class`, with the hash of its source as `scheme_sha256`.
     """
     code = {f"scheme_{name}": value for name, value in user_code.describe(scheme).items()}
-    return {"scheme": scheme.name, "ref": 1.0, **asdict(scheme), **code}
+    return {"scheme": scheme.name, "ref": 1.0, **parameters(scheme), **code}
+
+
+def parameters(scheme: Scheme) -> Json:
+    """A scheme's attributes; `exact` is left out where it is not, as before there was any."""
+    return {name: value for name, value in asdict(scheme).items() if name != "exact" or value}
 
 
 def from_description(description: Json) -> Scheme:
     """The scheme that `describe` described; other keys are ignored."""
-    known = ("sigma", "ref", "by", "edges", "levels")
+    known = ("sigma", "ref", "by", "edges", "levels", "exact")
     return make(description["scheme"], **{name: description[name] for name in known if name in description})
 
 
@@ -372,24 +405,44 @@ def fit_stepped(images: np.ndarray, *, sigma: float, by: str = "norm", bins: int
 
 def drawn_level(scheme: Scheme, statistic: ArrayLike) -> np.ndarray:
     """The noise level as the device gets it: float64 holding float32 values, 0 where they are infinite or denormal,
-    which devices take for 0.
+    which devices take for 0, and above `LARGEST_EXACT` under exact noise, whose tables would be too large.
 
     It is computed in float64 and rounded once, so that the number recorded is the number drawn with. No
     certificate accepts 0 (||x|| = 0 under `inverse_sqrt_norm`, a black image under `l1`).
     """
     with np.errstate(divide="ignore", over="ignore"):
         level = np.asarray(scheme.scale(np.asarray(statistic, np.float64)), np.float32).astype(np.float64)
-    return np.where(np.isfinite(level) & (level >= np.finfo(np.float32).tiny), level, 0.0)
+    most = LARGEST_EXACT if scheme.exact else np.finfo(np.float32).max
+    return np.where((level >= np.finfo(np.float32).tiny) & (level <= most), level, 0.0)
 
 
 def host_scale(scheme: Scheme, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Statistic and noise level as certification uses them.
 
     Args:
-      images: float [N, H, W, C] in [0, 1].
+      images: float [N, H, W, C] in [0, 1]; under exact noise those of the nearest 8-bit images count.
 
     Returns:
       statistic float64 [N] and `drawn_level` float64 [N].
     """
-    statistic = scheme.statistic(np.asarray(images, dtype=np.float64))
+    images = np.asarray(images, dtype=np.float64)
+    statistic = scheme.statistic(np.rint(images * GRID) / GRID if scheme.exact else images)
     return statistic, drawn_level(scheme, statistic)
+
+
+def check_pixels(scheme: Scheme, images: np.ndarray) -> None:
+    """ValueError for images [N, H, W, C] that are no 8-bit ones, to float32's accuracy, where the noise is exact.
+
+    Args:
+      images: uint8, or floats in [0, 1].
+    """
+    if not scheme.exact or images.dtype == np.uint8:
+        return
+    for number, image in enumerate(images):
+        grey = np.asarray(image, np.float64) * GRID
+        gap = np.abs(grey - np.rint(grey))
+        if np.max(gap) > _OFF_GRID:
+            raise ValueError(
+                f"Expected 8-bit images under exact noise, whose values are multiples of 1/{GRID}, got "
+                f"{np.asarray(image).flat[np.argmax(gap)]:.9g} in image {number} of these: round them, or do without exact."
+            )

@@ -1,6 +1,6 @@
 """Noise schemes from the user's own code: made by name, and found again for results that were made under them."""
 
-from idrc_jax.certificates.schemes import SCHEMES, Scheme, check_own, describe, from_description
+from idrc_jax.certificates.schemes import SCHEMES, Scheme, check_own, describe, from_description, with_exact_noise
 from idrc_jax.core import json_values, user_code
 from idrc_jax.core.json_values import Json
 
@@ -56,6 +56,7 @@ def of_results(described: Json, factory: str | None = None) -> Scheme:
     made = load(factory, sigma=described["sigma"])
     if describe(made)["ref"] != described["ref"]:
         made = load(factory, sigma=described["sigma"], ref=described["ref"])
+    made = with_exact_noise(made, described.get("exact", False))
     now = json_values.as_json(describe(made))
     changed = json_values.differences({key: described.get(key, value) for key, value in now.items()}, now)
     if changed:

@@ -181,7 +181,7 @@ def _prepare(
     if guarantee["data_sha256"] in trained_on(classifier):
         warnings.warn(f"The network was trained on the very images of {dataset.source} to certify.", stacklevel=3)
     share = worker.share(indices)
-    images = sampling.check_images(data.to_unit(dataset.images[share]), classifier)
+    images = sampling.check_images(data.to_unit(dataset.images[share]), classifier, scheme)
     statistic, levels = host_scale(scheme, images)
     decisions = Decisions(scheme, settings, statistic, guarantee["dim"])
     return _Job(share, dataset.labels[share], images, levels, decisions, guarantee, checked)
@@ -216,7 +216,7 @@ def estimate(
     check_fits(classifier, dataset)
     first = check_indices(indices, dataset)[:1]
     checked_scheme(scheme, dataset.images, indices)
-    images = sampling.check_images(data.to_unit(dataset.images[first]), classifier)
+    images = sampling.check_images(data.to_unit(dataset.images[first]), classifier, scheme)
     _, levels = host_scale(scheme, images)
     samples = len(indices) * settings.plan.most
     execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)

@@ -36,6 +36,8 @@ def _predict(values: flags.FlagValues) -> int:
     scheme, mesh = config.noise_scheme(settings), mesh_of(settings)
     classifier, dataset, indices = classifier_and_images(values, scheme, note)
     certification.check_fits(classifier, dataset)
+    if dataset.images.dtype != np.uint8:
+        schemes.check_pixels(scheme, dataset.images[indices])
     asked = {"n": values.n, "alpha": settings.certify.alpha, "adaptive": values.adaptive}
     certification.check_prediction(values.n, settings.certify.alpha, classifier.classes, adaptive=values.adaptive)
     execution = implementation_choice.choose(
