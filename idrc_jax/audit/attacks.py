@@ -130,8 +130,9 @@ def law_moves(scheme: Scheme, targets: Targets, directions: np.ndarray) -> np.nd
     """
     moves = []
     for way in (-directions, directions):
-        near = isinstance(scheme, Stepped) and not targets.exact  # on the grid the edge is not met so finely
-        lengths = _to_edge(scheme, targets, way) if near else targets.budgets
+        lengths = targets.budgets
+        if isinstance(scheme, Stepped) and not targets.exact:  # on the grid no edge is met so finely
+            lengths = _to_edge(scheme, targets, way)
         moves.append(within(targets, targets.images + _per_image(lengths) * way))
     return np.stack(moves)
 

@@ -1,9 +1,9 @@
 """Thresholds that make a rounded normal number of 64 random bits, right to the last bit.
 
-An 8-bit image x = i / 255 under N(0, s^2), rounded to the grid of such images, is (i + k) / 255 with the integer
-k = round(255 eps), and P(k <= -j) = P(k >= j) = Phi(-(j - 1/2) / 255s). `thresholds` are these probabilities in units of
-2^-64, rounded down: of 64 random bits one gives the sign, and the other 63, a number t, give |k|, the number of
-thresholds above t (after Voracek and Hein 2023).
+An 8-bit image x = i / 255 under noise of N(0, s^2), rounded to the grid of such images, is (i + k) / 255 with the
+integer k = round(255 noise), and P(k <= -j) = P(k >= j) = Phi(-(j - 1/2) / 255s) for j >= 1. `thresholds` are these
+probabilities in units of 2^-64, rounded down: of 64 random bits one gives the sign, and the other 63, a number t, give
+|k|, the number of thresholds above t (after Voráček and Hein 2023).
 
 The tails are Taylor series about points of a grid of arguments, where a series of positive terms has them, in decimal
 numbers of 60 digits; a threshold that these do not decide is an error, not a guess.
@@ -17,12 +17,14 @@ from numpy.typing import ArrayLike
 
 GRID = 255  # steps of an 8-bit image from 0 to 1
 BITS = 64
+LARGEST = 16.0  # level, for whose tables memory is meant
+_OFF_GRID = 2.0**-14  # of a step: four times what float32 rounds
 _REACH = 9.09  # Phi(-9.09) < 2^-64: no threshold lies beyond
 _DIGITS = 60
 _PI = Decimal("3.1415926535897932384626433832795028841971693993751058209749445923")
 _STEPS = 16  # points of the grid of arguments in 1
 _TERMS = 24
-# By Cramer's bound phi(a) |He_n(a)| < .44 sqrt(n!) what a series leaves out is below 1e-51, at most 1/32 from its point;
+# By Cramér's bound phi(a) |He_n(a)| < .44 sqrt(n!) a series leaves out less than 1e-51 within 1/32 of its point, and
 # rounding to 60 digits adds less than 1e-57.
 _ERROR = Decimal("1e-45")
 
@@ -48,7 +50,9 @@ def thresholds(level: float) -> np.ndarray:
             tail = _tail(argument)
             low, high = (int((tail + error) * 2**BITS) for error in (-_ERROR, _ERROR))
             if low != high:
-                raise ArithmeticError(f"Expected digits that decide threshold {len(found)} of level {level!r}, got too few.")
+                raise ArithmeticError(
+                    f"Expected digits to decide threshold {len(found)} of level {level}, got too few."
+                )
             if not low:
                 break
             found.append(low)
@@ -65,11 +69,23 @@ def total_variation(level: ArrayLike, dim: int) -> np.ndarray:
       dim: values of an image.
 
     Returns:
-      float64 of the level's shape. Each of the 2m thresholds of a value is below its probability by less than 2^-64, and
-      so is what lies beyond them on either side: 2 (m + 1) / 2^64 a value.
+      float64 of the level's shape. Each of the 2m thresholds of a value is below its probability by less than 2^-64,
+      and so is what lies beyond them on either side: 2 (m + 1) / 2^64 a value.
     """
     most = np.floor(_REACH * GRID * np.asarray(level, np.float64) + 0.5)
     return dim * 2 * (most + 1) * 2.0**-BITS
+
+
+def check_on_grid(images: np.ndarray) -> None:
+    """ValueError for floats [N, H, W, C] that are no 8-bit images divided by 255, to float32's accuracy."""
+    for number, image in enumerate(images):
+        grey = np.asarray(image, np.float64) * GRID
+        gap = np.abs(grey - np.rint(grey))
+        if np.max(gap) > _OFF_GRID:
+            raise ValueError(
+                f"Expected 8-bit images under exact noise, all values multiples of 1/{GRID}, got "
+                f"{grey.flat[np.argmax(gap)] / GRID:.9g} in image {number} of these: round them, or leave exact out."
+            )
 
 
 def _tail(argument: Decimal) -> Decimal:

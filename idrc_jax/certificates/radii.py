@@ -23,9 +23,9 @@ from idrc_jax.certificates.schemes import (
     Scheme,
     Stepped,
     Uniform,
-    check_own,
     drawn_level,
 )
+from idrc_jax.certificates.user_schemes import check_own
 from idrc_jax.core import validate
 
 CERTIFICATES = ("one_sided", "two_sided")

@@ -21,12 +21,13 @@ standard), so that training computes on the device what certification computes o
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from idrc_jax.certificates.normal_thresholds import GRID
+from idrc_jax.certificates import normal_thresholds
+from idrc_jax.certificates.image_statistics import STATISTICS, Array, mean_abs, norm
 from idrc_jax.certificates.scheme_check import SchemeCheck, check
 from idrc_jax.core import user_code, validate
 from idrc_jax.core.json_values import Json
@@ -54,30 +55,6 @@ __all__ = [
     "with_exact_noise",
 ]
 
-Array = Any  # NumPy's or JAX's
-
-_PIXEL_AXES = (-3, -2, -1)
-LARGEST_EXACT = 16.0  # level of exact noise
-_OFF_GRID = 2.0**-14  # of a grey level: four times what float32 rounds
-
-
-def _norm(images: Array) -> Array:
-    xp = images.__array_namespace__()
-    return xp.sqrt(xp.sum(images * images, axis=_PIXEL_AXES))
-
-
-def _mean_abs(images: Array) -> Array:
-    xp = images.__array_namespace__()
-    return xp.mean(xp.abs(images), axis=_PIXEL_AXES)
-
-
-def _std(images: Array) -> Array:
-    xp = images.__array_namespace__()
-    return xp.std(images, axis=_PIXEL_AXES)
-
-
-STATISTICS = {"mean_abs": _mean_abs, "std": _std, "norm": _norm}
-
 
 @dataclass(frozen=True)
 class Scheme:
@@ -103,8 +80,10 @@ class Scheme:
                 f"Expected exact = False for the scheme {self.name}, whose law is {self.law}: exact noise is normal.",
                 "exact",
             )
-        if self.exact and self.sigma > LARGEST_EXACT:
-            raise SettingError(f"Expected sigma <= {LARGEST_EXACT:g} under exact noise, got {self.sigma}.", "sigma")
+        if self.exact and self.sigma > normal_thresholds.LARGEST:
+            raise SettingError(
+                f"Expected sigma <= {normal_thresholds.LARGEST:g} under exact noise, got {self.sigma}.", "sigma"
+            )
 
     def statistic(self, images: Array) -> Array:
         """The number the noise level depends on: images [..., H, W, C] -> [...]."""
@@ -165,7 +144,7 @@ class L1(_WithReference):
     name: ClassVar[str] = "l1"
 
     def statistic(self, images: Array) -> Array:
-        return _mean_abs(images)
+        return mean_abs(images)
 
     def scale(self, statistic: Array) -> Array:
         return self.sigma * (statistic / self.ref)
@@ -183,7 +162,7 @@ class InverseSqrtNorm(_WithReference):
     name: ClassVar[str] = "inverse_sqrt_norm"
 
     def statistic(self, images: Array) -> Array:
-        return _norm(images)
+        return norm(images)
 
     def scale(self, statistic: Array) -> Array:
         return self.sigma * (self.ref / statistic) ** 0.5
@@ -223,7 +202,7 @@ class Uniform(Scheme):
     law: ClassVar[str] = "laplace_direction"
 
     def statistic(self, images: Array) -> Array:
-        return _norm(images)
+        return norm(images)
 
     def scale(self, statistic: Array) -> Array:
         return self.sigma * statistic
@@ -298,23 +277,6 @@ class Stepped(Scheme):
 SCHEMES: dict[str, type[Scheme]] = {
     scheme.name: scheme for scheme in (Gaussian, L1, L2, Uniform, InverseSqrtNorm, Stepped)
 }
-_CERTIFIED_AS_THEY_ARE = (Gaussian, L2, Uniform, Stepped)  # by what they are, without their `scale_bounds`
-
-
-def check_own(scheme: Scheme) -> None:
-    """ValueError for a scheme of the user's own that would be taken for one of this package: a subclass of one whose
-    certificate would not notice what it changes, or one without a name of its own."""
-    for kind in _CERTIFIED_AS_THEY_ARE:
-        if isinstance(scheme, kind) and type(scheme) is not kind:
-            raise ValueError(
-                f"Expected {type(scheme).__name__} to be a subclass of Scheme itself, got one of {kind.__name__}, "
-                "whose certificate does not ask scale_bounds."
-            )
-    name = getattr(scheme, "name", None)
-    if not isinstance(name, str) or SCHEMES.get(name, type(scheme)) is not type(scheme):
-        raise ValueError(
-            f"Expected {type(scheme).__name__} to have a name of its own, none of {', '.join(SCHEMES)}, got {name!r}."
-        )
 
 
 def make(
@@ -355,12 +317,12 @@ def with_exact_noise(scheme: Scheme, exact: bool = True) -> Scheme:
     try:
         return replace(scheme, exact=exact)
     except TypeError as error:  # of a user's class with an __init__ of its own
-        raise ValueError(f"Expected {type(scheme).__name__} to be a dataclass that takes exact, got: {error}.") from None
+        raise ValueError(f"Expected {type(scheme).__name__} to be a dataclass with exact, got: {error}.") from None
 
 
 def describe(scheme: Scheme) -> Json:
-    """A scheme as plain values, as manifests hold it: its name as `scheme`, `sigma`, `ref` and what else it has, `exact`
-    where it is.
+    """A scheme as plain values, as manifests hold it: its name as `scheme`, `sigma`, `ref` and what else it has, and
+    `exact` where it is.
 
     One of the user's own has its class as `scheme_class`, with the hash of its source as `scheme_sha256`.
     """
@@ -405,14 +367,14 @@ def fit_stepped(images: np.ndarray, *, sigma: float, by: str = "norm", bins: int
 
 def drawn_level(scheme: Scheme, statistic: ArrayLike) -> np.ndarray:
     """The noise level as the device gets it: float64 holding float32 values, 0 where they are infinite or denormal,
-    which devices take for 0, and above `LARGEST_EXACT` under exact noise, whose tables would be too large.
+    which devices take for 0, and above `normal_thresholds.LARGEST` under exact noise, whose tables would be too large.
 
     It is computed in float64 and rounded once, so that the number recorded is the number drawn with. No
     certificate accepts 0 (||x|| = 0 under `inverse_sqrt_norm`, a black image under `l1`).
     """
     with np.errstate(divide="ignore", over="ignore"):
         level = np.asarray(scheme.scale(np.asarray(statistic, np.float64)), np.float32).astype(np.float64)
-    most = LARGEST_EXACT if scheme.exact else np.finfo(np.float32).max
+    most = normal_thresholds.LARGEST if scheme.exact else np.finfo(np.float32).max
     return np.where((level >= np.finfo(np.float32).tiny) & (level <= most), level, 0.0)
 
 
@@ -426,23 +388,13 @@ def host_scale(scheme: Scheme, images: np.ndarray) -> tuple[np.ndarray, np.ndarr
       statistic float64 [N] and `drawn_level` float64 [N].
     """
     images = np.asarray(images, dtype=np.float64)
-    statistic = scheme.statistic(np.rint(images * GRID) / GRID if scheme.exact else images)
+    statistic = scheme.statistic(
+        np.rint(images * normal_thresholds.GRID) / normal_thresholds.GRID if scheme.exact else images
+    )
     return statistic, drawn_level(scheme, statistic)
 
 
 def check_pixels(scheme: Scheme, images: np.ndarray) -> None:
-    """ValueError for images [N, H, W, C] that are no 8-bit ones, to float32's accuracy, where the noise is exact.
-
-    Args:
-      images: uint8, or floats in [0, 1].
-    """
-    if not scheme.exact or images.dtype == np.uint8:
-        return
-    for number, image in enumerate(images):
-        grey = np.asarray(image, np.float64) * GRID
-        gap = np.abs(grey - np.rint(grey))
-        if np.max(gap) > _OFF_GRID:
-            raise ValueError(
-                f"Expected 8-bit images under exact noise, whose values are multiples of 1/{GRID}, got "
-                f"{np.asarray(image).flat[np.argmax(gap)]:.9g} in image {number} of these: round them, or do without exact."
-            )
+    """ValueError for images [N, H, W, C], uint8 or floats, that are no 8-bit images, where the noise is exact."""
+    if scheme.exact and images.dtype != np.uint8:
+        normal_thresholds.check_on_grid(images)

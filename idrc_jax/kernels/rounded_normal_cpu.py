@@ -86,7 +86,10 @@ def integers(keys: jax.Array, tables: Tables, shape: tuple[int, ...]) -> jax.Arr
       shape: of what each key draws, fewer than 2^32 integers.
     """
     result = jax.ShapeDtypeStruct((len(keys), *shape), jnp.int32)
-    return jax.ffi.ffi_call(_TARGET, result, vmap_method="sequential")(keys, *tables)
+    made = jax.ffi.ffi_call(_TARGET, result, vmap_method="sequential")(keys, *tables)
+    # What a call gives varies over no mesh, for shard_map; the keys do. XLA leaves the zeros out.
+    varying = 0 * (keys[:, 0].astype(jnp.int32) + tables.row)
+    return made + varying.reshape(-1, *[1] * len(shape))
 
 
 def plain(high: jax.Array, low: jax.Array, tables: Tables) -> jax.Array:

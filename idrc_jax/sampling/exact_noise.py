@@ -42,11 +42,12 @@ def _stacked(levels: tuple[float, ...]) -> Tables:
 
 def _bits(count: int) -> int:
     """Those of a table that holds so many thresholds."""
-    fitting = (bits for bits in _BITS if count < rounded_normal_cpu.places(bits))
-    bits = next(fitting, None)
-    if bits is None:
-        raise ValueError(f"Expected fewer than {rounded_normal_cpu.places(_BITS[-1])} thresholds of exact noise, got {count}.")
-    return bits
+    for bits in _BITS:
+        if count < rounded_normal_cpu.places(bits):
+            return bits
+    raise ValueError(
+        f"Expected levels up to {normal_thresholds.LARGEST:g} under exact noise, got one of {count} thresholds."
+    )
 
 
 def like(images: int) -> Tables:
