@@ -77,11 +77,11 @@ def integers(keys: jax.Array, shape: tuple[int, ...], made: Tables) -> jax.Array
 
 
 def add(keys: jax.Array, images: jax.Array, made: Tables) -> jax.Array:
-    """Images [N, H, W, C] with the exact noise of N keys: float32, multiples of 1/255, not clipped.
+    """Images [N, H, W, C] with the exact noise of N keys: integers times float32's 1/255, not clipped.
 
     Args:
       keys, made: as for `integers`.
       images: float32, rounded to the grid of 8-bit images.
     """
     grey = jnp.rint(images * GRID) + integers(keys, images.shape[1:], made).astype(jnp.float32)
-    return grey / GRID
+    return grey * np.float32(1 / GRID)  # compilers make such a product of a quotient, some of them
