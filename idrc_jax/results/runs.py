@@ -140,7 +140,9 @@ def _label(one: Results) -> str:
         return one.path.name
     made = one.manifest["guarantee"]
     network = f", ensemble of {len(made['members'])}" if "members" in made else ""
-    return f"{made['scheme']}, σ = {made['sigma']:g}{network}" + (", denoised" if "denoiser_sigma" in made else "")
+    exact = ", exact noise" if made.get("exact") else ""
+    denoised = ", denoised" if "denoiser_sigma" in made else ""
+    return f"{made['scheme']}, σ = {made['sigma']:g}{exact}{network}{denoised}"
 
 
 def _parts(one: Results) -> tuple[str, ...]:

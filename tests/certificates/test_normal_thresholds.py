@@ -41,7 +41,7 @@ def test_thresholds_fall_from_a_half_and_cannot_be_changed():
 
 def test_digits_that_do_not_decide_are_an_error(monkeypatch):
     monkeypatch.setattr(normal_thresholds, "_ERROR", Decimal("1e-19"))
-    with pytest.raises(ArithmeticError, match="threshold 0 of level 0.013"):
+    with pytest.raises(ArithmeticError, match=r"threshold 0 of level 0\.013"):
         thresholds(0.013)
 
 

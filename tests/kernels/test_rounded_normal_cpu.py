@@ -104,8 +104,8 @@ def test_the_bits_are_a_branch_of_threefry_that_no_draw_of_jax_uses():
 
     for shape in ((size,), (32, 8, 8)):
         for made in (
-            jax.jit(lambda key: threefry.word_pairs(key, shape))(key),
-            jax.jit(lambda key: threefry._words_at_once(key, shape, threefry._branch))(key),
+            jax.jit(threefry.word_pairs, static_argnums=1)(key, shape),
+            jax.jit(threefry._words_at_once, static_argnums=(1, 2))(key, shape, threefry._branch),
         ):
             for ours, theirs in zip(made, hashed(1), strict=True):
                 np.testing.assert_array_equal(ours, theirs.reshape(shape))
