@@ -60,7 +60,7 @@ reproduce: $(VENV)/.quickstart  ## Train by the full recipe, certify 500 images:
 	until grep -qs '"finished": true' $(RUN)/certify_status.json; do $(BIN)/python certify.py $(SETTINGS) $(CERTIFY_ARGS) || exit; done
 
 overhead: $(VENV)/.quickstart  ## Measure what the sampling core adds to the bare forward pass.
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/overhead.py $(ARGS)
 
 invariance: $(VENV)/.quickstart  ## Count the votes that change with chunk and devices: DATA=FOLDER.
 	$(BIN)/python benchmarks/invariance.py $(DATA)

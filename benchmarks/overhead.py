@@ -1,10 +1,11 @@
 """What the sampling core adds to the bare jitted forward pass on the same batch: ResNet-20, interleaved medians.
 
-Command:   make overhead
+Command:   make overhead, or with ARGS=WEIGHTS of a network that is then run by its kernel
 """
 
 import os
 import statistics
+import sys
 import time
 from functools import partial
 
@@ -36,10 +37,11 @@ def classifier() -> models.Classifier:
     return models.Classifier(apply_fn, {"params": params, "stats": stats}, 10, (32, 32, 3))
 
 
-def seconds(job) -> float:
-    start = time.perf_counter()
+def seconds(job) -> tuple[float, float]:
+    """By the clock, and of all cores."""
+    start = time.perf_counter(), time.process_time()
     jax.block_until_ready(job())
-    return time.perf_counter() - start
+    return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 def compare(network: models.Classifier, mesh: jax.sharding.Mesh, chunk: int) -> None:
@@ -65,23 +67,33 @@ def compare(network: models.Classifier, mesh: jax.sharding.Mesh, chunk: int) -> 
     jobs = {"bare": bare} | {
         name: partial(core, schemes.make(name, sigma=0.25)) for name in ("gaussian", "l2", "uniform")
     }
+    jobs["gaussian, exact"] = partial(core, schemes.Gaussian(sigma=0.25, exact=True))
     for job in jobs.values():
         seconds(job)
     times = {name: [] for name in jobs}
     for _ in range(ROUNDS):
         for name, job in jobs.items():
             times[name].append(seconds(job))
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    medians = {name: statistics.median(clock for clock, _ in values) for name, values in times.items()}
     samples = CHUNKS * chunk * mesh.size
+
+    def ratio(name: str, other: str, of: int) -> float:
+        return statistics.median(ours[of] / theirs[of] for ours, theirs in zip(times[name], times[other], strict=True))
+
     print(f"{mesh.size} devices, {chunk} samples each: bare {samples / medians['bare']:,.0f} samples/s")
     for name in list(jobs)[1:]:
-        ratio = statistics.median(ours / theirs for ours, theirs in zip(times[name], times["bare"], strict=True))
-        print(f"  {name:<9} {samples / medians[name]:,.0f} samples/s, time {ratio:.3f} of the bare pass")
+        by_clock, of_cores = (ratio(name, "bare", of) for of in (0, 1))
+        print(
+            f"  {name:<15} {samples / medians[name]:,.0f} samples/s, time {by_clock:.3f} of the bare pass, "
+            f"of all cores {of_cores:.3f}"
+        )
+    by_clock, of_cores = (ratio("gaussian, exact", "gaussian", of) for of in (0, 1))
+    print(f"  exact against float32 normals: time {by_clock:.3f}, of all cores {of_cores:.3f}")
 
 
 def main() -> None:
     devices.configure_cpu(os.cpu_count() or 1)
-    network = classifier()
+    network = classifier() if len(sys.argv) < 2 else models.load_classifier(sys.argv[1])  # by its first implementation
     for count in sorted({1, jax.local_device_count()}):
         mesh = devices.mesh(count)
         compare(network, mesh, sampling.default_chunk(network, mesh))

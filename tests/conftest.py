@@ -22,11 +22,17 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from idrc_jax.data import Dataset, load  # noqa: E402
-from idrc_jax.kernels import convolution_cpu, network_cpu, resnet_cpu, resnet_training_cpu  # noqa: E402
+from idrc_jax.kernels import (  # noqa: E402
+    convolution_cpu,
+    network_cpu,
+    resnet_cpu,
+    resnet_training_cpu,
+    rounded_normal_cpu,
+)
 from idrc_jax.models import Classifier  # noqa: E402
 from idrc_jax.sampling import implementation_choice_cache  # noqa: E402
 
-KERNELS = (convolution_cpu, network_cpu, resnet_cpu, resnet_training_cpu)
+KERNELS = (convolution_cpu, network_cpu, resnet_cpu, resnet_training_cpu, rounded_normal_cpu)
 
 if "JAX_NUM_CPU_DEVICES" not in os.environ and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", 4)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -18,6 +19,7 @@ from benchmarks import (
     ensembles,
     gpu,
     instructions,
+    invariance,
     measure,
     networks,
     ours,
@@ -707,3 +709,23 @@ def test_networks_cost_what_the_literature_says():
     """He et al. (2016): 0.27 and 1.7 million weights; 255 million multiply-adds at depth 110, as is often quoted."""
     assert networks.count(networks.describe(110)).multiply_adds == pytest.approx(255e6, rel=0.01)
     assert networks.count(networks.describe(20)).multiply_adds == pytest.approx(41e6, rel=0.01)
+
+
+def test_logits_that_depend_on_place_or_chunk_are_counted():
+    """Of a network that looks at its batch, by one that does not."""
+
+    def alone(params, images):
+        mean = images.mean((1, 2, 3))
+        return jnp.stack([0.5 - mean, mean - 0.5], axis=1)
+
+    def by_place(params, images):
+        return alone(params, images).at[0].multiply(-1)
+
+    noisy = np.random.default_rng(0).random((150, 2, 2, 1)).astype(np.float32)
+    said = []
+    pure = models.Classifier(alone, (), 2, (2, 2, 1))
+    assert invariance.compare_logits(pure, noisy, said.append) == 0
+    assert all("logits of 0 of 150" in line and "; 0 votes" in line for line in said)
+    said.clear()
+    assert invariance.compare_logits(models.Classifier(by_place, (), 2, (2, 2, 1)), noisy, said.append) == 75 - 2
+    assert said[0].startswith("xla, 1 devices, chunk 2: logits of 73 of 150 images differ")

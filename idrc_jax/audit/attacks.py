@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from idrc_jax.certificates.normal_thresholds import GRID
 from idrc_jax.certificates.schemes import Scheme, Stepped, host_scale
 from idrc_jax.models import Classifier, check_logits
 from idrc_jax.sampling import ApplyFn, devices, noise_laws, random_keys
@@ -37,12 +38,14 @@ class Targets(NamedTuple):
       indices: [T] data-set indices, which name the noise.
       classes: int [T], the class that is to lose at x'.
       budgets: float64 [T]: x' stays nearer to x than this (l2, pixel units); it may leave [0, 1].
+      exact: whether x and x' are on the grid of 8-bit images, at which exact noise has its law (x' beyond [0, 1], too).
     """
 
     images: np.ndarray
     indices: np.ndarray
     classes: np.ndarray
     budgets: np.ndarray
+    exact: bool = False
 
 
 def distances(images: np.ndarray, moved: np.ndarray) -> np.ndarray:
@@ -65,9 +68,40 @@ def within(targets: Targets, moved: np.ndarray, *, stretch: bool = False) -> np.
         factors = targets.budgets * max(1 - slack, 0.0) / lengths
         factors = factors if stretch else np.minimum(factors, 1.0)
         points = (targets.images + _per_image(factors) * shifts).astype(np.float32)
-        if np.all(distances(targets.images, points) < targets.budgets):
-            return points
+        reached = distances(targets.images, points)
+        if np.all(reached < targets.budgets):
+            break
         slack *= 2
+    if not targets.exact:
+        return points
+    most = targets.budgets if stretch else np.minimum(targets.budgets, reached * (1 + 1e-6))
+    return on_grid(targets.images, points, most)
+
+
+def on_grid(images: np.ndarray, moved: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """The farthest 8-bit images on the ways from images to points that are nearer than `most`: float32.
+
+    The shift is stretched until its rounded values are as long as that; places where a value is rounded up differ a
+    little from value to value, so that equal values do not all change at once.
+
+    Args:
+      images, moved: [..., H, W, C], the first on the grid.
+      most: [...], > 0.
+    """
+    grey, shifts = np.rint(images * float(GRID)), (np.asarray(moved, np.float64) - images) * GRID
+    places = 0.4 + 0.2 * np.random.default_rng(0).random(shifts.shape[-3:])
+
+    def at(stretch: np.ndarray) -> np.ndarray:
+        rounded = np.sign(shifts) * np.floor(stretch[..., None, None, None] * np.abs(shifts) + places)
+        return ((grey + rounded) / GRID).astype(np.float32)
+
+    largest = np.max(np.abs(shifts), axis=_PIXEL_AXES)
+    low, high = np.zeros(most.shape), (most * GRID + 1) / np.where(largest > 0, largest, 1.0)  # too far for one value
+    for _ in range(30):
+        middle = (low + high) / 2
+        inside = distances(images, at(middle)) < most
+        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+    return at(low)
 
 
 def law_directions(scheme: Scheme, images: np.ndarray) -> np.ndarray:
@@ -89,14 +123,16 @@ def _statistic_gradients(images: jax.Array, *, scheme: Scheme) -> jax.Array:
 def law_moves(scheme: Scheme, targets: Targets, directions: np.ndarray) -> np.ndarray:
     """x' that lower and that raise the statistic as far as the budget goes: float32 [2, T, H, W, C].
 
-    Under `stepped` they go just past the nearest edge instead, if there is one within the budget.
+    Under `stepped` they go just past the nearest edge instead, if there is one within the budget, but not on the grid.
 
     Args:
       directions: `law_directions` of the images.
     """
     moves = []
     for way in (-directions, directions):
-        lengths = _to_edge(scheme, targets, way) if isinstance(scheme, Stepped) else targets.budgets
+        lengths = targets.budgets
+        if isinstance(scheme, Stepped) and not targets.exact:  # on the grid no edge is met so finely
+            lengths = _to_edge(scheme, targets, way)
         moves.append(within(targets, targets.images + _per_image(lengths) * way))
     return np.stack(moves)
 

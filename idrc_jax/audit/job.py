@@ -78,7 +78,7 @@ def audit_certificates(
     attempts = sum(settings.attempts(len(set(some))) for some in distances)
     threshold = significance.threshold(settings.level, attempts, settings.votes)
     pixels = data.to_unit(dataset.images[np.asarray([row.idx for row in certified], int)])
-    images = sampling.check_images(pixels, classifier)
+    images = sampling.check_images(pixels, classifier, scheme)
     manifest = {
         "schema_version": audit_rows.SCHEMA_VERSION,
         "settings": {

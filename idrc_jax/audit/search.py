@@ -179,7 +179,7 @@ class Searcher:
         """New searches, after the minimal-norm attack and for the nearest break on the ray that it points out."""
         padding = self._padding(len(positions))
         largest = np.asarray([max(some) for some in budgets])
-        targets = Targets(images[padding], indices[padding], classes[padding], largest[padding])
+        targets = Targets(images[padding], indices[padding], classes[padding], largest[padding], self._scheme.exact)
         moved = self._attacker.minimal_norm(targets, first=np.zeros(len(padding), int))
         far = attacks.within(targets, moved, stretch=True)
         laws = attacks.law_directions(self._scheme, targets.images)
@@ -209,6 +209,7 @@ class Searcher:
             indices=np.asarray([one.index for one in group])[padding],
             classes=np.asarray([one.predict for one in group])[padding],
             budgets=np.asarray(budgets)[padding],
+            exact=self._scheme.exact,
         )
         candidates = self._starts(group, targets)
         middle = (targets.images[: len(group)] + np.stack([own[-1].image for own in candidates])) / 2
@@ -267,7 +268,10 @@ class Searcher:
         far = np.stack([aim.image for aim in aims])
 
         def at(t: np.ndarray) -> np.ndarray:
-            return (images + t[..., None, None, None] * (far - images)).astype(np.float32)
+            points = (images + t[..., None, None, None] * (far - images)).astype(np.float32)
+            if not self._scheme.exact:
+                return points
+            return attacks.on_grid(images, points, attacks.distances(images, points) + 1e-6)
 
         everyone = np.arange(len(group))
         # Each confirmation that failed raises the bar: the same screening noise would flatter x' again.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from idrc_jax.certificates import confidence_bounds, gaussian_pair, incremental, spherical, top_k
+from idrc_jax.certificates import confidence_bounds, gaussian_pair, incremental, normal_thresholds, spherical, top_k
 from idrc_jax.certificates.confidence_bounds import Numbers
 from idrc_jax.certificates.incremental import Pairs
 from idrc_jax.certificates.sampling_plans import Fixed, Plan, SelectionFree
@@ -25,9 +25,9 @@ from idrc_jax.certificates.schemes import (
     Scheme,
     Stepped,
     Uniform,
-    check_own,
     drawn_level,
 )
+from idrc_jax.certificates.user_schemes import check_own
 from idrc_jax.core import validate
 
 CERTIFICATES = ("one_sided", "two_sided", "runner_up")  # of a network's own votes, about the class that they choose
@@ -256,6 +256,11 @@ def from_votes(
         p_lower = incremental.lower(plan, own, n, np.asarray(lost), pairs or Pairs(), alpha)
     else:
         p_lower = plan.lower(own, n, alpha)
+    if scheme.exact:
+        # Probabilities under the rounded normal law are within this of those under the law that was drawn.
+        gap = normal_thresholds.total_variation(level, dim)
+        p_lower = np.maximum(p_lower - gap, 0.0)
+        rivals = np.minimum(rivals + gap[:, None], 1.0) if certificate in _PLANS else rivals
     p_lower = np.where((level > 0) & (about != confidence_bounds.ABSTAIN), p_lower, 0.0)
     if certificate == TOP_K:
         found = top_k.radius(p_lower, rivals) * _constant_level(scheme, statistic, level)

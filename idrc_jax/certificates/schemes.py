@@ -20,12 +20,14 @@ standard), so that training computes on the device what certification computes o
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from idrc_jax.certificates import normal_thresholds
+from idrc_jax.certificates.image_statistics import STATISTICS, Array, mean_abs, norm
 from idrc_jax.certificates.scheme_check import SchemeCheck, check
 from idrc_jax.core import user_code, validate
 from idrc_jax.core.json_values import Json
@@ -43,35 +45,15 @@ __all__ = [
     "Stepped",
     "Uniform",
     "check",
+    "check_pixels",
     "describe",
     "drawn_level",
     "fit_stepped",
     "from_description",
     "host_scale",
     "make",
+    "with_exact_noise",
 ]
-
-Array = Any  # NumPy's or JAX's
-
-_PIXEL_AXES = (-3, -2, -1)
-
-
-def _norm(images: Array) -> Array:
-    xp = images.__array_namespace__()
-    return xp.sqrt(xp.sum(images * images, axis=_PIXEL_AXES))
-
-
-def _mean_abs(images: Array) -> Array:
-    xp = images.__array_namespace__()
-    return xp.mean(xp.abs(images), axis=_PIXEL_AXES)
-
-
-def _std(images: Array) -> Array:
-    xp = images.__array_namespace__()
-    return xp.std(images, axis=_PIXEL_AXES)
-
-
-STATISTICS = {"mean_abs": _mean_abs, "std": _std, "norm": _norm}
 
 
 @dataclass(frozen=True)
@@ -82,14 +64,26 @@ class Scheme:
       name: what configs and result files call it.
       law: which law of `noise_laws.LAWS` the level multiplies.
       sigma: the noise parameter, in pixel units of images in [0, 1]; > 0.
+      exact: whether votes are drawn under integers whose law is known to the last bit (`normal_thresholds`) instead of
+        float32 normals: the classifier then sees 8-bit images with noise rounded to their grid. For the law "normal".
     """
 
     name: ClassVar[str]
     law: ClassVar[str] = "normal"
     sigma: float
+    exact: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigma", float(validate.level("sigma", self.sigma)))  # arithmetic in float64
+        if self.exact and self.law != "normal":
+            raise SettingError(
+                f"Expected exact = False for the scheme {self.name}, whose law is {self.law}: exact noise is normal.",
+                "exact",
+            )
+        if self.exact and self.sigma > normal_thresholds.LARGEST:
+            raise SettingError(
+                f"Expected sigma <= {normal_thresholds.LARGEST:g} under exact noise, got {self.sigma}.", "sigma"
+            )
 
     def statistic(self, images: Array) -> Array:
         """The number the noise level depends on: images [..., H, W, C] -> [...]."""
@@ -150,7 +144,7 @@ class L1(_WithReference):
     name: ClassVar[str] = "l1"
 
     def statistic(self, images: Array) -> Array:
-        return _mean_abs(images)
+        return mean_abs(images)
 
     def scale(self, statistic: Array) -> Array:
         return self.sigma * (statistic / self.ref)
@@ -168,7 +162,7 @@ class InverseSqrtNorm(_WithReference):
     name: ClassVar[str] = "inverse_sqrt_norm"
 
     def statistic(self, images: Array) -> Array:
-        return _norm(images)
+        return norm(images)
 
     def scale(self, statistic: Array) -> Array:
         return self.sigma * (self.ref / statistic) ** 0.5
@@ -208,7 +202,7 @@ class Uniform(Scheme):
     law: ClassVar[str] = "laplace_direction"
 
     def statistic(self, images: Array) -> Array:
-        return _norm(images)
+        return norm(images)
 
     def scale(self, statistic: Array) -> Array:
         return self.sigma * statistic
@@ -283,23 +277,6 @@ class Stepped(Scheme):
 SCHEMES: dict[str, type[Scheme]] = {
     scheme.name: scheme for scheme in (Gaussian, L1, L2, Uniform, InverseSqrtNorm, Stepped)
 }
-_CERTIFIED_AS_THEY_ARE = (Gaussian, L2, Uniform, Stepped)  # by what they are, without their `scale_bounds`
-
-
-def check_own(scheme: Scheme) -> None:
-    """ValueError for a scheme of the user's own that would be taken for one of this package: a subclass of one whose
-    certificate would not notice what it changes, or one without a name of its own."""
-    for kind in _CERTIFIED_AS_THEY_ARE:
-        if isinstance(scheme, kind) and type(scheme) is not kind:
-            raise ValueError(
-                f"Expected {type(scheme).__name__} to be a subclass of Scheme itself, got one of {kind.__name__}, "
-                "whose certificate does not ask scale_bounds."
-            )
-    name = getattr(scheme, "name", None)
-    if not isinstance(name, str) or SCHEMES.get(name, type(scheme)) is not type(scheme):
-        raise ValueError(
-            f"Expected {type(scheme).__name__} to have a name of its own, none of {', '.join(SCHEMES)}, got {name!r}."
-        )
 
 
 def make(
@@ -310,6 +287,7 @@ def make(
     by: str = "norm",
     edges: Sequence[float] = (),
     levels: Sequence[float] = (),
+    exact: bool = False,
 ) -> Scheme:
     """Make the scheme called `name`.
 
@@ -318,6 +296,7 @@ def make(
       sigma: the noise parameter, in pixel units.
       ref: value of the statistic at which the level is sigma; other than 1 it is refused where a scheme has none.
       by, edges, levels: of `stepped` alone, see `Stepped`.
+      exact: see `Scheme`.
 
     Raises ValueError for an unknown name (naming the near ones) or parameter values that make no scheme.
     """
@@ -325,24 +304,40 @@ def make(
     if ref != 1 and not issubclass(scheme, _WithReference):
         raise ValueError(f"Expected ref = 1 for the scheme {name!r}, which has no reference value, got {ref}.")
     if issubclass(scheme, _WithReference):
-        return scheme(sigma=sigma, ref=ref)
+        return scheme(sigma=sigma, ref=ref, exact=exact)
     if scheme is Stepped:
-        return Stepped(sigma=sigma, by=by, edges=tuple(edges), levels=tuple(levels) or (1.0,))
-    return scheme(sigma=sigma)
+        return Stepped(sigma=sigma, by=by, edges=tuple(edges), levels=tuple(levels) or (1.0,), exact=exact)
+    return scheme(sigma=sigma, exact=exact)
+
+
+def with_exact_noise(scheme: Scheme, exact: bool = True) -> Scheme:
+    """The same scheme with exact noise, or without; ValueError for a law that is not normal."""
+    if scheme.exact == exact:
+        return scheme
+    try:
+        return replace(scheme, exact=exact)
+    except TypeError as error:  # of a user's class with an __init__ of its own
+        raise ValueError(f"Expected {type(scheme).__name__} to be a dataclass with exact, got: {error}.") from None
 
 
 def describe(scheme: Scheme) -> Json:
-    """A scheme as plain values, as manifests hold it: its name as `scheme`, `sigma`, `ref` and what else it has.
+    """A scheme as plain values, as manifests hold it: its name as `scheme`, `sigma`, `ref` and what else it has, and
+    `exact` where it is.
 
     One of the user's own has its class as `scheme_class`, with the hash of its source as `scheme_sha256`.
     """
     code = {f"scheme_{name}": value for name, value in user_code.describe(scheme).items()}
-    return {"scheme": scheme.name, "ref": 1.0, **asdict(scheme), **code}
+    return {"scheme": scheme.name, "ref": 1.0, **parameters(scheme), **code}
+
+
+def parameters(scheme: Scheme) -> Json:
+    """A scheme's attributes; `exact` is left out where it is not, as before there was any."""
+    return {name: value for name, value in asdict(scheme).items() if name != "exact" or value}
 
 
 def from_description(description: Json) -> Scheme:
     """The scheme that `describe` described; other keys are ignored."""
-    known = ("sigma", "ref", "by", "edges", "levels")
+    known = ("sigma", "ref", "by", "edges", "levels", "exact")
     return make(description["scheme"], **{name: description[name] for name in known if name in description})
 
 
@@ -372,24 +367,34 @@ def fit_stepped(images: np.ndarray, *, sigma: float, by: str = "norm", bins: int
 
 def drawn_level(scheme: Scheme, statistic: ArrayLike) -> np.ndarray:
     """The noise level as the device gets it: float64 holding float32 values, 0 where they are infinite or denormal,
-    which devices take for 0.
+    which devices take for 0, and above `normal_thresholds.LARGEST` under exact noise, whose tables would be too large.
 
     It is computed in float64 and rounded once, so that the number recorded is the number drawn with. No
     certificate accepts 0 (||x|| = 0 under `inverse_sqrt_norm`, a black image under `l1`).
     """
     with np.errstate(divide="ignore", over="ignore"):
         level = np.asarray(scheme.scale(np.asarray(statistic, np.float64)), np.float32).astype(np.float64)
-    return np.where(np.isfinite(level) & (level >= np.finfo(np.float32).tiny), level, 0.0)
+    most = normal_thresholds.LARGEST if scheme.exact else np.finfo(np.float32).max
+    return np.where((level >= np.finfo(np.float32).tiny) & (level <= most), level, 0.0)
 
 
 def host_scale(scheme: Scheme, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Statistic and noise level as certification uses them.
 
     Args:
-      images: float [N, H, W, C] in [0, 1].
+      images: float [N, H, W, C] in [0, 1]; under exact noise those of the nearest 8-bit images count.
 
     Returns:
       statistic float64 [N] and `drawn_level` float64 [N].
     """
-    statistic = scheme.statistic(np.asarray(images, dtype=np.float64))
+    images = np.asarray(images, dtype=np.float64)
+    statistic = scheme.statistic(
+        np.rint(images * normal_thresholds.GRID) / normal_thresholds.GRID if scheme.exact else images
+    )
     return statistic, drawn_level(scheme, statistic)
+
+
+def check_pixels(scheme: Scheme, images: np.ndarray) -> None:
+    """ValueError for images [N, H, W, C], uint8 or floats, that are no 8-bit images, where the noise is exact."""
+    if scheme.exact and images.dtype != np.uint8:
+        normal_thresholds.check_on_grid(images)

@@ -1,8 +1,36 @@
 """Noise schemes from the user's own code: made by name, and found again for results that were made under them."""
 
-from idrc_jax.certificates.schemes import SCHEMES, Scheme, check_own, describe, from_description
+from idrc_jax.certificates.schemes import (
+    L2,
+    SCHEMES,
+    Gaussian,
+    Scheme,
+    Stepped,
+    Uniform,
+    describe,
+    from_description,
+    with_exact_noise,
+)
 from idrc_jax.core import json_values, user_code
 from idrc_jax.core.json_values import Json
+
+_CERTIFIED_AS_THEY_ARE = (Gaussian, L2, Uniform, Stepped)  # by what they are, without their `scale_bounds`
+
+
+def check_own(scheme: Scheme) -> None:
+    """ValueError for a scheme of the user's own that would be taken for one of this package: a subclass of one whose
+    certificate would not notice what it changes, or one without a name of its own."""
+    for kind in _CERTIFIED_AS_THEY_ARE:
+        if isinstance(scheme, kind) and type(scheme) is not kind:
+            raise ValueError(
+                f"Expected {type(scheme).__name__} to be a subclass of Scheme itself, got one of {kind.__name__}, "
+                "whose certificate does not ask scale_bounds."
+            )
+    name = getattr(scheme, "name", None)
+    if not isinstance(name, str) or SCHEMES.get(name, type(scheme)) is not type(scheme):
+        raise ValueError(
+            f"Expected {type(scheme).__name__} to have a name of its own, none of {', '.join(SCHEMES)}, got {name!r}."
+        )
 
 
 def load(name: str, *, sigma: float, ref: float = 1.0) -> Scheme:
@@ -56,6 +84,7 @@ def of_results(described: Json, factory: str | None = None) -> Scheme:
     made = load(factory, sigma=described["sigma"])
     if describe(made)["ref"] != described["ref"]:
         made = load(factory, sigma=described["sigma"], ref=described["ref"])
+    made = with_exact_noise(made, described.get("exact", False))
     now = json_values.as_json(describe(made))
     changed = json_values.differences({key: described.get(key, value) for key, value in now.items()}, now)
     if changed:

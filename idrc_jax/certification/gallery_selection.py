@@ -12,7 +12,7 @@ from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.models.diffusion import Denoiser
 from idrc_jax.results import Results, gallery_file
 from idrc_jax.results.gallery_file import Gallery
-from idrc_jax.sampling import noise_laws, random_keys
+from idrc_jax.sampling import exact_noise, noise_laws, random_keys
 
 
 def gallery(
@@ -54,16 +54,11 @@ def add_first_noise(
 ) -> np.ndarray:
     """Images [N, H, W, C] in [0, 1] with estimation sample 0 of a run's noise: float32, not clipped."""
     key = random_keys.stage(random_keys.root(seed), random_keys.ESTIMATION)
-    levels = np.asarray(sigma_x, np.float32)
-    return np.asarray(_noisy(key, images, np.asarray(indices, np.uint32), levels, law=scheme.law))
-
-
-@partial(jax.jit, static_argnames="law")
-def _noisy(key: jax.Array, images: jax.Array, indices: jax.Array, levels: jax.Array, *, law: str) -> jax.Array:
-    def one(image: jax.Array, index: jax.Array, level: jax.Array) -> jax.Array:
-        return image + noise_laws.draw(law, random_keys.sample(key, index, jnp.uint32(0)), level, image.shape)
-
-    return jax.vmap(one)(images, indices, levels)
+    levels = exact_noise.tables(sigma_x) if scheme.exact else jnp.asarray(sigma_x, jnp.float32)
+    slot = jnp.arange(len(images), dtype=jnp.int32)
+    sample = jnp.zeros(len(images), jnp.uint32)
+    noisy = jax.jit(partial(noise_laws.noisy, scheme.law))
+    return np.asarray(noisy(key, images, jnp.asarray(indices, jnp.uint32), levels, slot, sample))
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from idrc_jax import certificates, data, sampling
 from idrc_jax.certificates import Certificate, confidence_bounds, sampling_plans
 from idrc_jax.certificates.sampling_plans import Fixed, Plan, SelectionFree, ToSignificance
-from idrc_jax.certificates.schemes import Scheme, host_scale
+from idrc_jax.certificates.schemes import Scheme, check_pixels, host_scale
 from idrc_jax.certification import arguments, clean_accuracy, provenance
 from idrc_jax.certification.decisions import Decisions
 from idrc_jax.certification.guarantee import check_fits, check_unique, describe_guarantee
@@ -87,6 +87,7 @@ def certify(
     settings = Settings(plan or Fixed(n=n, n0=n0), alpha, Settings.seed if named is None else named, certificate)
     certificates.check_certificate(certificate, scheme, settings.plan)
     pixels = data.to_unit(arguments.check_pixels(images, classifier))
+    check_pixels(scheme, pixels)
     dataset = data.from_arrays(data.as_bytes(pixels), labels, split="memory")  # the hash is that of a file of them
     check_fits(classifier, dataset)
     indices = check_unique(np.arange(len(pixels)) if indices is None else sampling.check_indices(indices, pixels))
@@ -120,7 +121,7 @@ def certify_by(
       settings: what else the certificates depend on.
       indices: [N], which name the noise.
     """
-    images = sampling.check_images(images, execution.classifier)
+    images = sampling.check_images(images, execution.classifier, scheme)
     statistic, levels = host_scale(scheme, images)
     decisions = Decisions(scheme, settings, statistic, int(np.prod(images.shape[1:])))
     key = random_keys.root(settings.seed)
@@ -167,6 +168,7 @@ def predict(
     named = arguments.check_seed(seed, key)
     check_prediction(n, alpha, classifier.classes, adaptive=adaptive)
     pixels = data.to_unit(arguments.check_pixels(images, classifier))
+    check_pixels(scheme, pixels)
     execution = implementation_choice.choose(classifier, scheme, samples=len(pixels) * n, mesh=mesh, chunk=chunk)
     made = predict_by(
         execution,
@@ -200,7 +202,7 @@ def predict_by(
       execution: the base classifier, its devices and its chunk.
       Others: as for `predict`.
     """
-    images = sampling.check_images(images, execution.classifier)
+    images = sampling.check_images(images, execution.classifier, scheme)
     _, levels = host_scale(scheme, images)
     counter = VoteCounter(execution, scheme, images, levels, indices=indices, key=random_keys.root(seed))
     plan = prediction_plan(n, adaptive=adaptive)

@@ -234,7 +234,7 @@ def _prepare(
     guarantee = describe_guarantee(classifier, scheme, dataset, indices, settings)
     warn_of_training_images(classifier, dataset, guarantee)
     share = worker.share(indices)
-    images = sampling.check_images(data.to_unit(dataset.images[share]), classifier)
+    images = sampling.check_images(data.to_unit(dataset.images[share]), classifier, scheme)
     statistic, levels = host_scale(scheme, images)
     return _Certification(
         classifier, scheme, share, dataset.labels[share], images, levels, settings.plan, settings.seed, guarantee,
@@ -277,7 +277,7 @@ def estimate(
     check_fits(classifier, dataset)
     first = check_indices(indices, dataset)[:1]
     checked_scheme(scheme, dataset.images, indices)
-    images = sampling.check_images(data.to_unit(dataset.images[first]), classifier)
+    images = sampling.check_images(data.to_unit(dataset.images[first]), classifier, scheme)
     _, levels = host_scale(scheme, images)
     samples = len(indices) * settings.plan.most
     execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)

@@ -7,6 +7,7 @@ import numpy as np
 from absl import flags
 
 from idrc_jax import certification, config, data
+from idrc_jax.certificates.schemes import check_pixels
 from idrc_jax.certification import prediction_file
 from idrc_jax.certification.guarantee import describe_prediction
 from idrc_jax.certification.in_memory import PREDICTION_SAMPLES, predict_by, prediction_plan
@@ -36,6 +37,8 @@ def _predict(values: flags.FlagValues) -> int:
     scheme, mesh = config.noise_scheme(settings), mesh_of(settings)
     classifier, dataset, indices = classifier_and_images(values, scheme, note)
     certification.check_fits(classifier, dataset)
+    if dataset.images.dtype != np.uint8:
+        check_pixels(scheme, dataset.images[indices])
     asked = {"n": values.n, "alpha": settings.certify.alpha, "adaptive": values.adaptive}
     certification.check_prediction(values.n, settings.certify.alpha, classifier.classes, adaptive=values.adaptive)
     execution = implementation_choice.choose(

@@ -1,6 +1,5 @@
 """idrc-train: train a network under noise."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import jax
@@ -89,17 +88,17 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
 
 
 # Of the settings of a run those that its network's description does not hold.
-_OF_RUN = ("data.name", "data.dir", "data.size", "model.dtype", "denoiser.weights", "denoiser.steps")
+_OF_RUN = ("data.name", "data.dir", "data.size", "noise.exact", "model.dtype", "denoiser.weights", "denoiser.steps")
 
 
-@config.named("train.validate_samples", "denoiser.steps")
+@config.named("train.validate_samples", "denoiser.steps", "noise.exact")
 def _evaluate(values: flags.FlagValues) -> int:
     settings = values.config
     where = values.workdir if values.eval_only is True else values.eval_only
     take_fields_from_run(values, where, _OF_RUN)
     classifier = models.load_classifier(config.several(where), dtype=settings.model.dtype, kernel=settings.kernel)
     trained = classifier.description.get("training", {})
-    scheme = _scheme_of(trained, settings)
+    scheme = schemes.with_exact_noise(_scheme_of(trained, settings), settings.noise.exact)
     denoiser, steps = denoiser_of(settings), settings.denoiser.steps
     behind = json_values.as_json(denoiser.describe() | {"steps": steps}) if denoiser else None
     if behind != trained.get("denoiser"):
@@ -122,8 +121,8 @@ def _scheme_of(trained: models.Description, settings: config.Config) -> Scheme:
     made = trained.get("scheme")
     if made is None or made["name"] in schemes.SCHEMES:
         return schemes.make(**made) if made else config.training_scheme(settings)
-    scheme = config.training_scheme(settings)
-    mine = json_values.as_json({"name": scheme.name, **asdict(scheme)})
+    scheme = schemes.with_exact_noise(config.training_scheme(settings), False)
+    mine = json_values.as_json({"name": scheme.name, **schemes.parameters(scheme)})
     if mine != made:
         raise ValueError(f"Expected noise.factory and its settings as in the network's training, {made}, got {mine}.")
     return scheme

@@ -61,8 +61,14 @@ def noise_scheme(config: Config) -> Scheme:
     """The scheme that predictions and certificates use; ValueError for bins fitted to images that it is to certify."""
     noise = config.noise
     if noise.factory:
-        return _own_scheme(config, sigma=noise.sigma, ref=noise.ref)
-    return _scheme(config, noise.scheme, sigma=noise.sigma, ref=noise.ref, certified=True)
+        return _as_asked(config, _own_scheme(config, sigma=noise.sigma, ref=noise.ref))
+    return _as_asked(config, _scheme(config, noise.scheme, sigma=noise.sigma, ref=noise.ref, certified=True))
+
+
+@named("noise.exact", "noise.sigma")
+def _as_asked(config: Config, scheme: Scheme) -> Scheme:
+    """The scheme with exact noise, if that is asked for."""
+    return schemes.with_exact_noise(scheme) if config.noise.exact else scheme
 
 
 def _own_scheme(config: Config, *, sigma: float, ref: float) -> Scheme:
@@ -75,12 +81,13 @@ def _own_scheme(config: Config, *, sigma: float, ref: float) -> Scheme:
 
 
 def training_scheme(config: Config) -> Scheme:
-    """The scheme that training uses: the noise's unless `config.train` says otherwise."""
+    """The scheme that training uses: the noise's unless `config.train` says otherwise; only then it is exact, too."""
     own = config.noise.factory and not config.train.scheme
     name, sigma = config.train.scheme or config.noise.scheme, config.train.sigma or config.noise.sigma
     same = own or (name == config.noise.scheme and not config.noise.factory)
     ref = config.train.ref or (config.noise.ref if same else 1.0)
-    return _own_scheme(config, sigma=sigma, ref=ref) if own else _scheme(config, name, sigma=sigma, ref=ref)
+    made = _own_scheme(config, sigma=sigma, ref=ref) if own else _scheme(config, name, sigma=sigma, ref=ref)
+    return _as_asked(config, made) if same else made
 
 
 @named("noise.scheme", "noise.by", "noise.edges", "noise.levels", "noise.bins")

@@ -68,6 +68,9 @@ FIELDS = {
     "noise.by": Field("norm", f"stepped: statistic of the image: {_any_of(schemes.STATISTICS)}"),
     "noise.edges": Field((), 'stepped: between the bins, ascending, as "(24.0, 33.0)"'),
     "noise.levels": Field((), "stepped: of each bin, times sigma; one more than edges"),
+    "noise.exact": Field(
+        False, "draw votes under integers whose law is known to the last bit: 8-bit images, noise rounded to their grid"
+    ),
     "noise.bins": Field(0, "stepped: fit so many bins, and levels of mean 1, to the training images instead"),
     "model.architecture": Field(
         "resnet", "resnet (CIFAR's), resnet50 (ImageNet's), vit (imported only), unet (to train a denoiser)"

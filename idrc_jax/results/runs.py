@@ -140,8 +140,9 @@ def _label(one: Results) -> str:
         return one.path.name
     made = one.manifest["guarantee"]
     network = f", ensemble of {len(made['members'])}" if "members" in made else ""
+    exact = ", exact noise" if made.get("exact") else ""
     more = (", denoised" if "denoiser_sigma" in made else "") + (f", top {made['k']}" if "k" in made else "")
-    return f"{made['scheme']}, σ = {made['sigma']:g}{network}{more}"
+    return f"{made['scheme']}, σ = {made['sigma']:g}{exact}{network}{more}"
 
 
 def _parts(one: Results) -> tuple[str, ...]:

@@ -97,6 +97,7 @@ def identity(classifier: Classifier, scheme: Scheme, meshes: list[Mesh], chunk: 
         "image_shape": list(classifier.image_shape),
         "dtype": classifier.dtype,
         "law": scheme.law,
+        **({"exact": True} if scheme.exact else {}),
         "chunk": chunk,
         "devices": [mesh.size for mesh in meshes],
         "device": meshes[0].devices.flat[0].device_kind,

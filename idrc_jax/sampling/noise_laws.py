@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from idrc_jax.certificates.schemes import Scheme
-from idrc_jax.sampling import threefry
+from idrc_jax.kernels.rounded_normal_cpu import Tables
+from idrc_jax.sampling import exact_noise, random_keys, threefry
 
 Shape = tuple[int, ...]
 
@@ -52,6 +53,38 @@ def draw(law: str, key: jax.Array, scale: jax.Array, shape: Shape) -> jax.Array:
       float32 [H, W, C], `scale` times the law at scale 1.
     """
     return scale * LAWS[law](threefry.one_pass(key), shape)
+
+
+def noisy(
+    law: str,
+    key: jax.Array,
+    images: jax.Array,
+    indices: jax.Array,
+    scales: jax.Array | Tables,
+    slot: jax.Array,
+    sample: jax.Array,
+) -> jax.Array:
+    """Images with the noise that votes are drawn under, one a slot: float32 [B, H, W, C].
+
+    Args:
+      law: a name in `LAWS`.
+      key: the stage's typed key.
+      images: float32 [N, H, W, C].
+      indices: uint32 [N], which with `sample` name the noise.
+      scales: float32 [N], noise levels; or their `exact_noise.tables`, for exact noise of the law "normal".
+      slot: int32 [B], which image.
+      sample: uint32 [B], which sample of it.
+    """
+    if isinstance(scales, Tables):
+        keys = jax.vmap(random_keys.sample, in_axes=(None, 0, 0))(key, indices[slot], sample)
+        return exact_noise.add(keys, images[slot], scales._replace(row=scales.row[slot]))
+
+    def one(position: jax.Array, number: jax.Array) -> jax.Array:
+        sample_key = random_keys.sample(key, indices[position], number)
+        image = images[position]
+        return image + draw(law, sample_key, scales[position], image.shape)
+
+    return jax.vmap(one)(slot, sample)
 
 
 def levels(scheme: Scheme, images: jax.Array, sigma_factor: jax.Array | None = None) -> jax.Array:

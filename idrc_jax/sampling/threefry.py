@@ -12,6 +12,7 @@ noise, which never passes through memory. The bits are the same.
 import math
 from collections.abc import Callable, Hashable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,36 +73,62 @@ def _bits_in_one_pass(data: jax.Array, width: int, shape: tuple[int, ...]) -> ja
     )
 
 
-def _words_in_pieces(data: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def word_pairs(data: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """64 random bits a number, as two arrays of uint32 [*shape], from a branch of a key that nothing else draws from.
+
+    Args:
+      data: uint32 [2], of the key.
+      shape: of fewer than 2^32 numbers.
+
+    They are both words of the blocks whose counters are (1, position). All that JAX draws from a key, its children
+    among it, has counters that begin with 0, for fewer than 2^32 numbers.
+    """
+    cpu, default = (partial(how, shape=shape, block=_branch) for how in (_words_in_pieces, _words_at_once))
+    return jax.lax.platform_dependent(data, cpu=cpu, default=default)
+
+
+def _words_in_pieces(data: jax.Array, shape: tuple[int, ...], block: Callable[..., Any] | None = None) -> Any:
+    """The words that `block` (`_block` by default) makes of a key and the positions in an array's memory."""
     size = math.prod(shape)
     piece = -(-size // _PIECES)
 
-    def of_piece(number: jax.Array) -> jax.Array:
-        return _block(data, number * np.uint32(piece) + jnp.arange(piece, dtype=jnp.uint32))
+    def of_piece(number: jax.Array) -> Any:
+        return (block or _block)(data, number * np.uint32(piece) + jnp.arange(piece, dtype=jnp.uint32))
 
-    return jax.lax.map(of_piece, jnp.arange(_PIECES, dtype=jnp.uint32)).reshape(-1)[:size].reshape(shape)
+    made = jax.lax.map(of_piece, jnp.arange(_PIECES, dtype=jnp.uint32))
+    return jax.tree.map(lambda words: words.reshape(-1)[:size].reshape(shape), made)
 
 
-def _words_at_once(data: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _words_at_once(data: jax.Array, shape: tuple[int, ...], block: Callable[..., Any] | None = None) -> Any:
     """The same, for XLA to fuse into what reads them on an accelerator: a reshape between would keep it from that."""
     position = jnp.zeros(shape, jnp.uint32)  # of each word in the array's memory
     for axis in range(len(shape)):
         stride = np.uint32(math.prod(shape[axis + 1 :]))
         position += stride * jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    return _block(data, position)
+    return (block or _block)(data, position)
 
 
 def _block(key: jax.Array, counter: jax.Array) -> jax.Array:
-    """The exclusive or of both words that a counter below 2**32 gives (Salmon et al. 2011, Threefry-2x32-20)."""
+    """The exclusive or of both words that a counter below 2**32 gives."""
+    x, y = _words(key, 0, counter)
+    return x ^ y
+
+
+def _branch(key: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _words(key, 1, position)
+
+
+def _words(key: jax.Array, high: int, low: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both words that the counter (high, low) gives (Salmon et al. 2011, Threefry-2x32-20)."""
     keys = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
-    x, y = jnp.full_like(counter, 0) + keys[0], counter + keys[1]
+    x, y = jnp.full_like(low, high) + keys[0], low + keys[1]
     for injection in range(5):
         for rotation in _ROTATIONS[injection % 2]:
             x = x + y
             y = x ^ ((y << np.uint32(rotation)) | (y >> np.uint32(32 - rotation)))
         x = x + keys[(injection + 1) % 3]
         y = y + keys[(injection + 2) % 3] + np.uint32(injection + 1)
-    return x ^ y
+    return x, y
 
 
 def _define(name: str, tag: str, random_bits: Callable[[jax.Array, int, tuple[int, ...]], jax.Array]) -> Hashable:

@@ -20,10 +20,11 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from idrc_jax.certificates.schemes import Scheme, host_scale
+from idrc_jax.certificates.schemes import Scheme, check_pixels, host_scale
 from idrc_jax.core import validate
+from idrc_jax.kernels.rounded_normal_cpu import Tables
 from idrc_jax.models import Classifier, check_logits
-from idrc_jax.sampling import devices, noise_laws, random_keys
+from idrc_jax.sampling import devices, exact_noise, noise_laws, random_keys
 from idrc_jax.sampling.execution import Execution, unmeasured
 
 PyTree = Any  # of arrays
@@ -39,7 +40,7 @@ def slot_votes(
     key: jax.Array,
     images: jax.Array,
     indices: jax.Array,
-    scales: jax.Array,
+    scales: jax.Array | Tables,
     slot: jax.Array,
     sample: jax.Array,
     live: jax.Array,
@@ -52,7 +53,7 @@ def slot_votes(
       key: the stage's typed key.
       images: float32 [N, H, W, C] in [0, 1].
       indices: uint32 [N], data-set indices: with `sample` they name the noise.
-      scales: float32 [N], noise levels.
+      scales: float32 [N], noise levels; or their `exact_noise.tables`, for exact noise of the law "normal".
       slot: int32 [B], which image.
       sample: uint32 [B], which sample of it.
       live: bool [B]; the votes of dead slots are not counted.
@@ -63,13 +64,8 @@ def slot_votes(
     Raises:
       ValueError: logits of another shape, or that are no floats.
     """
-
-    def noisy(position: jax.Array, number: jax.Array) -> jax.Array:
-        sample_key = random_keys.sample(key, indices[position], number)
-        image = images[position]
-        return image + noise_laws.draw(law, sample_key, scales[position], image.shape)
-
-    logits = check_logits(apply_fn(params, jax.vmap(noisy)(slot, sample)), len(slot), classes)
+    noisy = noise_laws.noisy(law, key, images, indices, scales, slot, sample)
+    logits = check_logits(apply_fn(params, noisy), len(slot), classes)
     finite = jnp.isfinite(logits).all(axis=-1)
     vote = jnp.where(finite, jnp.argmax(logits, axis=-1), classes)
     counts = jnp.zeros((images.shape[0], classes + 1), jnp.int32)
@@ -85,7 +81,7 @@ def sample_votes(
     key: jax.Array,
     images: jax.Array,
     indices: jax.Array,
-    scales: jax.Array,
+    scales: jax.Array | Tables,
     first: jax.Array,
     n: jax.Array,
     shard: jax.Array,
@@ -131,7 +127,7 @@ def _votes_on_mesh(
     key: jax.Array,
     images: jax.Array,
     indices: jax.Array,
-    scales: jax.Array,
+    scales: jax.Array | Tables,
     first: jax.Array,
     n: jax.Array,
     *,
@@ -147,7 +143,7 @@ def _votes_on_mesh(
         key: jax.Array,
         images: jax.Array,
         indices: jax.Array,
-        scales: jax.Array,
+        scales: jax.Array | Tables,
         first: jax.Array,
         n: jax.Array,
     ) -> jax.Array:
@@ -176,7 +172,7 @@ def dispatch_votes(
     Args:
       execution: the classifier, its devices and its chunk.
       scheme: whose law the noise has.
-      images: float32 [N, H, W, C] in [0, 1].
+      images: float32 [N, H, W, C] in [0, 1]; under exact noise they are rounded to 8 bits.
       scales: [N], their noise levels, values of float32.
       indices: integers [N], which name the noise.
       first, n: the samples first .. first + n - 1, those of each image, [N], or of all.
@@ -204,7 +200,7 @@ def dispatch_votes(
         key,
         jnp.asarray(images, jnp.float32),
         jnp.asarray(indices, jnp.uint32),
-        jnp.asarray(scales, jnp.float32),
+        exact_noise.tables(scales) if scheme.exact else jnp.asarray(scales, jnp.float32),
         jnp.asarray(first, jnp.uint32),
         jnp.asarray(n, jnp.int32),
         apply_fn=classifier.apply_fn,
@@ -246,9 +242,9 @@ def count_votes(
       ValueError: images, indices, n, first or chunk that cannot be.
 
     Guarantee: votes are independent draws of f(x + noise) given the image, as far as the pseudo-random
-    generator and float32 normals are (see docs/explanation/caveats.md).
+    generator and, unless the scheme's noise is exact, float32 normals are (see docs/explanation/caveats.md).
     """
-    images = check_images(images, classifier)
+    images = check_images(images, classifier, scheme)
     indices = check_indices(indices, images)
     validate.count("n", n, 1)
     validate.integer("first", first)
@@ -258,8 +254,8 @@ def count_votes(
     return np.asarray(votes).sum(axis=0)
 
 
-def check_images(images: np.ndarray, classifier: Classifier) -> np.ndarray:
-    """Float32 images that the classifier can take, or ValueError."""
+def check_images(images: np.ndarray, classifier: Classifier, scheme: Scheme | None = None) -> np.ndarray:
+    """Float32 images that the classifier can take, of 8 bits if the scheme's noise is exact, or ValueError."""
     images = np.asarray(images)
     if images.shape[1:] != classifier.image_shape:
         raise ValueError(
@@ -269,6 +265,8 @@ def check_images(images: np.ndarray, classifier: Classifier) -> np.ndarray:
         raise ValueError(
             f"Expected float32 images within [0, 1], got {images.dtype} from {images.min()} to {images.max()}."
         )
+    if scheme is not None:
+        check_pixels(scheme, images)
     return images
 
 
@@ -282,18 +280,24 @@ def check_indices(indices: np.ndarray, images: np.ndarray) -> np.ndarray:
     return indices
 
 
-def lower_votes(execution: Execution, law: str, slots: int = SLOTS) -> jax.stages.Lowered:
+def lower_votes(execution: Execution, law: str, slots: int = SLOTS, *, exact: bool = False) -> jax.stages.Lowered:
     """Lower the program that `dispatch_votes` runs, for the mesh's devices, which need not be there."""
     classifier, whole = execution.classifier, devices.replicated(execution.mesh)
 
     def like(shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
 
+    levels = like((slots,), jnp.float32)
+    if exact:
+        levels = jax.tree.map(lambda one: like(one.shape, one.dtype), exact_noise.like(slots))
     return _votes_on_mesh.lower(
         jax.tree.map(lambda leaf: like(jnp.shape(leaf), jnp.result_type(leaf)), classifier.params),
         like((), random_keys.root(0).dtype),
         like((slots, *classifier.image_shape), jnp.float32),
-        *(like((slots,), dtype) for dtype in (jnp.uint32, jnp.float32, jnp.uint32, jnp.int32)),
+        like((slots,), jnp.uint32),
+        levels,
+        like((slots,), jnp.uint32),
+        like((slots,), jnp.int32),
         apply_fn=classifier.apply_fn,
         law=law,
         classes=classifier.classes,
@@ -304,5 +308,5 @@ def lower_votes(execution: Execution, law: str, slots: int = SLOTS) -> jax.stage
 
 def memory_estimate(execution: Execution, scheme: Scheme) -> int | None:
     """Bytes of temporaries a device needs for one chunk, as XLA's compiler reports them; None if it does not."""
-    analysis = lower_votes(execution, scheme.law, slots=1).compile().memory_analysis()
+    analysis = lower_votes(execution, scheme.law, slots=1, exact=scheme.exact).compile().memory_analysis()
     return None if analysis is None else int(analysis.temp_size_in_bytes)

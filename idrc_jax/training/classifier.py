@@ -1,7 +1,6 @@
 """Training a classifier under noise: the noisy batch and one step of it."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from idrc_jax import data, losses, models
-from idrc_jax.certificates.schemes import Gaussian, Scheme
+from idrc_jax.certificates.schemes import Gaussian, Scheme, parameters, with_exact_noise
 from idrc_jax.core import validate
 from idrc_jax.core.time_budget import Budget
 from idrc_jax.core.validate import SettingError
@@ -206,7 +205,7 @@ def train(
 
     Args:
       train_set: images and their labels.
-      scheme: the noise's.
+      scheme: the noise's; if it is exact, that of the validation is, and that of the steps has the same law in float32.
       recipe: how long, how fast.
       description: of the network (see `models.build`), with its compute `dtype`.
       workdir: gets `checkpoints/`, `metrics.csv`, `train_status.json` and at the end `weights.safetensors`.
@@ -242,7 +241,8 @@ def train(
     loss = loss or losses.Gaussian()
     _check_loss(loss, scheme, recipe, teacher)
     validate.fraction("ema", ema)
-    facts: Facts = {"scheme": {"name": scheme.name, **asdict(scheme)}}
+    judged_under, scheme = scheme, with_exact_noise(scheme, False)  # steps draw float32 normals
+    facts: Facts = {"scheme": {"name": scheme.name, **parameters(scheme)}}
     if loss != losses.Gaussian():  # runs that were begun before there were others say nothing of it
         facts["loss"] = loss.describe()
     if teacher is not None:
@@ -287,7 +287,8 @@ def train(
 
     def validator_on(mesh: Mesh) -> Validator:
         samples, judged = (options or RunOptions()).validate_samples, judged_on(mesh)
-        return Validator(train_set.images[out], train_set.labels[out], out, scheme, seed, mesh, samples, judged)
+        seen = train_set.images[out], train_set.labels[out]
+        return Validator(*seen, out, judged_under, seed, mesh, samples, judged)
 
     def drawing_on(by: losses.HardSamples, mesh: Mesh, workdir: Path) -> WeightedDrawing:
         inference = Inference(judged_on(mesh), devices.local(mesh))

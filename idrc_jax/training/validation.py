@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from scipy.special import ndtri
 
 from idrc_jax import data
-from idrc_jax.certificates.schemes import Scheme, host_scale
+from idrc_jax.certificates.schemes import Scheme, check_pixels, host_scale
 from idrc_jax.core import validate
 from idrc_jax.core.validate import SettingError
 from idrc_jax.data import Dataset
@@ -109,6 +109,7 @@ class Validator:
         self._share = slice(jax.process_index(), None, jax.process_count())
         self._images, self._labels, self._indices = data.to_unit(images), labels, indices
         self._scheme, self._key, self._mesh = scheme, _key(seed, 1), devices.local(mesh)
+        check_pixels(scheme, self._images)
         _, self._levels = host_scale(scheme, self._images)
         self._samples = validate.count("validate_samples", samples, 1)
         self._inference = Inference(classifier_of, self._mesh)
