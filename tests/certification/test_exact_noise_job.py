@@ -74,6 +74,7 @@ def test_certificates_anew_are_the_same(certified):
     assert any(new.radius > old.radius for new, old in zip(made.rows, certified.rows, strict=True))
 
 
+@pytest.mark.evidence
 def test_an_audit_looks_at_images_of_the_grid(linear, dataset, certified, tmp_path):
     settings = audit.Settings(
         images=6, fractions=(1.0, 4.0), radii=(0.3,), votes=400, screening=100, steps=4, samples=8, restarts=1
@@ -162,6 +163,7 @@ def test_schemes_of_the_users_own_can_be_exact():
     assert found.exact
 
 
+@pytest.mark.evidence
 def test_predictions_are_of_the_exact_law(linear, dataset):
     images = data.to_unit(dataset.images[INDICES])
     made = certification.predict(linear, SCHEME, images, n=400, seed=3, progress=False)

@@ -85,6 +85,7 @@ def test_votes_do_not_depend_on_chunk_devices_order_or_resume_point(linear, imag
     np.testing.assert_array_equal(first + rest, expected)
 
 
+@pytest.mark.evidence
 def test_the_core_runs_under_jit_vmap_pmap_and_shard_map(linear, images):
     scheme = SCHEMES["l1"]
     expected = count(linear, images, scheme, n=64)
