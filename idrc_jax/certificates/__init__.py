@@ -3,6 +3,7 @@
 Imports core. No JAX: every formula here is float64 NumPy, rounded to the safe side.
 """
 
+from idrc_jax.certificates.courses import LevelVotes
 from idrc_jax.certificates.radii import (
     CERTIFICATES,
     Certificate,
@@ -15,17 +16,19 @@ from idrc_jax.certificates.radii import (
     two_sided_radius,
 )
 from idrc_jax.certificates.sampling_plans import Fixed, Plan, SelectionFree, ToPrecision, ToRadius
-from idrc_jax.certificates.schemes import L1, L2, SCHEMES, Gaussian, InverseSqrtNorm, Scheme, Stepped, Uniform
+from idrc_jax.certificates.schemes import L1, L2, SCHEMES, Cascade, Gaussian, InverseSqrtNorm, Scheme, Stepped, Uniform
 
 __all__ = [
     "CERTIFICATES",
     "L1",
     "L2",
     "SCHEMES",
+    "Cascade",
     "Certificate",
     "Fixed",
     "Gaussian",
     "InverseSqrtNorm",
+    "LevelVotes",
     "Plan",
     "Scheme",
     "SelectionFree",

@@ -14,10 +14,16 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from idrc_jax import certificates, data, results, sampling
-from idrc_jax.certificates.schemes import Scheme, host_scale
+from idrc_jax import data, results, sampling
+from idrc_jax.certificates.schemes import Scheme, host_levels, level_count
 from idrc_jax.certification.decisions import Decisions
-from idrc_jax.certification.guarantee import check_fits, check_indices, check_unique, describe_guarantee
+from idrc_jax.certification.guarantee import (
+    check_fits,
+    check_indices,
+    check_settings,
+    check_unique,
+    describe_guarantee,
+)
 from idrc_jax.certification.provenance import checked_scheme, trained_on
 from idrc_jax.certification.settings import Settings
 from idrc_jax.core import files
@@ -91,7 +97,7 @@ def certify_dataset(
             if total:
                 print(f"note: all {total} images were certified already, in {workdir}.", file=sys.stderr)
             return True
-        samples = len(todo) * settings.plan.most
+        samples = len(todo) * level_count(scheme) * settings.plan.most
         seconds = 60 * budget.minutes
         execution = implementation_choice.choose(
             classifier, scheme, samples=samples, seconds=seconds, mesh=mesh, chunk=chunk
@@ -106,7 +112,7 @@ def certify_dataset(
             )
         budget.expect(least)
         piece = counter.stride * max(1, round(rate * _SECONDS_A_PIECE / counter.stride))
-        scheduler = Scheduler(counter, settings.plan, job.decisions.stop_rule, piece=piece)
+        scheduler = Scheduler(counter, settings.plan, job.decisions.course, piece=piece)
         progress = Progress("certify", total, done, unit="images")
         begun = since = time.perf_counter()
         try:
@@ -140,7 +146,7 @@ class _Job:
     Attributes:
       indices, labels: int [N], of the images in their data set.
       images: float32 [N, H, W, C] in [0, 1].
-      levels: float64 [N], their noise levels.
+      levels: float64 [N, levels], their noise levels.
       guarantee: what the certificates of all workers depend on.
       checked: what the search of a user's own scheme's bounds found.
     """
@@ -173,7 +179,7 @@ def _prepare(
     worker: Worker,
 ) -> _Job:
     """The worker's job, or ValueError for what cannot be certified; a warning where the network knows the images."""
-    certificates.check_certificate(settings.certificate, scheme, settings.plan)
+    check_settings(scheme, settings)
     check_fits(classifier, dataset)
     indices = check_unique(check_indices(indices, dataset))
     checked = checked_scheme(scheme, dataset.images, indices)
@@ -182,7 +188,7 @@ def _prepare(
         warnings.warn(f"The network was trained on the very images of {dataset.source} to certify.", stacklevel=3)
     share = worker.share(indices)
     images = sampling.check_images(data.to_unit(dataset.images[share]), classifier)
-    statistic, levels = host_scale(scheme, images)
+    statistic, levels = host_levels(scheme, images)
     decisions = Decisions(scheme, settings, statistic, guarantee["dim"])
     return _Job(share, dataset.labels[share], images, levels, decisions, guarantee, checked)
 
@@ -217,8 +223,8 @@ def estimate(
     first = check_indices(indices, dataset)[:1]
     checked_scheme(scheme, dataset.images, indices)
     images = sampling.check_images(data.to_unit(dataset.images[first]), classifier)
-    _, levels = host_scale(scheme, images)
-    samples = len(indices) * settings.plan.most
+    _, levels = host_levels(scheme, images)
+    samples = len(indices) * level_count(scheme) * settings.plan.most
     execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
     key = random_keys.root(settings.seed)
     rate = VoteCounter(execution, scheme, images, levels, indices=first, key=key).samples_per_second()

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 from idrc_jax import certificates
-from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes, user_schemes
+from idrc_jax.certificates import cascade, confidence_bounds, sampling_plans, schemes, user_schemes
 from idrc_jax.core import validate
 from idrc_jax.results.manifest import indices_sha256
 from idrc_jax.results.result_rows import Results
@@ -103,6 +103,8 @@ def largest_probability(results: Results) -> float | None:
     made = results.manifest["guarantee"]
     plan = sampling_plans.from_description(made)
     alpha = made["alpha"] / (made["classes"] if made["certificate"] == "two_sided" else 1)
+    bounds = cascade.bounds_of_results(made)
+    alpha = alpha if bounds is None else float(np.max(bounds.errors))
     looks = np.asarray(plan.looks())
     return float(np.max(plan.lower(looks, looks, alpha)))
 
@@ -156,6 +158,9 @@ def largest_radius(results: Results) -> float | None:
     if not made or user_schemes.is_own(made) or not has_certificates(results):
         return None
     plan = sampling_plans.from_description(made)
+    bounds = cascade.bounds_of_results(made)
+    if bounds is not None:
+        return bounds.reaches[0]
     statistic = np.unique(np.asarray([row.statistic for row in results.rows], np.float64))
     votes = np.zeros((len(statistic), made["classes"] + 1), np.int64)
     votes[:, 0] = max(plan.looks(), key=lambda n: float(plan.lower(n, n, made["alpha"])))

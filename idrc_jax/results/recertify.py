@@ -5,13 +5,14 @@ The error probability, the certificate and the number of votes belong to the pla
 radii.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from idrc_jax import certificates
-from idrc_jax.certificates import confidence_bounds, sampling_plans, user_schemes
+from idrc_jax.certificates import LevelVotes, cascade, confidence_bounds, sampling_plans, user_schemes
 from idrc_jax.certificates.sampling_plans import Plan
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.core import validate
@@ -48,7 +49,8 @@ def recertify(
         a scheme that is not the file's; another n than 1 to the file's, one that certifies nothing, or one for a part
         of a run's votes or an adaptive plan: where that stopped depends on the order of the votes, which is not stored.
 
-    Guarantee: the numbers are those that certification itself would have written, to the last digit. With fewer votes
+    Guarantee: the numbers are those that certification itself would have written, to the last digit; under a cascade
+    those of the votes that are there, which at another alpha might have been of more or fewer levels. With fewer votes
     they have the law of a run that drew so few: votes are independent and alike, so which of them are taken does not
     matter as long as their counts do not decide it.
     """
@@ -58,6 +60,9 @@ def recertify(
     chosen = as_json({"alpha": alpha, "certificate": certificate})
     made = made | {name: value for name, value in chosen.items() if value is not None}
     plan = sampling_plans.from_description(made)
+    bounds = cascade.bounds_of_results(made)
+    if bounds is not None:
+        return Results(_cascade_rows(read, made, bounds, n), {**read.manifest, "guarantee": made}, read.path)
     looks = set(plan.looks())
     votes = np.asarray([_votes(row, made, looks, read.path) for row in read.rows]).reshape(-1, made["classes"] + 1)
     selected = np.asarray([row.selected for row in read.rows], np.int64)
@@ -93,6 +98,22 @@ def recertify(
     return Results(tuple(rows), manifest, read.path)
 
 
+def _cascade_rows(read: Results, made: Json, bounds: cascade.Bounds, n: int | None) -> tuple[Row, ...]:
+    """The rows of a cascade, whose levels decide by their votes whether there are more."""
+    certificates.check_certificate(made["certificate"], bounds.scheme, bounds.plan)
+    if n is not None and n != bounds.plan.n:
+        raise ValueError(
+            f"Expected a scheme of one level to take fewer votes, got {bounds.scheme.name} in {read.path}: to which "
+            "levels fewer votes would have gone on is not stored."
+        )
+    rows = []
+    for row in read.rows:
+        levels = row.votes_by_level or ()
+        drawn = [LevelVotes(one.level, one.selected, _dense(one.votes, row, made, read.path)) for one in levels]
+        rows.append(Row.from_certificate(cascade.certificate(bounds, drawn), row.idx, row.label, row.time))
+    return tuple(rows)
+
+
 def _shorter(plan: Plan, n: int, alpha: float, path: Path) -> Plan:
     """The same plan with fewer votes, or ValueError."""
     validate.count("n", n, 1)
@@ -114,11 +135,16 @@ def _drawn(votes: np.ndarray, n: int, seed: int, idx: int) -> np.ndarray:
     return generator.multivariate_hypergeometric(votes, n)
 
 
-def _votes(row: Row, made: Json, looks: set[int], path: Path) -> list[int]:
-    votes = row.votes or {}
-    counts = [votes.get(number, 0) for number in (*range(made["classes"]), -1)]
-    if sum(counts) != row.n or sum(votes.values()) != row.n or row.n not in looks:
-        raise ValueError(
-            f"Expected {row.n} votes for {made['classes']} classes at image {row.idx} of {path}, got {votes}."
-        )
+def _votes(row: Row, made: Json, looks: set[int], path: Path) -> tuple[int, ...]:
+    counts = _dense(row.votes or {}, row, made, path)
+    if sum(counts) != row.n or row.n not in looks:
+        raise ValueError(f"Expected {row.n} votes at image {row.idx} of {path}, got {row.votes}.")
+    return counts
+
+
+def _dense(votes: Mapping[int, int], row: Row, made: Json, path: Path) -> tuple[int, ...]:
+    """One count a class, then those whose logits were not finite."""
+    counts = tuple(votes.get(number, 0) for number in (*range(made["classes"]), -1))
+    if sum(counts) != sum(votes.values()):
+        raise ValueError(f"Expected votes for {made['classes']} classes at image {row.idx} of {path}, got {votes}.")
     return counts

@@ -11,7 +11,17 @@ from idrc_jax.core import append_only, files
 from idrc_jax.core.append_only import AppendOnlyTable
 from idrc_jax.core.json_values import Json, as_json
 from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, read_manifest
-from idrc_jax.results.result_rows import COLUMNS, NAME, Row, line_of, read_as_it_is, read_results, write
+from idrc_jax.results.result_rows import (
+    COLUMNS,
+    LEVELLED,
+    NAME,
+    Row,
+    columns_under,
+    line_of,
+    read_as_it_is,
+    read_results,
+    write,
+)
 from idrc_jax.results.resume_check import same_guarantee
 
 _OTHER_RUN = "only files of one run can be united, and here"
@@ -42,7 +52,7 @@ class ResultsFile:
     def __init__(self, workdir: Path, *, guarantee: Json, session: Json, name: str = NAME) -> None:
         self._workdir, self._guarantee, self._session = workdir, as_json(guarantee), as_json(session)
         self._path = workdir / name
-        self._table = AppendOnlyTable(self._path, COLUMNS)
+        self._table = AppendOnlyTable(self._path, columns_under(guarantee))
         self._confirmed = False
         self.done: set[int] = set()
 
@@ -113,8 +123,8 @@ def result_files(folder: Path) -> list[Path]:
 
 def _rows_under_manifest(folder: Path) -> bool:
     """Whether any table of the folder, whatever its name, has rows that its manifest is about."""
-    header = append_only.line(COLUMNS).encode()
-    tables = [path for path in folder.glob("*.tsv") if path.is_file() and path.read_bytes().startswith(header)]
+    headers = tuple(append_only.line(columns).encode() for columns in (COLUMNS, LEVELLED))
+    tables = [path for path in folder.glob("*.tsv") if path.is_file() and path.read_bytes().startswith(headers)]
     return any(map(append_only.has_rows, {*tables, *result_files(folder)}))
 
 

@@ -10,10 +10,10 @@ import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
 
@@ -25,6 +25,14 @@ from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, read_m
 NAME = "certificates.tsv"
 MEMORY = Path("<memory>", NAME)  # of results that are on no disk yet
 UNLABELLED = -1
+
+
+class LevelRow(NamedTuple):
+    """What was drawn under one level: as `certificates.LevelVotes`, with votes as in a `Row`."""
+
+    level: int
+    selected: int
+    votes: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,8 @@ class Row:
       p_lower: lower bound on the probability of `selected`.
       n, n0: estimation and selection samples.
       votes: estimation votes by class, zeros left out; -1 counts the votes with logits that were not finite.
+      votes_by_level: under a scheme of several levels, what was drawn under each, in this order (as in a
+        `Certificate`); None under others.
     """
 
     idx: int
@@ -60,25 +70,32 @@ class Row:
     n: int | None = None
     n0: int | None = None
     votes: dict[int, int] | None = None
+    votes_by_level: tuple[LevelRow, ...] | None = None
+
+    @property
+    def samples(self) -> int:
+        """Drawn of the image, with those of selections; 0 where the file does not say."""
+        if self.votes_by_level is None:
+            return (self.n or 0) + (self.n0 or 0)
+        return sum(sum(one.votes.values()) + (self.n0 or 0) for one in self.votes_by_level)
 
     @classmethod
     def from_certificate(cls, certificate: Certificate, idx: int, label: int, seconds: float) -> Self:
         """The row of a certificate."""
-        *classes, non_finite = certificate.votes
-        votes = {number: count for number, count in enumerate(classes) if count}
-        if non_finite:
-            votes[-1] = non_finite
+        levels = tuple(LevelRow(one.level, one.selected, _sparse(one.votes)) for one in certificate.votes_by_level)
         return cls(
             idx=idx,
             label=label,
             correct=is_correct(label, certificate.predict),
             time=round(seconds, 3),
             **{name: getattr(certificate, name) for name in _SHARED},
-            votes=votes,
+            votes=_sparse(certificate.votes),
+            votes_by_level=levels or None,
         )
 
 
-COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
+LEVELLED = tuple(field.name for field in dataclasses.fields(Row))  # columns under a scheme of several levels
+COLUMNS = LEVELLED[:-1]
 SIX = COLUMNS[:6]
 _SHARED = [field.name for field in dataclasses.fields(Certificate) if field.name in COLUMNS and field.name != "votes"]
 _INTEGERS = {"idx", "label", "predict", "correct", "selected", "n", "n0"}
@@ -210,17 +227,35 @@ def is_correct(label: int, predict: int) -> int:
     return int(predict == label != confidence_bounds.ABSTAIN)
 
 
+def columns_under(guarantee: Json) -> tuple[str, ...]:
+    """The columns of a file whose rows were made under a guarantee."""
+    return LEVELLED if guarantee["scheme"] == schemes.Cascade.name else COLUMNS
+
+
 def write(rows: Iterable[Row], manifest: Manifest, out: Path, name: str = NAME) -> None:
     """Write rows and their manifest into a folder, replacing what is there."""
     files.make_folder(out)
-    files.write_text(out / name, append_only.line(COLUMNS) + "".join(line_of(row) for row in rows))
+    header = append_only.line(columns_under(manifest["guarantee"]))
+    files.write_text(out / name, header + "".join(line_of(row) for row in rows))
     files.write_json(out / MANIFEST, manifest)
 
 
 def line_of(row: Row) -> str:
     """A row as it is in the file."""
     values = [repr(getattr(row, name)) for name in COLUMNS[:-1]]
-    return append_only.line([*values, votes_text(row.votes)])
+    levels = [] if row.votes_by_level is None else [levels_text(row.votes_by_level)]
+    return append_only.line([*values, votes_text(row.votes), *levels])
+
+
+def levels_text(levels: Iterable[LevelRow] | None) -> str:
+    """`level/selected/class:count,...;...`, as the column has it."""
+    return ";".join(f"{one.level}/{one.selected}/{votes_text(one.votes)}" for one in levels or ())
+
+
+def _sparse(votes: Sequence[int]) -> dict[int, int]:
+    *classes, non_finite = votes
+    found = {number: count for number, count in enumerate(classes) if count}
+    return found | ({-1: non_finite} if non_finite else {})
 
 
 def votes_text(votes: dict[int, int] | None) -> str:
@@ -231,7 +266,7 @@ def votes_text(votes: dict[int, int] | None) -> str:
 def read_as_it_is(path: Path) -> tuple[Results, bool]:
     """The file as it is, and whether its last line was whole; ValueError for rows that contradict the manifest."""
     columns, rows, whole = _read_rows(path)
-    manifest = read_manifest(path.parent) if columns == COLUMNS else None
+    manifest = read_manifest(path.parent) if columns != SIX else None
     if manifest is not None and rows:
         _check_rows(rows, manifest, path)
     return Results(rows, manifest, path), whole
@@ -244,7 +279,7 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], tuple[Row, ...], bool]:
     except UnicodeDecodeError:
         raise ValueError(f"Expected a text file of results, got {path}.") from None
     columns = tuple(lines[0].split("\t"))
-    if columns not in (COLUMNS, SIX):
+    if columns not in (LEVELLED, COLUMNS, SIX):
         raise ValueError(f"Expected a header {' '.join(SIX)} (and ours beyond) in {path}, got {lines[0][:80]!r}.")
     whole = columns == SIX or lines[-1] == ""
     body = lines[1:] if whole else lines[1:-1]
@@ -272,16 +307,32 @@ def _check_rows(rows: tuple[Row, ...], manifest: Manifest, path: Path) -> None:
     except (KeyError, TypeError) as error:
         raise ValueError(f"Expected a whole manifest beside {path}, got one without {error}.") from None
     looks = set(plan.looks())
-    levels = [row.sigma_x for row in rows]
+    levels = [[row.sigma_x] for row in rows]
     if scheme is not None:
-        levels = schemes.drawn_level(scheme, np.asarray([row.statistic for row in rows], np.float64)).tolist()
-    for row, level in zip(rows, levels, strict=True):
-        if row.n not in looks or row.n0 != plan.selection or row.sigma_x != level:
+        levels = schemes.drawn_levels(scheme, np.asarray([row.statistic for row in rows], np.float64)).tolist()
+    for row, own in zip(rows, levels, strict=True):
+        told = ", ".join(map(str, own))
+        if row.n not in looks or row.n0 != plan.selection or row.sigma_x not in own:
             raise ValueError(
                 f"Expected rows under {MANIFEST} in {path}, with n at most {plan.n}, n0 = {plan.selection} (plan "
-                f"{plan.name}) and sigma_x = {level}, got n = {row.n}, n0 = {row.n0}, sigma_x = {row.sigma_x} for "
+                f"{plan.name}) and sigma_x = {told}, got n = {row.n}, n0 = {row.n0}, sigma_x = {row.sigma_x} for "
                 f"image {row.idx}: it is a file of another run."
             )
+        if row.votes_by_level is not None and not _fits(row, own, looks):
+            raise ValueError(
+                f"Expected votes_by_level of image {row.idx} in {path} under {told} in turn, one of them with the "
+                f"row's votes, got {levels_text(row.votes_by_level)}: the row was changed."
+            )
+
+
+def _fits(row: Row, levels: Sequence[float | None], looks: set[int]) -> bool:
+    """Whether a row's votes by level are those of the first levels, at looks, the row's own among them."""
+    drawn = row.votes_by_level or ()
+    return (
+        [one.level for one in drawn] == list(range(min(len(drawn), len(levels))))
+        and all(sum(one.votes.values()) in looks for one in drawn)
+        and (row.sigma_x, row.selected, row.votes) in [(levels[one.level], one.selected, one.votes) for one in drawn]
+    )
 
 
 def _parse(columns: tuple[str, ...], line: str) -> Row:
@@ -291,7 +342,10 @@ def _parse(columns: tuple[str, ...], line: str) -> Row:
     values: dict[str, Any] = {}
     for name, text in zip(columns, texts, strict=True):
         if name == "votes":
-            values[name] = {int(c): int(k) for c, k in (pair.split(":") for pair in text.split(",") if pair)}
+            values[name] = _votes(text)
+        elif name == "votes_by_level":
+            parts = (level.split("/") for level in text.split(";"))
+            values[name] = tuple(LevelRow(int(level), int(selected), _votes(own)) for level, selected, own in parts)
         elif name in _INTEGERS:
             values[name] = _BOOLEANS[text] if text in _BOOLEANS and name == "correct" else int(text)
         else:
@@ -301,6 +355,10 @@ def _parse(columns: tuple[str, ...], line: str) -> Row:
         if value < 0 or math.isinf(value) or (name == "time" and math.isnan(value)):
             raise ValueError(f"got {name} = {value}, which is not finite and >= 0")
     return Row(**values)
+
+
+def _votes(text: str) -> dict[int, int]:
+    return {int(number): int(count) for number, count in (pair.split(":") for pair in text.split(",") if pair)}
 
 
 def _seconds(text: str) -> float:

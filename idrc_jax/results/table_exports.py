@@ -11,16 +11,18 @@ from idrc_jax.results.result_rows import Results
 def to_pandas(read: Results) -> Any:
     """A `pandas.DataFrame` with a row an image and the file's columns; `attrs["manifest"]` is the manifest.
 
-    `votes` is a text as in the file, `class:count,...`. ValueError without pandas.
+    `votes` and `votes_by_level` are texts as in the file, `class:count,...`. ValueError without pandas.
     """
     try:
         import pandas as pd  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(f"Expected pandas, got no such package: {extras.how_to_get('tables')}.") from None
-    columns = result_rows.COLUMNS if read.manifest is not None else result_rows.SIX
+    columns = result_rows.SIX if read.manifest is None else result_rows.columns_under(read.manifest["guarantee"])
     table = pd.DataFrame({name: [getattr(row, name) for row in read.rows] for name in columns})
     if "votes" in table:
         table["votes"] = [result_rows.votes_text(row.votes) for row in read.rows]
+    if "votes_by_level" in table:
+        table["votes_by_level"] = [result_rows.levels_text(row.votes_by_level) for row in read.rows]
     table.attrs["manifest"] = read.manifest
     return table
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from idrc_jax.certificates import confidence_bounds, sampling_plans
+from idrc_jax.certificates.courses import OneLevel
 from idrc_jax.sampling import random_keys
 from idrc_jax.sampling.dispatch_ahead import Scheduler, whole_strides
 
@@ -37,7 +38,7 @@ class Device:
 
 def scheduler(device, plan, *, piece=400, stride=40, radius=lambda p: np.maximum(p - 0.5, 0), slots=64):
     device.stride, device.slots = stride, slots
-    return Scheduler(device, plan, lambda position: plan.stopping(radius, 0.01), piece=piece)
+    return Scheduler(device, plan, lambda position: OneLevel(plan.stopping(radius, 0.01)), piece=piece)
 
 
 def test_fixed_draws_every_sample_once_and_the_class_first():
@@ -45,7 +46,7 @@ def test_fixed_draws_every_sample_once_and_the_class_first():
     made = list(scheduler(device, sampling_plans.Fixed(n=300, n0=10)).run(range(5, 35)))
     assert [one.position for one in made] == list(range(5, 35))
     for one in made:
-        assert (one.selected, one.votes.sum()) == (one.position % 2, 300)
+        assert (one.levels[0].selected, sum(one.levels[0].votes)) == (one.position % 2, 300)
     expected = {(random_keys.SELECTION, p, s) for p in range(5, 35) for s in range(10)}
     assert device.samples == expected | {(random_keys.ESTIMATION, p, s) for p in range(5, 35) for s in range(300)}
     chosen = set()
@@ -63,14 +64,14 @@ def test_adaptive_images_stop_at_their_own_looks_and_make_place():
     run = scheduler(device, plan)
     made = {one.position: one for one in run.run(range(60))}
     assert set(made) == set(range(60))
-    numbers = [int(one.votes.sum()) for one in made.values()]
+    numbers = [int(sum(one.levels[0].votes)) for one in made.values()]
     assert set(numbers) <= set(plan.looks())
     assert len(set(numbers)) > 4
     for one in made.values():
-        assert one.selected == confidence_bounds.select(one.votes)
+        assert one.levels[0].selected == confidence_bounds.select(np.array(one.levels[0].votes))
         # Its samples are 0 .. n - 1, no others.
         drawn = {s for stage, p, s in device.samples if p == one.position}
-        assert drawn == set(range(one.votes.sum()))
+        assert drawn == set(range(sum(one.levels[0].votes)))
     assert run.drawn == sum(numbers)
     # The order in which they end is not that in which they begin.
     assert list(made) != sorted(made)
@@ -138,7 +139,7 @@ def test_the_stride_changes_no_votes(stride):
     for size in (40, stride):
         device = Device(lambda position: 0.6 + 0.004 * position)
         run = scheduler(device, plan, piece=400 // size * size or size, stride=size)
-        made[size] = {one.position: one.votes.tolist() for one in run.run(range(30))}
+        made[size] = {one.position: one.levels[0].votes for one in run.run(range(30))}
     assert made[40] == made[stride]
 
 
