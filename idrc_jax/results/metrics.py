@@ -131,7 +131,8 @@ def base_accuracy(results: Results) -> float | None:
     """Accuracy of the base classifier under the noise: the mean over images of the share of votes for the true class.
 
     None for images without labels or files without votes. Under a plan that stops early it is a little off, because
-    where that stops depends on the votes.
+    where that stops depends on the votes; under a cascade it is of the level that an image's radius is from, or the
+    last.
     """
     require_rows(results)
     if not results.labelled or any(row.votes is None or not row.n for row in results.rows):

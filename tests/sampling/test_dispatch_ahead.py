@@ -14,7 +14,10 @@ CLASSES = 3
 
 
 class Device:
-    """A vote counter: votes of sample s of image i are a fixed function of (stage, i, s); remembers every draw."""
+    """A vote counter: votes of sample s of image i are a fixed function of (stage, i, s); remembers every draw.
+
+    Of level l the stage is 100 l higher.
+    """
 
     classes, slots, stride = CLASSES, 64, 40
 
@@ -30,9 +33,10 @@ class Device:
         votes = np.zeros((1, 64, CLASSES + 1), int)
         for slot, (position, first, n) in enumerate(zip(draw.positions, draw.first, draw.n, strict=True)):
             for sample in range(first, first + n):
-                assert (draw.stage, position, sample) not in self.samples  # none is drawn twice
-                self.samples.add((draw.stage, position, sample))
-                votes[0, slot, self.vote(draw.stage, position, sample)] += 1
+                stage = draw.stage + 100 * draw.level
+                assert (stage, position, sample) not in self.samples  # none is drawn twice
+                self.samples.add((stage, position, sample))
+                votes[0, slot, self.vote(stage, position, sample)] += 1
         return votes
 
 
@@ -91,6 +95,50 @@ def test_batches_stay_full_until_the_queue_is_empty():
     assert useful >= 0.85
     list(left)
     assert run.slots_used / run.slots_total >= 0.8
+
+
+class UpAndBack:
+    """Level 0 to 60, level 1 to 70, level 0 on to 80; images of odd positions only the first."""
+
+    def __init__(self, position):
+        self.odd = position % 2
+
+    def next_level(self, drawn):
+        return None if self.odd else {(60,): 1, (60, 70): 0, (80, 70): None}[tuple(sum(one.votes) for one in drawn)]
+
+    def stops(self, drawn, level):
+        assert [one.level for one in drawn] == [0, 1][: len(drawn)]
+        n = sum(drawn[level].votes)
+        return n == 70 if level == 1 else n == (60 if len(drawn) == 1 else 80)
+
+
+@pytest.mark.parametrize("n0", [0, 10])
+def test_levels_have_samples_of_their_own_and_go_on_where_they_stopped(n0):
+    class Plan(sampling_plans.SelectionFree):
+        selection = n0
+
+        def looks(self):
+            return [50, 60, 70, 80, 90]
+
+    device = Device(lambda position: 0.9)
+    device.stride, device.slots = 40, 64
+    run = Scheduler(device, Plan(n=90), UpAndBack, piece=400)
+    made = {one.position: one.levels for one in run.run(range(60))}
+    assert set(made) == set(range(60))
+    for position, levels in made.items():
+        expected = {0: 60} if position % 2 else {0: 80, 1: 70}
+        assert {one.level: sum(one.votes) for one in levels} == expected
+        for level, n in expected.items():
+            stages = {random_keys.ESTIMATION + 100 * level: n} | (
+                {random_keys.SELECTION + 100 * level: n0} if n0 else {}
+            )
+            for stage, count in stages.items():
+                own = {s for t, p, s in device.samples if (t, p) == (stage, position)}
+                assert own == set(range(count))
+        votes = np.bincount([device.vote(random_keys.ESTIMATION, position, s) for s in range(expected[0])], minlength=4)
+        assert levels[0].votes == tuple(votes)
+    assert run.drawn == 30 * 60 + 30 * 150
+    assert run.slots_used / run.slots_total > 0.8
 
 
 def test_a_bounded_number_of_dispatches_is_ahead():
