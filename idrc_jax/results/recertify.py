@@ -5,7 +5,7 @@ The error probability, the certificate and the number of votes belong to the pla
 radii.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,7 +64,9 @@ def recertify(
     if bounds is not None:
         return Results(_cascade_rows(read, made, bounds, n), {**read.manifest, "guarantee": made}, read.path)
     looks = set(plan.looks())
-    votes = np.asarray([_votes(row, made, looks, read.path) for row in read.rows]).reshape(-1, made["classes"] + 1)
+    votes = np.asarray([_votes(row.votes or {}, row.n, row.idx, made, looks, read.path) for row in read.rows]).reshape(
+        -1, made["classes"] + 1
+    )
     selected = np.asarray([row.selected for row in read.rows], np.int64)
     if n is not None and n != plan.n:
         if "subsampled_from" in made:
@@ -106,10 +108,12 @@ def _cascade_rows(read: Results, made: Json, bounds: cascade.Bounds, n: int | No
             f"Expected a scheme of one level to take fewer votes, got {bounds.scheme.name} in {read.path}: to which "
             "levels fewer votes would have gone on is not stored."
         )
-    rows = []
+    rows, looks = [], set(bounds.plan.looks())
     for row in read.rows:
-        levels = row.votes_by_level or ()
-        drawn = [LevelVotes(one.level, one.selected, _dense(one.votes, row, made, read.path)) for one in levels]
+        drawn = []
+        for one in row.votes_by_level or ():
+            votes = _votes(one.votes, sum(one.votes.values()), row.idx, made, looks, read.path)
+            drawn.append(LevelVotes(one.level, one.selected, votes))
         rows.append(Row.from_certificate(cascade.certificate(bounds, drawn), row.idx, row.label, row.time))
     return tuple(rows)
 
@@ -135,16 +139,11 @@ def _drawn(votes: np.ndarray, n: int, seed: int, idx: int) -> np.ndarray:
     return generator.multivariate_hypergeometric(votes, n)
 
 
-def _votes(row: Row, made: Json, looks: set[int], path: Path) -> tuple[int, ...]:
-    counts = _dense(row.votes or {}, row, made, path)
-    if sum(counts) != row.n or row.n not in looks:
-        raise ValueError(f"Expected {row.n} votes at image {row.idx} of {path}, got {row.votes}.")
-    return counts
-
-
-def _dense(votes: Mapping[int, int], row: Row, made: Json, path: Path) -> tuple[int, ...]:
-    """One count a class, then those whose logits were not finite."""
+def _votes(
+    votes: Mapping[int, int], n: int | None, idx: int, made: Json, looks: Container[int], path: Path
+) -> tuple[int, ...]:
+    """One count a class, then those whose logits were not finite; ValueError unless they are n in all, a look's."""
     counts = tuple(votes.get(number, 0) for number in (*range(made["classes"]), -1))
-    if sum(counts) != sum(votes.values()):
-        raise ValueError(f"Expected votes for {made['classes']} classes at image {row.idx} of {path}, got {votes}.")
+    if sum(counts) != n or sum(votes.values()) != n or n not in looks:
+        raise ValueError(f"Expected {n} votes for {made['classes']} classes at image {idx} of {path}, got {votes}.")
     return counts
