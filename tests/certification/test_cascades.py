@@ -41,6 +41,14 @@ def without_time(read):
     return sorted(repr(row)[: repr(row).index("time=")] + repr(row.votes_by_level) for row in read.rows)
 
 
+def test_no_two_stages_of_any_levels_share_a_key():
+    stages = [value for name, value in vars(random_keys).items() if name.isupper() and not name.startswith("_")]
+    assert len(set(stages)) == len(stages) >= 10
+    numbers = {random_keys.stage_of_level(stage, level) for stage in stages for level in range(4)}
+    assert len(numbers) == 4 * len(stages)
+    assert {random_keys.stage_of_level(stage, 0) for stage in stages} == set(stages)
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_votes_of_each_level_are_those_of_constant_noise_under_keys_of_their_own(linear, dataset, tmp_path, plan):
     read = certify(linear, dataset, tmp_path, plan)
