@@ -221,15 +221,15 @@ def drawn(made, probabilities, generator):
 @pytest.mark.parametrize(
     "plan",
     [
-        ToRadius(n=400, radii=(0.02, 0.1)),
-        ToRadius(n=400, radii=(0.02, 0.1), sequence="union"),
-        ToPrecision(n=400, precision=0.3),
+        ToRadius(n=100, radii=(0.02, 0.1)),
+        ToRadius(n=100, radii=(0.02, 0.1), sequence="union"),
+        ToPrecision(n=100, precision=0.3),
         Fixed(n=60, n0=10),
     ],
 )
 def test_coverage_of_a_whole_run_by_simulation(plan):
     """Three classes, three levels, probabilities near those at which something is certified in vain."""
-    alpha, generator, runs = 0.2, np.random.default_rng(0), 300
+    alpha, generator, runs = 0.2, np.random.default_rng(0), 150
     made = bounds(plan, alpha, levels=(1.0, 0.5, 0.25), thresholds=(0.6, 0.5))
     for here in (
         [[0.58, 0.4, 0.02], [0.5, 0.3, 0.2], [0.49, 0.49, 0.02]],
