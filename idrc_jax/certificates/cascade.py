@@ -12,6 +12,7 @@ part of alpha each bound has, are in docs/explanation/certificates.md.
 """
 
 import bisect
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -85,18 +86,7 @@ class Bounds:
         Args:
           hoped: how far it may be, instead, where the plan can draw more votes: with 95 % confidence no farther.
         """
-        found: list[np.ndarray] = []
-        for one in drawn:
-            classes, n = np.asarray(one.votes[:-1]), sum(one.votes)
-            room = np.empty(len(classes))
-            for winner, most in _rivals(classes):
-                if hoped:
-                    q = self.plan.rival_hope(most, n, float(self.errors[one.level]))
-                else:
-                    q = self.plan.rival_upper(most, n, float(self.errors[one.level]))
-                room[winner] = self.room(one.level, q)
-            found.append(room)
-        return np.min(found, axis=0) if found else np.zeros(0)
+        return np.min([_room_of(self, one, hoped) for one in drawn], axis=0) if drawn else np.zeros(0)
 
     @cached_property
     def reaches(self) -> list[float]:
@@ -114,7 +104,7 @@ class Bounds:
             if one.selected == confidence_bounds.ABSTAIN:
                 found.append((0.0, 0.0))
                 continue
-            p = float(self.lower(one.level, one.votes[one.selected], sum(one.votes)))
+            p = _lower_of(self, one)
             room = self.rooms(drawn[:number])[one.selected] if number else np.inf
             found.append((float(min(self.own(one.level, np.asarray(p)), room)), p))
         return found
@@ -200,25 +190,25 @@ class CascadeCourse:
         for one in drawn[:-1]:
             if sum(one.votes) < bounds.plan.n and not self._has_room(drawn, one.level):
                 return one.level
-        best = min(bounds.reaches[level], float(np.max(self._hopes(drawn))))
+        best = min(bounds.reaches[level], float(np.max(bounds.rooms(drawn, hoped=True))))
         return level if bounds.plan.worthwhile(bounds.radius(drawn), best) else None
 
     def stops(self, drawn: Sequence[LevelVotes], level: int) -> bool:
         if level < len(drawn) - 1:
             return self._has_room(drawn, level)
         before, votes = drawn[:-1], np.asarray(drawn[-1].votes)
-        most = float(self._hopes(before)[np.argmax(votes[:-1])]) if before else np.inf
+        most = float(self.bounds.rooms(before, hoped=True)[np.argmax(votes[:-1])]) if before else np.inf
         return self._rule(level, "own", self.bounds.radius(before), most)(votes)
 
     def _has_room(self, drawn: Sequence[LevelVotes], level: int) -> bool:
         """Whether votes under a level show, or cannot show, that there is room for the classes of those after it."""
         bounds, classes, n = self.bounds, np.asarray(drawn[level].votes[:-1]), sum(drawn[level].votes)
-        others = self._hopes([one for one in drawn[:-1] if one.level != level])
+        others = bounds.rooms([one for one in drawn[:-1] if one.level != level], hoped=True)
         least = bounds.radius(drawn[:level])
         for one in drawn[level + 1 :]:
             if one.selected == confidence_bounds.ABSTAIN:
                 continue
-            p = bounds.lower(one.level, one.votes[one.selected], sum(one.votes))
+            p = _lower_of(bounds, one)
             most = min(float(bounds.own(one.level, p)), float(others[one.selected]) if len(others) else np.inf)
             if bounds.plan.worthwhile(least, most):
                 rival = int(np.max(np.delete(classes, one.selected)))
@@ -226,13 +216,6 @@ class CascadeCourse:
                 if not rule(np.asarray([n - rival, rival])):
                     return False
         return True
-
-    def _hopes(self, drawn: Sequence[LevelVotes]) -> np.ndarray:
-        """The rooms that more votes under these levels would show, with 95 % confidence at most: float64 [K]."""
-        key = tuple(drawn)
-        if key not in self._kept:
-            self._kept[key] = self.bounds.rooms(drawn, hoped=True)
-        return self._kept[key]
 
     def _rule(self, level: int, what: str, least: float, most: float) -> Callable[[np.ndarray], bool]:
         """The plan's stop rule for what a bound makes of the radius, which is `least` at least and `most` at most: that
@@ -247,6 +230,23 @@ class CascadeCourse:
 
             self._kept[key] = bounds.plan.stopping(radius_of, float(bounds.errors[level]))
         return self._kept[key]
+
+
+@functools.lru_cache(maxsize=4096)
+def _lower_of(bounds: Bounds, one: LevelVotes) -> float:
+    """The lower bound on a level's own class."""
+    return float(bounds.lower(one.level, one.votes[one.selected], sum(one.votes)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _room_of(bounds: Bounds, one: LevelVotes, hoped: bool) -> np.ndarray:
+    """A level's room for each class (see `Bounds.rooms`), not to be changed."""
+    classes, n = np.asarray(one.votes[:-1]), sum(one.votes)
+    bound = bounds.plan.rival_hope if hoped else bounds.plan.rival_upper
+    room = np.empty(len(classes))
+    for winner, most in _rivals(classes):
+        room[winner] = bounds.room(one.level, bound(most, n, float(bounds.errors[one.level])))
+    return room
 
 
 def _rivals(classes: np.ndarray) -> tuple[tuple[np.ndarray, int], tuple[np.ndarray, int]]:

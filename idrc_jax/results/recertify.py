@@ -223,6 +223,6 @@ def _votes(
 ) -> tuple[int, ...]:
     """One count a class, then those whose logits were not finite; ValueError unless they are n in all, a look's."""
     counts = tuple(votes.get(number, 0) for number in (*range(made["classes"]), -1))
-    if sum(counts) != n or sum(votes.values()) != n or n not in looks:
+    if n is None or sum(counts) != n or sum(votes.values()) != n or n not in looks:
         raise ValueError(f"Expected {n} votes for {made['classes']} classes at image {idx} of {path}, got {votes}.")
     return counts
