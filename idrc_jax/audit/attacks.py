@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from idrc_jax.certificates import schemes
 from idrc_jax.certificates.normal_thresholds import GRID
 from idrc_jax.certificates.schemes import Scheme, Stepped, host_scale
 from idrc_jax.models import Classifier, check_logits
@@ -317,15 +318,16 @@ def _noisy_logits(
     first: jax.Array,
     samples: int,
 ) -> jax.Array:
-    """Logits [T, samples, classes], classes being `number`, under each moved image's own noise."""
+    """Logits [T, samples, classes], classes being `number`, under each moved image's own noise, its levels in turn."""
     shape = moved.shape[1:]
-    scales = scheme.scale(scheme.statistic(moved))
+    levels = schemes.scales(scheme, scheme.statistic(moved))
 
     def noisy(image: jax.Array, index: jax.Array, scale: jax.Array, number: jax.Array) -> jax.Array:
         return image + noise_laws.draw(scheme.law, random_keys.sample(key, index, number), scale, shape)
 
     numbers = first[:, None] + jnp.arange(samples, dtype=jnp.uint32)[None]
-    every_sample = jax.vmap(noisy, in_axes=(None, None, None, 0))
+    scales = jnp.take_along_axis(levels, (numbers % levels.shape[-1]).astype(jnp.int32), axis=1)
+    every_sample = jax.vmap(noisy, in_axes=(None, None, 0, 0))
     copies = jax.vmap(every_sample)(moved, indices, scales, numbers)
     logits = check_logits(apply_fn(params, copies.reshape(-1, *shape)), len(moved) * samples, number)
     return logits.reshape(len(moved), samples, number)

@@ -19,7 +19,7 @@ from idrc_jax.audit import significance
 from idrc_jax.audit.search import Search, Searcher
 from idrc_jax.audit.settings import Settings
 from idrc_jax.certificates import confidence_bounds, sampling_plans, user_schemes
-from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.certificates.schemes import Scheme, level_count
 from idrc_jax.core import files, json_values
 from idrc_jax.core.json_values import Json
 from idrc_jax.core.progress import Progress, require_progress, write_status
@@ -110,7 +110,7 @@ def audit_certificates(
         chosen = implementation_choice.choose(
             classifier,
             scheme,
-            samples=round(share * attempts * (settings.votes + settings.screening)),
+            samples=round(share * attempts * level_count(scheme) * (settings.votes + settings.screening)),
             seconds=60 * budget.minutes,
             mesh=mesh or devices.mesh(),
             chunk=chunk,

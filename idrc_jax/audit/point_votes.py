@@ -1,4 +1,4 @@
-"""Votes at any images under their own noise, and the class that rivals the certified one there."""
+"""Votes at any images under their own noise, under each level of a scheme."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from idrc_jax import sampling
-from idrc_jax.certificates.schemes import Scheme, host_scale
+from idrc_jax.certificates.schemes import Scheme, host_levels
 from idrc_jax.sampling.execution import Execution
 
 
@@ -18,20 +18,38 @@ def count(
     indices: Sequence[int] | np.ndarray,
     first: np.ndarray,
     n: np.ndarray,
-    key: jax.Array,
+    keys: Sequence[jax.Array],
 ) -> np.ndarray:
-    """Count votes at images: int64 [M, K + 1]; none where the noise level is 0, which certificates except.
+    """Count votes at images: int64 [M, levels, K + 1]; none where the noise level is 0, which certificates except.
 
     Args:
       execution: placed on its devices.
       points: float32 [M, H, W, C]; an image may come several times.
       indices: int [M], which name the noise.
-      first, n: int [M], number of the first sample of each, and how many there are.
-      key: a typed key of a stage of its own.
+      first, n: int [M], number of the first sample of each, and how many there are, under each level.
+      keys: a typed key a level, of a stage of its own.
     """
-    indices, levels = np.asarray(indices), host_scale(scheme, points)[1]
-    n = np.where(levels > 0, n, 0)
-    dispatched = []
+    indices, levels = np.asarray(indices), host_levels(scheme, points)[1]
+    votes = [
+        _count(execution, scheme, points, levels[:, level], indices=indices, first=first, n=n, key=key)
+        for level, key in enumerate(keys)
+    ]
+    return np.stack(votes, axis=1)
+
+
+def _count(
+    execution: Execution,
+    scheme: Scheme,
+    points: np.ndarray,
+    levels: np.ndarray,
+    *,
+    indices: np.ndarray,
+    first: np.ndarray,
+    n: np.ndarray,
+    key: jax.Array,
+) -> np.ndarray:
+    """Under one level of each image: int64 [M, K + 1]."""
+    n, dispatched = np.where(levels > 0, n, 0), []
     for begin in range(0, len(points), sampling.SLOTS):
         slots = np.arange(begin, min(begin + sampling.SLOTS, len(points)))
         empty = sampling.SLOTS - len(slots)
@@ -50,17 +68,3 @@ def count(
         )
     votes = [np.asarray(counts, np.int64).sum(axis=0) for counts in dispatched]
     return np.concatenate(votes)[: len(points)]
-
-
-def strongest_rivals(votes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The strongest rival of each class, and its share of the votes for either, 0 where there are none: [M] each.
-
-    Args:
-      votes: int [M, K + 1].
-      classes: int [M].
-    """
-    own = np.take_along_axis(votes[:, :-1], classes[:, None], axis=1)[:, 0]
-    others = votes[:, :-1].copy()
-    np.put_along_axis(others, classes[:, None], -1, axis=1)
-    rivals, most = np.argmax(others, axis=1), np.max(others, axis=1)
-    return rivals, most / np.maximum(own + most, 1)

@@ -15,12 +15,11 @@ from jax.sharding import Mesh
 from scipy import stats
 
 from idrc_jax import sampling
-from idrc_jax.audit import attacks, point_votes
+from idrc_jax.audit import attacks, breaks, point_votes
 from idrc_jax.audit.attacks import Attacker, Targets
 from idrc_jax.audit.settings import Settings
-from idrc_jax.audit.significance import break_p_value
 from idrc_jax.certificates import confidence_bounds
-from idrc_jax.certificates.schemes import Scheme, Stepped, host_scale
+from idrc_jax.certificates.schemes import Scheme, Stepped, host_levels, level_count
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import random_keys
 
@@ -42,7 +41,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Attempt:
-    """An x' of the search, float32 [H, W, C], and what fresh votes say about it (none: it was not promising)."""
+    """An x' of the search, float32 [H, W, C], and what fresh votes say about it (none: it was not promising).
+
+    Under a scheme of several levels sigma_x and votes are those of the level that p_value is of.
+    """
 
     attack: str
     image: np.ndarray = field(repr=False)
@@ -122,11 +124,16 @@ class Searcher:
         a_device = min(max(self._execution.chunk // (8 * settings.samples), 1), _ROWS)
         self._rows = a_device * self._execution.mesh.size
         stages = (random_keys.SEARCH, random_keys.DIRECTION, random_keys.SCREENING, random_keys.CONFIRMATION)
-        self._keys = {stage: random_keys.stage(key, stage) for stage in stages}
+        self._keys = {
+            stage: [
+                random_keys.stage(key, random_keys.stage_of_level(stage, level)) for level in range(level_count(scheme))
+            ]
+            for stage in stages
+        }
         self._attacker = Attacker(
             self._execution.classifier,
             scheme,
-            self._keys[random_keys.SEARCH],
+            self._keys[random_keys.SEARCH][0],
             settings.steps,
             settings.samples,
             self._execution.mesh,
@@ -243,7 +250,7 @@ class Searcher:
         moves = list(attacks.law_moves(self._scheme, targets, laws)) if np.any(laws) else []
         if isinstance(self._scheme, Stepped):
             moves += [attacks.move_across(targets, moved, best) for moved in moves]
-        random = attacks.random_moves(targets, self._keys[random_keys.DIRECTION], numbers)
+        random = attacks.random_moves(targets, self._keys[random_keys.DIRECTION][0], numbers)
         names = [[one.best.attack for one in group], *[["law"] * len(group) for _ in moves], ["random"] * len(group)]
         return self._screened(group, names, np.stack([best, *moves, random])[:, : len(group)])
 
@@ -251,7 +258,7 @@ class Searcher:
         self, group: list[Search], names: Sequence[Sequence[str]], points: np.ndarray
     ) -> list[list[Candidate]]:
         """The candidates of each image, in order, from points [P, images, H, W, C] and the attacks that found them."""
-        _, shares = self._rivals(group, points)
+        _, shares = self._ways(group, points)
         return [
             [Candidate(names[p][i], points[p, i], float(shares[p, i])) for p in range(len(points))]
             for i in range(len(group))
@@ -276,23 +283,23 @@ class Searcher:
         everyone = np.arange(len(group))
         # Each confirmation that failed raises the bar: the same screening noise would flatter x' again.
         bar = np.minimum(0.5 + self._margin * np.asarray([1 + one.failed for one in group]), 1.0)
-        rivals, shares = self._rivals(group, at(np.tile(_RAY[:, None], len(group))), wanted)
+        ways, shares = self._ways(group, at(np.tile(_RAY[:, None], len(group))), wanted)
         promising = np.any(shares >= bar, axis=0)
         step = np.where(promising, np.argmax(shares >= bar, axis=0), np.argmax(shares, axis=0))
-        wanted, rival = wanted & (shares[step, everyone] > 0.5), rivals[step, everyone]
+        wanted, way = wanted & (shares[step, everyone] > 0.5), ways[step, everyone]
         low, high = _RAY[step] - _RAY[0], _RAY[step]
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            rivals, shares = self._rivals(group, at(middle[None]), promising)
+            ways, shares = self._ways(group, at(middle[None]), promising)
             nearer = promising & (shares[0] >= bar)
             low, high = np.where(nearer, low, middle), np.where(nearer, middle, high)
-            rival = np.where(nearer, rivals[0], rival)
+            way = np.where(nearer, ways[0], way)
         nearest, chosen = at(high), np.flatnonzero(wanted).tolist()
-        attempts = {i: self._attempt(group[i], aims[i].attack, nearest[i], int(rival[i])) for i in chosen}
-        return self._confirm(group, attempts)
+        attempts = {i: self._attempt(group[i], aims[i].attack, nearest[i]) for i in chosen}
+        return self._confirm(group, attempts, way)
 
-    def _confirm(self, group: list[Search], attempts: dict[int, Attempt]) -> dict[int, Attempt]:
-        """The attempts with fresh votes; breaks are noted."""
+    def _confirm(self, group: list[Search], attempts: dict[int, Attempt], ways: np.ndarray) -> dict[int, Attempt]:
+        """The attempts with fresh votes on their ways (int [images], see `breaks`); breaks are noted."""
         if not attempts:
             return {}
         n = self._settings.votes
@@ -304,30 +311,37 @@ class Searcher:
             n=np.full(len(attempts), n),
         )
         voted = {}
-        for (i, attempt), counts in zip(attempts.items(), votes.tolist(), strict=True):
-            one, p_value = group[i], break_p_value(counts, group[i].predict, attempt.rival)
+        for (i, attempt), counts in zip(attempts.items(), votes, strict=True):
+            one, way = group[i], int(ways[i])
+            p_value, level = breaks.p_value(self._scheme, counts, one.predict, way)
             broken = p_value <= self._threshold
-            voted[i] = replace(attempt, votes=tuple(counts), p_value=p_value, broken=broken)
+            voted[i] = replace(
+                attempt,
+                rival=way % (counts.shape[-1] - 1),
+                sigma_x=self._levels(attempt.image)[level],
+                votes=tuple(counts[level].tolist()),
+                p_value=p_value,
+                broken=broken,
+            )
             one.confirmed += 1
             one.failed += not broken
             if broken and (one.nearest is None or attempt.distance < one.nearest.distance):
                 one.nearest = voted[i]
         return voted
 
-    def _attempt(self, one: Search, attack: str, image: np.ndarray, rival: int = confidence_bounds.ABSTAIN) -> Attempt:
-        return Attempt(
-            attack=attack,
-            image=image,
-            distance=float(attacks.distances(one.image, image)),
-            sigma_x=float(host_scale(self._scheme, image[None])[1][0]),
-            rival=rival,
-        )
+    def _attempt(self, one: Search, attack: str, image: np.ndarray) -> Attempt:
+        distance = float(attacks.distances(one.image, image))
+        return Attempt(attack=attack, image=image, distance=distance, sigma_x=self._levels(image)[0])
 
-    def _rivals(
+    def _levels(self, image: np.ndarray) -> list[float]:
+        """The noise levels at an image."""
+        return host_levels(self._scheme, image[None])[1][0].tolist()
+
+    def _ways(
         self, group: list[Search], points: np.ndarray, wanted: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The strongest rival of each image's class at points [P, images, H, W, C] by screening votes, and its share of
-        the votes for either (0 where none fall, and at images that are not wanted): [P, images] each."""
+        """The likeliest way in which each image's class loses at points [P, images, H, W, C] by screening votes, and
+        its share (0 where no votes fall, and at images that are not wanted): [P, images] each; see `breaks`."""
         count, images = points.shape[:2]
         live = np.ones(images, bool) if wanted is None else wanted
         votes = self._votes(
@@ -337,8 +351,8 @@ class Searcher:
             first=np.zeros(count * images, int),
             n=np.tile(np.where(live, self._settings.screening, 0), count),
         )
-        rivals, shares = point_votes.strongest_rivals(votes, np.tile([one.predict for one in group], count))
-        return rivals.reshape(count, images), shares.reshape(count, images)
+        ways, shares = breaks.likeliest(self._scheme, votes, np.tile([one.predict for one in group], count))
+        return ways.reshape(count, images), shares.reshape(count, images)
 
     def _votes(
         self, points: np.ndarray, indices: Sequence[int], stage: int, *, first: np.ndarray, n: np.ndarray
@@ -350,7 +364,7 @@ class Searcher:
             indices=indices,
             first=first,
             n=n,
-            key=self._keys[stage],
+            keys=self._keys[stage],
         )
 
     def _padding(self, images: int) -> np.ndarray:

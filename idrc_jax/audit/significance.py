@@ -2,7 +2,7 @@
 
 For an image x with its class A the search proposes an image x' and another class B; then fresh votes decide. **The
 claim**: at x', B is strictly likelier than A. It contradicts every certificate of A with a radius above ||x' - x||,
-which says that A is the likeliest class there.
+which says that A is the likeliest class there. (What is claimed of a cascade, and by which p-value: `breaks`.)
 
 Guarantee: if a break is claimed where the p-value is at most level / M, and there are at most M confirmations, then
 with probability at least 1 - level over the fresh votes every claim is true (as far as floating point and the

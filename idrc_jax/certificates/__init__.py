@@ -18,8 +18,8 @@ from idrc_jax.certificates.radii import (
     radius,
     two_sided_radius,
 )
-from idrc_jax.certificates.sampling_plans import Fixed, Plan, SelectionFree, ToPrecision, ToRadius
-from idrc_jax.certificates.schemes import L1, L2, SCHEMES, Gaussian, InverseSqrtNorm, Scheme, Stepped, Uniform
+from idrc_jax.certificates.sampling_plans import Fixed, LevelVotes, Plan, SelectionFree, ToPrecision, ToRadius
+from idrc_jax.certificates.schemes import L1, L2, SCHEMES, Cascade, Gaussian, InverseSqrtNorm, Scheme, Stepped, Uniform
 
 __all__ = [
     "CERTIFICATES",
@@ -28,10 +28,12 @@ __all__ = [
     "L2",
     "SCHEMES",
     "TOP_K",
+    "Cascade",
     "Certificate",
     "Fixed",
     "Gaussian",
     "InverseSqrtNorm",
+    "LevelVotes",
     "Pairs",
     "Plan",
     "Scheme",

@@ -16,10 +16,11 @@ from scipy import special
 from idrc_jax.certificates import confidence_bounds, gaussian_pair, incremental, normal_thresholds, spherical, top_k
 from idrc_jax.certificates.confidence_bounds import Numbers
 from idrc_jax.certificates.incremental import Pairs
-from idrc_jax.certificates.sampling_plans import Fixed, Plan, SelectionFree
+from idrc_jax.certificates.sampling_plans import Fixed, LevelVotes, Plan, SelectionFree
 from idrc_jax.certificates.schemes import (
     L1,
     L2,
+    Cascade,
     Gaussian,
     InverseSqrtNorm,
     Scheme,
@@ -53,6 +54,8 @@ class Certificate:
       p_lower: lower confidence bound on the probability of `selected`, or of the label ("top_k").
       n, n0: estimation and selection samples.
       votes: estimation votes, one count a class, then those whose logits were not finite.
+      votes_by_level: of a scheme of several levels, all that was drawn of the image, in this order; sigma_x, selected,
+        p_lower, n and votes are then of the level that the radius is from, or the last.
     """
 
     predict: int
@@ -65,6 +68,7 @@ class Certificate:
     n: int
     n0: int
     votes: tuple[int, ...]
+    votes_by_level: tuple[LevelVotes, ...] = ()
 
 
 def radius(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, *, dim: int) -> Numbers:
@@ -86,8 +90,9 @@ def radius(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, *, dim: int
       all levels that `scale_bounds` allows (`gaussian_pair`).
 
     Raises:
-      ValueError: p_lower outside [0, 1), dim < 1, a statistic that is not finite, a scheme without bounds, or a
-        subclass of one whose radius does not ask them.
+      ValueError: p_lower outside [0, 1), dim < 1, a statistic that is not finite, `cascade`, whose radius follows from
+        several bounds (`cascade.certificate`), a scheme without bounds, or a subclass of one whose radius does not ask
+        them.
 
     Guarantee: a smoothed classifier whose class probability at the image is at least `p_lower` predicts that class at
     every image nearer than the result, each under its own noise. Rounding errs below; by how much is stated in
@@ -134,8 +139,8 @@ def two_sided_radius(
 def published_radius(scheme: Scheme, p_lower: ArrayLike) -> Numbers:
     """The paper's radius sigma * Phi^-1(p_lower), whatever the scheme; 0 when p_lower <= 1/2.
 
-    nan for `stepped` and your own, which are not in the paper. Not a certificate except for `gaussian`: it ignores that
-    the noise changes with the image.
+    nan for `stepped`, `cascade` and your own, which are not in the paper. Not a certificate except for `gaussian`: it
+    ignores that the noise changes with the image.
     """
     _check(p_lower)
     published = _cohen(scheme.sigma, np.asarray(p_lower, np.float64))
@@ -167,6 +172,8 @@ def explain(scheme: str, certificate: str = "one_sided") -> str:
         "at one say nothing about the other.",
         "stepped": "The radius is Cohen et al.'s (2019) with the level of the image's bin, cut at the distance to the "
         "bin's edge.",
+        "cascade": "The radius is Cohen et al.'s (2019) with the level that decides, cut where a larger level could be "
+        "sure of another class.",
     }.get(scheme, input_dependent)
 
 
@@ -291,6 +298,10 @@ def from_votes(
 def _prepare(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Drawn level and p_lower, of one shape, checked."""
     check_own(scheme)
+    if isinstance(scheme, Cascade):
+        raise ValueError(
+            "Expected a scheme of one level, got cascade: cascade.certificate takes the votes of each level."
+        )
     _check(p_lower)
     validate.at_least("dim", dim, 1)
     if not np.all(np.isfinite(np.asarray(statistic, np.float64))):

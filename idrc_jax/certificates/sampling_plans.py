@@ -9,13 +9,16 @@ at half of alpha, and certify only above 1/2: with the bound lower(c) of class c
 lower(c) > p_c for some c with lower(c) > 1/2. Classes with p_c <= 1/2 share at most alpha (their error is at most
 2 p_c * alpha / 2 and the p_c add up to 1), or, if one class has p > 1/2, alpha / 2 + alpha (1 - p) < alpha in all.
 For one look that is the convexity of the binomial tail on [0, 1/2]; with many it holds path by path.
+
+A course is what one image gets of a plan. Most schemes have one level; under others the votes of a level decide
+whether, and under which level, more are drawn.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -84,6 +87,25 @@ class Plan:
         """
         raise NotImplementedError
 
+    def rival_upper(self, k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
+        """Upper bound on the probabilities of all classes but one, k the most votes that any of them has; n as for
+        `lower`.
+
+        Guarantee: with probability at least 1 - alpha it holds whichever class is left out, also one that was chosen
+        by these votes, and at all looks. For c and d the likeliest classes, each has a bound of its own at alpha / 2
+        that exceeds its probability; the likeliest of the others is c or, where c is left out, d; and the most votes
+        of the others, whose bound this is, are no fewer than its own.
+        """
+        return 1 - self.lower(np.asarray(n) - k, n, alpha)  # of not being a class fixed beforehand, at alpha / 2
+
+    def rival_hope(self, k: int, n: int, alpha: float) -> float:
+        """What `rival_upper` may still come down to, with 95 % confidence no farther; costs radius, never validity."""
+        return float(self.rival_upper(k, n, alpha))
+
+    def worthwhile(self, now: float, best: float) -> bool:
+        """Whether a radius of `best` instead of `now` is worth more votes."""
+        return best > now
+
     def stopping(self, radius_of: RadiusOf, alpha: float) -> Callable[[np.ndarray], bool]:
         """The stop rule of one image: its votes at a look before the last, int [K + 1] -> whether to stop there."""
         return lambda votes: True
@@ -124,6 +146,9 @@ class Fixed(Plan):
     def lower(self, k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
         return confidence_bounds.clopper_pearson_lower(k, n, alpha)
 
+    def rival_upper(self, k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
+        return 1 - self.lower(np.asarray(n) - k, n, alpha / 2)
+
 
 @dataclass(frozen=True)
 class SelectionFree(Plan):
@@ -161,6 +186,12 @@ class _Adaptive(Plan):
         if self.sequence == "betting":
             return confidence_bounds.betting_lower(k, n, alpha / 2)
         return confidence_bounds.clopper_pearson_lower(k, n, alpha / 2 * self._share(n))
+
+    def rival_hope(self, k: int, n: int, alpha: float) -> float:
+        if n == self.n:
+            return super().rival_hope(k, n, alpha)
+        odds = float(confidence_bounds.betting_lower(k, n, _FUTILITY))
+        return max(odds, float(self.rival_upper(k, self.n, alpha)))
 
     def _share(self, n: ArrayLike) -> Numbers:
         """Of alpha, what the union bound spends at look n."""
@@ -200,13 +231,18 @@ class ToRadius(_Adaptive):
         if not (self.radii and validate.ascend(self.radii, above=0)):
             raise SettingError(f"Expected radii to ascend from above 0, got {self.radii}.", "radii")
 
+    def worthwhile(self, now: float, best: float) -> bool:
+        return any(now < radius <= best for radius in self.radii)
+
     def stopping(self, radius_of: RadiusOf, alpha: float) -> Callable[[np.ndarray], bool]:
-        goals = needed_probabilities(radius_of, self.radii, float(self.lower(self.n, self.n, alpha)))
+        has = radius_of(np.zeros(1))[0]
+        ahead = [radius for radius in self.radii if radius > has]
+        goals = needed_probabilities(radius_of, ahead, float(self.lower(self.n, self.n, alpha)))
 
         def finished(votes: np.ndarray) -> bool:
             k, n = int(np.max(votes[:-1])), int(np.sum(votes))
-            ahead = goals[~self._reaches(k, n, goals, alpha)]
-            return not len(ahead) or not self._reachable(k, n, ahead[:1], alpha)[0]
+            left = goals[~self._reaches(k, n, goals, alpha)]
+            return not len(left) or not self._reachable(k, n, left[:1], alpha)[0]
 
         return finished
 
@@ -227,6 +263,9 @@ class ToPrecision(_Adaptive):
         super().__post_init__()
         validate.in_open_unit_interval("precision", self.precision)
 
+    def worthwhile(self, now: float, best: float) -> bool:
+        return now < (1 - self.precision) * best
+
     def stopping(self, radius_of: RadiusOf, alpha: float) -> Callable[[np.ndarray], bool]:
         def finished(votes: np.ndarray) -> bool:
             k, n = int(np.max(votes[:-1])), int(np.sum(votes))
@@ -234,7 +273,7 @@ class ToPrecision(_Adaptive):
                 confidence_bounds.betting_upper(k, n, _FUTILITY), float(self.lower(k + self.n - n, self.n, alpha))
             )
             now, best = radius_of(np.array([self.lower(k, n, alpha), upper]))
-            return bool(now >= (1 - self.precision) * best)
+            return not self.worthwhile(now, best)
 
         return finished
 
@@ -272,7 +311,7 @@ def needed_probabilities(radius_of: RadiusOf, radii: Sequence[float], most: floa
     """
     wanted = np.asarray(radii, np.float64)
     quantile = float(special.ndtri(most))
-    if not quantile > 0:
+    if not (quantile > 0 and len(wanted)):
         return np.zeros(0)
     _, high = root_finding.bracket(
         lambda rows, x: wanted[rows] - radius_of(special.ndtr(x)),
@@ -282,3 +321,45 @@ def needed_probabilities(radius_of: RadiusOf, radii: Sequence[float], most: floa
     )
     reached = radius_of(special.ndtr(high)) >= wanted
     return 1 - (1 - special.ndtr(high[reached])) * (1 - 1e-8)
+
+
+class LevelVotes(NamedTuple):
+    """What was drawn of an image under one noise level.
+
+    Attributes:
+      level: its place in `schemes.drawn_levels`.
+      selected: the class that selection votes chose, or these votes under a plan without selection; -1 for none.
+      votes: estimation votes, one count a class, then those whose logits were not finite.
+    """
+
+    level: int
+    selected: int
+    votes: tuple[int, ...]
+
+
+class Course(Protocol):
+    """The way of one image, which begins under level 0; what it says depends on that image's votes alone.
+
+    `drawn` is what there is of the image, a level an entry, in the order in which they were begun.
+    """
+
+    def next_level(self, drawn: Sequence[LevelVotes]) -> int | None:
+        """The level to begin next, or to go on with if it is in `drawn`; None where the image is decided."""
+        ...
+
+    def stops(self, drawn: Sequence[LevelVotes], level: int) -> bool:
+        """Whether to leave the level under way, whose votes so far are in `drawn`, at a look before the last."""
+        ...
+
+
+@dataclass(frozen=True)
+class OneLevel:
+    """The course under a scheme of one level: `stop` is the plan's rule (`Plan.stopping`)."""
+
+    stop: Callable[[np.ndarray], bool]
+
+    def next_level(self, drawn: Sequence[LevelVotes]) -> int | None:
+        return None
+
+    def stops(self, drawn: Sequence[LevelVotes], level: int) -> bool:
+        return self.stop(np.asarray(drawn[0].votes))

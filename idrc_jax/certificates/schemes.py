@@ -16,28 +16,30 @@ standard), so that training computes on the device what certification computes o
 | `l2`                | sigma * g * u, g ~ N(0, 1), u uniform on the unit sphere    |
 | `uniform`           | sigma * ||x|| * l / ||l||, l_i iid Laplace(0, 1)            |
 | `stepped`           | N(0, s^2 I), s = sigma * (a level that is constant in steps)|
+| `cascade`           | N(0, s^2 I) at several s in turn, until one of them is sure |
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from idrc_jax.certificates import normal_thresholds
-from idrc_jax.certificates.image_statistics import STATISTICS, Array, mean_abs, norm
+from idrc_jax.certificates.level_schemes import Cascade, Stepped, fit_stepped
+from idrc_jax.certificates.noise_scheme import STATISTICS, Array, Scheme, mean_abs, norm
 from idrc_jax.certificates.scheme_check import SchemeCheck, check
 from idrc_jax.core import user_code, validate
 from idrc_jax.core.json_values import Json
-from idrc_jax.core.validate import SettingError
 
 __all__ = [
     "L1",
     "L2",
     "SCHEMES",
     "STATISTICS",
+    "Cascade",
     "Gaussian",
     "InverseSqrtNorm",
     "Scheme",
@@ -48,59 +50,16 @@ __all__ = [
     "check_pixels",
     "describe",
     "drawn_level",
+    "drawn_levels",
     "fit_stepped",
     "from_description",
+    "host_levels",
     "host_scale",
+    "level_count",
     "make",
+    "scales",
     "with_exact_noise",
 ]
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """A noise law whose size may depend on the image.
-
-    Attributes:
-      name: what configs and result files call it.
-      law: which law of `noise_laws.LAWS` the level multiplies.
-      sigma: the noise parameter, in pixel units of images in [0, 1]; > 0.
-      exact: whether votes are drawn under integers whose law is known to the last bit (`normal_thresholds`) instead of
-        float32 normals: the classifier then sees 8-bit images with noise rounded to their grid. For the law "normal".
-    """
-
-    name: ClassVar[str]
-    law: ClassVar[str] = "normal"
-    sigma: float
-    exact: bool = field(default=False, kw_only=True)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sigma", float(validate.level("sigma", self.sigma)))  # arithmetic in float64
-        if self.exact and self.law != "normal":
-            raise SettingError(
-                f"Expected exact = False for the scheme {self.name}, whose law is {self.law}: exact noise is normal.",
-                "exact",
-            )
-        if self.exact and self.sigma > normal_thresholds.LARGEST:
-            raise SettingError(
-                f"Expected sigma <= {normal_thresholds.LARGEST:g} under exact noise, got {self.sigma}.", "sigma"
-            )
-
-    def statistic(self, images: Array) -> Array:
-        """The number the noise level depends on: images [..., H, W, C] -> [...]."""
-        raise NotImplementedError
-
-    def scale(self, statistic: Array) -> Array:
-        """The noise level at an image with this statistic, in pixel units; same shape."""
-        raise NotImplementedError
-
-    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
-        """Smallest and largest level within l2 `distance` of an image of `dim` values, elementwise on arrays.
-
-        Returns (low, high) with low non-increasing and high non-decreasing in `distance`; low may be
-        0 or below and high infinite, which a certificate counts as failure. A Gaussian scheme of your own needs no more
-        than `statistic`, `scale` and this to be certified.
-        """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -211,71 +170,8 @@ class Uniform(Scheme):
         return self.sigma * (statistic - distance), self.sigma * (statistic + distance)
 
 
-@dataclass(frozen=True)
-class Stepped(Scheme):
-    """Gaussian noise whose level is constant on each bin of a statistic of the image.
-
-    Bins must be fixed beforehand, e.g. by `fit_stepped` on training images, never from the images to be certified.
-
-    Attributes:
-      by: the statistic, a name in `STATISTICS`: mean |x|, standard deviation of all values (ddof 0), or ||x||.
-      edges: ascending, between the bins; bin k holds edges[k-1] <= s < edges[k], the first and last are open-ended.
-      levels: one more than edges, > 0: the noise level in bin k is sigma * levels[k].
-    """
-
-    name: ClassVar[str] = "stepped"
-    by: str = "norm"
-    edges: tuple[float, ...] = ()
-    levels: tuple[float, ...] = (1.0,)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        validate.one_of("by", self.by, STATISTICS)
-        if not validate.ascend(self.edges):
-            raise SettingError(f"Expected edges to ascend, got {self.edges}.", "edges")
-        if len(self.levels) != len(self.edges) + 1:
-            raise SettingError(
-                f"Expected one level a bin, {len(self.edges) + 1} levels for {len(self.edges)} edges, got "
-                f"{len(self.levels)}.",
-                "levels",
-                "edges",
-            )
-        for level in self.levels:
-            validate.positive("levels", level)
-            validate.level("sigma times each of levels", self.sigma * level)
-        for name in ("edges", "levels"):
-            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
-
-    def statistic(self, images: Array) -> Array:
-        return STATISTICS[self.by](images)
-
-    def scale(self, statistic: Array) -> Array:
-        xp = statistic.__array_namespace__()
-        levels = xp.asarray([self.sigma * level for level in self.levels], dtype=statistic.dtype)
-        edges = xp.asarray(self.edges, dtype=statistic.dtype)
-        return levels[xp.searchsorted(edges, statistic, side="right")]
-
-    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
-        """The bin's level up to the distance to its edge; from there on, of all bins."""
-        statistic = np.asarray(statistic, np.float64)
-        inside, level = distance < self.distance_to_edge(statistic, dim), self.scale(statistic)
-        ends = (self.sigma * min(self.levels), self.sigma * max(self.levels))
-        return np.where(inside, level, ends[0]), np.where(inside, level, ends[1])
-
-    def distance_to_edge(self, statistic: ArrayLike, dim: int) -> np.ndarray:
-        """A lower bound on the l2 distance from an image with this statistic to any image in another bin: [...].
-
-        Guarantee: the statistics are Lipschitz, 1 / sqrt(dim) for `mean_abs` and `std` and 1 for `norm`; 2^-40 of the
-        statistic (and of 1) is taken off for its float64 arithmetic, there and at the other image.
-        """
-        statistic = np.asarray(statistic, np.float64)
-        gap = np.min(np.abs(statistic[..., None] - np.asarray([*self.edges, np.inf])), axis=-1)
-        gap = np.maximum(gap - 2.0**-39 * (1 + np.abs(statistic)), 0.0)
-        return gap if self.by == "norm" else gap * math.sqrt(dim) * (1 - 2.0**-50)
-
-
 SCHEMES: dict[str, type[Scheme]] = {
-    scheme.name: scheme for scheme in (Gaussian, L1, L2, Uniform, InverseSqrtNorm, Stepped)
+    scheme.name: scheme for scheme in (Gaussian, L1, L2, Uniform, InverseSqrtNorm, Stepped, Cascade)
 }
 
 
@@ -287,6 +183,8 @@ def make(
     by: str = "norm",
     edges: Sequence[float] = (),
     levels: Sequence[float] = (),
+    thresholds: Sequence[float] = (),
+    shares: Sequence[float] = (),
     exact: bool = False,
 ) -> Scheme:
     """Make the scheme called `name`.
@@ -295,7 +193,9 @@ def make(
       name: one of `SCHEMES`.
       sigma: the noise parameter, in pixel units.
       ref: value of the statistic at which the level is sigma; other than 1 it is refused where a scheme has none.
-      by, edges, levels: of `stepped` alone, see `Stepped`.
+      by, edges: of `stepped` alone, see `Stepped`.
+      levels: of `stepped` and `cascade`.
+      thresholds, shares: of `cascade` alone, see `Cascade`.
       exact: see `Scheme`.
 
     Raises ValueError for an unknown name (naming the near ones) or parameter values that make no scheme.
@@ -307,11 +207,14 @@ def make(
         return scheme(sigma=sigma, ref=ref, exact=exact)
     if scheme is Stepped:
         return Stepped(sigma=sigma, by=by, edges=tuple(edges), levels=tuple(levels) or (1.0,), exact=exact)
+    if scheme is Cascade:
+        levels = tuple(levels) or Cascade.levels
+        return Cascade(sigma=sigma, levels=levels, thresholds=tuple(thresholds), shares=tuple(shares), exact=exact)
     return scheme(sigma=sigma, exact=exact)
 
 
 def with_exact_noise(scheme: Scheme, exact: bool = True) -> Scheme:
-    """The same scheme with exact noise, or without; ValueError for a law that is not normal."""
+    """The same scheme with exact noise, or without; ValueError for a law that is not normal, and for `cascade`."""
     if scheme.exact == exact:
         return scheme
     try:
@@ -337,61 +240,66 @@ def parameters(scheme: Scheme) -> Json:
 
 def from_description(description: Json) -> Scheme:
     """The scheme that `describe` described; other keys are ignored."""
-    known = ("sigma", "ref", "by", "edges", "levels", "exact")
+    known = ("sigma", "ref", "by", "edges", "levels", "thresholds", "shares", "exact")
     return make(description["scheme"], **{name: description[name] for name in known if name in description})
 
 
-def fit_stepped(images: np.ndarray, *, sigma: float, by: str = "norm", bins: int = 4) -> Stepped:
-    """Bins with equally many of `images` in each, and levels that rise with the statistic and have mean 1.
+def scales(scheme: Scheme, statistic: Array) -> Array:
+    """Every level that votes of an image may be drawn under, before they are rounded: [...] -> [..., levels].
 
-    Args:
-      images: float [N, H, W, C] in [0, 1], of a training set: the guarantee needs bins that do not depend on the images
-        to be certified.
-      sigma: mean noise level over `images`.
-      by: the statistic.
-      bins: how many.
+    One for all schemes but `cascade`, whose levels descend.
     """
-    validate.one_of("by", by, STATISTICS)
-    validate.at_least("bins", bins, 1)
-    statistic = np.concatenate(
-        [STATISTICS[by](images[i : i + 1000].astype(np.float64)) for i in range(0, len(images), 1000)]
-    )
-    edges = np.quantile(statistic, np.arange(1, bins) / bins)
-    if len(np.unique(edges)) < len(edges):
-        raise SettingError(f"Expected fewer bins: {bins} quantiles of {by} over the training images coincide.", "bins")
-    which = np.searchsorted(edges, statistic, side="right")
-    means = np.asarray([np.mean(statistic[which == k]) for k in range(bins)])
-    levels = means / np.mean(statistic)
-    return Stepped(sigma=sigma, by=by, edges=tuple(edges.tolist()), levels=tuple(levels.tolist()))
+    xp = statistic.__array_namespace__()
+    if not isinstance(scheme, Cascade):
+        return scheme.scale(statistic)[..., None]
+    levels = xp.asarray([scheme.sigma * level for level in scheme.levels], dtype=statistic.dtype)
+    return 0 * statistic[..., None] + levels
 
 
-def drawn_level(scheme: Scheme, statistic: ArrayLike) -> np.ndarray:
-    """The noise level as the device gets it: float64 holding float32 values, 0 where they are infinite or denormal,
-    which devices take for 0, and above `normal_thresholds.LARGEST` under exact noise, whose tables would be too large.
+def level_count(scheme: Scheme) -> int:
+    """The most levels that votes of an image may be drawn under."""
+    return len(scheme.levels) if isinstance(scheme, Cascade) else 1
 
-    It is computed in float64 and rounded once, so that the number recorded is the number drawn with. No
+
+def drawn_levels(scheme: Scheme, statistic: ArrayLike) -> np.ndarray:
+    """`scales` as the device gets them: float64 holding float32 values, 0 where they are infinite or denormal, which
+    devices take for 0, and above `normal_thresholds.LARGEST` under exact noise, whose tables would be too large.
+
+    They are computed in float64 and rounded once, so that the number recorded is the number drawn with. No
     certificate accepts 0 (||x|| = 0 under `inverse_sqrt_norm`, a black image under `l1`).
     """
     with np.errstate(divide="ignore", over="ignore"):
-        level = np.asarray(scheme.scale(np.asarray(statistic, np.float64)), np.float32).astype(np.float64)
+        asked = scales(scheme, np.asarray(statistic, np.float64))
+        level = np.asarray(asked, np.float32).astype(np.float64)
     most = normal_thresholds.LARGEST if scheme.exact else np.finfo(np.float32).max
     return np.where((level >= np.finfo(np.float32).tiny) & (level <= most), level, 0.0)
 
 
-def host_scale(scheme: Scheme, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Statistic and noise level as certification uses them.
+def drawn_level(scheme: Scheme, statistic: ArrayLike) -> np.ndarray:
+    """The first of `drawn_levels`, which is the only one but for `cascade`: [...]."""
+    return drawn_levels(scheme, statistic)[..., 0]
+
+
+def host_levels(scheme: Scheme, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Statistic and noise levels as certification uses them.
 
     Args:
       images: float [N, H, W, C] in [0, 1]; under exact noise those of the nearest 8-bit images count.
 
     Returns:
-      statistic float64 [N] and `drawn_level` float64 [N].
+      statistic float64 [N] and `drawn_levels` float64 [N, levels].
     """
     images = np.asarray(images, dtype=np.float64)
     statistic = scheme.statistic(
         np.rint(images * normal_thresholds.GRID) / normal_thresholds.GRID if scheme.exact else images
     )
-    return statistic, drawn_level(scheme, statistic)
+    return statistic, drawn_levels(scheme, statistic)
+
+
+def host_scale(scheme: Scheme, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`host_levels` with the first level alone: float64 [N] each."""
+    statistic, levels = host_levels(scheme, images)
+    return statistic, levels[:, 0]
 
 
 def check_pixels(scheme: Scheme, images: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 from idrc_jax.certificates.schemes import (
     L2,
     SCHEMES,
+    Cascade,
     Gaussian,
     Scheme,
     Stepped,
@@ -14,7 +15,7 @@ from idrc_jax.certificates.schemes import (
 from idrc_jax.core import json_values, user_code
 from idrc_jax.core.json_values import Json
 
-_CERTIFIED_AS_THEY_ARE = (Gaussian, L2, Uniform, Stepped)  # by what they are, without their `scale_bounds`
+_CERTIFIED_AS_THEY_ARE = (Gaussian, L2, Uniform, Stepped, Cascade)  # by what they are, without their `scale_bounds`
 
 
 def check_own(scheme: Scheme) -> None:

@@ -1,19 +1,21 @@
 """What votes decide: when an image has enough of them, and what they certify."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from idrc_jax import certificates
-from idrc_jax.certificates import Certificate
+from idrc_jax.certificates import Certificate, cascade
+from idrc_jax.certificates.sampling_plans import Course, OneLevel
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.certification.settings import Settings
-from idrc_jax.sampling.dispatch_ahead import Drawn, StopRule
+from idrc_jax.sampling.dispatch_ahead import Drawn
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """The stop rule and the certificate of each of some images.
+    """The course and the certificate of each of some images.
 
     Attributes:
       scheme, settings: by which they are certified.
@@ -26,24 +28,34 @@ class Decisions:
     statistic: np.ndarray
     dim: int
 
-    def stop_rule(self, position: int) -> StopRule:
-        """When the image at a position has enough votes."""
+    def course(self, position: int) -> Course:
+        """What votes the image at a position gets."""
+        if self._bounds is not None:
+            return cascade.CascadeCourse(self._bounds)
 
         def radius_of(p_lower: np.ndarray) -> np.ndarray:
             return certificates.radius(self.scheme, self.statistic[position], p_lower, dim=self.dim)
 
-        return self.settings.plan.stopping(radius_of, self.settings.alpha)
+        return OneLevel(self.settings.plan.stopping(radius_of, self.settings.alpha))
 
     def certificate(self, drawn: Drawn) -> Certificate:
         """What a finished image's votes certify."""
+        if self._bounds is not None:
+            return cascade.certificate(self._bounds, drawn.levels)
+        (only,) = drawn.levels
         (made,) = certificates.from_votes(
             self.scheme,
             self.statistic[[drawn.position]],
-            [drawn.selected],
-            drawn.votes[None],
+            [only.selected],
+            np.asarray([only.votes]),
             plan=self.settings.plan,
             alpha=self.settings.alpha,
             dim=self.dim,
             certificate=self.settings.certificate,
         )
         return made
+
+    @cached_property
+    def _bounds(self) -> cascade.Bounds | None:
+        """Those of a cascade."""
+        return cascade.bounds_of(self.scheme, self.settings.plan, self.settings.alpha)

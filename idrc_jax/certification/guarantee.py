@@ -6,13 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from idrc_jax import data, models, sampling
-from idrc_jax.certificates import sampling_plans
+from idrc_jax import certificates, data, models, sampling
+from idrc_jax.certificates import cascade, sampling_plans
 from idrc_jax.certificates.sampling_plans import Plan
 from idrc_jax.certificates.schemes import Scheme, describe
 from idrc_jax.certification.settings import Settings
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import threefry
+
+
+def check_settings(scheme: Scheme, settings: Settings) -> None:
+    """ValueError for a certificate that the scheme does not have, or votes too few for each of a cascade's levels."""
+    certificates.check_certificate(settings.certificate, scheme, settings.plan)
+    bounds = cascade.bounds_of(scheme, settings.plan, settings.alpha)
+    if bounds is not None:
+        bounds.check()
 
 
 def describe_guarantee(

@@ -8,13 +8,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from idrc_jax import certificates, data, sampling
+from idrc_jax import data, sampling
 from idrc_jax.certificates import Certificate, confidence_bounds, sampling_plans
-from idrc_jax.certificates.sampling_plans import Fixed, Plan, SelectionFree, ToSignificance
-from idrc_jax.certificates.schemes import Scheme, check_pixels, host_scale
+from idrc_jax.certificates.level_schemes import Cascade
+from idrc_jax.certificates.sampling_plans import Course, Fixed, OneLevel, Plan, SelectionFree, ToRadius, ToSignificance
+from idrc_jax.certificates.schemes import Scheme, check_pixels, host_levels, level_count
 from idrc_jax.certification import arguments, clean_accuracy, provenance
 from idrc_jax.certification.decisions import Decisions
-from idrc_jax.certification.guarantee import check_fits, check_unique, describe_guarantee
+from idrc_jax.certification.guarantee import check_fits, check_settings, check_unique, describe_guarantee
 from idrc_jax.certification.settings import Settings
 from idrc_jax.core import validate
 from idrc_jax.core.json_values import as_json
@@ -22,12 +23,13 @@ from idrc_jax.core.progress import Progress
 from idrc_jax.models import Classifier
 from idrc_jax.results import Results, Row
 from idrc_jax.sampling import implementation_choice, random_keys
-from idrc_jax.sampling.dispatch_ahead import Scheduler
+from idrc_jax.sampling.dispatch_ahead import Drawn, Scheduler
 from idrc_jax.sampling.execution import Execution
 from idrc_jax.sampling.vote_counter import VoteCounter
 
 PREDICTION_SAMPLES = 1000  # at most
 _STRIDES = 100  # of a dispatch
+_LEAST_RADIUS = 1e-6  # of the smallest level: that of a prediction under a cascade
 _FEWEST = 10_000  # votes that are tried, to say how few can name a class
 
 _Answer = TypeVar("_Answer")
@@ -85,7 +87,7 @@ def certify(
         raise ValueError(f"Expected n0 and n in the plan alone, got {plan} and n0 = {n0}, n = {n}.")
     named = arguments.check_seed(seed, key)
     settings = Settings(plan or Fixed(n=n, n0=n0), alpha, Settings.seed if named is None else named, certificate)
-    certificates.check_certificate(certificate, scheme, settings.plan)
+    check_settings(scheme, settings)
     pixels = data.to_unit(arguments.check_pixels(images, classifier))
     check_pixels(scheme, pixels)
     dataset = data.from_arrays(data.as_bytes(pixels), labels, split="memory")  # the hash is that of a file of them
@@ -94,7 +96,7 @@ def certify(
     every = np.arange(len(pixels))
     checked = provenance.checked_scheme(scheme, pixels, every)
     guarantee = as_json(describe_guarantee(classifier, scheme, dataset, indices, settings))
-    samples = len(pixels) * settings.plan.most
+    samples = len(pixels) * level_count(scheme) * settings.plan.most
     execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
     session = provenance.versions() | provenance.training(classifier) | execution.describe() | checked
     made = certify_by(execution, scheme, pixels, settings, indices=indices)
@@ -122,11 +124,11 @@ def certify_by(
       indices: [N], which name the noise.
     """
     images = sampling.check_images(images, execution.classifier, scheme)
-    statistic, levels = host_scale(scheme, images)
+    statistic, levels = host_levels(scheme, images)
     decisions = Decisions(scheme, settings, statistic, int(np.prod(images.shape[1:])))
     key = random_keys.root(settings.seed)
     counter = VoteCounter(execution, scheme, images, levels, indices=indices, key=key)
-    scheduler = Scheduler(counter, settings.plan, decisions.stop_rule, piece=_STRIDES * counter.stride)
+    scheduler = Scheduler(counter, settings.plan, decisions.course, piece=_STRIDES * counter.stride)
     for drawn in scheduler.run(range(len(images))):
         yield drawn.position, decisions.certificate(drawn)
 
@@ -150,7 +152,7 @@ def predict(
     """Predict each image's class: PREDICT of Cohen et al. (2019), the smoothed classifier's class, or -1.
 
     Args:
-      n: samples an image.
+      n: samples an image; under a cascade, of each level, at most.
       alpha: probability with which an image's answer may be another class than the smoothed classifier's.
       adaptive: stop as soon as the class is clear (`confidence_bounds.predict_sequential`), after at most n samples.
       Others: as for `certify`; an index may come twice, and there may be no image.
@@ -166,10 +168,11 @@ def predict(
     """
     classifier, scheme = arguments.check_classifier(classifier), arguments.check_scheme(scheme, sigma)
     named = arguments.check_seed(seed, key)
-    check_prediction(n, alpha, classifier.classes, adaptive=adaptive)
+    check_prediction(scheme, n, alpha, classifier.classes, adaptive=adaptive)
     pixels = data.to_unit(arguments.check_pixels(images, classifier))
     check_pixels(scheme, pixels)
-    execution = implementation_choice.choose(classifier, scheme, samples=len(pixels) * n, mesh=mesh, chunk=chunk)
+    samples = len(pixels) * level_count(scheme) * n
+    execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
     made = predict_by(
         execution,
         scheme,
@@ -203,15 +206,28 @@ def predict_by(
       Others: as for `predict`.
     """
     images = sampling.check_images(images, execution.classifier, scheme)
-    _, levels = host_scale(scheme, images)
+    statistic, levels = host_levels(scheme, images)
     counter = VoteCounter(execution, scheme, images, levels, indices=indices, key=random_keys.root(seed))
-    plan = prediction_plan(n, adaptive=adaptive)
-    stop = plan.stopping(np.zeros_like, alpha)  # by the votes alone, whatever the radius
-    piece = _STRIDES * counter.stride
-    scheduler = Scheduler(counter, plan, lambda position: stop, piece=piece, stage=random_keys.PREDICTION)
-    answer = _answer(adaptive)
+    plan = prediction_plan(scheme, n, adaptive=adaptive)
+    if isinstance(scheme, Cascade):
+        decisions = Decisions(scheme, Settings(plan, alpha, seed), statistic, int(np.prod(images.shape[1:])))
+        course = decisions.course
+
+        def answer(drawn: Drawn) -> int:
+            return decisions.certificate(drawn).predict
+    else:
+        only = OneLevel(plan.stopping(np.zeros_like, alpha))  # by the votes alone, whatever the radius
+        name_class = _answer(adaptive)
+
+        def course(position: int) -> Course:
+            return only
+
+        def answer(drawn: Drawn) -> int:
+            return name_class(np.asarray(drawn.levels[0].votes), alpha)
+
+    scheduler = Scheduler(counter, plan, course, piece=_STRIDES * counter.stride, stage=random_keys.PREDICTION)
     for drawn in scheduler.run(range(len(images))):
-        yield drawn.position, answer(drawn.votes, alpha)
+        yield drawn.position, answer(drawn)
 
 
 def _shown(made: Iterable[tuple[int, _Answer]], title: str, total: int, show: bool) -> Iterator[tuple[int, _Answer]]:
@@ -225,15 +241,23 @@ def _shown(made: Iterable[tuple[int, _Answer]], title: str, total: int, show: bo
         bar.close()
 
 
-def prediction_plan(n: int, *, adaptive: bool) -> Plan:
-    """How the votes of a prediction are drawn; arguments as for `predict`."""
-    return ToSignificance(n=n) if adaptive else SelectionFree(n=n)
+def prediction_plan(scheme: Scheme, n: int, *, adaptive: bool) -> Plan:
+    """How the votes of a prediction are drawn; arguments as for `predict`.
+
+    The class of a cascade is that of a certificate, however small, so it is drawn for like one.
+    """
+    if not adaptive:
+        return SelectionFree(n=n)
+    if isinstance(scheme, Cascade):
+        return ToRadius(n=n, radii=(_LEAST_RADIUS * scheme.sigma * scheme.levels[-1],))
+    return ToSignificance(n=n)
 
 
-def check_prediction(n: int, alpha: float, classes: int, *, adaptive: bool) -> None:
+def check_prediction(scheme: Scheme, n: int, alpha: float, classes: int, *, adaptive: bool) -> None:
     """ValueError unless n votes, all for one class, name it.
 
     Args:
+      scheme: whose smoothed classifier predicts.
       n: samples of a prediction.
       alpha: its error probability.
       classes: K, of the classifier.
@@ -242,6 +266,9 @@ def check_prediction(n: int, alpha: float, classes: int, *, adaptive: bool) -> N
     validate.in_open_unit_interval("alpha", alpha)
     if validate.count("n", n, 1) > sampling_plans.MOST:
         raise ValueError(f"Expected n <= {sampling_plans.MOST}, as many samples as an image has keys, got {n}.")
+    if isinstance(scheme, Cascade):
+        check_settings(scheme, Settings(prediction_plan(scheme, n, adaptive=adaptive), alpha))
+        return
     answer = _answer(adaptive)
 
     def enough(votes: int) -> bool:

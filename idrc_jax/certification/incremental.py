@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from idrc_jax import data, models, sampling
 from idrc_jax.certificates import INCREMENTAL, Pairs, SelectionFree
-from idrc_jax.certificates.schemes import Scheme, host_scale
+from idrc_jax.certificates.sampling_plans import Course, OneLevel
+from idrc_jax.certificates.schemes import Cascade, Scheme, host_levels
 from idrc_jax.certification.guarantee import check_fits, check_indices, check_unique, describe_guarantee
 from idrc_jax.certification.job import Job, run, warn_of_training_images
 from idrc_jax.certification.provenance import checked_scheme
@@ -30,7 +31,7 @@ from idrc_jax.results.result_rows import by_class
 from idrc_jax.results.resume_check import same_guarantee
 from idrc_jax.sampling import implementation_choice, random_keys
 from idrc_jax.sampling.batch_systems import ALONE, Worker
-from idrc_jax.sampling.dispatch_ahead import Drawn, StopRule
+from idrc_jax.sampling.dispatch_ahead import Drawn
 from idrc_jax.sampling.execution import Execution, unmeasured
 
 # What a run's guarantee says of its certificates beyond its votes, which is for the variant's to say.
@@ -140,12 +141,13 @@ class _Pairing(Job):
         second = fastest(self.classifier, first.mesh)
         return unmeasured(paired(first.classifier, second.classifier), first.mesh, chunk)
 
-    def stop_rule(self, position: int) -> StopRule:
-        return lambda votes: True
+    def course(self, position: int) -> Course:
+        return OneLevel(lambda votes: True)
 
     def row(self, drawn: Drawn, seconds: float) -> Row:
         position, classes = drawn.position, self.classifier.classes
-        outcomes, old = drawn.votes, self.rows[drawn.position]
+        (only,) = drawn.levels
+        outcomes, old = np.asarray(only.votes), self.rows[position]
         (made,) = certificates_of(
             self.guarantee,
             self.scheme,
@@ -171,6 +173,8 @@ def _prepare(
     worker: Worker,
 ) -> _Pairing:
     """The worker's job, or ValueError for what cannot be certified."""
+    if isinstance(scheme, Cascade):
+        raise ValueError(f"Expected a scheme of one level for a variant of a network, got {scheme.name}.")
     for classifier in (reference, variant):
         check_fits(classifier, dataset)
     if (variant.classes, variant.image_shape) != (reference.classes, reference.image_shape):
@@ -195,8 +199,8 @@ def _prepare(
     guarantee["paired"] = {"n": pairs.n, "share": pairs.share, "of": of}
     warn_of_training_images(variant, dataset, guarantee)
     share = worker.share(indices)
-    images = sampling.check_images(data.to_unit(dataset.images[share]), variant)
-    _, levels = host_scale(scheme, images)
+    images = sampling.check_images(data.to_unit(dataset.images[share]), variant, scheme)
+    _, levels = host_levels(scheme, images)
     rows = [known[int(index)][0] for index in share]
     votes = np.asarray([known[int(index)][1] for index in share]).reshape(len(share), -1)
     return _Pairing(

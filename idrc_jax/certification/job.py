@@ -16,11 +16,17 @@ from typing import Any, ClassVar
 import numpy as np
 from jax.sharding import Mesh
 
-from idrc_jax import certificates, data, results, sampling
-from idrc_jax.certificates.sampling_plans import Plan
-from idrc_jax.certificates.schemes import Scheme, host_scale
+from idrc_jax import data, results, sampling
+from idrc_jax.certificates.sampling_plans import Course, Plan
+from idrc_jax.certificates.schemes import Scheme, host_levels, level_count
 from idrc_jax.certification.decisions import Decisions
-from idrc_jax.certification.guarantee import check_fits, check_indices, check_unique, describe_guarantee
+from idrc_jax.certification.guarantee import (
+    check_fits,
+    check_indices,
+    check_settings,
+    check_unique,
+    describe_guarantee,
+)
 from idrc_jax.certification.provenance import checked_scheme, trained_on
 from idrc_jax.certification.settings import Settings
 from idrc_jax.core import files
@@ -30,7 +36,7 @@ from idrc_jax.models import Classifier
 from idrc_jax.results import ResultsFile, Row
 from idrc_jax.sampling import implementation_choice, random_keys
 from idrc_jax.sampling.batch_systems import ALONE, Worker
-from idrc_jax.sampling.dispatch_ahead import Drawn, Scheduler, StopRule
+from idrc_jax.sampling.dispatch_ahead import Drawn, Scheduler
 from idrc_jax.sampling.execution import Execution
 from idrc_jax.sampling.vote_counter import VoteCounter
 
@@ -99,7 +105,7 @@ class Job:
       classifier, scheme: what is certified, under which noise.
       indices, labels: int [N], of the images in their data set.
       images: float32 [N, H, W, C] in [0, 1].
-      levels: float64 [N], their noise levels.
+      levels: float64 [N, levels], their noise levels.
       plan: by which the samples are drawn; seed: of the key tree.
       guarantee: what the certificates of all workers depend on.
       checked: what the search of a user's own scheme's bounds found.
@@ -129,8 +135,8 @@ class Job:
         key = random_keys.root(self.seed)
         return VoteCounter(execution, self.scheme, self.images, self.levels, indices=self.indices, key=key)
 
-    def stop_rule(self, position: int) -> StopRule:
-        """When the image at a position has enough votes."""
+    def course(self, position: int) -> Course:
+        """What votes the image at a position gets."""
         raise NotImplementedError
 
     def row(self, drawn: Drawn, seconds: float) -> Row:
@@ -166,7 +172,7 @@ def run(
                 print(f"note: all {total} images were certified already, in {workdir}.", file=sys.stderr)
             return True
         seconds = 60 * budget.minutes
-        execution = job.execution(len(todo) * job.plan.most, seconds, mesh, chunk)
+        execution = job.execution(len(todo) * level_count(job.scheme) * job.plan.most, seconds, mesh, chunk)
         file.note(execution.describe())
         counter = job.counter(execution)
         rate = counter.samples_per_second()
@@ -177,7 +183,7 @@ def run(
             )
         budget.expect(least)
         piece = counter.stride * max(1, round(rate * _SECONDS_A_PIECE / counter.stride))
-        scheduler = Scheduler(counter, job.plan, job.stop_rule, piece=piece, stage=job.stage)
+        scheduler = Scheduler(counter, job.plan, job.course, piece=piece, stage=job.stage)
         progress = Progress("certify", total, done, unit="images")
         begun = since = time.perf_counter()
         try:
@@ -210,8 +216,8 @@ class _Certification(Job):
 
     decisions: Decisions
 
-    def stop_rule(self, position: int) -> StopRule:
-        return self.decisions.stop_rule(position)
+    def course(self, position: int) -> Course:
+        return self.decisions.course(position)
 
     def row(self, drawn: Drawn, seconds: float) -> Row:
         index, label = int(self.indices[drawn.position]), int(self.labels[drawn.position])
@@ -227,7 +233,7 @@ def _prepare(
     worker: Worker,
 ) -> _Certification:
     """The worker's job, or ValueError for what cannot be certified; a warning where the network knows the images."""
-    certificates.check_certificate(settings.certificate, scheme, settings.plan)
+    check_settings(scheme, settings)
     check_fits(classifier, dataset)
     indices = check_unique(check_indices(indices, dataset))
     checked = checked_scheme(scheme, dataset.images, indices)
@@ -235,7 +241,7 @@ def _prepare(
     warn_of_training_images(classifier, dataset, guarantee)
     share = worker.share(indices)
     images = sampling.check_images(data.to_unit(dataset.images[share]), classifier, scheme)
-    statistic, levels = host_scale(scheme, images)
+    statistic, levels = host_levels(scheme, images)
     return _Certification(
         classifier, scheme, share, dataset.labels[share], images, levels, settings.plan, settings.seed, guarantee,
         checked, Decisions(scheme, settings, statistic, guarantee["dim"]),
@@ -278,8 +284,8 @@ def estimate(
     first = check_indices(indices, dataset)[:1]
     checked_scheme(scheme, dataset.images, indices)
     images = sampling.check_images(data.to_unit(dataset.images[first]), classifier, scheme)
-    _, levels = host_scale(scheme, images)
-    samples = len(indices) * settings.plan.most
+    _, levels = host_levels(scheme, images)
+    samples = len(indices) * level_count(scheme) * settings.plan.most
     execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
     key = random_keys.root(settings.seed)
     rate = VoteCounter(execution, scheme, images, levels, indices=first, key=key).samples_per_second()

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from idrc_jax import data
 from idrc_jax.certificates import confidence_bounds
 from idrc_jax.certificates.sampling_plans import Fixed
-from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.certificates.schemes import Scheme, level_count
 from idrc_jax.certification import arguments, provenance
+from idrc_jax.certification.guarantee import check_settings
 from idrc_jax.certification.in_memory import PREDICTION_SAMPLES, certify_by, check_prediction, predict_by
 from idrc_jax.certification.settings import Settings
 from idrc_jax.core import validate
@@ -54,8 +55,8 @@ class SmoothedClassifier:
       classifier: the base classifier.
       scheme: the noise; or the name of a scheme that needs no more than `sigma`.
       sigma: of a scheme that is given by its name, in pixel units.
-      n0, n: selection and estimation samples of a certificate.
-      n_predict: samples of a prediction, at most: it stops where the class is clear.
+      n0, n: selection and estimation samples of a certificate, under each level of a cascade.
+      n_predict: samples of a prediction, so too, at most: it stops where the class is clear.
       alpha: error probability of each image's answer.
       chunk, mesh: as for `idrc.certify`.
 
@@ -81,9 +82,10 @@ class SmoothedClassifier:
         self._scheme = arguments.check_scheme(scheme, sigma)
         if chunk:
             validate.count("chunk", chunk, 2)
-        check_prediction(n_predict, alpha, classifier.classes, adaptive=True)
+        check_prediction(self._scheme, n_predict, alpha, classifier.classes, adaptive=True)
         self._plan = Fixed(n=n, n0=n0)
         self._settings, self._n_predict = Settings(self._plan, alpha), n_predict
+        check_settings(self._scheme, self._settings)
         self._chunk, self._mesh = chunk, mesh
         self._execution: Execution | None = None
         self._longest = 0
@@ -108,7 +110,7 @@ class SmoothedClassifier:
         """
         seed, pixels = _seed(seed, key), data.to_unit(arguments.check_pixels(images, self._classifier))
         made = predict_by(
-            self._choose(len(pixels) * self._n_predict),
+            self._choose(len(pixels) * level_count(self._scheme) * self._n_predict),
             self._scheme,
             pixels,
             indices=np.arange(len(pixels)),
@@ -135,7 +137,7 @@ class SmoothedClassifier:
         if not self._searched:
             self._searched = bool(provenance.checked_scheme(self._scheme, pixels, np.arange(len(pixels))))
         made = certify_by(
-            self._choose(len(pixels) * self._plan.most),
+            self._choose(len(pixels) * level_count(self._scheme) * self._plan.most),
             self._scheme,
             pixels,
             replace(self._settings, seed=seed),

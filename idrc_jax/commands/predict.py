@@ -7,7 +7,7 @@ import numpy as np
 from absl import flags
 
 from idrc_jax import certification, config, data
-from idrc_jax.certificates.schemes import check_pixels
+from idrc_jax.certificates.schemes import check_pixels, level_count
 from idrc_jax.certification import prediction_file
 from idrc_jax.certification.guarantee import describe_prediction
 from idrc_jax.certification.in_memory import PREDICTION_SAMPLES, predict_by, prediction_plan
@@ -40,9 +40,11 @@ def _predict(values: flags.FlagValues) -> int:
     if dataset.images.dtype != np.uint8:
         check_pixels(scheme, dataset.images[indices])
     asked = {"n": values.n, "alpha": settings.certify.alpha, "adaptive": values.adaptive}
-    certification.check_prediction(values.n, settings.certify.alpha, classifier.classes, adaptive=values.adaptive)
+    certification.check_prediction(
+        scheme, values.n, settings.certify.alpha, classifier.classes, adaptive=values.adaptive
+    )
     execution = implementation_choice.choose(
-        classifier, scheme, samples=len(indices) * values.n, mesh=mesh, chunk=settings.chunk
+        classifier, scheme, samples=len(indices) * level_count(scheme) * values.n, mesh=mesh, chunk=settings.chunk
     )
     names = _names(values, dataset, classifier)
     columns = prediction_file.columns(dataset, names)
@@ -61,7 +63,7 @@ def _predict(values: flags.FlagValues) -> int:
         print(*columns, sep="\t", flush=True)
         predict(indices, lambda rows: print(*map(prediction_file.as_tsv, rows), sep="", end="", flush=True), show=False)
         return 0
-    plan = prediction_plan(values.n, adaptive=values.adaptive)
+    plan = prediction_plan(scheme, values.n, adaptive=values.adaptive)
     guarantee = describe_prediction(
         classifier, scheme, dataset, indices, plan=plan, alpha=settings.certify.alpha, seed=settings.seed
     ) | {"columns": columns, "class_names": names}
@@ -82,7 +84,7 @@ def _names(values: flags.FlagValues, dataset: data.Dataset, classifier: Classifi
 
 
 def _define_predict(values: flags.FlagValues) -> None:
-    told = f"Samples an image, {PREDICTION_SAMPLES} by default."
+    told = f"Samples an image (under each level of a cascade, at most), {PREDICTION_SAMPLES} by default."
     flags.DEFINE(WholeNumber(), "n", PREDICTION_SAMPLES, told, values)
     flags.DEFINE(PathFlag(), "out", None, "File for the predictions, .tsv or .jsonl; printed by default.", values)
     flags.DEFINE(PathFlag(), "classes", None, "Text file of class names, one a line.", values)

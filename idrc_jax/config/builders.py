@@ -73,7 +73,7 @@ def _as_asked(config: Config, scheme: Scheme) -> Scheme:
 
 def _own_scheme(config: Config, *, sigma: float, ref: float) -> Scheme:
     """The scheme of the user's that `noise.factory` names; ValueError beside settings that are for others."""
-    for name in ("noise.scheme", "noise.edges", "noise.levels", "noise.bins"):
+    for name in ("noise.scheme", "noise.edges", "noise.levels", "noise.bins", "noise.thresholds", "noise.shares"):
         value = get(config, name)
         if value != FIELDS[name].default:
             raise ValueError(f"Expected no {name} beside noise.factory, got {value}.")
@@ -90,9 +90,13 @@ def training_scheme(config: Config) -> Scheme:
     return _as_asked(config, made) if same else made
 
 
-@named("noise.scheme", "noise.by", "noise.edges", "noise.levels", "noise.bins")
+@named("noise.scheme", "noise.by", "noise.edges", "noise.levels", "noise.bins", "noise.thresholds", "noise.shares")
 def _scheme(config: Config, name: str, *, sigma: float, ref: float, certified: bool = False) -> Scheme:
     noise = config.noise
+    if name == schemes.Cascade.name:
+        return _cascade(config, sigma=sigma, ref=ref, certified=certified)
+    if name == noise.scheme and (noise.thresholds or noise.shares):
+        raise ValueError(f"Expected no noise.thresholds or shares for the scheme {name}, which has none.")
     if name != schemes.Stepped.name:
         if name == noise.scheme and (noise.edges or noise.levels or noise.bins):
             raise ValueError(f"Expected no noise.edges, levels or bins for the scheme {name}, which has none.")
@@ -109,6 +113,19 @@ def _scheme(config: Config, name: str, *, sigma: float, ref: float, certified: b
     train_set = dataset(config, "train")
     images = _not_certified(config, train_set) if certified else train_set.images
     return schemes.fit_stepped(data.to_unit(images), sigma=sigma, by=noise.by, bins=noise.bins)
+
+
+def _cascade(config: Config, *, sigma: float, ref: float, certified: bool) -> Scheme:
+    noise = config.noise
+    if not certified:
+        raise ValueError(
+            "Expected train.scheme, such as gaussian with train.sigma and train.sigma_low for a range of levels, got "
+            "cascade, which has several."
+        )
+    if noise.edges or noise.bins:
+        raise ValueError("Expected no noise.edges or bins for the scheme cascade, which has none.")
+    parts = {"levels": noise.levels, "thresholds": noise.thresholds, "shares": noise.shares}
+    return schemes.make(noise.scheme, sigma=sigma, ref=ref, **parts)
 
 
 def _not_certified(config: Config, train_set: data.Dataset) -> np.ndarray:

@@ -67,11 +67,15 @@ FIELDS = {
     "noise.ref": Field(1.0, "l1, inverse_sqrt_norm: value of the image's statistic at which the level is sigma; > 0"),
     "noise.by": Field("norm", f"stepped: statistic of the image: {_any_of(schemes.STATISTICS)}"),
     "noise.edges": Field((), 'stepped: between the bins, ascending, as "(24.0, 33.0)"'),
-    "noise.levels": Field((), "stepped: of each bin, times sigma; one more than edges"),
+    "noise.levels": Field(
+        (), "stepped: of each bin, times sigma, one more than edges; cascade: descending, empty: (1.0, 0.5)"
+    ),
     "noise.exact": Field(
         False, "draw votes under integers whose law is known to the last bit: 8-bit images, noise rounded to their grid"
     ),
     "noise.bins": Field(0, "stepped: fit so many bins, and levels of mean 1, to the training images instead"),
+    "noise.thresholds": Field((), "cascade: what decides, of each level but the last; in [.5, 1); empty: .5 each"),
+    "noise.shares": Field((), "cascade: of alpha for each level, together 1; empty: as much for each"),
     "model.architecture": Field(
         "resnet", "resnet (CIFAR's), resnet50 (ImageNet's), vit (imported only), unet (to train a denoiser)"
     ),

@@ -29,7 +29,7 @@ _NETWORK = ("model.architecture", "model.depth", "model.shortcut")
 REMEMBERED = tuple(path for path in FIELDS if path in (*_FIELDS, *_NETWORK) or path.partition(".")[0] in _GROUPS)
 
 # Fields that make no sense beside another value of these.
-_BINS = {"noise.edges", "noise.levels", "noise.bins"}
+_BINS = {"noise.edges", "noise.levels", "noise.bins", "noise.thresholds", "noise.shares"}
 _DEPENDS = {
     "data.name": {"data.dir"},  # which says what it holds
     "data.dir": {"data.name"},

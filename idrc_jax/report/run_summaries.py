@@ -153,9 +153,10 @@ def spending(results: Results) -> Spending:
     seconds = float(sum(row.time for row in results.rows))
     if not results.manifest:
         return Spending(None, None, None, seconds, None)
-    drawn = np.asarray([(row.n or 0) + (row.n0 or 0) for row in results.rows])
+    drawn = np.asarray([row.samples for row in results.rows])
     made = results.manifest["guarantee"]
-    most = len(drawn) * (made["n"] + made["n0"])
+    levels = 1 if user_schemes.is_own(made) else schemes.level_count(schemes.from_description(made))
+    most = len(drawn) * levels * (made["n"] + made["n0"])
     quantiles = tuple(np.quantile(drawn, (0.05, 0.5, 0.95), method="nearest").tolist())
     return Spending(int(drawn.sum()), most, quantiles, seconds, drawn.sum() / seconds if seconds > 0 else None)
 

@@ -1,6 +1,7 @@
 """The text table that a certification ends with."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -107,12 +108,23 @@ def _counts(results: Results) -> list[str]:
     told = [f"{what}: {sum(row.predict == confidence_bounds.ABSTAIN for row in results.rows)} of {images}."]
     if results.manifest:
         made = results.manifest["guarantee"]
-        drawn = sum((row.n or 0) + (row.n0 or 0) for row in results.rows)
+        drawn = sum(row.samples for row in results.rows)
         told.append(f"Samples: {drawn:,}, {drawn / images:,.0f} an image (plan {made['plan']}).")
         if "paired" in made:
             told[-1] = f"Votes: {drawn:,} of the network that it was paired with, {drawn / images:,.0f} an image."
             told.append(_agreement(results, made["paired"]["n"]))
+        told += _levels(results)
     return told
+
+
+def _levels(results: Results) -> list[str]:
+    """Under a scheme of several levels: how many images each decides, and how many go on to how many."""
+    levels = Counter(row.sigma_x for row in results.rows if row.votes_by_level and row.radius > 0)
+    if not any(row.votes_by_level for row in results.rows):
+        return []
+    drawn = sum(len(row.votes_by_level or ()) for row in results.rows) / len(results.rows)
+    told = ", ".join(f"{level:.4g} of {count}" for level, count in sorted(levels.items(), reverse=True))
+    return [f"The radius is from level {told or 'none'}; {drawn:.2f} levels an image had votes."]
 
 
 def _agreement(results: Results, n: int) -> str:

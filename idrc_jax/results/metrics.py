@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 from idrc_jax import certificates
-from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes, user_schemes
+from idrc_jax.certificates import cascade, confidence_bounds, sampling_plans, schemes, user_schemes
 from idrc_jax.core import validate
 from idrc_jax.results.manifest import indices_sha256
 from idrc_jax.results.recertify import certificates_of
@@ -103,8 +103,10 @@ def largest_probability(results: Results) -> float | None:
         return None
     made = results.manifest["guarantee"]
     plan = sampling_plans.from_description(made)
+    bounds = cascade.bounds_of_results(made)
+    alpha = certificates.lower_alpha(made) if bounds is None else float(np.max(bounds.errors))
     looks = np.asarray(plan.looks())
-    found = float(np.max(plan.lower(looks, looks, certificates.lower_alpha(made))))
+    found = float(np.max(plan.lower(looks, looks, alpha)))
     if made["certificate"] != certificates.INCREMENTAL:
         return found
     paired = made["paired"]
@@ -133,7 +135,8 @@ def base_accuracy(results: Results) -> float | None:
     """Accuracy of the base classifier under the noise: the mean over images of the share of votes for the true class.
 
     None for images without labels, files without votes, and incremental runs, whose votes are another network's. Under
-    a plan that stops early it is a little off, because where that stops depends on the votes.
+    a plan that stops early it is a little off, because where that stops depends on the votes; under a cascade it is of
+    the level that an image's radius is from, or the last.
     """
     require_rows(results)
     if results.manifest and "paired" in results.manifest["guarantee"]:
@@ -162,6 +165,9 @@ def largest_radius(results: Results) -> float | None:
     if not made or user_schemes.is_own(made) or not has_certificates(results):
         return None
     plan = sampling_plans.from_description(made)
+    bounds = cascade.bounds_of_results(made)
+    if bounds is not None:
+        return bounds.reaches[0]
     statistic = np.unique(np.asarray([row.statistic for row in results.rows], np.float64))
     votes = np.zeros((len(statistic), made["classes"] + 1), np.int64)
     votes[:, 0] = max(plan.looks(), key=lambda n: float(plan.lower(n, n, made["alpha"])))

@@ -5,7 +5,7 @@ The error probability, the certificate and the number of votes belong to the pla
 radii.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from idrc_jax.certificates import (
     INCREMENTAL,
     TOP_K,
     Certificate,
+    LevelVotes,
     Pairs,
+    cascade,
     confidence_bounds,
     sampling_plans,
     user_schemes,
@@ -62,7 +64,8 @@ def recertify(
         nothing, or one for a part of a run's votes or an adaptive plan: where that stopped depends on the order of the
         votes, which is not stored.
 
-    Guarantee: the numbers are those that certification itself would have written, to the last digit. With fewer votes
+    Guarantee: the numbers are those that certification itself would have written, to the last digit; under a cascade
+    those of the votes that are there, which at another alpha might have been of more or fewer levels. With fewer votes
     they have the law of a run that drew so few: votes are independent and alike, so which of them are taken does not
     matter as long as their counts do not decide it.
     """
@@ -71,6 +74,9 @@ def recertify(
     made = read.manifest["guarantee"]
     made = _terms(made, alpha, certificate, k, read)
     plan = sampling_plans.from_description(made)
+    bounds = cascade.bounds_of_results(made)
+    if bounds is not None:
+        return Results(_cascade_rows(read, made, bounds, n), {**read.manifest, "guarantee": made}, read.path)
     votes = counts(read)
     selected = np.asarray([row.selected for row in read.rows], np.int64)
     if n is not None and n != plan.n:
@@ -165,6 +171,24 @@ def _lost(read: Results) -> np.ndarray:
     return np.asarray([(row.differing or {}).get(row.selected or 0, 0) for row in read.rows], np.int64)
 
 
+def _cascade_rows(read: Results, made: Json, bounds: cascade.Bounds, n: int | None) -> tuple[Row, ...]:
+    """The rows of a cascade, whose levels decide by their votes whether there are more."""
+    certificates.check_certificate(made["certificate"], bounds.scheme, bounds.plan)
+    if n is not None and n != bounds.plan.n:
+        raise ValueError(
+            f"Expected a scheme of one level to take fewer votes, got {bounds.scheme.name} in {read.path}: to which "
+            "levels fewer votes would have gone on is not stored."
+        )
+    rows, looks = [], set(bounds.plan.looks())
+    for row in read.rows:
+        drawn = []
+        for one in row.votes_by_level or ():
+            votes = _votes(one.votes, sum(one.votes.values()), row.idx, made, looks, read.path)
+            drawn.append(LevelVotes(one.level, one.selected, votes))
+        rows.append(Row.from_certificate(cascade.certificate(bounds, drawn), row.idx, row.label, row.time))
+    return tuple(rows)
+
+
 def _shorter(plan: Plan, n: int, alpha: float, path: Path) -> Plan:
     """The same plan with fewer votes, or ValueError."""
     validate.count("n", n, 1)
@@ -189,12 +213,16 @@ def _drawn(votes: np.ndarray, n: int, seed: int, idx: int) -> np.ndarray:
 def counts(read: Results) -> np.ndarray:
     """The votes of all rows, int [rows, K + 1]; ValueError for votes that do not fit the manifest."""
     made = read.manifest["guarantee"] if read.manifest else {}
-    looks, found = set(sampling_plans.from_description(made).looks()), []
-    for row in read.rows:
-        votes = row.votes or {}
-        found.append([votes.get(number, 0) for number in (*range(made["classes"]), -1)])
-        if sum(found[-1]) != row.n or sum(votes.values()) != row.n or row.n not in looks:
-            raise ValueError(
-                f"Expected {row.n} votes for {made['classes']} classes at image {row.idx} of {read.path}, got {votes}."
-            )
+    looks = set(sampling_plans.from_description(made).looks())
+    found = [_votes(row.votes or {}, row.n, row.idx, made, looks, read.path) for row in read.rows]
     return np.asarray(found, np.int64).reshape(-1, made["classes"] + 1)
+
+
+def _votes(
+    votes: Mapping[int, int], n: int | None, idx: int, made: Json, looks: Container[int | None], path: Path
+) -> tuple[int, ...]:
+    """One count a class, then those whose logits were not finite; ValueError unless they are n in all, a look's."""
+    counts = tuple(votes.get(number, 0) for number in (*range(made["classes"]), -1))
+    if n is None or sum(counts) != n or sum(votes.values()) != n or n not in looks:
+        raise ValueError(f"Expected {n} votes for {made['classes']} classes at image {idx} of {path}, got {votes}.")
+    return counts

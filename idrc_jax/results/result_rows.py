@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
 
@@ -25,6 +25,14 @@ from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, read_m
 NAME = "certificates.tsv"
 MEMORY = Path("<memory>", NAME)  # of results that are on no disk yet
 UNLABELLED = -1
+
+
+class LevelRow(NamedTuple):
+    """What was drawn under one level: as `certificates.LevelVotes`, with votes as in a `Row`."""
+
+    level: int
+    selected: int
+    votes: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class Row:
       votes: estimation votes by class, zeros left out; -1 counts the votes with logits that were not finite.
       differing: in an incremental run, whose votes are those of the network f that it was paired with, the pairs in
         which the two answered differently, by f's answer; None elsewhere, where files have no such column.
+      votes_by_level: under a scheme of several levels, what was drawn under each, in this order (as in a
+        `Certificate`); None under others.
     """
 
     idx: int
@@ -63,6 +73,14 @@ class Row:
     n0: int | None = None
     votes: dict[int, int] | None = None
     differing: dict[int, int] | None = None
+    votes_by_level: tuple[LevelRow, ...] | None = None
+
+    @property
+    def samples(self) -> int:
+        """Drawn of the image, with those of selections; 0 where the file does not say."""
+        if self.votes_by_level is None:
+            return (self.n or 0) + (self.n0 or 0)
+        return sum(sum(one.votes.values()) + (self.n0 or 0) for one in self.votes_by_level)
 
     @classmethod
     def from_certificate(
@@ -74,6 +92,7 @@ class Row:
         differing: dict[int, int] | None = None,
     ) -> Self:
         """The row of a certificate."""
+        levels = tuple(LevelRow(one.level, one.selected, by_class(one.votes)) for one in certificate.votes_by_level)
         return cls(
             idx=idx,
             label=label,
@@ -82,6 +101,7 @@ class Row:
             **{name: getattr(certificate, name) for name in _SHARED},
             votes=by_class(certificate.votes),
             differing=differing,
+            votes_by_level=levels or None,
         )
 
 
@@ -91,8 +111,9 @@ def by_class(votes: Sequence[int]) -> dict[int, int]:
     return {number: count for number, count in enumerate(classes) if count} | ({-1: last} if last else {})
 
 
-PAIRED = tuple(field.name for field in dataclasses.fields(Row))  # of incremental runs
-COLUMNS = PAIRED[:-1]
+COLUMNS = tuple(field.name for field in dataclasses.fields(Row))[:-2]
+PAIRED = (*COLUMNS, "differing")  # of incremental runs
+LEVELLED = (*COLUMNS, "votes_by_level")  # under a scheme of several levels
 SIX = COLUMNS[:6]
 _SHARED = [field.name for field in dataclasses.fields(Certificate) if field.name in COLUMNS and field.name != "votes"]
 _INTEGERS = {"idx", "label", "predict", "correct", "selected", "n", "n0"}
@@ -234,14 +255,22 @@ def write(rows: Iterable[Row], manifest: Manifest, out: Path, name: str = NAME) 
 
 def columns_of(guarantee: Json) -> tuple[str, ...]:
     """The columns of a file under a manifest's guarantee."""
-    return PAIRED if "paired" in guarantee else COLUMNS
+    if "paired" in guarantee:
+        return PAIRED
+    return LEVELLED if guarantee["scheme"] == schemes.Cascade.name else COLUMNS
 
 
 def line_of(row: Row) -> str:
     """A row as it is in the file."""
     values = [repr(getattr(row, name)) for name in COLUMNS[:-1]]
     counts = [row.votes] if row.differing is None else [row.votes, row.differing]
-    return append_only.line([*values, *map(votes_text, counts)])
+    levels = [] if row.votes_by_level is None else [levels_text(row.votes_by_level)]
+    return append_only.line([*values, *map(votes_text, counts), *levels])
+
+
+def levels_text(levels: Iterable[LevelRow] | None) -> str:
+    """`level/selected/class:count,...;...`, as the column has it."""
+    return ";".join(f"{one.level}/{one.selected}/{votes_text(one.votes)}" for one in levels or ())
 
 
 def votes_text(votes: dict[int, int] | None) -> str:
@@ -265,7 +294,7 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], tuple[Row, ...], bool]:
     except UnicodeDecodeError:
         raise ValueError(f"Expected a text file of results, got {path}.") from None
     columns = tuple(lines[0].split("\t"))
-    if columns not in (PAIRED, COLUMNS, SIX):
+    if columns not in (PAIRED, LEVELLED, COLUMNS, SIX):
         raise ValueError(f"Expected a header {' '.join(SIX)} (and ours beyond) in {path}, got {lines[0][:80]!r}.")
     whole = columns == SIX or lines[-1] == ""
     body = lines[1:] if whole else lines[1:-1]
@@ -298,16 +327,32 @@ def _check_rows(rows: tuple[Row, ...], columns: tuple[str, ...], manifest: Manif
             "is a file of another run."
         )
     looks = set(plan.looks())
-    levels = [row.sigma_x for row in rows]
+    levels = [[row.sigma_x] for row in rows]
     if scheme is not None:
-        levels = schemes.drawn_level(scheme, np.asarray([row.statistic for row in rows], np.float64)).tolist()
-    for row, level in zip(rows, levels, strict=True):
-        if row.n not in looks or row.n0 != plan.selection or row.sigma_x != level:
+        levels = schemes.drawn_levels(scheme, np.asarray([row.statistic for row in rows], np.float64)).tolist()
+    for row, own in zip(rows, levels, strict=True):
+        told = ", ".join(map(str, own))
+        if row.n not in looks or row.n0 != plan.selection or row.sigma_x not in own:
             raise ValueError(
                 f"Expected rows under {MANIFEST} in {path}, with n at most {plan.n}, n0 = {plan.selection} (plan "
-                f"{plan.name}) and sigma_x = {level}, got n = {row.n}, n0 = {row.n0}, sigma_x = {row.sigma_x} for "
+                f"{plan.name}) and sigma_x = {told}, got n = {row.n}, n0 = {row.n0}, sigma_x = {row.sigma_x} for "
                 f"image {row.idx}: it is a file of another run."
             )
+        if row.votes_by_level is not None and not _fits(row, own, looks):
+            raise ValueError(
+                f"Expected votes_by_level of image {row.idx} in {path} under {told} in turn, one of them with the "
+                f"row's votes, got {levels_text(row.votes_by_level)}: the row was changed."
+            )
+
+
+def _fits(row: Row, levels: Sequence[float | None], looks: set[int]) -> bool:
+    """Whether a row's votes by level are those of the first levels, at looks, the row's own among them."""
+    drawn = row.votes_by_level or ()
+    return (
+        [one.level for one in drawn] == list(range(min(len(drawn), len(levels))))
+        and all(sum(one.votes.values()) in looks for one in drawn)
+        and (row.sigma_x, row.selected, row.votes) in [(levels[one.level], one.selected, one.votes) for one in drawn]
+    )
 
 
 def _parse(columns: tuple[str, ...], line: str) -> Row:
@@ -317,7 +362,10 @@ def _parse(columns: tuple[str, ...], line: str) -> Row:
     values: dict[str, Any] = {}
     for name, text in zip(columns, texts, strict=True):
         if name in ("votes", "differing"):
-            values[name] = {int(c): int(k) for c, k in (pair.split(":") for pair in text.split(",") if pair)}
+            values[name] = _votes(text)
+        elif name == "votes_by_level":
+            parts = (level.split("/") for level in text.split(";"))
+            values[name] = tuple(LevelRow(int(level), int(selected), _votes(own)) for level, selected, own in parts)
         elif name in _INTEGERS:
             values[name] = _BOOLEANS[text] if text in _BOOLEANS and name == "correct" else int(text)
         else:
@@ -327,6 +375,10 @@ def _parse(columns: tuple[str, ...], line: str) -> Row:
         if value < 0 or math.isinf(value) or (name == "time" and math.isnan(value)):
             raise ValueError(f"got {name} = {value}, which is not finite and >= 0")
     return Row(**values)
+
+
+def _votes(text: str) -> dict[int, int]:
+    return {int(number): int(count) for number, count in (pair.split(":") for pair in text.split(",") if pair)}
 
 
 def _seconds(text: str) -> float:

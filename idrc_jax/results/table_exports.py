@@ -11,7 +11,7 @@ from idrc_jax.results.result_rows import Results
 def to_pandas(read: Results) -> Any:
     """A `pandas.DataFrame` with a row an image and the file's columns; `attrs["manifest"]` is the manifest.
 
-    `votes` and `differing` are texts as in the file, `class:count,...`. ValueError without pandas.
+    `votes`, `differing` and `votes_by_level` are texts as in the file, `class:count,...`. ValueError without pandas.
     """
     try:
         import pandas as pd  # pyright: ignore[reportMissingImports]
@@ -22,6 +22,8 @@ def to_pandas(read: Results) -> Any:
     for name in ("votes", "differing"):
         if name in table:
             table[name] = [result_rows.votes_text(getattr(row, name)) for row in read.rows]
+    if "votes_by_level" in table:
+        table["votes_by_level"] = [result_rows.levels_text(row.votes_by_level) for row in read.rows]
     table.attrs["manifest"] = read.manifest
     return table
 

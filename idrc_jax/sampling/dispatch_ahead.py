@@ -6,58 +6,76 @@ stay full however differently plans stop; an image that waits for its votes is o
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from idrc_jax.certificates import confidence_bounds
-from idrc_jax.certificates.sampling_plans import Plan
+from idrc_jax.certificates.sampling_plans import Course, LevelVotes, Plan
 from idrc_jax.sampling import random_keys
 from idrc_jax.sampling.vote_counter import Draw, VoteCounter
 
 _AHEAD = 2  # dispatches that wait on the devices while the host reads another
 
-StopRule = Callable[[np.ndarray], bool]
-"""An image's votes, int64 [K + 1], at a look before the last -> whether to stop there (see `Plan.stopping`)."""
-
 
 class Drawn(NamedTuple):
-    """A finished image: its class, `ABSTAIN` for none, and its votes int64 [K + 1]."""
+    """A finished image: its position, and what was drawn of it, level by level."""
 
     position: int
-    selected: int
-    votes: np.ndarray
+    levels: tuple[LevelVotes, ...]
+
+
+class _Kind(NamedTuple):
+    """What all images of a dispatch have in common."""
+
+    stage: int
+    level: int
 
 
 @dataclass(eq=False)
 class _Image:
-    """An image in flight, in one stage; `looks` are the sample numbers of the stage at which it is still to be seen."""
+    """An image in flight, in one stage under one level; `looks` are the sample numbers at which it is still to be seen
+    there, `drawn` what there is of the levels that it has left."""
 
     position: int
-    stop: StopRule
-    stage: int
+    course: Course
+    kind: _Kind
     looks: list[int]
     votes: np.ndarray
     selected: int = confidence_bounds.ABSTAIN
     dispatched: int = 0
     counted: int = 0
+    drawn: dict[int, LevelVotes] = field(default_factory=dict)
 
-    def begin(self, stage: int, looks: list[int]) -> None:
+    def begin(self, kind: _Kind, looks: list[int]) -> None:
         """Start anew in another stage."""
-        self.stage, self.looks = stage, looks
+        self.kind, self.looks = kind, looks
         self.votes = np.zeros_like(self.votes)
         self.dispatched = self.counted = 0
 
+    def go_on(self, kind: _Kind, looks: list[int]) -> None:
+        """Go on with the estimation under a level that the image has left, at those looks that are ahead."""
+        before = self.drawn[kind.level]
+        self.kind, self.votes = kind, np.asarray(before.votes)
+        self.dispatched = self.counted = sum(before.votes)
+        self.looks = [look for look in looks if look > self.counted]
+
+    def note(self, *, selects: bool) -> list[LevelVotes]:
+        """Put down the votes so far; all there are of the image. Selection votes chose the class, or these do."""
+        selected = self.selected if selects else confidence_bounds.select(self.votes)
+        self.drawn[self.kind.level] = LevelVotes(self.kind.level, selected, tuple(self.votes.tolist()))
+        return list(self.drawn.values())
+
 
 class Scheduler:
-    """Draws the votes of images by a plan.
+    """Draws the votes of images by a plan, each on its own course.
 
     Args:
       counter: of the images' votes.
-      plan: how many samples an image gets.
-      stop_rule: position -> the image's stop rule.
+      plan: how many samples an image gets under a level.
+      course: position -> the image's course.
       piece: samples of a dispatch, a multiple of the counter's stride.
       stage: of the samples that follow the selection.
 
@@ -70,12 +88,12 @@ class Scheduler:
         self,
         counter: VoteCounter,
         plan: Plan,
-        stop_rule: Callable[[int], StopRule],
+        course: Callable[[int], Course],
         *,
         piece: int,
         stage: int = random_keys.ESTIMATION,
     ) -> None:
-        self._counter, self._plan, self._stop_rule = counter, plan, stop_rule
+        self._counter, self._plan, self._course = counter, plan, course
         self._piece, self._stage = piece, stage
         self._flight: list[_Image] = []
         self._pending: deque[tuple[list[_Image], list[int], jax.Array]] = deque()
@@ -103,44 +121,53 @@ class Scheduler:
             if not images or len(self._pending) > _AHEAD:
                 for image, take, votes in self._read():
                     if self._add(image, take, votes):
-                        yield Drawn(image.position, image.selected, image.votes)
+                        yield Drawn(image.position, tuple(image.drawn.values()))
 
     def _has_begun(self, image: _Image) -> bool:
         """Whether samples of an image's estimation are dispatched."""
-        return image.stage == self._stage and image.dispatched > 0
+        return bool(image.drawn) or (image.kind.stage == self._stage and image.dispatched > 0)
 
     def _next_samples(self, waiting: deque[int]) -> tuple[list[_Image], list[int]]:
-        """Images of one stage, and how many samples each draws next: those in flight first, then some that wait."""
-        ready = deque(image for image in self._flight if image.dispatched < image.looks[0])
+        """Images of one kind, and how many samples each draws next: those in flight first, then some that wait."""
+        kind = self._next_kind(waiting)
+        ready = deque(image for image in self._flight if image.kind == kind and image.dispatched < image.looks[0])
         images: list[_Image] = []
         takes: list[int] = []
         room = self._piece
-        while room and len(images) < self._counter.slots and (ready or waiting):
+        while room and len(images) < self._counter.slots and (ready or (waiting and kind == self._first_kind(0))):
             image = ready.popleft() if ready else self._enter(waiting.popleft())
-            if images and image.stage != images[0].stage:
-                break
             takes.append(min(room, image.looks[0] - image.dispatched))
             images.append(image)
             room -= takes[-1]
         takes = whole_strides(takes, self._counter.stride)
         return images[: len(takes)], takes
 
+    def _next_kind(self, waiting: deque[int]) -> _Kind:
+        """That of which most samples are ready; that in which images begin where no other fills a batch."""
+        ready: dict[_Kind, int] = {}
+        for image in self._flight:
+            ready[image.kind] = ready.get(image.kind, 0) + image.looks[0] - image.dispatched
+        fullest = max(ready, key=lambda kind: ready[kind], default=self._first_kind(0))
+        return self._first_kind(0) if waiting and ready.get(fullest, 0) < self._counter.stride else fullest
+
+    def _first_kind(self, level: int) -> _Kind:
+        """That in which images begin a level."""
+        return _Kind(random_keys.SELECTION if self._plan.selection else self._stage, level)
+
+    def _first_looks(self) -> list[int]:
+        """The looks of the stage in which images begin a level."""
+        return [self._plan.selection] if self._plan.selection else self._plan.looks()
+
     def _enter(self, position: int) -> _Image:
         """Put a new image in flight."""
-        selection = self._plan.selection
-        image = _Image(
-            position,
-            self._stop_rule(position),
-            random_keys.SELECTION if selection else self._stage,
-            [selection] if selection else self._plan.looks(),
-            np.zeros(self._counter.classes + 1, np.int64),
-        )
+        votes = np.zeros(self._counter.classes + 1, np.int64)
+        image = _Image(position, self._course(position), self._first_kind(0), self._first_looks(), votes)
         self._flight.append(image)
         return image
 
     def _dispatch(self, images: list[_Image], takes: list[int]) -> None:
         positions, first = [image.position for image in images], [image.dispatched for image in images]
-        votes = self._counter.start(Draw(images[0].stage, positions, first, takes))
+        votes = self._counter.start(Draw(*images[0].kind, positions, first, takes))
         self._pending.append((images, takes, votes))
         for image, take in zip(images, takes, strict=True):
             image.dispatched += take
@@ -158,21 +185,28 @@ class Scheduler:
         """Count an image's new votes; whether it is decided."""
         image.votes += votes
         image.counted += take
-        if image.stage == self._stage:
+        stage, level = image.kind
+        if stage == self._stage:
             self.drawn += take
         if image.counted < image.looks[0]:
             return False
-        if image.stage == random_keys.SELECTION:
+        if stage == random_keys.SELECTION:
             image.selected = confidence_bounds.select(image.votes)
-            image.begin(self._stage, self._plan.looks())
+            image.begin(_Kind(self._stage, level), self._plan.looks())
             return False
-        if len(image.looks) > 1 and not image.stop(image.votes):
+        drawn = image.note(selects=self._plan.selection > 0)
+        if len(image.looks) > 1 and not image.course.stops(drawn, level):
             image.looks = image.looks[1:]
             return False
-        if not self._plan.selection:
-            image.selected = confidence_bounds.select(image.votes)
-        self._flight.remove(image)
-        return True
+        level = image.course.next_level(drawn)
+        if level is None:
+            self._flight.remove(image)
+            return True
+        if level in image.drawn:
+            image.go_on(_Kind(self._stage, level), self._plan.looks())
+        else:
+            image.begin(self._first_kind(level), self._first_looks())
+        return False
 
 
 def whole_strides(takes: list[int], stride: int) -> list[int]:

@@ -24,6 +24,7 @@ SCREENING = 7
 CONFIRMATION = 8
 VALIDATION = 9
 PAIRING = 10
+_STAGES = 16  # more than there are
 
 
 def check_seed(seed: object) -> int:
@@ -63,6 +64,14 @@ def stage(key: jax.Array, number: int) -> jax.Array:
     Raises ValueError for a key of another generator than threefry2x32.
     """
     return jax.random.fold_in(threefry.pinned(key), number)
+
+
+def stage_of_level(number: int, level: int) -> int:
+    """The number of a stage under a scheme's noise level; under level 0 it is the stage's own.
+
+    Stages of different levels share no randomness.
+    """
+    return number + _STAGES * level
 
 
 def sample(stage_key: jax.Array, index: jax.Array, sample_index: jax.Array) -> jax.Array:

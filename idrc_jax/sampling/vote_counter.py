@@ -11,13 +11,12 @@ from idrc_jax.sampling import random_keys
 from idrc_jax.sampling.execution import Execution
 from idrc_jax.sampling.votes import SLOTS, check_indices, dispatch_votes
 
-_STAGES = (random_keys.SELECTION, random_keys.ESTIMATION, random_keys.PREDICTION, random_keys.PAIRING)
-
 
 class Draw(NamedTuple):
-    """A dispatch: n[i] samples from first[i] on of the image at positions[i], all in one stage."""
+    """A dispatch: n[i] samples from first[i] on of the image at positions[i], all in one stage and under one level."""
 
     stage: int
+    level: int
     positions: list[int]
     first: list[int]
     n: list[int]
@@ -30,9 +29,9 @@ class VoteCounter:
       execution: the classifier, its devices and its chunk.
       scheme: whose law the noise has.
       images: float32 [N, H, W, C] in [0, 1].
-      levels: [N], their noise levels (see `schemes.host_scale`).
+      levels: [N, levels], their noise levels (see `schemes.host_levels`).
       indices: integers [N], which name the noise.
-      key: the run's typed key; each stage uses a branch of its own.
+      key: the run's typed key; each stage of each level uses a branch of its own.
 
     Attributes:
       classes: K, of the classifier.
@@ -52,7 +51,7 @@ class VoteCounter:
     ) -> None:
         self._execution, self._scheme = execution.placed(), scheme
         self._images, self._levels, self._indices = images, levels, check_indices(indices, images)
-        self._keys = {stage: random_keys.stage(key, stage) for stage in _STAGES}
+        self._key, self._keys = key, {}
         self.classes, self.slots, self.stride = execution.classifier.classes, SLOTS, execution.stride
 
     def start(self, draw: Draw) -> jax.Array:
@@ -67,16 +66,22 @@ class VoteCounter:
             self._execution,
             self._scheme,
             self._images[chosen],
-            self._levels[chosen],
+            self._levels[chosen, draw.level],
             indices=self._indices[chosen],
             first=np.asarray(draw.first + [0] * empty),
             n=np.asarray(draw.n + [0] * empty),
-            key=self._keys[draw.stage],
+            key=self._key_of(random_keys.stage_of_level(draw.stage, draw.level)),
         )
+
+    def _key_of(self, stage: int) -> jax.Array:
+        """The key of a stage, made once."""
+        if stage not in self._keys:
+            self._keys[stage] = random_keys.stage(self._key, stage)
+        return self._keys[stage]
 
     def samples_per_second(self) -> float:
         """Compile, then time a few chunks of the first image."""
-        jax.block_until_ready(self.start(Draw(random_keys.ESTIMATION, [0], [0], [self.stride])))
+        jax.block_until_ready(self.start(Draw(random_keys.ESTIMATION, 0, [0], [0], [self.stride])))
         begun = time.perf_counter()
-        jax.block_until_ready(self.start(Draw(random_keys.ESTIMATION, [0], [0], [4 * self.stride])))
+        jax.block_until_ready(self.start(Draw(random_keys.ESTIMATION, 0, [0], [0], [4 * self.stride])))
         return 4 * self.stride / (time.perf_counter() - begun)

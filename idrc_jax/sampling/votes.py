@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from idrc_jax.certificates.schemes import Scheme, check_pixels, host_scale
+from idrc_jax.certificates.schemes import Scheme, check_pixels, host_scale, level_count
 from idrc_jax.core import validate
 from idrc_jax.kernels.rounded_normal_cpu import Tables
 from idrc_jax.models import Classifier, check_logits
@@ -248,6 +248,8 @@ def count_votes(
     indices = check_indices(indices, images)
     validate.count("n", n, 1)
     validate.integer("first", first)
+    if level_count(scheme) > 1:
+        raise ValueError(f"Expected a scheme of one level, got {scheme.name}: count each level's as gaussian's.")
     _, scales = host_scale(scheme, images)
     execution = unmeasured(classifier, mesh, chunk)
     votes = dispatch_votes(execution, scheme, images, scales, indices=indices, first=first, n=n, key=key)

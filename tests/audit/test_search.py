@@ -6,10 +6,12 @@ import pytest
 from scipy import special, stats
 
 from idrc_jax import certificates, sampling
-from idrc_jax.audit import Settings, point_votes, significance
+from idrc_jax.audit import Settings, breaks, point_votes, significance
 from idrc_jax.audit.search import Searcher
 from idrc_jax.audit.significance import break_p_value
 from idrc_jax.certificates import schemes
+from idrc_jax.certificates.cascade import Bounds
+from idrc_jax.certificates.sampling_plans import Fixed
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import devices, random_keys
 
@@ -21,6 +23,13 @@ SCHEMES = {
     "stepped": schemes.Stepped(sigma=0.3, by="mean_abs", edges=(0.45, 0.55), levels=(0.8, 1.0, 1.2)),
     "l2": schemes.L2(sigma=0.6),
 }
+CASCADE = schemes.Cascade(sigma=0.4, levels=(1.0, 0.5), thresholds=(0.75,))
+
+
+def probability_that_decides(kind, scheme, points):
+    """Class 0's under the first level that is sure of either class."""
+    large, small = (kind.probability(points, scheme.sigma * level) for level in scheme.levels)
+    return np.where(np.maximum(large, 1 - large) > scheme.thresholds[0], large, small)
 
 
 class HalfSpace:
@@ -40,6 +49,8 @@ class HalfSpace:
 
     def probability_under(self, scheme, points):
         """Under `l2` and `uniform` a guess, by which images are chosen."""
+        if scheme.name == "cascade":
+            return probability_that_decides(self, scheme, points)
         return self.probability(points, schemes.host_scale(scheme, points.reshape(-1, *SHAPE))[1])
 
     def nearest(self, scheme, image):
@@ -65,6 +76,8 @@ class Ball:
 
     def probability_under(self, scheme, points):
         level = schemes.host_scale(scheme, points.reshape(-1, *SHAPE))[1]
+        if scheme.name == "cascade":
+            return probability_that_decides(self, scheme, points)
         if scheme.name != "l2":
             return self.probability(points, level)
         # y + t u, y = x' - c, t the noise's length, u a direction: inside where <y / |y|, u> is at most `most`, and
@@ -153,6 +166,8 @@ NEAREST = [
     (Ball(0.7, 1.8), schemes.InverseSqrtNorm(sigma=0.3, ref=2.8), 0.78, 0.9),
     (Ball(0.7, 1.8), schemes.Stepped(sigma=0.3, by="mean_abs", edges=(0.66, 0.74), levels=(0.8, 1, 1.2)), 0.8, 0.9),
     (Ball(0.7, 0.7), SCHEMES["l2"], 0.8, 0.95),
+    (HalfSpace(), CASCADE, 0.8, 0.97),
+    (Ball(0.7, 2.2), CASCADE, 0.76, 1.0),
 ]
 
 
@@ -170,19 +185,22 @@ NEAREST = [
 def test_the_nearest_break_is_found_within_five_percent(kind, scheme, low, high):
     """Of an image of each class. With the ball under `stepped`, one has its nearest break where an edge between bins
     meets the sphere at which the decision changes beyond it, the other at the edge itself."""
-    images, classes, _, level = images_and_truth(kind, scheme, low, high, 30)
-    chosen = [np.flatnonzero(classes == one)[0] for one in (0, 1)]
+    # Under a cascade images far from a break, and more votes: near a threshold probabilities change slowly.
+    count, many = (400, 3) if scheme is CASCADE else (30, 1)
+    images, classes, p, level = images_and_truth(kind, scheme, low, high, count)
+    far = p if scheme is CASCADE else np.zeros(count)
+    chosen = [max(np.flatnonzero(classes == one), key=lambda i: far[i]) for one in (0, 1)]
     images, classes, level = images[chosen], classes[chosen], level[chosen]
     found = search(
         kind, scheme, images, classes, np.outer(level, (0.15, 0.4, 0.8, 1.4, 2.4)).tolist(), threshold=1e-6,
-        votes=300_000, screening=100_000, steps=15, samples=64, restarts=1,
+        votes=many * 300_000, screening=many * 100_000, steps=15, samples=64, restarts=1,
     )  # fmt: skip
     for one, image in zip(found, images, strict=True):
         truth = kind.nearest(scheme, image.astype(np.float64))
         assert one.nearest is not None
         assert truth * (1 - 1e-3) < one.nearest.distance < 1.05 * truth
         assert one.nearest.distance == pytest.approx(np.linalg.norm(one.nearest.image.astype(float) - image), rel=1e-6)
-        assert sum(one.nearest.votes) == 300_000
+        assert sum(one.nearest.votes) == many * 300_000
         assert set(one.tried) >= {budget for budget in one.budgets if budget < truth}
 
 
@@ -228,6 +246,28 @@ def test_no_break_is_claimed_inside_a_valid_radius_and_none_is_there(kind, name)
     assert broken > 80
 
 
+@pytest.mark.parametrize("kind", [HalfSpace(), Ball(0.5, 2.2)])
+def test_no_break_of_a_cascade_is_claimed_inside_its_radius_and_none_is_there(kind):
+    """60 images at 4 distances. Radii are the largest that are valid: of the true probabilities under each level."""
+    images, classes, _, _ = images_and_truth(kind, CASCADE, 0.55, 0.9999, 60)
+    made = Bounds(CASCADE, Fixed(), 0.001)
+    p = np.stack([kind.probability(images.astype(np.float64), level) for level in made.levels])
+    p = np.clip(np.where(classes == 0, p, 1 - p), 1e-8, 1 - 1e-8)
+    radii = np.maximum(made.own(0, p[0]), np.minimum(made.own(1, p[1]), made.room(0, 1 - p[0])))
+    assert np.mean(radii > 0.02) > 0.7
+    found = search(
+        kind, CASCADE, images, classes, [[float(max(r, 0.01)) * f for f in (0.5, 1.0, 4.0, 12.0)] for r in radii],
+        threshold=1e-5, votes=500, screening=200, steps=6, samples=16, restarts=1, refinements=1,
+    )  # fmt: skip
+    for one, radius, wins in zip(found, radii, classes, strict=True):
+        tried = [*one.tried.values(), *([one.nearest] if one.nearest else [])]
+        for attempt in tried:
+            lost = (probability_that_decides(kind, CASCADE, attempt.image.astype(np.float64))[0] < 0.5) == (wins == 0)
+            assert lost or not attempt.broken
+            assert not lost or attempt.distance > radius - 1e-6
+    assert sum(one.nearest is not None for one in found) > 15
+
+
 def test_published_radii_are_broken_where_they_are_wrong():
     """`l1` near a half-space with ref = 1: the paper's radius is about twice the distance of the plane."""
     scheme, kind = schemes.L1(sigma=0.3), HalfSpace()
@@ -270,11 +310,11 @@ def test_no_two_confirmations_of_an_image_share_votes(monkeypatch):
     searcher = Searcher(even, SCHEMES["gaussian"], settings, key=random_keys.root(1), threshold=0.05, chunk=8192)
     counted, count = {}, point_votes.count
 
-    def noted(*arguments, indices, first, n, key):
-        if key is searcher._keys[random_keys.CONFIRMATION]:
+    def noted(*arguments, indices, first, n, keys):
+        if keys is searcher._keys[random_keys.CONFIRMATION]:
             for index, *samples in zip(indices, first, n, strict=True):
                 counted.setdefault(index, []).append(tuple(samples))
-        return count(*arguments, indices=indices, first=first, n=n, key=key)
+        return count(*arguments, indices=indices, first=first, n=n, keys=keys)
 
     monkeypatch.setattr(point_votes, "count", noted)
     found = list(searcher.run(images, np.arange(40), np.arange(40) % 2, [[0.5]] * 40))
@@ -332,14 +372,60 @@ def test_no_votes_are_drawn_where_there_is_no_noise():
     points = np.stack([np.zeros(SHAPE), np.full(SHAPE, 0.5)]).astype(np.float32)
     votes = point_votes.count(
         sampling.unmeasured(classifier(HalfSpace()), devices.mesh(1), 64), schemes.L1(sigma=1.0), points,
-        indices=[0, 1], first=np.zeros(2, int), n=np.full(2, 10), key=random_keys.root(0),
+        indices=[0, 1], first=np.zeros(2, int), n=np.full(2, 10), keys=[random_keys.root(0)],
     )  # fmt: skip
-    assert votes.sum(axis=1).tolist() == [0, 10]
+    assert votes.sum(axis=(1, 2)).tolist() == [0, 10]
+
+
+def test_the_way_in_which_a_class_loses_under_a_cascade():
+    """Thresholds .75 and .5: class 2 is sure under the first level; twice no level is sure of class 0; last, 1 would be
+    if 0 were not."""
+    votes = np.array(
+        [
+            [[5, 5, 90, 0], [60, 20, 20, 0]],
+            [[60, 30, 5, 5], [30, 40, 20, 10]],
+            [[20, 60, 20, 0], [2, 90, 8, 0]],
+            [[90, 5, 5, 0], [0, 90, 10, 0]],
+            [[0, 0, 0, 0]] * 2,
+        ]
+    )
+    ways, shares = breaks.likeliest(CASCADE, votes, np.zeros(5, int))
+    assert ways[:4].tolist() == [0 * 3 + 2, 2 * 3 + 1, 2 * 3 + 1, 1 * 3 + 1]
+    np.testing.assert_allclose(shares, [0.5 + 0.15, 0.5 + 0.15, 0.5 + 0.48, 0.5 - 0.15, 0])
+    found = [breaks.p_value(CASCADE, one, 0, int(way)) for one, way in zip(votes[:4], ways, strict=False)]
+    expected = [
+        (stats.binom.sf(89, 100, 0.75), 0),
+        max((stats.binom.cdf(60, 100, 0.75), 0), (stats.binom.cdf(30, 100, 0.5), 1)),
+        max((stats.binom.cdf(20, 100, 0.75), 0), (stats.binom.cdf(2, 100, 0.5), 1)),
+        max((stats.binom.cdf(90, 100, 0.75), 0), (stats.binom.sf(89, 100, 0.5), 1)),
+    ]
+    for one, other in zip(found, expected, strict=True):
+        assert one[0] == pytest.approx(other[0], rel=1e-9)
+        assert one[1] == other[1]
+
+
+@pytest.mark.parametrize("way", [0 * 2 + 1, 1 * 2 + 1, 2 * 2 + 1])
+def test_a_false_claim_about_a_cascade_has_a_small_p_value_as_rarely_as_it_says(way):
+    """By the exact law of the votes, n = 30, for probabilities of class 0 at which the way is just not taken."""
+    n, k = 30, np.arange(31)
+    p_values = np.array(
+        [[breaks.p_value(CASCADE, np.array([[a, n - a, 0], [b, n - b, 0]]), 0, way)[0] for b in k] for a in k]
+    )
+    false = {
+        1: [(0.25, 0.1), (0.25, 0.9)],
+        3: [(0.75 + 1e-9, 0.1), (0.1, 0.5)],
+        5: [(0.75 + 1e-9, 0.1), (0.1, 0.5 + 1e-9)],
+    }
+    for large, small in false[way]:
+        law = np.outer(stats.binom.pmf(k, n, large), stats.binom.pmf(k, n, small))
+        for t in (0.5, 0.05, 0.001):
+            assert law[p_values <= t].sum() <= t * (1 + 1e-6)
+        assert law[p_values <= 0.05].sum() > 0.01
 
 
 def test_the_strongest_rival_is_the_others_first_and_its_share_is_of_both():
     votes = np.array([[5, 3, 9, 7], [0, 0, 4, 1], [2, 6, 6, 0], [0, 0, 0, 8]])
-    rivals, shares = point_votes.strongest_rivals(votes, np.array([2, 2, 0, 1]))
+    rivals, shares = breaks.strongest_rivals(votes, np.array([2, 2, 0, 1]))
     assert rivals.tolist() == [0, 0, 1, 0]
     np.testing.assert_allclose(shares, [5 / 14, 0, 6 / 8, 0])
 

@@ -20,7 +20,7 @@ def middle(by):
 
 
 BUILT_IN = {
-    **{name: schemes.make(name, sigma=0.3) for name in sorted(schemes.SCHEMES.keys() - {"stepped"})},
+    **{name: schemes.make(name, sigma=0.3) for name in sorted(schemes.SCHEMES.keys() - {"stepped", "cascade"})},
     "l1, ref": schemes.L1(sigma=0.3, ref=0.5),
     "inverse_sqrt_norm, ref": schemes.InverseSqrtNorm(sigma=0.3, ref=3.0),
     **{

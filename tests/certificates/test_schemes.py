@@ -20,6 +20,7 @@ def test_levels_are_the_definitions():
         "l2": np.full(6, sigma),
         "uniform": sigma * NORMS,
         "stepped": np.full(6, sigma),
+        "cascade": np.full(6, sigma),  # its largest
     }
     assert expected.keys() == schemes.SCHEMES.keys()
     for name, levels in expected.items():
@@ -34,7 +35,7 @@ def test_device_and_host_agree(name):
     np.testing.assert_allclose(device, schemes.host_scale(scheme, IMAGES)[1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(schemes.SCHEMES.keys() - {"stepped"}))
+@pytest.mark.parametrize("name", sorted(schemes.SCHEMES.keys() - {"stepped", "cascade"}))
 def test_scale_bounds_hold_for_images_at_that_distance(name):
     """Levels at 200 random images at distance a, and at the extreme ones, lie within the stated bounds."""
     scheme = schemes.make(name, sigma=0.3)
@@ -122,6 +123,8 @@ def test_a_description_makes_the_scheme_again(name):
         scheme = schemes.Stepped(sigma=0.25, by="std", edges=(0.1, 1 / 3), levels=(1.0, 2.0, 0.7))
     if name == "l1":
         scheme = schemes.L1(sigma=0.1, ref=0.47658)
+    if name == "cascade":
+        scheme = schemes.Cascade(sigma=0.5, levels=(2.0, 1.0, 1 / 3), thresholds=(0.6, 0.7), shares=(0.2, 0.3, 0.5))
     described = json.loads(json.dumps(schemes.describe(scheme) | {"alpha": 0.001}))
     assert schemes.from_description(described) == scheme
 
@@ -167,6 +170,16 @@ def test_schemes_are_hashable_values():
         ("stepped", {"sigma": 1.0, "edges": (1.0,), "levels": (1.0, "x")}, "Expected levels > 0, got x"),
         ("stepped", {"sigma": 1.0, "edges": (1.0,), "levels": (1.0, 1e39)}, "sigma times each of levels from 1.2e-38"),
         ("stepped", {"sigma": 1.0, "by": "l3"}, "Expected by to be one of"),
+        ("cascade", {"sigma": 1.0, "levels": (1.0,)}, "levels, at least 2, to descend"),
+        ("cascade", {"sigma": 1.0, "levels": (1.0, 2.0)}, "levels, at least 2, to descend"),
+        ("cascade", {"sigma": 1.0, "levels": (1.0, 0.0)}, "levels, at least 2, to descend"),
+        ("cascade", {"sigma": 1.0, "levels": (1e39, 1.0)}, "sigma times each of levels from 1.2e-38"),
+        ("cascade", {"sigma": 1.0, "thresholds": (0.4,)}, r"thresholds in \[.5, 1\), one for each level but the last"),
+        ("cascade", {"sigma": 1.0, "thresholds": (1.0,)}, "thresholds in"),
+        ("cascade", {"sigma": 1.0, "thresholds": (0.5, 0.5)}, "thresholds in"),
+        ("cascade", {"sigma": 1.0, "shares": (0.5, 0.6)}, "shares > 0 of alpha, one for each of 2 levels"),
+        ("cascade", {"sigma": 1.0, "shares": (1.0, 0.0)}, "shares > 0"),
+        ("cascade", {"sigma": 1.0, "shares": (1.0,)}, "shares > 0"),
         ("gaussian", {"sigma": 1e-50}, "sigma from 1.2e-38 to 3.4e38, the range of float32, got 1e-50"),
         ("l1", {"sigma": 1e39}, "sigma from 1.2e-38"),
         ("l2", {"sigma": "loud"}, "sigma > 0, got loud"),

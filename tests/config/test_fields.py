@@ -20,7 +20,7 @@ def get(name, *arguments):
     return config.load(":".join((f"{name}.py", *arguments)))
 
 
-@pytest.mark.parametrize("scheme", schemes.SCHEMES)
+@pytest.mark.parametrize("scheme", sorted(schemes.SCHEMES.keys() - {"cascade"}))
 def test_cifar10_takes_the_scheme_and_is_the_papers_experiment(scheme):
     made = get("cifar10", scheme)
     made.noise.levels = (1.0,) if scheme == "stepped" else ()
@@ -30,6 +30,26 @@ def test_cifar10_takes_the_scheme_and_is_the_papers_experiment(scheme):
         110, 0, 100, 100_000, 0.001,
     )  # fmt: skip
     assert config.recipe(made).epochs == 90
+
+
+def test_a_cascade_is_for_certification_and_training_needs_another_scheme():
+    made = get("cifar10", "cascade")
+    assert config.noise_scheme(made) == schemes.Cascade(sigma=0.25, levels=(1.0, 0.5))
+    made.noise.levels, made.noise.thresholds, made.noise.shares = (2.0, 1.0, 0.5), (0.6, 0.7), (0.5, 0.25, 0.25)
+    assert config.noise_scheme(made) == schemes.Cascade(0.25, (2.0, 1.0, 0.5), (0.6, 0.7), (0.5, 0.25, 0.25))
+    with pytest.raises(ValueError, match=r"Expected train\.scheme, such as gaussian .* got cascade"):
+        config.training_scheme(made)
+    made.train.scheme = "gaussian"
+    assert config.training_scheme(made) == schemes.Gaussian(sigma=0.25)
+    made.noise.thresholds = (0.6, 0.4)
+    with pytest.raises(ValueError, match=r"Expected noise\.thresholds in"):
+        config.noise_scheme(made)
+    made.noise.thresholds, made.noise.bins = (), 3
+    with pytest.raises(ValueError, match=r"no noise\.edges or bins for the scheme cascade"):
+        config.noise_scheme(made)
+    made.noise.scheme = "gaussian"
+    with pytest.raises(ValueError, match=r"no noise\.thresholds or shares for the scheme gaussian"):
+        config.noise_scheme(made)
 
 
 def test_training_noise_can_differ_from_the_predictions():

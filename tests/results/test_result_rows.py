@@ -282,7 +282,7 @@ def test_correct_of_our_own_files_too_and_never_for_an_abstention(tmp_path):
     write(tmp_path, [dataclasses.replace(row(0, label=0), correct=1), row(20)])
     with pytest.warns(UserWarning, match="In 1 of the 2 rows"):
         assert [one.correct for one in results.read_results(tmp_path).rows] == [0, 1]
-    assert results.Row.from_certificate(row(0, votes=(50, 50, 0, 0)), 0, -1, 1.0).correct == 0
+    assert row(0, label=-1, votes=(50, 50, 0, 0)).correct == 0
 
 
 def test_booleans_a_byte_order_mark_and_blank_lines_at_the_end_are_read(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from idrc_jax.certificates import confidence_bounds, sampling_plans
+from idrc_jax.certificates.sampling_plans import OneLevel
 from idrc_jax.sampling import random_keys
 from idrc_jax.sampling.dispatch_ahead import Scheduler, whole_strides
 
@@ -13,7 +14,10 @@ CLASSES = 3
 
 
 class Device:
-    """A vote counter: votes of sample s of image i are a fixed function of (stage, i, s); remembers every draw."""
+    """A vote counter: votes of sample s of image i are a fixed function of (stage, i, s); remembers every draw.
+
+    Of level l the stage is 100 l higher.
+    """
 
     classes, slots, stride = CLASSES, 64, 40
 
@@ -29,15 +33,16 @@ class Device:
         votes = np.zeros((1, 64, CLASSES + 1), int)
         for slot, (position, first, n) in enumerate(zip(draw.positions, draw.first, draw.n, strict=True)):
             for sample in range(first, first + n):
-                assert (draw.stage, position, sample) not in self.samples  # none is drawn twice
-                self.samples.add((draw.stage, position, sample))
-                votes[0, slot, self.vote(draw.stage, position, sample)] += 1
+                stage = draw.stage + 100 * draw.level
+                assert (stage, position, sample) not in self.samples  # none is drawn twice
+                self.samples.add((stage, position, sample))
+                votes[0, slot, self.vote(stage, position, sample)] += 1
         return votes
 
 
 def scheduler(device, plan, *, piece=400, stride=40, radius=lambda p: np.maximum(p - 0.5, 0), slots=64):
     device.stride, device.slots = stride, slots
-    return Scheduler(device, plan, lambda position: plan.stopping(radius, 0.01), piece=piece)
+    return Scheduler(device, plan, lambda position: OneLevel(plan.stopping(radius, 0.01)), piece=piece)
 
 
 def test_fixed_draws_every_sample_once_and_the_class_first():
@@ -45,7 +50,7 @@ def test_fixed_draws_every_sample_once_and_the_class_first():
     made = list(scheduler(device, sampling_plans.Fixed(n=300, n0=10)).run(range(5, 35)))
     assert [one.position for one in made] == list(range(5, 35))
     for one in made:
-        assert (one.selected, one.votes.sum()) == (one.position % 2, 300)
+        assert (one.levels[0].selected, sum(one.levels[0].votes)) == (one.position % 2, 300)
     expected = {(random_keys.SELECTION, p, s) for p in range(5, 35) for s in range(10)}
     assert device.samples == expected | {(random_keys.ESTIMATION, p, s) for p in range(5, 35) for s in range(300)}
     chosen = set()
@@ -63,14 +68,14 @@ def test_adaptive_images_stop_at_their_own_looks_and_make_place():
     run = scheduler(device, plan)
     made = {one.position: one for one in run.run(range(60))}
     assert set(made) == set(range(60))
-    numbers = [int(one.votes.sum()) for one in made.values()]
+    numbers = [int(sum(one.levels[0].votes)) for one in made.values()]
     assert set(numbers) <= set(plan.looks())
     assert len(set(numbers)) > 4
     for one in made.values():
-        assert one.selected == confidence_bounds.select(one.votes)
+        assert one.levels[0].selected == confidence_bounds.select(np.array(one.levels[0].votes))
         # Its samples are 0 .. n - 1, no others.
         drawn = {s for stage, p, s in device.samples if p == one.position}
-        assert drawn == set(range(one.votes.sum()))
+        assert drawn == set(range(sum(one.levels[0].votes)))
     assert run.drawn == sum(numbers)
     # The order in which they end is not that in which they begin.
     assert list(made) != sorted(made)
@@ -90,6 +95,50 @@ def test_batches_stay_full_until_the_queue_is_empty():
     assert useful >= 0.85
     list(left)
     assert run.slots_used / run.slots_total >= 0.8
+
+
+class UpAndBack:
+    """Level 0 to 60, level 1 to 70, level 0 on to 80; images of odd positions only the first."""
+
+    def __init__(self, position):
+        self.odd = position % 2
+
+    def next_level(self, drawn):
+        return None if self.odd else {(60,): 1, (60, 70): 0, (80, 70): None}[tuple(sum(one.votes) for one in drawn)]
+
+    def stops(self, drawn, level):
+        assert [one.level for one in drawn] == [0, 1][: len(drawn)]
+        n = sum(drawn[level].votes)
+        return n == 70 if level == 1 else n == (60 if len(drawn) == 1 else 80)
+
+
+@pytest.mark.parametrize("n0", [0, 10])
+def test_levels_have_samples_of_their_own_and_go_on_where_they_stopped(n0):
+    class Plan(sampling_plans.SelectionFree):
+        selection = n0
+
+        def looks(self):
+            return [50, 60, 70, 80, 90]
+
+    device = Device(lambda position: 0.9)
+    device.stride, device.slots = 40, 64
+    run = Scheduler(device, Plan(n=90), UpAndBack, piece=400)
+    made = {one.position: one.levels for one in run.run(range(60))}
+    assert set(made) == set(range(60))
+    for position, levels in made.items():
+        expected = {0: 60} if position % 2 else {0: 80, 1: 70}
+        assert {one.level: sum(one.votes) for one in levels} == expected
+        for level, n in expected.items():
+            stages = {random_keys.ESTIMATION + 100 * level: n} | (
+                {random_keys.SELECTION + 100 * level: n0} if n0 else {}
+            )
+            for stage, count in stages.items():
+                own = {s for t, p, s in device.samples if (t, p) == (stage, position)}
+                assert own == set(range(count))
+        votes = np.bincount([device.vote(random_keys.ESTIMATION, position, s) for s in range(expected[0])], minlength=4)
+        assert levels[0].votes == tuple(votes)
+    assert run.drawn == 30 * 60 + 30 * 150
+    assert run.slots_used / run.slots_total > 0.8
 
 
 def test_a_bounded_number_of_dispatches_is_ahead():
@@ -138,7 +187,7 @@ def test_the_stride_changes_no_votes(stride):
     for size in (40, stride):
         device = Device(lambda position: 0.6 + 0.004 * position)
         run = scheduler(device, plan, piece=400 // size * size or size, stride=size)
-        made[size] = {one.position: one.votes.tolist() for one in run.run(range(30))}
+        made[size] = {one.position: one.levels[0].votes for one in run.run(range(30))}
     assert made[40] == made[stride]
 
 

@@ -1,0 +1,160 @@
+"""Schemes of several constant levels: chosen by the bin of a statistic, or by the votes under larger ones.
+
+Both are certified as constant Gaussian noise is, as far as the level cannot change.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from idrc_jax.certificates.noise_scheme import STATISTICS, Array, Scheme
+from idrc_jax.core import validate
+from idrc_jax.core.validate import SettingError
+
+
+@dataclass(frozen=True)
+class Stepped(Scheme):
+    """Gaussian noise whose level is constant on each bin of a statistic of the image.
+
+    Bins must be fixed beforehand, e.g. by `fit_stepped` on training images, never from the images to be certified.
+
+    Attributes:
+      by: the statistic, a name in `STATISTICS`: mean |x|, standard deviation of all values (ddof 0), or ||x||.
+      edges: ascending, between the bins; bin k holds edges[k-1] <= s < edges[k], the first and last are open-ended.
+      levels: one more than edges, > 0: the noise level in bin k is sigma * levels[k].
+    """
+
+    name: ClassVar[str] = "stepped"
+    by: str = "norm"
+    edges: tuple[float, ...] = ()
+    levels: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        validate.one_of("by", self.by, STATISTICS)
+        if not validate.ascend(self.edges):
+            raise SettingError(f"Expected edges to ascend, got {self.edges}.", "edges")
+        if len(self.levels) != len(self.edges) + 1:
+            raise SettingError(
+                f"Expected one level a bin, {len(self.edges) + 1} levels for {len(self.edges)} edges, got "
+                f"{len(self.levels)}.",
+                "levels",
+                "edges",
+            )
+        for level in self.levels:
+            validate.positive("levels", level)
+            validate.level("sigma times each of levels", self.sigma * level)
+        for name in ("edges", "levels"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+
+    def statistic(self, images: Array) -> Array:
+        return STATISTICS[self.by](images)
+
+    def scale(self, statistic: Array) -> Array:
+        xp = statistic.__array_namespace__()
+        levels = xp.asarray([self.sigma * level for level in self.levels], dtype=statistic.dtype)
+        edges = xp.asarray(self.edges, dtype=statistic.dtype)
+        return levels[xp.searchsorted(edges, statistic, side="right")]
+
+    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
+        """The bin's level up to the distance to its edge; from there on, of all bins."""
+        statistic = np.asarray(statistic, np.float64)
+        inside, level = distance < self.distance_to_edge(statistic, dim), self.scale(statistic)
+        ends = (self.sigma * min(self.levels), self.sigma * max(self.levels))
+        return np.where(inside, level, ends[0]), np.where(inside, level, ends[1])
+
+    def distance_to_edge(self, statistic: ArrayLike, dim: int) -> np.ndarray:
+        """A lower bound on the l2 distance from an image with this statistic to any image in another bin: [...].
+
+        Guarantee: the statistics are Lipschitz, 1 / sqrt(dim) for `mean_abs` and `std` and 1 for `norm`; 2^-40 of the
+        statistic (and of 1) is taken off for its float64 arithmetic, there and at the other image.
+        """
+        statistic = np.asarray(statistic, np.float64)
+        gap = np.min(np.abs(statistic[..., None] - np.asarray([*self.edges, np.inf])), axis=-1)
+        gap = np.maximum(gap - 2.0**-39 * (1 + np.abs(statistic)), 0.0)
+        return gap if self.by == "norm" else gap * math.sqrt(dim) * (1 - 2.0**-50)
+
+
+@dataclass(frozen=True)
+class Cascade(Scheme):
+    """Gaussian noise of several constant levels, the largest first: the first level that is sure decides.
+
+    The smoothed classifier answers with class A at the first level under which A's probability exceeds the level's
+    threshold, and gives no answer where there is none (after Jeong and Shin 2023). Its votes are drawn level by level,
+    and its certificates are those of `cascade`.
+
+    Attributes:
+      levels: descending, at least two, > 0: noise level k is sigma * levels[k].
+      thresholds: of each level but the last, whose own is 1/2; in [1/2, 1). Empty: 1/2 each.
+      shares: of the error probability alpha, for each level, > 0 and 1 together. Empty: as much for each.
+    """
+
+    name: ClassVar[str] = "cascade"
+    levels: tuple[float, ...] = (1.0, 0.5)
+    thresholds: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.exact:
+            raise SettingError(
+                "Expected exact = False for the scheme cascade, whose certificate does not pay for it.", "exact"
+            )
+        count = len(self.levels)
+        if count < 2 or not validate.ascend(self.levels[::-1], above=0):
+            raise SettingError(f"Expected levels, at least 2, to descend to above 0, got {self.levels}.", "levels")
+        for level in self.levels:
+            validate.level("sigma times each of levels", self.sigma * level)
+        thresholds = tuple(self.thresholds) or (0.5,) * (count - 1)
+        if len(thresholds) != count - 1 or not all(validate.finite(one) and 0.5 <= one < 1 for one in thresholds):
+            raise SettingError(
+                f"Expected thresholds in [.5, 1), one for each level but the last, {count - 1}, got {self.thresholds}.",
+                "thresholds",
+            )
+        shares = tuple(self.shares) or (1 / count,) * count
+        whole = len(shares) == count and all(validate.finite(one) and one > 0 for one in shares)
+        if not (whole and abs(sum(shares) - 1) < 1e-9):
+            raise SettingError(
+                f"Expected shares > 0 of alpha, one for each of {count} levels and 1 together, got {self.shares}.",
+                "shares",
+            )
+        for name, values in (("levels", self.levels), ("thresholds", thresholds), ("shares", shares)):
+            object.__setattr__(self, name, tuple(float(value) for value in values))
+
+    def statistic(self, images: Array) -> Array:
+        xp = images.__array_namespace__()
+        return xp.zeros(images.shape[:-3], dtype=images.dtype)
+
+    def scale(self, statistic: Array) -> Array:
+        """The largest level."""
+        return self.sigma * self.levels[0] + 0 * statistic
+
+    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
+        return self.sigma * self.levels[-1], self.sigma * self.levels[0]
+
+
+def fit_stepped(images: np.ndarray, *, sigma: float, by: str = "norm", bins: int = 4) -> Stepped:
+    """Bins with equally many of `images` in each, and levels that rise with the statistic and have mean 1.
+
+    Args:
+      images: float [N, H, W, C] in [0, 1], of a training set: the guarantee needs bins that do not depend on the images
+        to be certified.
+      sigma: mean noise level over `images`.
+      by: the statistic.
+      bins: how many.
+    """
+    validate.one_of("by", by, STATISTICS)
+    validate.at_least("bins", bins, 1)
+    statistic = np.concatenate(
+        [STATISTICS[by](images[i : i + 1000].astype(np.float64)) for i in range(0, len(images), 1000)]
+    )
+    edges = np.quantile(statistic, np.arange(1, bins) / bins)
+    if len(np.unique(edges)) < len(edges):
+        raise SettingError(f"Expected fewer bins: {bins} quantiles of {by} over the training images coincide.", "bins")
+    which = np.searchsorted(edges, statistic, side="right")
+    means = np.asarray([np.mean(statistic[which == k]) for k in range(bins)])
+    levels = means / np.mean(statistic)
+    return Stepped(sigma=sigma, by=by, edges=tuple(edges.tolist()), levels=tuple(levels.tolist()))
