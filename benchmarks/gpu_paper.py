@@ -21,8 +21,10 @@ from pathlib import Path
 from benchmarks import gpu
 from benchmarks.workers import ROOT
 from idrc_jax import models
+from idrc_jax.core import files
 
 HALF = "weights_half.safetensors"
+_SETTINGS = "gpu_paper.json"
 _IMAGES = 500
 _START = 15  # seconds until a command looks at its clock
 _GRACE = 20  # seconds that a command which is asked to stop may take to save
@@ -72,21 +74,28 @@ def run(values: argparse.Namespace, deadline: float) -> bool:
     recipe = [f"--config.train.epochs={values.epochs}", "--config.train.schedule=onecycle"]
     recipe += ["--config.train.checkpoint_minutes=0.5"]
     sampling = [f"--config.model.weights={out / HALF}", "--config.sampling.plan=to_radius", "--config.data.skip=20"]
-    if not _call("train", [*common, *recipe, *shlex.split(values.train)], out, deadline):
+    files.make_folder(out)
+    asked = {name: str(getattr(values, name)) for name in ("sigma", "depth", "epochs", "dtype", "train", "certify")}
+    if (out / _SETTINGS).is_file() and (known := json.loads((out / _SETTINGS).read_text())) != asked:
+        raise SystemExit(
+            f"error: Expected the settings that {out} was begun with, {known}, got {asked}: take another OUT."
+        )
+    files.write_json(out / _SETTINGS, asked)
+    if not _call("train", [*common, *recipe, *shlex.split(values.train)], out, deadline, out / models.WEIGHTS):
         return False
     if not (out / HALF).is_file():
         models.save_half(out, out / HALF)
         print(f"Weights: {out / HALF}, {(out / HALF).stat().st_size / 1e6:.1f} MB", flush=True)
-    return _call("certify", [*common, *sampling, *shlex.split(values.certify)], out, deadline)
+    return _call("certify", [*common, *sampling, *shlex.split(values.certify)], out, deadline, out / "certificates.tsv")
 
 
-def _call(command: str, arguments: list[str], out: Path, deadline: float) -> bool:
-    """Run a command unless it has finished in this folder: whether it has then.
+def _call(command: str, arguments: list[str], out: Path, deadline: float, made: Path) -> bool:
+    """Run a command unless it has finished in this folder and made that file: whether it has then.
 
     It stops by itself before the deadline; one that does not is asked to, and killed if it does not heed.
     """
     status = out / f"{command}_status.json"
-    if _finished(status):
+    if _finished(status) and made.is_file():
         return True
     left = deadline - time.monotonic()
     if left <= 2 * _START:
@@ -94,7 +103,7 @@ def _call(command: str, arguments: list[str], out: Path, deadline: float) -> boo
     limit = f"--config.max_minutes={(left - _START) / 60:.3f}"
     process = subprocess.Popen([sys.executable, f"{command}.py", *arguments, limit], cwd=ROOT)
     try:
-        code = process.wait(left)
+        code = process.wait(left - _GRACE)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)
         try:
@@ -109,7 +118,7 @@ def _call(command: str, arguments: list[str], out: Path, deadline: float) -> boo
         raise
     if code:
         raise SystemExit(code)
-    return _finished(status)
+    return _finished(status) and made.is_file()
 
 
 def _finished(status: Path) -> bool:

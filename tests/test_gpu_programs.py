@@ -162,6 +162,7 @@ def test_every_network_law_and_kind_of_work_is_among_the_programs(monkeypatch):
     assert certified == {
         "ResNet-20", "ResNet-110", "ResNet-50", "ViT-B/16", "full U-Net + ResNet-110", "small U-Net + ResNet-20",
         "from_torch ResNet-18", "from_torch ConvNeXt-T",
+        "full U-Net + ResNet-110 (fused attention)", "ViT-B/16 (fused attention)",
     }  # fmt: skip
     laws = {"normal", "half_normal_length", "laplace_direction"}
     for network in ("ResNet-20", "ResNet-110", "ResNet-50", "ViT-B/16"):

@@ -158,7 +158,7 @@ def _train(depth: int, dtype: str, statistics: str = "batch", *, by_kernel: bool
         images, recipe = _cifar(), config.recipe(settings)
         description = config.description(settings, images)
 
-        def step_on(optimiser: optax.GradientTransformation, mesh: Mesh) -> Step:
+        def step_on(optimiser: optax.GradientTransformation, mesh: Mesh, epoch: int) -> Step:
             chain = residual_gpu.blocks if by_kernel else None
             network = training_kernel.network_of(models.abstract(description, dtype=dtype, chain=chain)[0])
             scheme = Gaussian(sigma=SIGMA)
@@ -179,7 +179,7 @@ def _train_denoiser(size: str, dtype: str) -> Program:
         images, recipe, target = _cifar(), config.recipe(settings), config.denoiser_target(settings)
         description = config.denoiser_description(settings, images)
 
-        def step_on(optimiser: optax.GradientTransformation, mesh: Mesh) -> Step:
+        def step_on(optimiser: optax.GradientTransformation, mesh: Mesh, epoch: int) -> Step:
             return denoiser.make_step(training_kernel.graph_on(mesh, description), recipe, target, optimiser, 0, mesh)
 
         job = Job(description, images, recipe, 0, "", (), {}, (images.images,), step_on, ("loss",), averaged=True)
@@ -192,7 +192,7 @@ def _lowered_steps(job: Job, mesh: Mesh) -> Lowered:
     """Lower the dispatch of as many steps as `loop.run` sends at a time."""
     whole = devices.replicated(mesh)
     optimiser = job.recipe.optimiser(job.epoch_steps)
-    run = loop.dispatches(job.make_step(optimiser, mesh), on_cpu=False)
+    run = loop.dispatches(job.make_step(optimiser, mesh, 0), on_cpu=False)
     state = initial_state.shapes(job, optimiser, mesh)
     order = jax.ShapeDtypeStruct((len(job.train_set),), jnp.int32, sharding=whole)
     arrays = (jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=whole) for one in job.data)

@@ -29,6 +29,7 @@ from idrc_jax.certificates.level_schemes import Cascade
 from idrc_jax.certificates.noise_scheme import Scheme
 from idrc_jax.certificates.radii import Certificate
 from idrc_jax.certificates.sampling_plans import LevelVotes, Plan
+from idrc_jax.core import validate
 from idrc_jax.core.json_values import Json
 from idrc_jax.core.validate import SettingError
 
@@ -50,6 +51,9 @@ class Bounds:
     scheme: Cascade
     plan: Plan
     alpha: float
+
+    def __post_init__(self) -> None:
+        validate.in_open_unit_interval("alpha", self.alpha)
 
     @cached_property
     def levels(self) -> np.ndarray:
@@ -121,10 +125,12 @@ class Bounds:
                 return bool(replace(self.plan, n=n).lower(n, n, float(self.errors[level])) > threshold)
 
             if not enough(self.plan.n):
+                if not enough(sampling_plans.MOST):
+                    raise SettingError(f"Expected thresholds that votes can exceed, got {threshold!r}.", "thresholds")
                 most = next(most for most in (self.plan.n * 2**power for power in itertools.count()) if enough(most))
                 least = bisect.bisect_left(range(most), True, key=lambda n: n >= self.plan.n and enough(n))
                 raise SettingError(
-                    f"Expected n >= {least}, the fewest samples that can exceed the threshold {threshold:g} of level "
+                    f"Expected n >= {least}, the fewest samples that can exceed the threshold {threshold!r} of level "
                     f"{self.levels[level]:g} at its share of alpha = {self.alpha:g}, got {self.plan.n}.",
                     "n",
                 )

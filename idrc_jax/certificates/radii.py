@@ -245,6 +245,7 @@ def from_votes(
 
     Guarantee: for each image on its own, with probability at least 1 - alpha over the votes, `radius` is valid.
     """
+    validate.in_open_unit_interval("alpha", alpha)
     validate.one_of("certificate", certificate, (*CERTIFICATES, TOP_K, INCREMENTAL))
     _check_terms(certificate, scheme, plan)
     statistic, votes = np.asarray(statistic, np.float64), np.asarray(votes)

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from idrc_jax import data, models, sampling
-from idrc_jax.certificates import INCREMENTAL, Pairs, SelectionFree
+from idrc_jax.certificates import INCREMENTAL, Pairs, SelectionFree, incremental
 from idrc_jax.certificates.sampling_plans import Course, OneLevel
 from idrc_jax.certificates.schemes import Cascade, Scheme, host_levels
 from idrc_jax.certification.guarantee import check_fits, check_indices, check_unique, describe_guarantee
@@ -193,6 +193,7 @@ def _prepare(
             "certify them there, or fewer here."
         )
     own = Settings(settings.plan, settings.alpha, settings.seed, INCREMENTAL)
+    _check_enough(own, pairs)
     guarantee = describe_guarantee(variant, scheme, dataset, indices, own)
     described = as_json(guarantee)
     of = {name: value for name, value in stored.items() if described.get(name) != value}
@@ -207,6 +208,17 @@ def _prepare(
         variant, scheme, share, dataset.labels[share], images, levels, SelectionFree(n=pairs.n), settings.seed,
         guarantee, checked, reference, rows, votes,
     )  # fmt: skip
+
+
+def _check_enough(settings: Settings, pairs: Pairs) -> None:
+    """ValueError unless unanimous votes and pairs that all agree would certify something."""
+    looks = np.asarray(settings.plan.looks())
+    best = float(np.max(incremental.lower(settings.plan, looks, looks, np.zeros_like(looks), pairs, settings.alpha)))
+    if best <= 0.5:
+        raise ValueError(
+            f"Expected more pairs than {pairs.n} or a larger share of alpha for them than {pairs.share:g}: even votes "
+            f"and pairs that all agree would only show a probability of {best:.3f}."
+        )
 
 
 def _check_run(read: Results, expected: Json) -> Json:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 _TILE = 4096  # numbers of a tile: pixels times channels
 _WARPS = 4
@@ -140,6 +139,8 @@ def _run(
     sums: bool,
     interpret: bool,
 ) -> dict[str, jax.Array]:
+    from jax.experimental.pallas import triton  # here, as a later JAX may not have it: whoever tries it goes without
+
     pixels, channels = arrays["x"].shape
     features = kernel.shape[3]
     tile = _tile(features)
@@ -164,6 +165,8 @@ def _run(
 
 
 def _kernel(static: _Static, *refs: Any) -> None:
+    from jax.experimental.pallas import triton
+
     ref = dict(zip(static.inputs + static.outputs, refs, strict=True))
     number = pl.program_id(0)
     pixel = number * static.tile + jnp.arange(static.tile)

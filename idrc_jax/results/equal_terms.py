@@ -12,7 +12,7 @@ from idrc_jax.core.json_values import Json
 from idrc_jax.results.recertify import recertify
 from idrc_jax.results.runs import Run
 
-_TERMS = ("plan", "n", "alpha", "certificate", "k")
+_TERMS = ("plan", "n", "alpha", "certificate", "k", "paired.n", "paired.share")
 _OF_ONE_PLAN = ("n0", "sequence", "radii", "precision")  # compared where the plans have one name
 _NAMED = 3  # runs of one value; more are counted
 _UNSTORED = "where it stopped on an image depends on the order of its votes, which is not stored"
@@ -29,13 +29,19 @@ def differences(several: Sequence[Run]) -> str:
     for term in (*_TERMS, *(_OF_ONE_PLAN if one_plan else ())):
         names: dict[str, list[str]] = {}
         for name, made in known:
-            names.setdefault(_text(made.get(term)), []).append(name)
+            names.setdefault(_text(_term(made, term)), []).append(name)
         if len(names) > 1:
             told.append(f"{term} is {', '.join(f'{value} for {_named(own)}' for value, own in names.items())}")
     silent = [run.name for run in several if not run.results.manifest]
     if silent and len(several) > 1:
         told.append(f"no plan, n and alpha are known of {_named(silent)}")
     return f"Not on equal terms: {'; '.join(told)}." if told else ""
+
+
+def _term(made: Json, term: str) -> object:
+    """A setting of a guarantee; that of the pairs for `paired.NAME`."""
+    part, _, name = term.rpartition(".")
+    return (made.get(part, {}) if part else made).get(name)
 
 
 def warning(several: Sequence[Run]) -> str:

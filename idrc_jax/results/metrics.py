@@ -106,6 +106,8 @@ def largest_probability(results: Results) -> float | None:
     bounds = cascade.bounds_of_results(made)
     alpha = certificates.lower_alpha(made) if bounds is None else float(np.max(bounds.errors))
     looks = np.asarray(plan.looks())
+    if made["certificate"] == certificates.TOP_K:  # whose class no votes choose
+        return float(np.max(confidence_bounds.clopper_pearson_lower(looks, looks, alpha)))
     found = float(np.max(plan.lower(looks, looks, alpha)))
     if made["certificate"] != certificates.INCREMENTAL:
         return found

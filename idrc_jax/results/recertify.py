@@ -97,7 +97,7 @@ def recertify(
         selected,
         votes,
         labels=np.asarray([row.label for row in read.rows], np.int64),
-        lost=_lost(read) if made["certificate"] == INCREMENTAL else (),
+        lost=_lost(read, selected) if made["certificate"] == INCREMENTAL else (),
     )
     for new, old in zip(found, read.rows, strict=True):
         if new.sigma_x != old.sigma_x:
@@ -160,15 +160,17 @@ def _terms(made: Json, alpha: float | None, certificate: str | None, k: int | No
     elif k is None:
         validate.one_of("certificate", certificate, certificates.CERTIFICATES)
         made = {name: value for name, value in made.items() if name != "k"}
-    terms = {"alpha": made["alpha"] if alpha is None else alpha, "certificate": certificate}
+    alpha = made["alpha"] if alpha is None else validate.in_open_unit_interval("alpha", alpha)
+    terms = {"alpha": alpha, "certificate": certificate}
     return made | as_json(terms | ({} if k is None else {"k": int(k)}))
 
 
-def _lost(read: Results) -> np.ndarray:
-    """int [rows]: pairs of an incremental run in which the network of the votes alone gave the class."""
+def _lost(read: Results, selected: np.ndarray) -> np.ndarray:
+    """int [rows]: pairs of an incremental run in which the network of the votes alone gave the selected class."""
     if any(row.differing is None for row in read.rows):
         raise ValueError(f"Expected the column differing in {read.path}, as its manifest is of paired votes, got none.")
-    return np.asarray([(row.differing or {}).get(row.selected or 0, 0) for row in read.rows], np.int64)
+    lost = [(row.differing or {}).get(int(own), 0) for own, row in zip(selected, read.rows, strict=True)]
+    return np.asarray(lost, np.int64)
 
 
 def _cascade_rows(read: Results, made: Json, bounds: cascade.Bounds, n: int | None) -> tuple[Row, ...]:

@@ -58,7 +58,7 @@ class _Image:
     def go_on(self, kind: _Kind, looks: list[int]) -> None:
         """Go on with the estimation under a level that the image has left, at those looks that are ahead."""
         before = self.drawn[kind.level]
-        self.kind, self.votes = kind, np.asarray(before.votes)
+        self.kind, self.votes, self.selected = kind, np.asarray(before.votes), before.selected
         self.dispatched = self.counted = sum(before.votes)
         self.looks = [look for look in looks if look > self.counted]
 

@@ -114,7 +114,7 @@ def test_group_norm_is_exact_far_from_zero():
     grouped = x.reshape(2, 16, 16, 3, 4)
     axes = {"axis": (1, 2, 4), "keepdims": True}
     expected = ((grouped - grouped.mean(**axes)) / np.sqrt(grouped.var(**axes) + 1e-2)).reshape(x.shape) * scale + bias
-    layers = unet.Layers(3, 1e-2, 0, False, 0, jnp.float32, None, nnx.Rngs(0))
+    layers = unet.Layers(3, 1e-2, 0, False, 0, jnp.float32, None, None, nnx.Rngs(0))
     norm = unet.GroupNorm(12, layers)
     norm.scale[...], norm.bias[...] = jnp.asarray(scale, jnp.float32), jnp.asarray(bias, jnp.float32)
     single = jnp.asarray(x, jnp.float32)
