@@ -103,7 +103,7 @@ def _call(command: str, arguments: list[str], out: Path, deadline: float, made: 
     limit = f"--config.max_minutes={(left - _START) / 60:.3f}"
     process = subprocess.Popen([sys.executable, f"{command}.py", *arguments, limit], cwd=ROOT)
     try:
-        code = process.wait(left - _GRACE)
+        code = process.wait(max(left - _GRACE, _START))
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)
         try:

@@ -28,6 +28,8 @@ with open(folder / "calls", "a") as calls:
     print(json.dumps([me, *sys.argv[1:]]), file=calls)
 
 def stop(*_):
+    if MODE == "finish":
+        (folder / {"train": "weights.safetensors", "certify": "certificates.tsv"}[me]).write_text("made")
     (folder / f"{me}_status.json").write_text(json.dumps({"finished": MODE == "finish"}))
     sys.exit(3 if MODE == "fail" else 0)
 
@@ -43,6 +45,7 @@ def job(tmp_path, monkeypatch):
     """A call of it, with commands that behave as they are told."""
     monkeypatch.setattr(gpu_paper, "ROOT", tmp_path)
     monkeypatch.setattr(gpu_paper, "_START", 0.1)
+    monkeypatch.setattr(gpu_paper, "_GRACE", 1)
     monkeypatch.setattr(models, "save_half", lambda source, path: path.write_bytes(b"half"))
     out = tmp_path / "out"
     values = argparse.Namespace(
@@ -57,7 +60,7 @@ def job(tmp_path, monkeypatch):
     def calls():
         return [json.loads(line) for line in (out / "calls").read_text().splitlines()]
 
-    call.calls, call.out = calls, out
+    call.calls, call.out, call.values = calls, out, values
     return call
 
 
@@ -73,6 +76,20 @@ def test_a_training_that_stopped_is_gone_on_with_before_anything_is_certified(jo
     assert {f"--config.model.weights={job.out / gpu_paper.HALF}", "--config.sampling.plan=to_radius"} <= set(last)
     (limit,) = [one.partition("=")[2] for one in last if one.startswith("--config.max_minutes")]
     assert 0 < float(limit) * 60 < 20
+
+
+def test_a_training_whose_weights_are_not_there_is_called_again(job):
+    assert job(train="finish")
+    (job.out / "weights.safetensors").unlink()
+    assert job(train="finish")
+    assert [one for one, *_ in job.calls()] == ["train", "certify", "train"]
+
+
+def test_a_folder_is_of_one_set_of_settings(job):
+    assert not job(train="stop")
+    job.values.sigma = 0.25
+    with pytest.raises(SystemExit, match=r"the settings that .* was begun with, .*'sigma': '0.5'"):
+        job(train="finish")
 
 
 def test_a_command_that_does_not_stop_in_time_is_asked_to(job):

@@ -119,18 +119,18 @@ class Bounds:
 
     def check(self) -> None:
         """ValueError unless n votes under each level, all for one class, exceed its threshold."""
-        for level, threshold in enumerate(self.thresholds):
+        for level, threshold in enumerate(self.thresholds.tolist()):
 
             def enough(n: int, level: int = level, threshold: float = threshold) -> bool:
                 return bool(replace(self.plan, n=n).lower(n, n, float(self.errors[level])) > threshold)
 
             if not enough(self.plan.n):
                 if not enough(sampling_plans.MOST):
-                    raise SettingError(f"Expected thresholds that votes can exceed, got {threshold!r}.", "thresholds")
+                    raise SettingError(f"Expected thresholds that votes can exceed, got {threshold}.", "thresholds")
                 most = next(most for most in (self.plan.n * 2**power for power in itertools.count()) if enough(most))
                 least = bisect.bisect_left(range(most), True, key=lambda n: n >= self.plan.n and enough(n))
                 raise SettingError(
-                    f"Expected n >= {least}, the fewest samples that can exceed the threshold {threshold!r} of level "
+                    f"Expected n >= {least}, the fewest samples that can exceed the threshold {threshold} of level "
                     f"{self.levels[level]:g} at its share of alpha = {self.alpha:g}, got {self.plan.n}.",
                     "n",
                 )

@@ -309,6 +309,8 @@ def test_too_few_samples_are_refused_and_the_number_that_is_told_is_the_least():
     bounds(Fixed(n=least), thresholds=(0.9,)).check()
     with pytest.raises(ValueError, match="Expected n >= "):
         bounds(Fixed(n=least - 1), thresholds=(0.9,)).check()
+    with pytest.raises(ValueError, match=r"Expected thresholds that votes can exceed, got 0\.9999999999999"):
+        bounds(Fixed(n=1000), thresholds=(1 - 1e-13,)).check()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import budgets
 import jax
@@ -207,6 +208,28 @@ def test_what_is_no_variant_of_the_run_is_refused(linear, variant, dataset, read
         assert not (tmp_path / "certificates.tsv").exists()
     else:
         assert certify(variant, dataset=dataset, workdir=tmp_path, indices=INDICES[:2], **given)
+
+
+def test_pairs_that_can_certify_nothing_are_refused(linear, variant, dataset, read, tmp_path):
+    with pytest.raises(ValueError, match=r"more pairs than 1 .* only show a probability of 0\.\d+"):
+        certify(variant, linear, read, dataset, tmp_path, pairs=Pairs(n=1))
+
+
+def test_fewer_votes_that_name_another_class_count_the_pairs_that_lose_that_one():
+    made = {
+        "scheme": "gaussian", "sigma": 1.0, "ref": 1.0, "plan": "selection_free", "n": 200, "n0": 0, "alpha": 0.9,
+        "dim": 3, "classes": 2, "certificate": "incremental", "seed": 0, "paired": {"n": 100, "share": 0.5, "of": {}},
+    }  # fmt: skip
+    rows = [
+        results.Row(idx, 0, 0, 0.0, 1, 0.0, 0.0, 0, 1.0, 1.0, 0.4, 200, 0, {0: 100, 1: 100}, {1: 100})
+        for idx in range(50)
+    ]
+    read = results.Results(
+        tuple(rows), {"schema_version": 1, "guarantee": made, "sessions": []}, Path("certificates.tsv")
+    )
+    fewer = recertify.recertify(read, n=20)
+    assert {row.selected for row in fewer.rows} == {0, 1}
+    assert all(row.predict == -1 for row in fewer.rows if row.selected == 1)  # all pairs lose class 1
 
 
 def test_networks_of_other_images_are_refused(linear, dataset, read, tmp_path):

@@ -44,7 +44,9 @@ def test_a_kernel_that_disagrees_or_fails_is_left_out_with_a_line(ask, caplog):
         assert not ask(lambda query, key, value: XLA(query, key, value, scale=0.2))
         assert not ask(lambda query, key, value: XLA(query, key, value) * np.nan)
         assert not ask(fail)
-    assert caplog.messages[0].startswith("No fused attention (expected results within 0.02 of XLA's, got ")
+    assert caplog.messages[0].startswith(
+        "No fused attention (expected results and gradients within 0.02 of XLA's, got "
+    )
     assert "got nan" in caplog.messages[1]
     assert caplog.messages[2] == "No fused attention (cuDNN is not detected.): XLA does its work."
 
