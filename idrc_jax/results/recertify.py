@@ -183,8 +183,10 @@ def _cascade_rows(read: Results, made: Json, bounds: cascade.Bounds, n: int | No
         )
     rows, looks = [], set(bounds.plan.looks())
     for row in read.rows:
+        if not row.votes_by_level:
+            raise ValueError(f"Expected votes_by_level of image {row.idx} of {read.path}, got none.")
         drawn = []
-        for one in row.votes_by_level or ():
+        for one in row.votes_by_level:
             votes = _votes(one.votes, sum(one.votes.values()), row.idx, made, looks, read.path)
             drawn.append(LevelVotes(one.level, one.selected, votes))
         rows.append(Row.from_certificate(cascade.certificate(bounds, drawn), row.idx, row.label, row.time))

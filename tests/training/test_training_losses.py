@@ -16,7 +16,7 @@ from small_networks import RESNET as DESCRIPTION
 from idrc_jax import data, losses, models, training
 from idrc_jax.certificates import schemes
 from idrc_jax.sampling import devices, noise_laws
-from idrc_jax.training import RunOptions, loop, moving_average, steps
+from idrc_jax.training import RunOptions, loop, moving_average, steps, training_votes
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.steps import State
 
@@ -224,7 +224,7 @@ def test_catrs_learns_from_the_votes_of_a_teacher_which_are_kept(synthetic, trai
     described = json.loads((tmp_path / "train_config.json").read_text())["training"]
     assert described["teacher"] == {"weights_sha256": teacher.classifier.sha256, "samples": 5}
     with monkeypatch.context() as patched:  # read, not counted again
-        patched.setattr(training.Teacher, "_count", None)
+        patched.setattr(training_votes, "_count", None)
         assert train(synthetic, tmp_path, loss, 0.0, teacher=teacher)
     with pytest.raises(ValueError, match=r"training\.teacher\.samples was 5, is 6\."):
         train(synthetic, tmp_path, loss, 0.0, teacher=training.Teacher(teacher.classifier, 6))
