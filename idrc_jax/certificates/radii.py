@@ -32,7 +32,8 @@ from idrc_jax.certificates.user_schemes import check_own
 from idrc_jax.core import validate
 
 CERTIFICATES = ("one_sided", "two_sided", "runner_up")  # of a network's own votes, about the class that they choose
-TOP_K, INCREMENTAL = "top_k", "incremental"
+TOP_K = "top_k"
+INCREMENTAL = "incremental"
 _PLANS = {"two_sided": (Fixed,), "runner_up": (Fixed,), TOP_K: (Fixed, SelectionFree)}  # of others: all
 _OF_THE_PAPER = (Gaussian, L1, L2, Uniform, InverseSqrtNorm)
 
