@@ -21,7 +21,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from idrc_jax.data import Dataset, load  # noqa: E402
+from idrc_jax.data import Dataset, from_arrays, load  # noqa: E402
 from idrc_jax.kernels import (  # noqa: E402
     convolution_cpu,
     network_cpu,
@@ -89,6 +89,14 @@ def linear() -> Classifier:
     """Three classes on 4x4x1 images; weights from a fixed seed."""
     params = np.random.default_rng(7).normal(size=(3, 16)).astype(np.float32)
     return Classifier(apply_fn=linear_logits, params=jnp.asarray(params), classes=3, image_shape=(4, 4, 1))
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Dataset:
+    """Sixty random 4x4x1 images of three classes, for `linear`."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8)
+    return from_arrays(images, generator.integers(0, 3, 60), name="made", classes=3)
 
 
 @pytest.fixture(scope="session")

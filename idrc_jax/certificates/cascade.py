@@ -70,7 +70,8 @@ class Bounds:
     def errors(self) -> np.ndarray:
         """Error probability of each level's lower bound and, but for the last, of its upper bound."""
         last = len(self.levels) - 1
-        return self.alpha * np.asarray(self.scheme.shares) / np.where(np.arange(last + 1) < last, 2, 1)
+        shares = np.asarray(self.scheme.shares) / max(1.0, math.fsum(self.scheme.shares))  # they are 1 to 1e-9
+        return self.alpha * shares / np.where(np.arange(last + 1) < last, 2, 1)
 
     def lower(self, level: int, k: int | np.ndarray, n: int | np.ndarray) -> Numbers:
         """The bound on a class with k of n votes under a level."""

@@ -1,7 +1,5 @@
 """Makes the gallery of a finished run (see `gallery_file`): its images, and the noise they were classified under."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,8 +55,10 @@ def add_first_noise(
     levels = exact_noise.tables(sigma_x) if scheme.exact else jnp.asarray(sigma_x, jnp.float32)
     slot = jnp.arange(len(images), dtype=jnp.int32)
     sample = jnp.zeros(len(images), jnp.uint32)
-    noisy = jax.jit(partial(noise_laws.noisy, scheme.law))
-    return np.asarray(noisy(key, images, jnp.asarray(indices, jnp.uint32), levels, slot, sample))
+    return np.asarray(_noisy(scheme.law, key, images, jnp.asarray(indices, jnp.uint32), levels, slot, sample))
+
+
+_noisy = jax.jit(noise_laws.noisy, static_argnums=0)
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:

@@ -29,13 +29,6 @@ INDICES = np.arange(0, 60, 4)
 
 
 @pytest.fixture(scope="module")
-def dataset():
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8)
-    return data.from_arrays(images, generator.integers(0, 3, 60), name="made", classes=3)
-
-
-@pytest.fixture(scope="module")
 def certified(linear, dataset, tmp_path_factory):
     """A result file; half of its labels are right."""
     workdir = tmp_path_factory.mktemp("certified")

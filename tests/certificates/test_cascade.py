@@ -333,6 +333,8 @@ def test_the_error_probabilities_add_up_to_alpha():
     made = bounds(levels=(3.0, 2.0, 1.0), shares=(0.2, 0.3, 0.5))
     assert 2 * made.errors[:-1].sum() + made.errors[-1] == pytest.approx(ALPHA, rel=1e-12)
     np.testing.assert_allclose(bounds().errors, [ALPHA / 4, ALPHA / 2], rtol=1e-12)
+    more = bounds(shares=(0.5, 0.5 + 9e-10)).errors  # taken for 1 together, and no more than alpha is spent
+    assert 2 * more[:-1].sum() + more[-1] <= ALPHA * (1 + 1e-15)
     assert bounds().reaches[0] == pytest.approx(0.5 * special.ndtri(stats.beta.ppf(ALPHA / 4, 1000, 1)), rel=1e-9)
     assert bounds().reaches[-1] == 0
 

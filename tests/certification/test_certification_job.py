@@ -22,13 +22,6 @@ SETTINGS = Settings(Fixed(n0=20, n=300), alpha=0.001, seed=4)
 INDICES = np.arange(0, 60, 3)
 
 
-@pytest.fixture(scope="module")
-def dataset():
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8)
-    return data.from_arrays(images, generator.integers(0, 3, 60), name="made", classes=3)
-
-
 def run(linear, dataset, workdir, settings=SETTINGS, scheme=SCHEME, indices=INDICES, **more):
     workdir.mkdir(exist_ok=True)
     return certify_dataset(linear, scheme, dataset, indices, settings, workdir, chunk=16, **more)

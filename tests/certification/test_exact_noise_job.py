@@ -27,13 +27,6 @@ INDICES = np.arange(0, 60, 6)
 
 
 @pytest.fixture(scope="module")
-def dataset():
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8)
-    return data.from_arrays(images, generator.integers(0, 3, 60), name="made", classes=3)
-
-
-@pytest.fixture(scope="module")
 def certified(linear, dataset, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("exact")
     assert certify_dataset(linear, SCHEME, dataset, INDICES, SETTINGS, workdir, chunk=64)

@@ -28,13 +28,6 @@ PAIRS = Pairs(n=200, share=0.25)
 
 
 @pytest.fixture(scope="module")
-def dataset():
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8)
-    return data.from_arrays(images, generator.integers(0, 3, 60), name="made", classes=3)
-
-
-@pytest.fixture(scope="module")
 def variant(linear):
     """A network of nearly the same weights, whose answer is none for images with a large first value."""
     moved = np.random.default_rng(1).normal(size=(3, 16)).astype(np.float32)

@@ -2,14 +2,12 @@
 
 import json
 
-import numpy as np
 import pytest
 import running
-from flax import nnx
+import trained_runs
 
-from idrc_jax import config, models, results
+from idrc_jax import results
 from idrc_jax.commands import audit, certify
-from idrc_jax.config import run_memory
 from idrc_jax.report import page, run_summaries
 from idrc_jax.results import runs
 
@@ -20,16 +18,7 @@ FEW = ("--config.data.skip=16", "--config.certify.n=400", "--config.certify.alph
 def place(tmp_path_factory):
     """A folder with a run, `float32`, as if trained there."""
     folder = tmp_path_factory.mktemp("paired")
-    file, settings = config.load("cifar10.py"), config.load("cifar10.py")
-    settings.data.name, settings.noise.sigma, settings.model.depth = "synthetic", 0.5, 8
-    settings.model.mean, settings.model.std = (0.3,), (0.38,)
-    described = config.description(settings, config.dataset(settings, "train"))
-    _, params, stats = models.split(models.build(described, dtype="float32", rngs=nnx.Rngs(0)))
-    tensors = {name: np.asarray(value) for name, value in (params | stats).items()}
-    (folder / "float32").mkdir()
-    trained = {"scheme": {"name": "gaussian", "sigma": 0.5}, "recipe": {"sigma_low": 0.0}, "seed": 0}
-    models.save_weights(folder / "float32" / models.WEIGHTS, tensors, described | {"training": trained})
-    run_memory.save(folder / "float32", file, settings)
+    trained_runs.save(folder / "float32", 0)
     return folder
 
 

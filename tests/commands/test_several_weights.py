@@ -5,12 +5,11 @@ import json
 import numpy as np
 import pytest
 import running
-from flax import nnx
+import trained_runs
 
 from idrc_jax import certification, config, models, results
 from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.commands import audit, certify, export, predict
-from idrc_jax.config import run_memory
 from idrc_jax.report import page, run_summaries
 from idrc_jax.results import runs
 
@@ -23,21 +22,8 @@ SYNTHETIC = ("--config=cifar10.py", "--config.data.name=synthetic", "--config.no
 def place(tmp_path_factory):
     """A folder with three runs, `0`, `1` and `2`, as if trained alike but for their seeds."""
     folder = tmp_path_factory.mktemp("ensembles")
-    file, settings = config.load("cifar10.py"), config.load("cifar10.py")
-    settings.data.name, settings.noise.sigma, settings.model.depth = "synthetic", 0.5, 8
-    settings.model.mean, settings.model.std = (0.3,), (0.38,)
-    described = config.description(settings, config.dataset(settings, "train"))
     for number in range(3):
-        settings.seed = number
-        _, params, stats = models.split(models.build(described, dtype="float32", rngs=nnx.Rngs(number)))
-        trained = {"scheme": {"name": "gaussian", "sigma": 0.5}, "recipe": {"sigma_low": 0.0}, "seed": number}
-        (folder / f"{number}").mkdir()
-        models.save_weights(
-            folder / f"{number}" / models.WEIGHTS,
-            {name: np.asarray(value) for name, value in (params | stats).items()},
-            described | {"training": trained},
-        )
-        run_memory.save(folder / f"{number}", file, settings)
+        trained_runs.save(folder / f"{number}", number)
     return folder
 
 

@@ -8,7 +8,7 @@ import running
 from conftest import ROOT
 from scipy import stats
 
-from idrc_jax import certification, data, results
+from idrc_jax import certification, results
 from idrc_jax.audit import job as audit_job
 from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.certification import Settings
@@ -22,14 +22,6 @@ SCHEMES = {
     else schemes.make(name, sigma=0.5)
     for name in schemes.SCHEMES
 }
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    generator = np.random.default_rng(0)
-    return data.from_arrays(
-        generator.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8), generator.integers(0, 3, 60), name="made", classes=3
-    )
 
 
 def certify(linear, dataset, workdir, scheme, **changed):
