@@ -547,7 +547,7 @@ def test_a_gpu_run_goes_on_after_a_part_that_fails_and_tells_what_it_left_out(mo
         "a": part(10), "b": part(20, ValueError("disagree")), "c": part(31, workers.WorkerError("no answer")),
         "d": part(1), "e": part(2),
     }  # fmt: skip
-    assert gpu.in_order(parts, clock, kept) == ["c (cut off)", "d", "e"]
+    assert gpu.in_order(parts, clock, kept) == (["c (cut off)", "d", "e"], ["b"])
     assert kept.result["notes"] == [
         "b: disagree", "c: no answer", "Left out for want of time: c (cut off); d; e.",
     ]  # fmt: skip
