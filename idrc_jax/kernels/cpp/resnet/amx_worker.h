@@ -7,11 +7,9 @@
 #include <cstddef>
 #include <cmath>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <vector>
 
-#include "amx.h"
+#include "amx_convolution.h"
 #include "resnet/network.h"
 
 #if defined(IDRC_HAS_AMX)
@@ -19,60 +17,17 @@
 namespace idrc {
 namespace {
 
-struct ReleaseHalves {
-  void operator()(Half* memory) const { ::operator delete[](memory, std::align_val_t{64}); }
-};
-
-using Halves = std::unique_ptr<Half[], ReleaseHalves>;
-
-inline Halves ZeroHalves(std::size_t size) {
-  Halves memory(static_cast<Half*>(::operator new[](size * sizeof(Half), std::align_val_t{64})));
-  std::memset(memory.get(), 0, size * sizeof(Half));
-  return memory;
-}
-
-// Activations of images side by side, so that a row of pixels fills tiles: a place is a pixel of one image. Zeros around
-// them, and behind them for the tiles that read on.
-struct Field {
-  int height, width, channels, images;
-
-  int Places() const { return width * images; }
-  std::ptrdiff_t Row() const { return static_cast<std::ptrdiff_t>(width + 2) * images * channels; }
-  std::ptrdiff_t Size() const { return (height + 2) * Row() + kTileDepth; }
-  std::ptrdiff_t At(int y, int x, int image = 0) const {
-    return (y + 1) * Row() + static_cast<std::ptrdiff_t>((x + 1) * images + image) * channels;
-  }
-};
-
-// What a tile reads: where its first row begins, from the place of its first sum, and which rows of the layer's weights
-// its 32 numbers are multiplied with, -1 for none.
-struct Piece {
-  std::ptrdiff_t at;
-  int rows[kTileDepth];
-};
-
 struct AmxLayer {
-  std::vector<std::ptrdiff_t> at;
-  Halves weights;  // [columns / 16, pieces, 16, 16, 2]
+  std::vector<std::ptrdiff_t> pieces;
+  Halves weights;
   const float* bias;
   int columns;
   bool relu;
 
   AmxLayer(const Layer& layer, int columns, const std::vector<Piece>& pieces)
-      : weights(ZeroHalves(pieces.size() * kTileDepth * columns)), bias(layer.bias), columns(columns), relu(layer.relu) {
-    Half* to = weights.get();
-    for (int first = 0; first < columns; first += kTile) {
-      for (const Piece& piece : pieces) {
-        for (int k = 0; k < kTileDepth; ++k) {
-          for (int c = 0; c < kTile; ++c) {
-            Half& place = to[k / 2 * kTileDepth + 2 * c + k % 2];
-            place = piece.rows[k] < 0 ? 0 : ToHalf(layer.weights[piece.rows[k] * columns + first + c]);
-          }
-        }
-        to += kTileDepth * kTile;
-      }
-    }
-    for (const Piece& piece : pieces) at.push_back(piece.at);
+      : weights(ZeroHalves(PackedTiles(pieces.size(), columns))), bias(layer.bias), columns(columns), relu(layer.relu) {
+    PackTiles(layer.weights, columns, pieces, weights.get());
+    for (const Piece& piece : pieces) this->pieces.push_back(piece.at);
   }
 };
 
@@ -88,17 +43,15 @@ class AmxNetwork {
       : network(network), stem(network.stem, kNarrow, Stem(network.image)) {
     for (const idrc::Stage& stage : network.stages) {
       const Shape shape = stage.shape;
-      const int images = shape.width % kTile == 0 ? 1 : 2;
-      Stage made{{shape.height, shape.width, shape.channels, images}, {}, {}, {}};
-      made.part = made.field;
+      Stage made{Field::Of(shape), Field::Of(shape), {}, {}};
       made.part.channels /= 2;
       for (const Block& block : stage.blocks) {
         const bool enters = !stages.empty() && &block == &stage.blocks.front();
-        made.layers.emplace_back(block.first, shape.channels, enters ? Strided(made.part) : Square(made.field));
-        made.layers.emplace_back(block.second, shape.channels, Square(made.field));
+        made.layers.emplace_back(block.first, shape.channels, enters ? Strided(made.part) : SquarePieces(made.field));
+        made.layers.emplace_back(block.second, shape.channels, SquarePieces(made.field));
         if (block.projection.weights) {
           std::vector<Piece> pieces;
-          Tap(0, 0, made.part.channels, &pieces);
+          AddTap(0, 0, made.part.channels, &pieces);
           made.projection.emplace_back(block.projection, shape.channels, pieces);
         }
       }
@@ -117,63 +70,27 @@ class AmxNetwork {
   std::vector<Stage> stages;
 
  private:
-  // `count` rows of weights from `first`, no more than a tile has.
-  static Piece Filled(std::ptrdiff_t at, int first, int count) {
-    Piece piece{at, {}};
-    for (int k = 0; k < kTileDepth; ++k) piece.rows[k] = k < count ? first + k : -1;
-    return piece;
-  }
-
-  static void Tap(std::ptrdiff_t at, int tap, int channels, std::vector<Piece>* pieces) {
-    for (int c = 0; c < channels; c += kTileDepth) {
-      pieces->push_back(Filled(at + c, tap * channels + c, std::min(channels - c, kTileDepth)));
-    }
-  }
-
   // A row of a window has fewer numbers than a tile, which begins with it.
   static std::vector<Piece> Stem(const Shape& image) {
     std::vector<Piece> pieces;
     for (int ky = 0; ky < 3; ++ky) {
-      pieces.push_back(Filled((ky - 1) * image.Row() - image.channels, 3 * ky * image.channels, 3 * image.channels));
-    }
-    return pieces;
-  }
-
-  // Two taps of 16 channels that lie side by side.
-  static Piece Two(std::ptrdiff_t at, int tap, int other) {
-    Piece piece{at, {}};
-    for (int k = 0; k < kTileDepth; ++k) piece.rows[k] = (k < kNarrow ? tap : other) * kNarrow + k % kNarrow;
-    return piece;
-  }
-
-  static std::vector<Piece> Square(const Field& field) {
-    const std::ptrdiff_t pixel = static_cast<std::ptrdiff_t>(field.images) * field.channels;
-    std::vector<Piece> pieces;
-    for (int ky = 0; ky < 3; ++ky) {
-      const std::ptrdiff_t row = (ky - 1) * field.Row();
-      if (field.channels == kNarrow) {  // one image a field
-        pieces.push_back(Two(row - pixel, 3 * ky, 3 * ky + 1));
-        Tap(row + pixel, 3 * ky + 2, kNarrow, &pieces);
-        continue;
-      }
-      for (int kx = 0; kx < 3; ++kx) Tap(row + (kx - 1) * pixel, 3 * ky + kx, field.channels, &pieces);
+      pieces.push_back(PieceOf((ky - 1) * image.Row() - image.channels, 3 * ky * image.channels, 3 * image.channels));
     }
     return pieces;
   }
 
   // Of the four parts, by y % 2 and x % 2: a tap's row and column say which part, and whether the place before.
   static std::vector<Piece> Strided(const Field& part) {
-    const std::ptrdiff_t pixel = static_cast<std::ptrdiff_t>(part.images) * part.channels;
     std::vector<Piece> pieces;
     for (int ky = 0; ky < 3; ++ky) {
       const std::ptrdiff_t row = (ky == 1 ? 0 : 2) * part.Size() - (ky == 0 ? part.Row() : 0);
       if (part.channels == kNarrow) {
-        pieces.push_back(Two(row + part.Size() - pixel, 3 * ky, 3 * ky + 2));
-        Tap(row, 3 * ky + 1, kNarrow, &pieces);
+        pieces.push_back(PieceOfTwo(row + part.Size() - part.Pixel(), 3 * ky, 3 * ky + 2));
+        AddTap(row, 3 * ky + 1, kNarrow, &pieces);
         continue;
       }
       for (int kx = 0; kx < 3; ++kx) {
-        Tap(row + (kx == 1 ? 0 : part.Size()) - (kx == 0 ? pixel : 0), 3 * ky + kx, part.channels, &pieces);
+        AddTap(row + (kx == 1 ? 0 : part.Size()) - (kx == 0 ? part.Pixel() : 0), 3 * ky + kx, part.channels, &pieces);
       }
     }
     return pieces;
@@ -345,11 +262,18 @@ class AmxWorker {
         left[t] = from + y * row + place * step;
         at[t] = field.At(y, 0) + static_cast<std::ptrdiff_t>(place) * field.channels;
       }
-      auto* run = narrow ? Multiply<4, 1> : count == 2 ? Multiply<2, 2> : Multiply<1, 2>;
       for (int column = 0; column < layer.columns; column += wide) {
         float* sums = sums_.get() + buffer * kSums;
         buffer = 1 - buffer;
-        run(layer, left, step, column, sums, field.channels, waiting);
+        const int pieces = static_cast<int>(layer.pieces.size()), parts = (waiting.parts + pieces - 1) / pieces;
+        const auto between = [&] { Finish(layer, parts, field.channels, waiting); };
+        if (narrow) {
+          MultiplyTiles<4, 1>(layer.pieces, layer.weights.get(), column, left, step, sums, between);
+        } else if (count == 2) {
+          MultiplyTiles<2, 2>(layer.pieces, layer.weights.get(), column, left, step, sums, between);
+        } else {
+          MultiplyTiles<1, 2>(layer.pieces, layer.weights.get(), column, left, step, sums, between);
+        }
         waiting = {sums, shortcut, to, {}, {}, 0, count * wide / kPart};
         int made = 0;
         for (int t = 0; t < count; ++t) {
@@ -361,50 +285,6 @@ class AmxWorker {
       }
     }
     Finish(layer, waiting.parts, field.channels, waiting);
-  }
-
-  // Sums [kRows, kColumns, 16, 16] of so many tiles of places and of columns; meanwhile finishes those that wait.
-  template <int kRows, int kColumns>
-  static void Multiply(const AmxLayer& layer, const Half* const* left, std::ptrdiff_t step, int column, float* sums,
-                       int channels, Waiting& waiting) {
-    const int pieces = static_cast<int>(layer.at.size()), at_once = (waiting.parts + pieces - 1) / pieces;
-    const std::ptrdiff_t bytes = step * sizeof(Half), tile = kTileDepth * kTile;
-    const Half* right = layer.weights.get() + column / kTile * pieces * tile;
-    const Half* other = right + pieces * tile;
-    Amx::Clear<0>();
-    Amx::Clear<1>();
-    Amx::Clear<2>();
-    Amx::Clear<3>();
-    for (int k = 0; k < pieces; ++k, right += tile, other += tile) {
-      const std::ptrdiff_t at = layer.at[k];
-      Amx::Read<6>(right, 64);
-      Amx::Read<4>(left[0] + at, bytes);
-      Amx::Add<0, 4, 6>();
-      if constexpr (kColumns == 2) {
-        Amx::Read<7>(other, 64);
-        Amx::Add<1, 4, 7>();
-        if constexpr (kRows == 2) {
-          Amx::Read<5>(left[1] + at, bytes);
-          Amx::Add<2, 5, 6>();
-          Amx::Add<3, 5, 7>();
-        }
-      } else {
-        Amx::Read<5>(left[1] + at, bytes);
-        Amx::Add<1, 5, 6>();
-        Amx::Read<4>(left[2] + at, bytes);
-        Amx::Add<2, 4, 6>();
-        Amx::Read<5>(left[3] + at, bytes);
-        Amx::Add<3, 5, 6>();
-      }
-      Finish(layer, at_once, channels, waiting);
-    }
-    constexpr int kSize = kTile * kTile;
-    Amx::Write<0>(sums);
-    Amx::Write<1>(sums + kSize);
-    if constexpr (kRows * kColumns == 4) {
-      Amx::Write<2>(sums + 2 * kSize);
-      Amx::Write<3>(sums + 3 * kSize);
-    }
   }
 
   // Some more parts.
