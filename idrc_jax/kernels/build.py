@@ -101,13 +101,6 @@ def width() -> tuple[str, ...]:
     return (*(_NARROWER[bits] if x86 else ()), *lanes)
 
 
-def has_amx() -> bool:
-    """Say whether kernels are built for a processor that multiplies tiles of bfloat16 numbers (Intel's AMX)."""
-    if os.environ.get("IDRC_VECTOR_BITS", "") not in ("", "512"):
-        return False
-    return {"amx_tile", "amx_bf16", "avx512_bf16"} <= set(processor().split())
-
-
 def _require_self_test(library: Path) -> None:
     """RuntimeError unless the new library runs on this processor, in a process of its own, and computes rightly."""
     command = [sys.executable, "-c", _SELF_TEST, str(library)]

@@ -26,11 +26,10 @@ def available() -> bool:
 
 
 class _Network(NamedTuple):
-    """What is static: blocks a stage, whether shortcuts are projections, the type, and the image's normalisation."""
+    """What is static: blocks a stage, whether shortcuts are projections, and the image's normalisation."""
 
     blocks: int
     projection: bool
-    half: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -46,7 +45,7 @@ class _Network(NamedTuple):
 
     @property
     def attributes(self) -> dict[str, np.int64 | bool]:
-        return {"blocks": np.int64(self.blocks), "projection": self.projection, "half": self.half}
+        return {"blocks": np.int64(self.blocks), "projection": self.projection}
 
     def image_statistics(self) -> tuple[jax.Array, jax.Array]:
         return jnp.asarray(self.mean, jnp.float32), jnp.asarray(1 / np.asarray(self.std, np.float64), jnp.float32)
@@ -56,7 +55,7 @@ _IN_BLOCK = (("conv1", "norm1"), ("conv2", "norm2"))
 
 
 def network(
-    *, depth: int, shortcut: str, mean: tuple[float, ...], std: tuple[float, ...], half: bool = False
+    *, depth: int, shortcut: str, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Callable[[Tensors, Tensors, jax.Array], tuple[jax.Array, Tensors]]:
     """Make the function (params, stats, images [N, H, W, C]) -> (logits [N, classes], new stats) of the network.
 
@@ -65,10 +64,8 @@ def network(
     Args:
       depth, shortcut: of the ResNet.
       mean, std: of each channel, of the images' normalisation.
-      half: whether convolutions may round their operands to bfloat16, as they do where that is faster (`build.has_amx`);
-        sums, statistics and all other values are float32.
     """
-    static = _Network((depth - 2) // 6, shortcut == "projection", half, tuple(mean), tuple(std))
+    static = _Network((depth - 2) // 6, shortcut == "projection", tuple(mean), tuple(std))
 
     def apply(params: Tensors, stats: Tensors, images: jax.Array) -> tuple[jax.Array, Tensors]:
         arrays = [

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from idrc_jax import models
 from idrc_jax.core import validate
-from idrc_jax.kernels import build, convolution_cpu, residual_gpu, resnet_cpu, resnet_training_cpu
+from idrc_jax.kernels import convolution_cpu, residual_gpu, resnet_cpu, resnet_training_cpu
 from idrc_jax.losses import Network
 from idrc_jax.models import Description, Tensors, folding
 from idrc_jax.models.resnet import Chain
@@ -36,7 +36,7 @@ def cpu_kernel(architecture: str, dtype: str, kernel: str = "auto") -> str:
       kernel: "auto" takes the fastest that runs here, "xla" the plain network.
     """
     validate.one_of("kernel", kernel, ("auto", "xla"))
-    if kernel == "auto" and (dtype == "float32" or (architecture == "resnet" and build.has_amx())):
+    if kernel == "auto" and dtype == "float32":
         if architecture == "resnet" and resnet_training_cpu.available():
             return "resnet_training_cpu"
         if architecture in ("resnet50", "unet") and convolution_cpu.available():
@@ -169,9 +169,7 @@ def network_on(mesh: Mesh, description: Description, kernel: str = "auto") -> Ne
     if kernel_on(mesh, description, kernel) != "resnet_training_cpu":
         return plain
     pixels = {name: tuple(description[name]) for name in ("mean", "std")}
-    by_kernel = resnet_training_cpu.network(
-        depth=description["depth"], shortcut=description["shortcut"], half=description["dtype"] == "bfloat16", **pixels
-    )
+    by_kernel = resnet_training_cpu.network(depth=description["depth"], shortcut=description["shortcut"], **pixels)
 
     def fixed_by_kernel(params: Tensors, stats: Tensors) -> Callable[[jax.Array], jax.Array]:
         return partial(*folding.resnet_by_kernel(folding.fold_traced(params | stats, **pixels), half=False))

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from test_folding import fold, network, noisy
 
-from idrc_jax.kernels import build, resnet_cpu, resnet_training_cpu
+from idrc_jax.kernels import build, resnet_cpu
 from idrc_jax.models import folding
 
 SOURCE = ROOT / "tests" / "kernels" / "resnet_main.cc"
@@ -70,15 +70,6 @@ def test_amx_in_plain_cpp(tmp_path):
     compiler = [*build.compiler(), "-O1", "-march=native", "-DIDRC_EMULATE_AMX"]
     subprocess.run([*compiler, *FLAGS, SOURCE, "-o", program], check=True)
     check(program, [], tmp_path)
-
-
-@pytest.mark.evidence
-@pytest.mark.parametrize("flags", [["-DIDRC_EMULATE_AMX"], *([[]] if build.has_amx() else [])])
-def test_convolutions_of_training_by_amx(flags, tmp_path):
-    built.require(resnet_training_cpu)
-    source, program = SOURCE.with_name("amx_training_main.cc"), tmp_path / "program"
-    subprocess.run([*build.compiler(), "-O1", "-march=native", *flags, *FLAGS, source, "-o", program], check=True)
-    subprocess.run([program], check=True, timeout=250)
 
 
 @pytest.mark.peers

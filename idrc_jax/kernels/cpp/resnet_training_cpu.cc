@@ -8,8 +8,7 @@
 // gradients of weights and of pixels are made from the same two buffers.
 //
 // The batch is cut into shares that do not depend on the threads, and sums are made share by share: so results are the
-// same on any number of threads. Arrays are float32, NHWC; 16, 32 and 64 channels in three stages. With `half`, where the
-// processor has AMX, the convolutions that keep the shape round their operands to bfloat16; all else is float32.
+// same on any number of threads. Arrays are float32, NHWC; 16, 32 and 64 channels in three stages.
 
 #include <algorithm>
 #include <cmath>
@@ -134,11 +133,11 @@ ffi::Error TooLittle() { return ffi::Error::Internal("Expected as much memory as
 
 // The network of the arrays: images, their channels' mean and 1 / std, and those of every convolution.
 std::optional<Network> Read(const Array& images, const Array& mean, const Array& inverse,
-                            const ffi::RemainingArgs& arrays, std::int64_t blocks, bool projection, bool half) {
+                            const ffi::RemainingArgs& arrays, std::int64_t blocks, bool projection) {
   const auto size = images.dimensions();
   if (size.size() != 4 || size[0] < 1 || blocks < 1) return std::nullopt;
   const Shape image{static_cast<int>(size[1]), static_cast<int>(size[2]), static_cast<int>(size[3])};
-  Network network(static_cast<int>(size[0]), image, static_cast<int>(blocks), projection, half);
+  Network network(static_cast<int>(size[0]), image, static_cast<int>(blocks), projection);
   const std::size_t channels = image.channels;
   if (mean.element_count() != channels || inverse.element_count() != channels) return std::nullopt;
   if (arrays.size() < kOfConvolution * network.convolutions.size()) return std::nullopt;
@@ -160,8 +159,8 @@ std::optional<Network> Read(const Array& images, const Array& mean, const Array&
 
 ffi::Error Forward(ffi::ThreadPool pool, Array images, Array mean, Array inverse, ffi::RemainingArgs arrays,
                    Result features, ffi::ResultBuffer<ffi::U32> name, ffi::RemainingRets statistics,
-                   std::int64_t blocks, bool projection, bool half, bool keep) {
-  auto network = Read(images, mean, inverse, arrays, blocks, projection, half);
+                   std::int64_t blocks, bool projection, bool keep) {
+  auto network = Read(images, mean, inverse, arrays, blocks, projection);
   if (!network || features->element_count() != static_cast<std::size_t>(network->count) * kLargest) return Refusal();
   Pages pages = Memory().Take(network->floats);
   network->Place(pages.get());
@@ -190,8 +189,8 @@ ffi::Error Forward(ffi::ThreadPool pool, Array images, Array mean, Array inverse
 
 ffi::Error Backward(ffi::ThreadPool pool, Array images, Array mean, Array inverse, Array to_features,
                     ffi::Buffer<ffi::U32> name, ffi::RemainingArgs arrays, ffi::RemainingRets results,
-                    std::int64_t blocks, bool projection, bool half, bool to_images) {
-  auto network = Read(images, mean, inverse, arrays, blocks, projection, half);
+                    std::int64_t blocks, bool projection, bool to_images) {
+  auto network = Read(images, mean, inverse, arrays, blocks, projection);
   if (!network || to_features.element_count() != static_cast<std::size_t>(network->count) * kLargest) return Refusal();
   Gradients gradients;
   const std::size_t convolutions = network->convolutions.size();
@@ -237,7 +236,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(IdrcTrainingForward, idrc::Forward,
                                   .RemainingRets()
                                   .Attr<std::int64_t>("blocks")
                                   .Attr<bool>("projection")
-                                  .Attr<bool>("half")
                                   .Attr<bool>("keep"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(IdrcTrainingBackward, idrc::Backward,
                               ffi::Ffi::Bind()
@@ -251,5 +249,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(IdrcTrainingBackward, idrc::Backward,
                                   .RemainingRets()
                                   .Attr<std::int64_t>("blocks")
                                   .Attr<bool>("projection")
-                                  .Attr<bool>("half")
                                   .Attr<bool>("to_images"));

@@ -145,13 +145,7 @@ class BackwardWorker : public Worker {
     const float *from = Side(0, layer.in), *gradient = Side(1, layer.out);
     Prepare(phase, layer, true);
     WithCutting(cut, sums, fetching, [&](auto& finish) {
-#if defined(IDRC_HAS_AMX)
-      if (layer.way == Way::kTiled) {
-        fetching.Start(AmxTraining::Steps(layer.in, count, true));
-        return tiles_.Gradients(from, gradient, layer.in, count, own, fresh, finish);
-      }
-#endif
-      if (layer.way == Way::kFiltered) {
+      if (layer.filtered) {
         return WithChannels(layer.in.channels, [&](auto channels) {
           fetching.Start(TrainingWinograd<channels>::Steps(layer.in, count, true));
           TrainingWinograd<channels>::Gradients(filters_.get(), from, gradient, layer.in, count, own, fresh, finish,
@@ -256,7 +250,7 @@ class BackwardWorker : public Worker {
   void GatherOf(int number, const float* sums, int part) {
     const Convolution& layer = At(number);
     const int shares = network_.Shares();
-    if (layer.way == Way::kFiltered) {
+    if (layer.filtered) {
       return WithChannels(layer.in.channels, [&](auto channels) {
         constexpr int kPart = channels * channels / kGatherers;
         TrainingWinograd<channels>::GatherWeights(sums, shares, network_.largest, part * kPart, (part + 1) * kPart,

@@ -116,18 +116,10 @@ class ForwardWorker : public Worker {
                  Fetching& fetching) {
     const Shape plain = Plain(layer.out);
     Statistics finish(layer.result + first * plain.Size(), sums, plain.channels, fetching);
-    if (layer.way != Way::kDirect) {
+    if (layer.filtered) {
       Prepare(phase, layer, false);
-      fetching.Add(layer.result + first * plain.Size(), count * plain.Size(), true);
-    }
-#if defined(IDRC_HAS_AMX)
-    if (layer.way == Way::kTiled) {
-      fetching.Start(AmxTraining::Steps(layer.in, count, false));
-      return tiles_.Run(copy, layer.in, count, finish);
-    }
-#endif
-    if (layer.way == Way::kFiltered) {
       return WithChannels(layer.in.channels, [&](auto channels) {
+        fetching.Add(layer.result + first * plain.Size(), count * plain.Size(), true);
         fetching.Start(TrainingWinograd<channels>::Steps(layer.in, count, false));
         TrainingWinograd<channels>::Run(filters_.get(), copy, layer.in, count, finish, scratch_.get());
       });

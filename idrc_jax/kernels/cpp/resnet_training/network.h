@@ -7,32 +7,29 @@
 #include <cstddef>
 #include <vector>
 
-#include "resnet_training/amx_training.h"
 #include "tensor.h"
 #include "winograd.h"
 
 namespace idrc {
 namespace {
 
-constexpr int kShares = 8;  // of a batch
+constexpr int kShares = 8;   // of a batch
+constexpr int kLargest = 64;  // channels
 
 Shape Plain(Shape shape) { return {shape.height, shape.width, shape.channels, 0}; }
-
-// How a convolution is made: by its definition, by Winograd's minimal filtering, or by tiles of bfloat16 numbers.
-enum class Way { kDirect, kFiltered, kTiled };
 
 // A convolution and the normalisation of its results.
 struct Convolution {
   Shape in, out;  // with a border
   int size, stride;
-  Way way;
+  bool filtered;  // by Winograd's minimal filtering
   const float *kernel, *scale, *bias;
   float* result;                     // [N, H, W, C]
   float *mean, *inverse, *factor;    // of the batch's results: mean, 1 / std, and scale / std
   float *slope, *offset;             // a result's gradient is factor * dy + (result - mean) * slope + offset
 
   std::size_t Weights() const { return static_cast<std::size_t>(size) * size * in.channels * out.channels; }
-  std::size_t Sums() const { return way == Way::kFiltered ? 4 * Weights() : Weights(); }
+  std::size_t Sums() const { return filtered ? 4 * Weights() : Weights(); }
 };
 
 // What is normalised, added and cut at 0: the stem's results, or those of a block's second convolution and its shortcut.
@@ -84,9 +81,7 @@ struct Network {
   std::ptrdiff_t Pixels() const { return static_cast<std::ptrdiff_t>(image.height) * image.width * image.channels; }
   static int Stage(Shape shape) { return shape.channels == 16 ? 0 : shape.channels == 32 ? 1 : 2; }
 
-  // half: convolutions may round their operands to bfloat16.
-  Network(int count, Shape image, int blocks_a_stage, bool projects, bool half)
-      : count(count), image(image), half_(half) {
+  Network(int count, Shape image, int blocks_a_stage, bool projects) : count(count), image(image) {
     Shape shape{image.height, image.width, 16};
     Add(image, shape, 3, 1);
     units.push_back({0});
@@ -135,16 +130,10 @@ struct Network {
 
  private:
   int Add(Shape in, Shape out, int size, int stride) {
-    const bool square = !convolutions.empty() && size == 3 && stride == 1;
-    Way way = square && Winograd::Fits(in) ? Way::kFiltered : Way::kDirect;
-#if defined(IDRC_HAS_AMX)
-    if (square && half_ && AmxTraining::Fits(in)) way = Way::kTiled;
-#endif
-    convolutions.push_back({in, out, size, stride, way});
+    const bool filtered = !convolutions.empty() && size == 3 && stride == 1 && Winograd::Fits(in);
+    convolutions.push_back({in, out, size, stride, filtered});
     return static_cast<int>(convolutions.size()) - 1;
   }
-
-  bool half_;
 };
 
 }  // namespace

@@ -72,10 +72,7 @@ class Worker {
       Turn(weights, layer.size, layer.in.channels, layer.out.channels, turned_.get());
       weights = turned_.get();
     }
-#if defined(IDRC_HAS_AMX)
-    if (layer.way == Way::kTiled) return tiles_.Prepare(weights, layer.in);
-#endif
-    if (layer.way != Way::kFiltered) return;
+    if (!layer.filtered) return;
     WithChannels(layer.in.channels, [&](auto channels) {
       TrainingWinograd<channels>::Prepare(weights, filters_.get());
     });
@@ -136,9 +133,6 @@ class Worker {
 
   Network& network_;
   Buffer image_, filters_, turned_, scratch_;
-#if defined(IDRC_HAS_AMX)
-  AmxTraining tiles_;
-#endif
   std::array<int, 3> group_ = {};
   std::array<std::array<Buffer, 3>, 2> sides_;  // a group's images with a border, of each stage, to be convolved
   std::array<Buffer, 2> plain_;                 // and without
