@@ -3,7 +3,7 @@
 Imports core. No JAX: every formula here is float64 NumPy, rounded to the safe side.
 """
 
-from idrc_jax.certificates.incremental import Pairs
+from idrc_jax.certificates.confidence_bounds import Pairs
 from idrc_jax.certificates.radii import (
     CERTIFICATES,
     INCREMENTAL,

@@ -6,16 +6,15 @@ docs/explanation/certificates.md.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from idrc_jax.certificates import confidence_bounds, gaussian_pair, incremental, normal_thresholds, spherical, top_k
-from idrc_jax.certificates.confidence_bounds import Numbers
-from idrc_jax.certificates.incremental import Pairs
+from idrc_jax.certificates import confidence_bounds, gaussian_pair, normal_thresholds, norms, spherical, top_k
+from idrc_jax.certificates.confidence_bounds import Numbers, Pairs
 from idrc_jax.certificates.sampling_plans import Fixed, LevelVotes, Plan, SelectionFree
 from idrc_jax.certificates.schemes import (
     L1,
@@ -47,7 +46,7 @@ class Certificate:
 
     Attributes:
       predict: the class, or -1 (abstain).
-      radius: valid l2 radius in pixel units; 0 when abstaining.
+      radius: valid radius in pixel units, in `norm`; 0 when abstaining.
       radius_published: the paper's radius; 0 when abstaining, nan for a scheme that is not in the paper.
       selected: the class that the selection votes chose, -1 for none.
       statistic: the image's statistic under the scheme.
@@ -57,6 +56,7 @@ class Certificate:
       votes: estimation votes, one count a class, then those whose logits were not finite.
       votes_by_level: of a scheme of several levels, all that was drawn of the image, in this order; sigma_x, selected,
         p_lower, n and votes are then of the level that the radius is from, or the last.
+      norm: of both radii, a name in `norms.EXPONENTS`.
     """
 
     predict: int
@@ -70,10 +70,16 @@ class Certificate:
     n0: int
     votes: tuple[int, ...]
     votes_by_level: tuple[LevelVotes, ...] = ()
+    norm: str = "l2"
+
+    def in_norm(self, norm: str, dim: int) -> Self:
+        """The same with what its radii say in another norm about images of `dim` values (see `norms.stated`)."""
+        valid, published = norms.stated((self.radius, self.radius_published), self.norm, norm, dim).tolist()
+        return replace(self, radius=valid, radius_published=published, norm=norm)
 
 
 def radius(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, *, dim: int) -> Numbers:
-    """The valid l2 radius in pixel units.
+    """The valid radius in pixel units, in the scheme's norm.
 
     Args:
       scheme: the noise that the votes were drawn under.
@@ -240,7 +246,7 @@ def from_votes(
         another network than the votes', by pairs of both). All but "one_sided" and "incremental" are for `gaussian` and
         `stepped`, and for the plan `fixed`; "top_k" for `selection_free`, too.
       labels, k: of "top_k": int [rows], the classes it is about, and k. `predict` is then the label or -1.
-      lost, pairs: of "incremental": see `incremental.lower`.
+      lost, pairs: of "incremental": see `Pairs.lower`.
 
     A noise level of 0 (a black image) abstains: no noise was drawn, so nothing is known.
 
@@ -262,7 +268,7 @@ def from_votes(
     elif certificate in ("runner_up", TOP_K):
         p_lower, rivals = top_k.bounds(about, votes, alpha, k)
     elif certificate == INCREMENTAL:
-        p_lower = incremental.lower(plan, own, n, np.asarray(lost), pairs or Pairs(), alpha)
+        p_lower = (pairs or Pairs()).lower(plan.lower, own, n, np.asarray(lost), alpha)
     else:
         p_lower = plan.lower(own, n, alpha)
     if scheme.exact:
@@ -292,6 +298,7 @@ def from_votes(
             n=int(n[i]),
             n0=plan.selection,
             votes=tuple(int(count) for count in votes[i]),
+            norm=scheme.norm,
         )
         for i in range(len(votes))
     ]

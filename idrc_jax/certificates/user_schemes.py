@@ -27,6 +27,10 @@ def check_own(scheme: Scheme) -> None:
                 f"Expected {type(scheme).__name__} to be a subclass of Scheme itself, got one of {kind.__name__}, "
                 "whose certificate does not ask scale_bounds."
             )
+    if type(scheme) not in SCHEMES.values() and scheme.norm != "l2":
+        raise ValueError(
+            f"Expected {type(scheme).__name__} to have the norm l2, as its certificate, got {scheme.norm}."
+        )
     name = getattr(scheme, "name", None)
     if not isinstance(name, str) or SCHEMES.get(name, type(scheme)) is not type(scheme):
         raise ValueError(
