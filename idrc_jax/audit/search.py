@@ -103,6 +103,7 @@ class Searcher:
     Args:
       classifier, scheme: what is attacked.
       key: the run's typed key; the stages of the audit share no randomness with those of certification.
+      norm: of the budgets.
       threshold: a break is claimed where the p-value of fresh votes is at most this (see `significance.threshold`).
       chunk, mesh: as for `sampling.count_votes`.
     """
@@ -115,11 +116,12 @@ class Searcher:
         *,
         key: jax.Array,
         threshold: float,
+        norm: str = "l2",
         chunk: int = 0,
         mesh: Mesh | None = None,
     ) -> None:
         self._execution = sampling.unmeasured(classifier, mesh, chunk).placed()
-        self._scheme, self._settings, self._threshold = scheme, settings, threshold
+        self._scheme, self._settings, self._threshold, self._norm = scheme, settings, threshold, norm
         # A gradient keeps all intermediate results, votes only the largest.
         a_device = min(max(self._execution.chunk // (8 * settings.samples), 1), _ROWS)
         self._rows = a_device * self._execution.mesh.size
@@ -186,10 +188,12 @@ class Searcher:
         """New searches, after the minimal-norm attack and for the nearest break on the ray that it points out."""
         padding = self._padding(len(positions))
         largest = np.asarray([max(some) for some in budgets])
-        targets = Targets(images[padding], indices[padding], classes[padding], largest[padding], self._scheme.exact)
+        targets = Targets(
+            images[padding], indices[padding], classes[padding], largest[padding], self._scheme.exact, self._norm
+        )
         moved = self._attacker.minimal_norm(targets, first=np.zeros(len(padding), int))
         far = attacks.within(targets, moved, stretch=True)
-        laws = attacks.law_directions(self._scheme, targets.images)
+        laws = attacks.law_directions(self._scheme, targets.images, self._norm)
         group = [
             Search(
                 position=position,
@@ -217,6 +221,7 @@ class Searcher:
             classes=np.asarray([one.predict for one in group])[padding],
             budgets=np.asarray(budgets)[padding],
             exact=self._scheme.exact,
+            norm=self._norm,
         )
         candidates = self._starts(group, targets)
         middle = (targets.images[: len(group)] + np.stack([own[-1].image for own in candidates])) / 2
@@ -278,7 +283,8 @@ class Searcher:
             points = (images + t[..., None, None, None] * (far - images)).astype(np.float32)
             if not self._scheme.exact:
                 return points
-            return attacks.on_grid(images, points, attacks.distances(images, points) + 1e-6)
+            most = attacks.distances(images, points, self._norm) + 1e-6
+            return attacks.on_grid(images, points, most, self._norm)
 
         everyone = np.arange(len(group))
         # Each confirmation that failed raises the bar: the same screening noise would flatter x' again.
@@ -330,7 +336,7 @@ class Searcher:
         return voted
 
     def _attempt(self, one: Search, attack: str, image: np.ndarray) -> Attempt:
-        distance = float(attacks.distances(one.image, image))
+        distance = float(attacks.distances(one.image, image, self._norm))
         return Attempt(attack=attack, image=image, distance=distance, sigma_x=self._levels(image)[0])
 
     def _levels(self, image: np.ndarray) -> list[float]:

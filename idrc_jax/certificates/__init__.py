@@ -19,7 +19,19 @@ from idrc_jax.certificates.radii import (
     two_sided_radius,
 )
 from idrc_jax.certificates.sampling_plans import Fixed, LevelVotes, Plan, SelectionFree, ToPrecision, ToRadius
-from idrc_jax.certificates.schemes import L1, L2, SCHEMES, Cascade, Gaussian, InverseSqrtNorm, Scheme, Stepped, Uniform
+from idrc_jax.certificates.schemes import (
+    L1,
+    L2,
+    SCHEMES,
+    Box,
+    Cascade,
+    Gaussian,
+    InverseSqrtNorm,
+    Laplace,
+    Scheme,
+    Stepped,
+    Uniform,
+)
 
 __all__ = [
     "CERTIFICATES",
@@ -28,11 +40,13 @@ __all__ = [
     "L2",
     "SCHEMES",
     "TOP_K",
+    "Box",
     "Cascade",
     "Certificate",
     "Fixed",
     "Gaussian",
     "InverseSqrtNorm",
+    "Laplace",
     "LevelVotes",
     "Pairs",
     "Plan",

@@ -19,9 +19,11 @@ from idrc_jax.certificates.sampling_plans import Fixed, LevelVotes, Plan, Select
 from idrc_jax.certificates.schemes import (
     L1,
     L2,
+    Box,
     Cascade,
     Gaussian,
     InverseSqrtNorm,
+    Laplace,
     Scheme,
     Stepped,
     Uniform,
@@ -34,6 +36,8 @@ CERTIFICATES = ("one_sided", "two_sided", "runner_up")  # of a network's own vot
 TOP_K = "top_k"
 INCREMENTAL = "incremental"
 _PLANS = {"two_sided": (Fixed,), "runner_up": (Fixed,), TOP_K: (Fixed, SelectionFree)}  # of others: all
+_TWO_SIDED = (Gaussian, Stepped, Box, Laplace)
+_IN_L1 = {Box: norms.box, Laplace: norms.laplace}  # in units of the noise level
 _OF_THE_PAPER = (Gaussian, L1, L2, Uniform, InverseSqrtNorm)
 
 # SciPy's normal quantile is good to about 1e-15 of itself; radii lose 2**-40 (9e-13) of themselves.
@@ -92,6 +96,7 @@ def radius(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, *, dim: int
       `gaussian`: sigma * Phi^-1(p_lower) (Cohen et al. 2019).
       `stepped`: the same with the bin's level, cut at the distance to the bin's edge.
       `l2`: level sets of the likelihood ratio (`spherical`).
+      `box`, `laplace`: in l1 (`norms`).
       `uniform`: 0; noise spheres around different images meet in a set of measure zero, so nothing carries over.
       Any other scheme with the law "normal" (`l1`, `inverse_sqrt_norm`, your own): Neyman and Pearson's worst case over
       all levels that `scale_bounds` allows (`gaussian_pair`).
@@ -116,7 +121,8 @@ def radius(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, *, dim: int
 def two_sided_radius(
     scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, p_upper: ArrayLike, *, dim: int
 ) -> Numbers:
-    """sigma / 2 * (Phi^-1(p_lower) - Phi^-1(p_upper)), the paper's formula, where the level near the image is constant.
+    """The radius by bounds on all classes, where the level near the image is constant: the paper's formula, sigma / 2 *
+    (Phi^-1(p_lower) - Phi^-1(p_upper)), for `gaussian` and `stepped`; `norms.box` and `norms.laplace`.
 
     Args:
       p_upper: upper bound on every other class's probability, in (0, 1]; both bounds hold at once.
@@ -126,7 +132,7 @@ def two_sided_radius(
       float64; 0 where p_lower <= p_upper.
 
     Raises:
-      ValueError: a scheme other than `gaussian` and `stepped`, or arguments as for `radius`.
+      ValueError: another scheme than these, or arguments as for `radius`.
 
     Guarantee: as for `radius`, of a class that has at least `p_lower` where no other has more than `p_upper`.
     """
@@ -136,6 +142,8 @@ def two_sided_radius(
     upper = np.asarray(p_upper, np.float64)
     if not (np.all(upper > 0) and np.all(upper <= 1)):
         raise ValueError(f"Expected 0 < p_upper <= 1, got {p_upper}.")
+    if type(scheme) in _IN_L1:
+        return np.where(lower > upper, level * _IN_L1[type(scheme)](lower, upper), 0.0)[()]
     with np.errstate(divide="ignore"):
         low, high = special.ndtri(lower), special.ndtri(upper)
         gap = low - high - _MARGIN * (np.abs(low) + np.abs(high))
@@ -179,6 +187,8 @@ def explain(scheme: str, certificate: str = "one_sided") -> str:
         "at one say nothing about the other.",
         "stepped": "The radius is Cohen et al.'s (2019) with the level of the image's bin, cut at the distance to the "
         "bin's edge.",
+        "box": "The radius is Yang et al.'s (2020), valid in l1 for noise that is uniform on a box.",
+        "laplace": "The radius is Teng et al.'s (2019), valid in l1 for Laplace noise.",
         "cascade": "The radius is Cohen et al.'s (2019) with the level that decides, cut where a larger level could be "
         "sure of another class.",
     }.get(scheme, input_dependent)
@@ -191,10 +201,12 @@ def check_certificate(certificate: str, scheme: Scheme, plan: Plan | None = None
 
 
 def _check_terms(certificate: str, scheme: Scheme, plan: Plan | None) -> None:
-    if certificate in _PLANS and not isinstance(scheme, Gaussian | Stepped):
+    able = _TWO_SIDED if certificate in CERTIFICATES else (Gaussian, Stepped)
+    if certificate in _PLANS and not isinstance(scheme, able):
+        *others, last = (one.name for one in able)
         raise ValueError(
-            f"Expected the scheme gaussian or stepped for a {certificate} certificate, got {scheme.name}: its formula "
-            "needs the same Gaussian noise at both images. Use one_sided."
+            f"Expected the scheme {', '.join(others)} or {last} for a {certificate} certificate, got {scheme.name}: "
+            "its formula needs the same noise at both images. Use one_sided."
         )
     plans = _PLANS.get(certificate, (Plan,))
     if plan is not None and not isinstance(plan, plans):
@@ -244,7 +256,8 @@ def from_votes(
         classes, each of the K bounds at alpha / K); "runner_up" (the same by two bounds, see
         `confidence_bounds.rival_bounds`); "top_k" (that the label is among the k likeliest); or "incremental" (of
         another network than the votes', by pairs of both). All but "one_sided" and "incremental" are for `gaussian` and
-        `stepped`, and for the plan `fixed`; "top_k" for `selection_free`, too.
+        `stepped`, for `box` and `laplace` unless it is "top_k", and for the plan `fixed`; "top_k" for `selection_free`,
+        too.
       labels, k: of "top_k": int [rows], the classes it is about, and k. `predict` is then the label or -1.
       lost, pairs: of "incremental": see `Pairs.lower`.
 
@@ -325,6 +338,9 @@ def _valid(scheme: Scheme, statistic: np.ndarray, level: np.ndarray, p: np.ndarr
         return np.zeros(p.shape)
     if isinstance(scheme, L2):
         return level * spherical.radius(p, dim)
+    if type(scheme) in _IN_L1:
+        radii = _constant_level(scheme, statistic, level) * _IN_L1[type(scheme)](p, 1 - p)
+        return np.where(p > 0.5, radii, 0.0)
     if isinstance(scheme, Gaussian | Stepped):
         return _cut(scheme, statistic, _cohen(_constant_level(scheme, statistic, level), p), dim)
     if scheme.law != "normal" or type(scheme).scale_bounds is Scheme.scale_bounds:

@@ -4,7 +4,7 @@ A scheme knows its parameters, the statistic of the image that its noise level d
 level itself (`scale`), and how far that level can move when the image moves (`scale_bounds`).
 The random laws are in `sampling.noise_laws`, the certificates in `radii`.
 
-Images are float arrays [..., H, W, C] with values in [0, 1]; norms are l2 over the d = H*W*C values of
+Images are float arrays [..., H, W, C] with values in [0, 1]; ||x|| is the l2 norm over the d = H*W*C values of
 one image. `statistic` and `scale` follow the array that they are given (NumPy or JAX, by the array API
 standard), so that training computes on the device what certification computes on the host in float64.
 
@@ -17,6 +17,10 @@ standard), so that training computes on the device what certification computes o
 | `uniform`           | sigma * ||x|| * l / ||l||, l_i iid Laplace(0, 1)            |
 | `stepped`           | N(0, s^2 I), s = sigma * (a level that is constant in steps)|
 | `cascade`           | N(0, s^2 I) at several s in turn, until one of them is sure |
+| `box`               | iid uniform on [-sqrt(3) sigma, sqrt(3) sigma]              |
+| `laplace`           | iid Laplace of scale sigma / sqrt(2)                        |
+
+Radii are l2 but for `box` and `laplace`, whose radii are l1; sigma is the standard deviation of each value under both.
 """
 
 import math
@@ -39,9 +43,11 @@ __all__ = [
     "L2",
     "SCHEMES",
     "STATISTICS",
+    "Box",
     "Cascade",
     "Gaussian",
     "InverseSqrtNorm",
+    "Laplace",
     "Scheme",
     "SchemeCheck",
     "Stepped",
@@ -63,10 +69,8 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Gaussian(Scheme):
-    """The same Gaussian noise for every image (Cohen et al. 2019)."""
-
-    name: ClassVar[str] = "gaussian"
+class _Constant(Scheme):
+    """The same law for every image."""
 
     def statistic(self, images: Array) -> Array:
         xp = images.__array_namespace__()
@@ -77,6 +81,13 @@ class Gaussian(Scheme):
 
     def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
         return self.sigma, self.sigma
+
+
+@dataclass(frozen=True)
+class Gaussian(_Constant):
+    """The same Gaussian noise for every image (Cohen et al. 2019)."""
+
+    name: ClassVar[str] = "gaussian"
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,7 @@ class InverseSqrtNorm(_WithReference):
 
 
 @dataclass(frozen=True)
-class L2(Scheme):
+class L2(_Constant):
     """A random direction with a half-normal length sigma * |g| (the paper's Figure 2).
 
     The law does not depend on the image; its length does not grow with the dimension.
@@ -141,16 +152,6 @@ class L2(Scheme):
 
     name: ClassVar[str] = "l2"
     law: ClassVar[str] = "half_normal_length"
-
-    def statistic(self, images: Array) -> Array:
-        xp = images.__array_namespace__()
-        return xp.zeros(images.shape[:-3], dtype=images.dtype)
-
-    def scale(self, statistic: Array) -> Array:
-        return self.sigma + 0 * statistic
-
-    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
-        return self.sigma, self.sigma
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,26 @@ class Uniform(Scheme):
         return self.sigma * (statistic - distance), self.sigma * (statistic + distance)
 
 
+@dataclass(frozen=True)
+class Box(_Constant):
+    """Each value's noise uniform on [-lambda, lambda], lambda = sqrt(3) sigma (Yang et al. 2020); radii are l1."""
+
+    name: ClassVar[str] = "box"
+    law: ClassVar[str] = "box"
+    norm: ClassVar[str] = "l1"
+
+
+@dataclass(frozen=True)
+class Laplace(_Constant):
+    """Each value's noise Laplace of scale lambda = sigma / sqrt(2) (Teng et al. 2019); radii are l1."""
+
+    name: ClassVar[str] = "laplace"
+    law: ClassVar[str] = "laplace"
+    norm: ClassVar[str] = "l1"
+
+
 SCHEMES: dict[str, type[Scheme]] = {
-    scheme.name: scheme for scheme in (Gaussian, L1, L2, Uniform, InverseSqrtNorm, Stepped, Cascade)
+    scheme.name: scheme for scheme in (Gaussian, L1, L2, Uniform, InverseSqrtNorm, Stepped, Cascade, Box, Laplace)
 }
 
 

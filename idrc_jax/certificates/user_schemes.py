@@ -3,8 +3,10 @@
 from idrc_jax.certificates.schemes import (
     L2,
     SCHEMES,
+    Box,
     Cascade,
     Gaussian,
+    Laplace,
     Scheme,
     Stepped,
     Uniform,
@@ -15,7 +17,15 @@ from idrc_jax.certificates.schemes import (
 from idrc_jax.core import json_values, user_code
 from idrc_jax.core.json_values import Json
 
-_CERTIFIED_AS_THEY_ARE = (Gaussian, L2, Uniform, Stepped, Cascade)  # by what they are, without their `scale_bounds`
+_CERTIFIED_AS_THEY_ARE = (
+    Gaussian,
+    L2,
+    Uniform,
+    Stepped,
+    Cascade,
+    Box,
+    Laplace,
+)  # by what they are, without their `scale_bounds`
 
 
 def check_own(scheme: Scheme) -> None:

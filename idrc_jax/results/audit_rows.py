@@ -37,7 +37,7 @@ class Finding:
       kind: which radius of the row is tried, "radius" or "radius_published"; or "table", a fixed radius at which the
         robust accuracy is measured.
       radius, fraction: x' was searched for nearer than fraction * radius.
-      distance: l2 distance between x and the x' of this row, < fraction * radius.
+      distance: between x and the x' of this row in the norm of the radii, < fraction * radius.
       attack: that found x'.
       broken: 1 if it is claimed that `rival` is likelier than `predict` at x', else 0.
       votes: fresh votes at x' by class, -1 for those whose logits were not finite; empty if x' was not worth any.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from idrc_jax.certificates import norms
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.kernels.rounded_normal_cpu import Tables
 from idrc_jax.sampling import exact_noise, random_keys, threefry
@@ -29,6 +30,14 @@ def _laplace_direction(key: jax.Array, shape: Shape) -> jax.Array:
     return _unit(jax.random.laplace(key, shape, jnp.float32))
 
 
+def _box(key: jax.Array, shape: Shape) -> jax.Array:
+    return norms.BOX * jax.random.uniform(key, shape, jnp.float32, minval=-1, maxval=1)
+
+
+def _laplace(key: jax.Array, shape: Shape) -> jax.Array:
+    return norms.LAPLACE * jax.random.laplace(key, shape, jnp.float32)
+
+
 def _unit(vector: jax.Array) -> jax.Array:
     return vector / jnp.sqrt(jnp.sum(vector * vector))
 
@@ -37,6 +46,8 @@ LAWS: dict[str, Callable[[jax.Array, Shape], jax.Array]] = {
     "normal": _normal,
     "half_normal_length": _half_normal_length,
     "laplace_direction": _laplace_direction,
+    "box": _box,
+    "laplace": _laplace,
 }
 
 

@@ -21,6 +21,8 @@ def test_levels_are_the_definitions():
         "uniform": sigma * NORMS,
         "stepped": np.full(6, sigma),
         "cascade": np.full(6, sigma),  # its largest
+        "box": np.full(6, sigma),
+        "laplace": np.full(6, sigma),
     }
     assert expected.keys() == schemes.SCHEMES.keys()
     for name, levels in expected.items():
