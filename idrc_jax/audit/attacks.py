@@ -345,7 +345,7 @@ def _noisy_logits(
     levels = schemes.scales(scheme, scheme.statistic(moved))
 
     def noisy(image: jax.Array, index: jax.Array, scale: jax.Array, number: jax.Array) -> jax.Array:
-        return image + noise_laws.draw(scheme.law, random_keys.sample(key, index, number), scale, shape)
+        return image + noise_laws.at(scheme.law, random_keys.sample(key, index, number), scale, image)
 
     numbers = first[:, None] + jnp.arange(samples, dtype=jnp.uint32)[None]
     scales = jnp.take_along_axis(levels, (numbers % levels.shape[-1]).astype(jnp.int32), axis=1)

@@ -19,7 +19,7 @@ from idrc_jax.audit import attacks, breaks, point_votes
 from idrc_jax.audit.attacks import Attacker, Targets
 from idrc_jax.audit.settings import Settings
 from idrc_jax.certificates import confidence_bounds
-from idrc_jax.certificates.schemes import Scheme, Stepped, host_levels, level_count
+from idrc_jax.certificates.schemes import Scheme, Splitting, Stepped, host_levels, level_count, on_grid
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import random_keys
 
@@ -144,6 +144,9 @@ class Searcher:
         # two standard errors of the difference between screening and fresh votes.
         error = math.sqrt(1 / settings.votes + 1 / settings.screening)
         self._margin = stats.norm.isf(threshold) / (2 * math.sqrt(settings.votes)) + error
+        # Votes of all offsets leave nothing to chance.
+        self._all = scheme.positions if isinstance(scheme, Splitting) else 0
+        self._margin = 0.0 if self._all else self._margin
 
     def run(
         self,
@@ -189,7 +192,7 @@ class Searcher:
         padding = self._padding(len(positions))
         largest = np.asarray([max(some) for some in budgets])
         targets = Targets(
-            images[padding], indices[padding], classes[padding], largest[padding], self._scheme.exact, self._norm
+            images[padding], indices[padding], classes[padding], largest[padding], on_grid(self._scheme), self._norm
         )
         moved = self._attacker.minimal_norm(targets, first=np.zeros(len(padding), int))
         far = attacks.within(targets, moved, stretch=True)
@@ -220,7 +223,7 @@ class Searcher:
             indices=np.asarray([one.index for one in group])[padding],
             classes=np.asarray([one.predict for one in group])[padding],
             budgets=np.asarray(budgets)[padding],
-            exact=self._scheme.exact,
+            exact=on_grid(self._scheme),
             norm=self._norm,
         )
         candidates = self._starts(group, targets)
@@ -281,7 +284,7 @@ class Searcher:
 
         def at(t: np.ndarray) -> np.ndarray:
             points = (images + t[..., None, None, None] * (far - images)).astype(np.float32)
-            if not self._scheme.exact:
+            if not on_grid(self._scheme):
                 return points
             most = attacks.distances(images, points, self._norm) + 1e-6
             return attacks.on_grid(images, points, most, self._norm)
@@ -308,7 +311,7 @@ class Searcher:
         """The attempts with fresh votes on their ways (int [images], see `breaks`); breaks are noted."""
         if not attempts:
             return {}
-        n = self._settings.votes
+        n = self._all or self._settings.votes
         votes = self._votes(
             np.stack([attempt.image for attempt in attempts.values()]),
             [group[i].index for i in attempts],
@@ -355,7 +358,7 @@ class Searcher:
             [one.index for one in group] * count,
             random_keys.SCREENING,
             first=np.zeros(count * images, int),
-            n=np.tile(np.where(live, self._settings.screening, 0), count),
+            n=np.tile(np.where(live, self._all or self._settings.screening, 0), count),
         )
         ways, shares = breaks.likeliest(self._scheme, votes, np.tile([one.predict for one in group], count))
         return ways.reshape(count, images), shares.reshape(count, images)

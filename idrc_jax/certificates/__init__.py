@@ -17,8 +17,17 @@ from idrc_jax.certificates.radii import (
     published_radius,
     radius,
     two_sided_radius,
+    usual_plan,
 )
-from idrc_jax.certificates.sampling_plans import Fixed, LevelVotes, Plan, SelectionFree, ToPrecision, ToRadius
+from idrc_jax.certificates.sampling_plans import (
+    Exhaustive,
+    Fixed,
+    LevelVotes,
+    Plan,
+    SelectionFree,
+    ToPrecision,
+    ToRadius,
+)
 from idrc_jax.certificates.schemes import (
     L1,
     L2,
@@ -29,6 +38,7 @@ from idrc_jax.certificates.schemes import (
     InverseSqrtNorm,
     Laplace,
     Scheme,
+    Splitting,
     Stepped,
     Uniform,
 )
@@ -43,6 +53,7 @@ __all__ = [
     "Box",
     "Cascade",
     "Certificate",
+    "Exhaustive",
     "Fixed",
     "Gaussian",
     "InverseSqrtNorm",
@@ -52,6 +63,7 @@ __all__ = [
     "Plan",
     "Scheme",
     "SelectionFree",
+    "Splitting",
     "Stepped",
     "ToPrecision",
     "ToRadius",
@@ -64,4 +76,5 @@ __all__ = [
     "published_radius",
     "radius",
     "two_sided_radius",
+    "usual_plan",
 ]

@@ -1,7 +1,8 @@
 """Radii in l1, by noise that is made for it, and what a radius of one norm says in another.
 
 `box`, noise uniform on [-lambda, lambda]^d: moved by z, the laws share all but at most ||z||_1 / (2 lambda) of their
-mass (Yang et al. 2020). `laplace`, iid Laplace of scale lambda: their densities differ by a factor of at most
+mass (Yang et al. 2020). `splitting`, intervals 2 lambda wide: that is the share of offsets at which an interval is left
+(Levine and Feizi 2021). `laplace`, iid Laplace of scale lambda: densities differ by a factor of at most
 exp(||z||_1 / lambda) (Teng et al. 2019). The proofs are in docs/explanation/certificates.md.
 """
 
@@ -25,7 +26,7 @@ _OF_PROBABILITIES = 2.0**-50  # for that of sums and ratios of probabilities
 
 
 def box(p_lower: ArrayLike, p_upper: ArrayLike) -> Numbers:
-    """The l1 radius under uniform noise, in units of the noise level: lambda * (p_lower - p_upper).
+    """The l1 radius under uniform noise and splitting, in units of the noise level: lambda * (p_lower - p_upper).
 
     Args:
       p_lower: lower bound on a class's probability, in [0, 1]; scalar or array.

@@ -15,7 +15,7 @@ from scipy import special
 
 from idrc_jax.certificates import confidence_bounds, gaussian_pair, normal_thresholds, norms, spherical, top_k
 from idrc_jax.certificates.confidence_bounds import Numbers, Pairs
-from idrc_jax.certificates.sampling_plans import Fixed, LevelVotes, Plan, SelectionFree
+from idrc_jax.certificates.sampling_plans import Exhaustive, Fixed, LevelVotes, Plan, SelectionFree
 from idrc_jax.certificates.schemes import (
     L1,
     L2,
@@ -25,6 +25,7 @@ from idrc_jax.certificates.schemes import (
     InverseSqrtNorm,
     Laplace,
     Scheme,
+    Splitting,
     Stepped,
     Uniform,
     drawn_level,
@@ -35,9 +36,9 @@ from idrc_jax.core import validate
 CERTIFICATES = ("one_sided", "two_sided", "runner_up")  # of a network's own votes, about the class that they choose
 TOP_K = "top_k"
 INCREMENTAL = "incremental"
-_PLANS = {"two_sided": (Fixed,), "runner_up": (Fixed,), TOP_K: (Fixed, SelectionFree)}  # of others: all
-_TWO_SIDED = (Gaussian, Stepped, Box, Laplace)
-_IN_L1 = {Box: norms.box, Laplace: norms.laplace}  # in units of the noise level
+_PLANS = {"two_sided": (Fixed, Exhaustive), "runner_up": (Fixed,), TOP_K: (Fixed, SelectionFree)}  # of others: all
+_TWO_SIDED = (Gaussian, Stepped, Box, Laplace, Splitting)
+_IN_L1 = {Box: norms.box, Laplace: norms.laplace, Splitting: norms.box}  # in units of the noise level
 _OF_THE_PAPER = (Gaussian, L1, L2, Uniform, InverseSqrtNorm)
 
 # SciPy's normal quantile is good to about 1e-15 of itself; radii lose 2**-40 (9e-13) of themselves.
@@ -96,7 +97,7 @@ def radius(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, *, dim: int
       `gaussian`: sigma * Phi^-1(p_lower) (Cohen et al. 2019).
       `stepped`: the same with the bin's level, cut at the distance to the bin's edge.
       `l2`: level sets of the likelihood ratio (`spherical`).
-      `box`, `laplace`: in l1 (`norms`).
+      `box`, `laplace`, `splitting`: in l1 (`norms`).
       `uniform`: 0; noise spheres around different images meet in a set of measure zero, so nothing carries over.
       Any other scheme with the law "normal" (`l1`, `inverse_sqrt_norm`, your own): Neyman and Pearson's worst case over
       all levels that `scale_bounds` allows (`gaussian_pair`).
@@ -122,7 +123,7 @@ def two_sided_radius(
     scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, p_upper: ArrayLike, *, dim: int
 ) -> Numbers:
     """The radius by bounds on all classes, where the level near the image is constant: the paper's formula, sigma / 2 *
-    (Phi^-1(p_lower) - Phi^-1(p_upper)), for `gaussian` and `stepped`; `norms.box` and `norms.laplace`.
+    (Phi^-1(p_lower) - Phi^-1(p_upper)), for `gaussian` and `stepped`; `norms.box` and `norms.laplace`, in l1.
 
     Args:
       p_upper: upper bound on every other class's probability, in (0, 1]; both bounds hold at once.
@@ -140,7 +141,7 @@ def two_sided_radius(
     level, lower = _prepare(scheme, statistic, p_lower, dim)
     level = _constant_level(scheme, statistic, level)
     upper = np.asarray(p_upper, np.float64)
-    if not (np.all(upper > 0) and np.all(upper <= 1)):
+    if not (np.all(upper >= 0) and np.all(upper <= 1)) or (0 in upper and not isinstance(scheme, Splitting)):
         raise ValueError(f"Expected 0 < p_upper <= 1, got {p_upper}.")
     if type(scheme) in _IN_L1:
         return np.where(lower > upper, level * _IN_L1[type(scheme)](lower, upper), 0.0)[()]
@@ -189,6 +190,7 @@ def explain(scheme: str, certificate: str = "one_sided") -> str:
         "bin's edge.",
         "box": "The radius is Yang et al.'s (2020), valid in l1 for noise that is uniform on a box.",
         "laplace": "The radius is Teng et al.'s (2019), valid in l1 for Laplace noise.",
+        "splitting": "The radius is Levine and Feizi's (2021), valid in l1 for sure: all offsets voted.",
         "cascade": "The radius is Cohen et al.'s (2019) with the level that decides, cut where a larger level could be "
         "sure of another class.",
     }.get(scheme, input_dependent)
@@ -208,6 +210,17 @@ def _check_terms(certificate: str, scheme: Scheme, plan: Plan | None) -> None:
             f"Expected the scheme {', '.join(others)} or {last} for a {certificate} certificate, got {scheme.name}: "
             "its formula needs the same noise at both images. Use one_sided."
         )
+    if certificate == INCREMENTAL and isinstance(scheme, Splitting):
+        raise ValueError(
+            "Expected a scheme of drawn noise for pairs of votes, got splitting: certify the variant itself."
+        )
+    if plan is not None and isinstance(scheme, Splitting) and plan != Exhaustive(scheme.positions):
+        raise ValueError(
+            f"Expected the plan exhaustive with n = {scheme.positions}, all offsets of splitting at sigma "
+            f"{scheme.sigma:g}, got {plan.name} with n = {plan.n}."
+        )
+    if isinstance(plan, Exhaustive) and not isinstance(scheme, Splitting):
+        raise ValueError(f"Expected another plan for {scheme.name}, got exhaustive, which is of splitting's offsets.")
     plans = _PLANS.get(certificate, (Plan,))
     if plan is not None and not isinstance(plan, plans):
         why = "a class chosen by other votes, and one look" if len(plans) == 1 else "one look at the votes"
@@ -215,6 +228,11 @@ def _check_terms(certificate: str, scheme: Scheme, plan: Plan | None) -> None:
             f"Expected the plan {' or '.join(one.name for one in plans)} for a {certificate} certificate, got "
             f"{plan.name}: its bounds need {why}. Use one_sided."
         )
+
+
+def usual_plan(scheme: Scheme, *, n0: int, n: int) -> Plan:
+    """The plan of a scheme where no other is asked for: `fixed`, but all offsets of `splitting`."""
+    return Exhaustive(scheme.positions) if isinstance(scheme, Splitting) else Fixed(n=n, n0=n0)
 
 
 def lower_alpha(made: Mapping[str, Any]) -> float:
@@ -274,7 +292,10 @@ def from_votes(
     about = np.asarray(labels) if certificate == TOP_K else selected
     own, n = votes[np.arange(len(votes)), about], np.sum(votes, axis=1)
     rivals = np.full((len(votes), 1), 0.5)
-    if certificate == "two_sided":
+    if certificate == "two_sided" and isinstance(plan, Exhaustive):
+        others = np.where(np.arange(votes.shape[1] - 1) == selected[:, None], 0, votes[:, :-1])
+        p_lower, rivals = plan.lower(own, n, alpha), np.max(others, axis=1, keepdims=True) / n[:, None]
+    elif certificate == "two_sided":
         bounds = [confidence_bounds.simultaneous_bounds(*row, alpha) for row in zip(selected, votes, strict=True)]
         p_lower, rivals = np.split(np.reshape(bounds, (-1, 2)), 2, axis=1)
         p_lower = p_lower[:, 0]

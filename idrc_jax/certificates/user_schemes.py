@@ -8,6 +8,7 @@ from idrc_jax.certificates.schemes import (
     Gaussian,
     Laplace,
     Scheme,
+    Splitting,
     Stepped,
     Uniform,
     describe,
@@ -17,15 +18,8 @@ from idrc_jax.certificates.schemes import (
 from idrc_jax.core import json_values, user_code
 from idrc_jax.core.json_values import Json
 
-_CERTIFIED_AS_THEY_ARE = (
-    Gaussian,
-    L2,
-    Uniform,
-    Stepped,
-    Cascade,
-    Box,
-    Laplace,
-)  # by what they are, without their `scale_bounds`
+# By what they are, without their `scale_bounds`.
+_CERTIFIED_AS_THEY_ARE = (Gaussian, L2, Uniform, Stepped, Cascade, Box, Laplace, Splitting)
 
 
 def check_own(scheme: Scheme) -> None:
