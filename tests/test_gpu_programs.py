@@ -164,7 +164,7 @@ def test_every_network_law_and_kind_of_work_is_among_the_programs(monkeypatch):
         "from_torch ResNet-18", "from_torch ConvNeXt-T",
         "full U-Net + ResNet-110 (fused attention)", "ViT-B/16 (fused attention)",
     }  # fmt: skip
-    laws = {"normal", "half_normal_length", "laplace_direction", "box", "laplace"}
+    laws = {"normal", "half_normal_length", "laplace_direction", "box", "laplace", "splitting"}
     for network in ("ResNet-20", "ResNet-110", "ResNet-50", "ViT-B/16"):
         for law in laws:
             assert {("certify", network, dtype, law) for dtype in ("float32", "bfloat16")} <= set(every)

@@ -83,7 +83,7 @@ def test_every_scheme_names_a_law():
     assert {scheme.law for scheme in schemes.SCHEMES.values()} == set(noise_laws.LAWS)
 
 
-@pytest.mark.parametrize("name", schemes.SCHEMES)
+@pytest.mark.parametrize("name", sorted(schemes.SCHEMES.keys() - {"splitting"}))
 def test_training_noise_has_each_images_own_level(name):
     scheme = schemes.make(name, sigma=0.25)
     images = jnp.asarray(np.random.default_rng(1).uniform(0.1, 1, (2, *SHAPE)), jnp.float32)
