@@ -1,9 +1,9 @@
 """The search for an image x' near x at which the smoothed classifier, under the noise of x', decides otherwise.
 
-Attacks move a batch of images, each inside an l2 ball of its own: by gradients through noise samples and through the
-noise level (`Attacker`), along the direction in which the level changes most (`law_moves`) and on from there
-(`move_across`), or anywhere (`random_moves`). What they return is a guess; whether it is a break, votes say that no
-attack has seen (`search`).
+Attacks move a batch of images, each inside a ball of its own in the norm of the radii: by gradients through noise
+samples and through the noise level (`Attacker`), along the direction in which the level changes most (`law_moves`) and
+on from there (`move_across`), or anywhere (`random_moves`). What they return is a guess; whether it is a break, votes
+say that no attack has seen (`search`).
 
 Loops over steps run on the host: XLA runs input gradients inside device loops a dozen times slower on the CPU.
 """
@@ -27,6 +27,7 @@ from idrc_jax.sampling import ApplyFn, devices, noise_laws, random_keys
 
 _PIXEL_AXES = (-3, -2, -1)
 _TINY = 1e-30
+_SPARSE = 0.01  # of the values, in a step of steepest descent in l1
 
 Pixels = TypeVar("Pixels", np.ndarray, jax.Array)
 
@@ -38,8 +39,9 @@ class Targets(NamedTuple):
       images: float32 [T, H, W, C], the images x.
       indices: [T] data-set indices, which name the noise.
       classes: int [T], the class that is to lose at x'.
-      budgets: float64 [T]: x' stays nearer to x than this (l2, pixel units); it may leave [0, 1].
+      budgets: float64 [T]: x' stays nearer to x than this (in `norm`, pixel units); it may leave [0, 1].
       exact: whether x and x' are on the grid of 8-bit images, at which exact noise has its law (x' beyond [0, 1], too).
+      norm: of the budgets.
     """
 
     images: np.ndarray
@@ -47,11 +49,12 @@ class Targets(NamedTuple):
     classes: np.ndarray
     budgets: np.ndarray
     exact: bool = False
+    norm: str = "l2"
 
 
-def distances(images: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """l2 distances between images [..., H, W, C], in float64: [...]."""
-    return np.sqrt(np.sum(np.square(np.asarray(moved, np.float64) - images), axis=_PIXEL_AXES))
+def distances(images: np.ndarray, moved: np.ndarray, norm: str = "l2") -> np.ndarray:
+    """Distances in a norm between images [..., H, W, C], in float64: [...]."""
+    return _norms(np.asarray(moved, np.float64) - images, norm)
 
 
 def within(targets: Targets, moved: np.ndarray, *, stretch: bool = False) -> np.ndarray:
@@ -63,23 +66,23 @@ def within(targets: Targets, moved: np.ndarray, *, stretch: bool = False) -> np.
     Guarantee: `distances(images, x') < budgets`, as computed in float64 from the float32 images.
     """
     shifts = np.asarray(moved, np.float64) - targets.images
-    lengths = np.maximum(_norms(shifts), _TINY)
+    lengths = np.maximum(_norms(shifts, targets.norm), _TINY)
     slack = 1e-5
     while True:
         factors = targets.budgets * max(1 - slack, 0.0) / lengths
         factors = factors if stretch else np.minimum(factors, 1.0)
         points = (targets.images + _per_image(factors) * shifts).astype(np.float32)
-        reached = distances(targets.images, points)
+        reached = distances(targets.images, points, targets.norm)
         if np.all(reached < targets.budgets):
             break
         slack *= 2
     if not targets.exact:
         return points
     most = targets.budgets if stretch else np.minimum(targets.budgets, reached * (1 + 1e-6))
-    return on_grid(targets.images, points, most)
+    return on_grid(targets.images, points, most, targets.norm)
 
 
-def on_grid(images: np.ndarray, moved: np.ndarray, most: np.ndarray) -> np.ndarray:
+def on_grid(images: np.ndarray, moved: np.ndarray, most: np.ndarray, norm: str = "l2") -> np.ndarray:
     """The farthest 8-bit images on the ways from images to points that are nearer than `most`: float32.
 
     The shift is stretched until its rounded values are as long as that; places where a value is rounded up differ a
@@ -87,7 +90,7 @@ def on_grid(images: np.ndarray, moved: np.ndarray, most: np.ndarray) -> np.ndarr
 
     Args:
       images, moved: [..., H, W, C], the first on the grid.
-      most: [...], > 0.
+      most: [...], > 0, in `norm`.
     """
     grey, shifts = np.rint(images * float(GRID)), (np.asarray(moved, np.float64) - images) * GRID
     places = 0.4 + 0.2 * np.random.default_rng(0).random(shifts.shape[-3:])
@@ -100,25 +103,42 @@ def on_grid(images: np.ndarray, moved: np.ndarray, most: np.ndarray) -> np.ndarr
     low, high = np.zeros(most.shape), (most * GRID + 1) / np.where(largest > 0, largest, 1.0)  # too far for one value
     for _ in range(30):
         middle = (low + high) / 2
-        inside = distances(images, at(middle)) < most
+        inside = distances(images, at(middle), norm) < most
         low, high = np.where(inside, middle, low), np.where(inside, high, middle)
     return at(low)
 
 
-def law_directions(scheme: Scheme, images: np.ndarray) -> np.ndarray:
-    """Unit vectors along which the images' statistics grow fastest: float64 [T, H, W, C].
+def law_directions(scheme: Scheme, images: np.ndarray, norm: str = "l2") -> np.ndarray:
+    """Vectors of length 1 in a norm along which the images' statistics grow fastest: float64 [T, H, W, C].
 
-    sign(x) / sqrt(d) for the mean of |x|, x / ||x|| for the norm; 0 under a scheme whose statistic is constant. Values
-    of 0, at which |x| has no derivative, count as positive.
+    In l2 sign(x) / sqrt(d) for the mean of |x|, x / ||x|| for the norm; 0 under a scheme whose statistic is constant.
+    Values of 0, at which |x| has no derivative, count as positive.
     """
     gradients = np.asarray(_statistic_gradients(jnp.asarray(images + np.float32(1e-6)), scheme=scheme), np.float64)
     gradients = np.nan_to_num(gradients, posinf=0.0, neginf=0.0)
-    return gradients / _per_image(np.maximum(_norms(gradients), _TINY))
+    return np.asarray(steepest(gradients, norm), np.float64)
 
 
 @partial(jax.jit, static_argnames="scheme")
 def _statistic_gradients(images: jax.Array, *, scheme: Scheme) -> jax.Array:
     return jax.grad(lambda x: jnp.sum(scheme.statistic(x)))(images)
+
+
+def steepest(gradients: Pixels, norm: str) -> Pixels:
+    """The directions of length 1 in a norm in which functions with these gradients [T, H, W, C] grow fastest; 0 for 0.
+
+    The gradient's own in l2, its signs in linf. In l1 it is the largest value's alone; as gradients are estimates, the
+    largest hundredth of the values share it (after Tramer and Boneh 2019).
+    """
+    xp = gradients.__array_namespace__()
+    if norm != "l2":
+        signs = xp.sign(gradients)
+        if norm == "linf":
+            return signs
+        flat = xp.abs(gradients).reshape(len(gradients), -1)
+        least = xp.sort(flat, axis=1)[:, -math.ceil(_SPARSE * flat.shape[1])]
+        gradients = xp.where(xp.abs(gradients) >= _per_image(least), signs, 0.0)
+    return gradients / _per_image(xp.maximum(_norms(gradients, norm), _TINY))
 
 
 def law_moves(scheme: Scheme, targets: Targets, directions: np.ndarray) -> np.ndarray:
@@ -149,11 +169,13 @@ def move_across(targets: Targets, moved: np.ndarray, aim: np.ndarray) -> np.ndar
       aim: [T, H, W, C].
     """
     shifts, aims = np.asarray(moved, np.float64) - targets.images, np.asarray(aim, np.float64) - targets.images
-    lengths = _norms(shifts)
-    along = shifts / _per_image(np.maximum(lengths, _TINY))
+    lengths = _norms(shifts, targets.norm)
+    along = shifts / _per_image(np.maximum(_norms(shifts), _TINY))
     across = aims - _per_image(np.sum(aims * along, axis=_PIXEL_AXES)) * along
-    rest = np.sqrt(np.maximum(targets.budgets**2 - lengths**2, 0))
-    return within(targets, moved + _per_image(rest / np.maximum(_norms(across), _TINY)) * across)
+    # At right angles squares of l2 lengths add up; in other norms lengths add up at most.
+    power = 2 if targets.norm == "l2" else 1
+    rest = np.maximum(targets.budgets**power - lengths**power, 0) ** (1 / power)
+    return within(targets, moved + _per_image(rest / np.maximum(_norms(across, targets.norm), _TINY)) * across)
 
 
 def _to_edge(scheme: Stepped, targets: Targets, way: np.ndarray) -> np.ndarray:
@@ -217,7 +239,7 @@ class Attacker:
     def pgd(
         self, targets: Targets, start: np.ndarray, *, first: np.ndarray, straight_through: bool = False
     ) -> np.ndarray:
-        """Projected gradient descent (Madry et al. 2018) inside the ball, with steps of 2.5 * budget / steps.
+        """Projected gradient descent (Madry et al. 2018) inside the ball, with steepest steps of 2.5 * budget / steps.
 
         Args:
           start: [T, H, W, C], where it begins.
@@ -229,7 +251,7 @@ class Attacker:
         images, moved, budgets = self._deal(targets.images, start, targets.budgets)
         for step in range(self.steps):
             directions, _ = self._directions(targets, moved, first + step * self.samples, straight_through)
-            moved = _pgd_step(images, moved, directions, budgets, 2.5 / self.steps)
+            moved = _pgd_step(images, moved, directions, budgets, 2.5 / self.steps, norm=targets.norm)
         return within(targets, np.asarray(moved))
 
     def minimal_norm(self, targets: Targets, *, first: np.ndarray) -> np.ndarray:
@@ -245,7 +267,7 @@ class Attacker:
         for step in range(self.steps):
             rate = (1 + math.cos(math.pi * step / self.steps)) / 2
             directions, lost = self._directions(targets, moved, first + step * self.samples, False)
-            moved, norms = _norm_step(images, moved, directions, lost, norms, budgets, rate)
+            moved, norms = _norm_step(images, moved, directions, lost, norms, budgets, rate, norm=targets.norm)
         return within(targets, np.asarray(moved))
 
     def _deal(self, *arrays: np.ndarray) -> list[jax.Array]:
@@ -323,7 +345,7 @@ def _noisy_logits(
     levels = schemes.scales(scheme, scheme.statistic(moved))
 
     def noisy(image: jax.Array, index: jax.Array, scale: jax.Array, number: jax.Array) -> jax.Array:
-        return image + noise_laws.draw(scheme.law, random_keys.sample(key, index, number), scale, shape)
+        return image + noise_laws.at(scheme.law, random_keys.sample(key, index, number), scale, image)
 
     numbers = first[:, None] + jnp.arange(samples, dtype=jnp.uint32)[None]
     scales = jnp.take_along_axis(levels, (numbers % levels.shape[-1]).astype(jnp.int32), axis=1)
@@ -351,14 +373,27 @@ def _margins(logits: jax.Array, classes: jax.Array, *, straight_through: bool) -
     return lead(log_mean), lead(votes) < 0
 
 
-@jax.jit
-def _pgd_step(images: jax.Array, moved: jax.Array, directions: jax.Array, budgets: jax.Array, rate: float) -> jax.Array:
-    shifts = moved + _per_image(rate * budgets) * directions - images
-    factors = jnp.minimum(budgets / jnp.maximum(_norms(shifts), _TINY), 1)
-    return images + _per_image(factors) * shifts
+@partial(jax.jit, static_argnames="norm")
+def _pgd_step(
+    images: jax.Array, moved: jax.Array, directions: jax.Array, budgets: jax.Array, rate: float, *, norm: str
+) -> jax.Array:
+    return images + projected(moved + _per_image(rate * budgets) * steepest(directions, norm) - images, budgets, norm)
 
 
-@jax.jit
+def projected(shifts: jax.Array, budgets: jax.Array, norm: str) -> jax.Array:
+    """The points of the balls around 0 with radii [T] that are nearest in l2 to shifts [T, H, W, C]."""
+    if norm == "linf":
+        return jnp.clip(shifts, -_per_image(budgets), _per_image(budgets))
+    if norm == "l2":
+        return _per_image(jnp.minimum(budgets / jnp.maximum(_norms(shifts), _TINY), 1)) * shifts
+    # All values shrink by as much, down to 0, as leaves the budget (Duchi et al. 2008).
+    sizes = jnp.sort(jnp.abs(shifts).reshape(len(shifts), -1), axis=1)[:, ::-1]
+    over = (jnp.cumsum(sizes, axis=1) - budgets[:, None]) / jnp.arange(1, sizes.shape[1] + 1)
+    most = jnp.maximum(jnp.max(over, axis=1), 0)
+    return jnp.sign(shifts) * jnp.maximum(jnp.abs(shifts) - _per_image(most), 0)
+
+
+@partial(jax.jit, static_argnames="norm")
 def _norm_step(
     images: jax.Array,
     moved: jax.Array,
@@ -367,15 +402,21 @@ def _norm_step(
     norms: jax.Array,
     budgets: jax.Array,
     rate: float,
+    *,
+    norm: str,
 ) -> tuple[jax.Array, jax.Array]:
     change = 0.02 + 0.28 * rate
     norms = jnp.where(lost, norms * (1 - change), jnp.minimum(norms * (1 + change), budgets))
-    shifts = moved - images + _per_image((0.05 + 0.95 * rate) * norms) * directions
-    return images + _per_image(norms) * _unit(shifts), norms
+    shifts = moved - images + _per_image((0.05 + 0.95 * rate) * norms) * steepest(directions, norm)
+    return images + _per_image(norms / jnp.maximum(_norms(shifts, norm), _TINY)) * shifts, norms
 
 
-def _norms(images: Pixels) -> Pixels:
+def _norms(images: Pixels, norm: str = "l2") -> Pixels:
     xp = images.__array_namespace__()
+    if norm == "l1":
+        return xp.sum(xp.abs(images), axis=_PIXEL_AXES)
+    if norm == "linf":
+        return xp.max(xp.abs(images), axis=_PIXEL_AXES)
     return xp.sqrt(xp.sum(images * images, axis=_PIXEL_AXES))
 
 

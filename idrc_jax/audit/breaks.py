@@ -7,14 +7,16 @@ all. So a way is s and B, as the number s * K + B, s from 0 to the number of lev
 Guarantee: under "this way is not taken" the p-value is at most t with probability at most t. For a cascade that is a
 union: some level below s is sure of A, P_k(A) > t_k, or s is not sure of B, P_s(B) <= t_s. Each has its exact binomial
 p-value, and the largest of them is at most t only if that of the one that is true is (intersection-union test).
+Votes of all offsets of `splitting` are the truth: the p-value is 0 where another class is its answer, else 1.
 """
 
 import numpy as np
 from scipy import stats
 
 from idrc_jax.audit import significance
+from idrc_jax.certificates import confidence_bounds
 from idrc_jax.certificates.level_schemes import Cascade
-from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.certificates.schemes import Scheme, Splitting
 
 
 def likeliest(scheme: Scheme, votes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -48,6 +50,8 @@ def likeliest(scheme: Scheme, votes: np.ndarray, classes: np.ndarray) -> tuple[n
 def p_value(scheme: Scheme, votes: np.ndarray, predict: int, way: int) -> tuple[float, int]:
     """That of fresh votes int [levels, K + 1] for a way chosen beforehand, and the level whose votes decide it."""
     last, (level, rival) = len(votes) - 1, divmod(way, votes.shape[-1] - 1)
+    if isinstance(scheme, Splitting):
+        return float(confidence_bounds.select(votes[0]) == predict), 0
     if not isinstance(scheme, Cascade):
         return significance.break_p_value(votes[0], predict, rival), 0
     thresholds, n = (*scheme.thresholds, 0.5), votes.sum(axis=-1)

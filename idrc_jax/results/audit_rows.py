@@ -17,6 +17,7 @@ import numpy as np
 from idrc_jax import certificates
 from idrc_jax.core import append_only, files
 from idrc_jax.core.json_values import Json
+from idrc_jax.results.metrics import radius_text
 from idrc_jax.results.result_rows import votes_text
 
 SCHEMA_VERSION = 1
@@ -37,7 +38,7 @@ class Finding:
       kind: which radius of the row is tried, "radius" or "radius_published"; or "table", a fixed radius at which the
         robust accuracy is measured.
       radius, fraction: x' was searched for nearer than fraction * radius.
-      distance: l2 distance between x and the x' of this row, < fraction * radius.
+      distance: between x and the x' of this row in the norm of the radii, < fraction * radius.
       attack: that found x'.
       broken: 1 if it is claimed that `rival` is likelier than `predict` at x', else 0.
       votes: fresh votes at x' by class, -1 for those whose logits were not finite; empty if x' was not worth any.
@@ -200,7 +201,8 @@ def table(manifest: Json) -> str:
     """A text table of an audit's manifest."""
     made, asked, seen = manifest["certificates"], manifest["settings"], manifest["images"]
     lines = [
-        f"{made['scheme']}, sigma {made['sigma']:g}, {seen['seen']} images of {made['data']}: {seen['certified']} "
+        f"{made['scheme']}, sigma {made['sigma']:g}, radii in {made.get('norm', 'l2')}, {seen['seen']} images of "
+        f"{made['data']}: {seen['certified']} "
         f"certified, {seen['abstained']} abstained" + (f", {seen['right']} right" if "right" in seen else ""),
         f"{manifest['attempts']:,} attempts at most, {asked['votes']:,} fresh votes each, level {asked['level']:g} for "
         f"all together: a claim needs p <= {manifest['threshold']:.2g}",
@@ -217,7 +219,7 @@ def table(manifest: Json) -> str:
     if manifest.get("robust_accuracy"):
         lines.append(f"{'radius':>6}  {'certified':>9}  {'at most':>7}")
     for one in manifest.get("robust_accuracy", ()):
-        lines.append(f"{one['radius']:6.2f}  {one['certified']:9.3f}  {one['empirical']:7.3f}")
+        lines.append(f"{radius_text(one['radius']):>6}  {one['certified']:9.3f}  {one['empirical']:7.3f}")
     return "\n".join(lines)
 
 

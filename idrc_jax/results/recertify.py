@@ -1,5 +1,5 @@
-"""Recompute the certificates of stored votes, offline and without JAX: at another alpha, by another certificate, or as
-if fewer votes had been drawn.
+"""Recompute the certificates of stored votes, offline and without JAX: at another alpha, by another certificate, in
+another norm, or as if fewer votes had been drawn.
 
 The error probability, the certificate and the number of votes belong to the plan: choose them before looking at the
 radii.
@@ -20,6 +20,7 @@ from idrc_jax.certificates import (
     Pairs,
     cascade,
     confidence_bounds,
+    norms,
     sampling_plans,
     user_schemes,
 )
@@ -39,6 +40,7 @@ def recertify(
     n: int | None = None,
     scheme: Scheme | None = None,
     k: int | None = None,
+    norm: str | None = None,
 ) -> Results:
     """The same votes, certified anew.
 
@@ -51,6 +53,8 @@ def recertify(
       scheme: the user's own that the votes were drawn under; None for one of this package.
       k: certify that the true class is among the k likeliest, 1 <= k < K (see `certificates.top_k`): `predict` is then
         the label where that is certain of the image itself, else -1, and `p_lower` bounds the label's probability.
+
+      norm: state the radii in this one, "l1", "l2" or "linf" (see `norms.stated`), instead of the file's.
 
     Returns:
       Rows with new `predict`, `radius`, `radius_published`, `correct` and `p_lower`, and the manifest that says so.
@@ -72,7 +76,7 @@ def recertify(
     if read.manifest is None:
         raise ValueError(f"Expected {MANIFEST} beside {read.path}, with the scheme of its votes, got none.")
     made = read.manifest["guarantee"]
-    made = _terms(made, alpha, certificate, k, read)
+    made = _terms(made, alpha, certificate, k, norm, read)
     plan = sampling_plans.from_description(made)
     bounds = cascade.bounds_of_results(made)
     if bounds is not None:
@@ -124,7 +128,7 @@ def certificates_of(
     lost: np.ndarray | Sequence[int] = (),
 ) -> list[Certificate]:
     """`certificates.from_votes` under the settings `made`, a manifest's guarantee."""
-    return certificates.from_votes(
+    found = certificates.from_votes(
         scheme,
         statistic,
         selected,
@@ -138,9 +142,12 @@ def certificates_of(
         lost=lost,
         pairs=Pairs(made["paired"]["n"], made["paired"]["share"]) if "paired" in made else None,
     )
+    return [one.in_norm(made.get("norm", "l2"), made["dim"]) for one in found]
 
 
-def _terms(made: Json, alpha: float | None, certificate: str | None, k: int | None, read: Results) -> Json:
+def _terms(
+    made: Json, alpha: float | None, certificate: str | None, k: int | None, norm: str | None, read: Results
+) -> Json:
     """The guarantee with what is to be another, or ValueError."""
     if k is not None:
         if certificate is not None:
@@ -162,6 +169,8 @@ def _terms(made: Json, alpha: float | None, certificate: str | None, k: int | No
         made = {name: value for name, value in made.items() if name != "k"}
     alpha = made["alpha"] if alpha is None else validate.in_open_unit_interval("alpha", alpha)
     terms = {"alpha": alpha, "certificate": certificate}
+    if norm is not None:
+        terms["norm"] = validate.one_of("norm", norm, norms.EXPONENTS)
     return made | as_json(terms | ({} if k is None else {"k": int(k)}))
 
 
@@ -189,7 +198,8 @@ def _cascade_rows(read: Results, made: Json, bounds: cascade.Bounds, n: int | No
         for one in row.votes_by_level:
             votes = _votes(one.votes, sum(one.votes.values()), row.idx, made, looks, read.path)
             drawn.append(LevelVotes(one.level, one.selected, votes))
-        rows.append(Row.from_certificate(cascade.certificate(bounds, drawn), row.idx, row.label, row.time))
+        found = cascade.certificate(bounds, drawn).in_norm(made.get("norm", "l2"), made["dim"])
+        rows.append(Row.from_certificate(found, row.idx, row.label, row.time))
     return tuple(rows)
 
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
 
-from idrc_jax.certificates import Certificate, confidence_bounds, sampling_plans, schemes, user_schemes
-from idrc_jax.core import append_only, files
+from idrc_jax.certificates import Certificate, confidence_bounds, norms, sampling_plans, schemes, user_schemes
+from idrc_jax.core import append_only, files, validate
 from idrc_jax.core.json_values import Json, as_json
 from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, read_manifest
 
@@ -42,7 +42,7 @@ class Row:
     Attributes:
       idx, label: of the image in its data set; label -1 where it is unknown.
       predict: the class, or -1 (abstain).
-      radius: valid l2 radius in pixel units; nan where the scheme has no certificate.
+      radius: valid radius in pixel units, in `norm`; nan where the scheme has no certificate.
       correct: 1 where `predict` is the label, else 0, also where the label is unknown (see `is_correct`).
       time: seconds.
       radius_published: the paper's radius.
@@ -56,6 +56,7 @@ class Row:
         which the two answered differently, by f's answer; None elsewhere, where files have no such column.
       votes_by_level: under a scheme of several levels, what was drawn under each, in this order (as in a
         `Certificate`); None under others.
+      norm: of both radii; a column of files whose radii are not l2.
     """
 
     idx: int
@@ -74,6 +75,7 @@ class Row:
     votes: dict[int, int] | None = None
     differing: dict[int, int] | None = None
     votes_by_level: tuple[LevelRow, ...] | None = None
+    norm: str = "l2"
 
     @property
     def samples(self) -> int:
@@ -102,6 +104,7 @@ class Row:
             votes=by_class(certificate.votes),
             differing=differing,
             votes_by_level=levels or None,
+            norm=certificate.norm,
         )
 
 
@@ -111,9 +114,10 @@ def by_class(votes: Sequence[int]) -> dict[int, int]:
     return {number: count for number, count in enumerate(classes) if count} | ({-1: last} if last else {})
 
 
-COLUMNS = tuple(field.name for field in dataclasses.fields(Row))[:-2]
+COLUMNS = tuple(field.name for field in dataclasses.fields(Row))[:-3]
 PAIRED = (*COLUMNS, "differing")  # of incremental runs
 LEVELLED = (*COLUMNS, "votes_by_level")  # under a scheme of several levels
+OURS = tuple(columns + more for columns in (COLUMNS, PAIRED, LEVELLED) for more in ((), ("norm",)))
 SIX = COLUMNS[:6]
 _SHARED = [field.name for field in dataclasses.fields(Certificate) if field.name in COLUMNS and field.name != "votes"]
 _INTEGERS = {"idx", "label", "predict", "correct", "selected", "n", "n0"}
@@ -255,9 +259,10 @@ def write(rows: Iterable[Row], manifest: Manifest, out: Path, name: str = NAME) 
 
 def columns_of(guarantee: Json) -> tuple[str, ...]:
     """The columns of a file under a manifest's guarantee."""
-    if "paired" in guarantee:
-        return PAIRED
-    return LEVELLED if guarantee["scheme"] == schemes.Cascade.name else COLUMNS
+    norm = () if guarantee.get("norm", "l2") == "l2" else ("norm",)
+    return (
+        PAIRED if "paired" in guarantee else LEVELLED if guarantee["scheme"] == schemes.Cascade.name else COLUMNS
+    ) + norm
 
 
 def line_of(row: Row) -> str:
@@ -265,7 +270,7 @@ def line_of(row: Row) -> str:
     values = [repr(getattr(row, name)) for name in COLUMNS[:-1]]
     counts = [row.votes] if row.differing is None else [row.votes, row.differing]
     levels = [] if row.votes_by_level is None else [levels_text(row.votes_by_level)]
-    return append_only.line([*values, *map(votes_text, counts), *levels])
+    return append_only.line([*values, *map(votes_text, counts), *levels, *([] if row.norm == "l2" else [row.norm])])
 
 
 def levels_text(levels: Iterable[LevelRow] | None) -> str:
@@ -294,7 +299,7 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], tuple[Row, ...], bool]:
     except UnicodeDecodeError:
         raise ValueError(f"Expected a text file of results, got {path}.") from None
     columns = tuple(lines[0].split("\t"))
-    if columns not in (PAIRED, LEVELLED, COLUMNS, SIX):
+    if columns not in (*OURS, SIX):
         raise ValueError(f"Expected a header {' '.join(SIX)} (and ours beyond) in {path}, got {lines[0][:80]!r}.")
     whole = columns == SIX or lines[-1] == ""
     body = lines[1:] if whole else lines[1:-1]
@@ -321,10 +326,11 @@ def _check_rows(rows: tuple[Row, ...], columns: tuple[str, ...], manifest: Manif
         scheme = None if user_schemes.is_own(made) else schemes.from_description(made)
     except (KeyError, TypeError) as error:
         raise ValueError(f"Expected a whole manifest beside {path}, got one without {error}.") from None
-    if columns != columns_of(made):
+    wanted, norm = columns_of(made), made.get("norm", "l2")
+    if columns != wanted or {row.norm for row in rows} != {norm}:
         raise ValueError(
-            f"Expected {len(columns_of(made))} columns in {path}, as {MANIFEST} beside it says, got {len(columns)}: it "
-            "is a file of another run."
+            f"Expected {len(wanted)} columns of {norm} radii in {path}, as {MANIFEST} beside it says, got "
+            f"{len(columns)} of {rows[0].norm} radii: it is a file of another run."
         )
     looks = set(plan.looks())
     levels = [[row.sigma_x] for row in rows]
@@ -366,6 +372,8 @@ def _parse(columns: tuple[str, ...], line: str) -> Row:
         elif name == "votes_by_level":
             parts = (level.split("/") for level in text.split(";"))
             values[name] = tuple(LevelRow(int(level), int(selected), _votes(own)) for level, selected, own in parts)
+        elif name == "norm":
+            values[name] = validate.one_of("norm", text, norms.EXPONENTS)
         elif name in _INTEGERS:
             values[name] = _BOOLEANS[text] if text in _BOOLEANS and name == "correct" else int(text)
         else:

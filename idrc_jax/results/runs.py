@@ -94,6 +94,15 @@ def labels(several: Sequence[Results]) -> list[str]:
     return made
 
 
+def norm_of(several: Sequence[Results]) -> str:
+    """The norm of all radii; ValueError for results in several norms, which are never shown or compared together."""
+    found = {row.norm: one.path for one in several for row in one.rows}
+    if len(found) > 1:
+        told = ", ".join(f"{norm} in {path}" for norm, path in found.items())
+        raise ValueError(f"Expected radii of one norm, got {told}: idrc-recertify --norm states radii in another norm.")
+    return next(iter(found), "l2")
+
+
 def other_images(a: Results, b: Results) -> str:
     """How the images of two files differ, as far as the files say; empty when they are the same."""
     one, other = ({row.idx: row.label for row in read.rows} for read in (a, b))
