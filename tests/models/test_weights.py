@@ -91,7 +91,10 @@ def test_hash_is_of_the_tensors(saved):
         (lambda t, m: m.pop("idrc_jax"), "without its description"),
         (lambda t, m: m.update(idrc_jax=json.dumps({"format": 9})), "format 1"),
         (lambda t, m: m.update(idrc_jax="{"), "description"),
-        (lambda t, m: m.update(idrc_jax=json.dumps({"format": 1, "architecture": "resnet"})), "description"),
+        (
+            lambda t, m: m.update(idrc_jax=json.dumps({"format": 1, "architecture": "resnet"})),
+            "Expected image_shape",
+        ),
     ],
 )
 def test_damaged_or_foreign_files_are_refused(saved, change, message):

@@ -9,7 +9,9 @@ from idrc_jax.results import audit_rows
 from idrc_jax.results.audit_file import FindingsFile
 from idrc_jax.results.audit_rows import Finding
 
-MANIFEST = {"schema_version": 1, "settings": {"level": 0.001, "radii": (0.5,)}, "sessions": [{"date": "today"}]}
+MANIFEST = {"schema_version": 1, "settings": {"level": 0.001, "radii": (0.5,), "votes": 42}, "attempts": 5}
+MANIFEST |= {"threshold": 1e-5, "finished": False, "sessions": [{"date": "today"}]}
+MANIFEST |= {"certificates": {"scheme": "gaussian", "sigma": 0.25, "data": "x/test", "certificate": "one_sided"}}
 EXPECTED = {0: 2, 20: 1, 40: 2}
 
 
@@ -67,7 +69,7 @@ def test_other_settings_are_refused_with_both_values_and_nothing_changes(tmp_pat
         file.write(b"20\t3")  # a torn line, which is not ours to cut
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=r"settings of the audit in .* got level was 0\.001, is 0\.1: use another"):
-        write(tmp_path, 20, manifest=MANIFEST | {"settings": {"level": 0.1, "radii": (0.5,)}})
+        write(tmp_path, 20, manifest=MANIFEST | {"settings": MANIFEST["settings"] | {"level": 0.1}})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -16,17 +16,18 @@ from idrc_jax.results import metrics, table_exports
 
 GUARANTEE = {"scheme": "gaussian", "sigma": 0.5, "ref": 1.0, "n0": 10, "n": 100, "alpha": 0.001, "data": "x/test"}
 GUARANTEE |= {"plan": "fixed", "certificate": "one_sided", "classes": 3, "dim": 48}
+FIXED = sampling_plans.Fixed(n0=10)
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
 
 
-def row(idx, label=1, votes=(3, 95, 0, 2), seconds=0.25, sigma=0.5):
+def row(idx, label=1, votes=(3, 95, 0, 2), seconds=0.25, sigma=0.5, alpha=0.001, plan=FIXED):
     (made,) = certificates.from_votes(
         schemes.Gaussian(sigma=sigma),
         [0.0],
         [1],
         np.array([votes]),
-        plan=sampling_plans.Fixed(n0=10),
-        alpha=0.001,
+        plan=plan,
+        alpha=alpha,
         dim=48,
     )
     return results.Row.from_certificate(made, idx, label, seconds)
@@ -253,7 +254,7 @@ def test_another_guarantee_cannot_take_the_folder_before_the_first_row(tmp_path)
         tmp_path, guarantee=GUARANTEE | {"alpha": 0.1}, session={}, name="certificates.1-of-2.tsv"
     )
     with first, second:
-        second.append(row(1))
+        second.append(row(1, alpha=0.1))
         with pytest.raises(ValueError, match=r"alpha.*0\.1"):
             first.append(row(0))
     assert [one.idx for one in results.read_results(tmp_path / "certificates.1-of-2.tsv").rows] == [1]
@@ -361,7 +362,7 @@ def test_rows_of_another_run_are_refused_under_this_ones_manifest(tmp_path, othe
 )
 def test_rows_of_another_plan_are_refused(tmp_path, plan):
     made = json_values.as_json(GUARANTEE | sampling_plans.describe(plan))
-    write(tmp_path, [dataclasses.replace(row(0), n0=0)], made)
+    write(tmp_path, [row(0, plan=plan)], made)
     assert len(results.read_results(tmp_path).rows) == 1  # 100 is a look of each
     write(tmp_path, [row(20)], made)
     with pytest.raises(ValueError, match=rf"n0 = 0 \(plan {plan.name}\)"):
@@ -369,8 +370,11 @@ def test_rows_of_another_plan_are_refused(tmp_path, plan):
 
 
 def test_a_manifest_without_its_plan_is_named(tmp_path):
-    write(tmp_path, [row(0)], {name: value for name, value in GUARANTEE.items() if name != "plan"})
-    with pytest.raises(ValueError, match=r"Expected a whole manifest beside .* without 'plan'"):
+    write(tmp_path, [row(0)])
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["guarantee"]["plan"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"Expected guarantee\.plan in .*manifest\.json, got none"):
         results.read_results(tmp_path)
 
 
