@@ -101,13 +101,11 @@ def _start(job: Job, folder: Path) -> int:
     number = os.fork()
     if number:
         return number
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 1)
-    with (folder.parent / f"{folder.name}.log").open("ab") as log:
-        os.dup2(log.fileno(), 2)
-    sys.argv = ["idrc", *job.arguments(folder)]
     status = 1
     try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(folder.parent / f"{folder.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        sys.argv = ["idrc", *job.arguments(folder)]
         job.main()
     except SystemExit as ended:
         status = int(ended.code or 0)
@@ -167,6 +165,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as made:
         out = asked.out or Path(made)
+        out.mkdir(parents=True, exist_ok=True)
         trained, certified = out / "trained", out / "certified"
         run_whole(jobs(trained, certified)["training"], trained)
         run_whole(jobs(trained, certified)["certification"], certified)
