@@ -177,6 +177,7 @@ def main() -> None:
             while kills < wanted:
                 runs += 1
                 kills += killed(job, out / f"{name}-{runs}", whole, seconds, draw, wanted - kills)
+                print(f"{name}: {kills} of {wanted} kills", file=sys.stderr, flush=True)
             told = f"{name}: killed {kills} times in {runs} runs of {seconds:.1f} s, each of which ended with all of"
             print(f"{told} the {len(whole)} lines of a run that was not killed.", flush=True)
 

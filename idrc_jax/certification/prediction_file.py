@@ -54,24 +54,28 @@ def as_json_line(values: Mapping[str, int | str]) -> str:
 
 def tally(path: Path, indices: Collection[int]) -> tuple[int, int | None]:
     """How many of a file's predictions of these images are abstentions, and how many right; None without labels."""
-    rows = _numbers(path, files.read_text(path).split("\n")[:-1])
+    rows = _numbers(path, path.read_bytes().split(b"\n")[:-1])
     own = [row for row in rows if row["idx"] in indices]
     right = sum(row["correct"] for row in own) if all("correct" in row for row in own) else None
     return sum(row["predict"] == ABSTAIN for row in own), right
 
 
-def _numbers(path: Path, lines: Sequence[str]) -> list[dict[str, int]]:
+def _numbers(path: Path, lines: Sequence[bytes]) -> list[dict[str, int]]:
     """The numbers in the lines of a file, each row's by their names; ValueError unless they are predictions."""
     known = ("idx", "label", "predict", "correct")
     try:
         if path.suffix == ".tsv":
-            names, *cells = (line.split("\t") for line in lines)
+            names, *cells = (line.decode().split("\t") for line in lines)
             rows = [dict(zip(names, own, strict=True)) for own in cells]
         else:
             rows = [parsed(line) for line in lines]
         found = [{name: int(str(row[name])) for name in known if name in row} for row in rows]
         for row in found:
-            if row["predict"] < ABSTAIN or ("label" in row and row["correct"] != (row["predict"] == row["label"])):
+            if (
+                row["idx"] < 0
+                or row["predict"] < ABSTAIN
+                or ("label" in row and row["correct"] != (row["predict"] == row["label"]))
+            ):
                 raise ValueError(f"a row that says {row}")
         if len({row["idx"] for row in found}) < len(found):
             raise ValueError("an image twice")
@@ -142,7 +146,6 @@ class PredictionFile:
 
     def _rows_of(self, lines: list[bytes]) -> set[int]:
         """The images whose rows these lines are, the first of a table's its header."""
-        texts = b"\n".join(lines).decode(errors="replace").split("\n") if lines else []
-        if self._tsv and texts and texts[0].split("\t") != list(self._columns):
+        if self._tsv and lines and lines[0] != "\t".join(self._columns).encode():
             raise ValueError(f"Expected predictions of these images in {self._path}, got something else.")
-        return {row["idx"] for row in _numbers(self._path, texts)} if texts else set()
+        return {row["idx"] for row in _numbers(self._path, lines)} if lines else set()

@@ -103,6 +103,31 @@ def test_damaged_or_foreign_files_are_refused(saved, change, message):
         models.load_classifier(saved)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": ["resnet"]}, "Expected architecture in .* to be a text"),
+        ({"image_shape": 0.5}, "Expected image_shape in .* to be a list"),
+        ({"image_shape": [8, 8]}, "Expected 3 values at image_shape"),
+        ({"mean": ["synthetic"]}, r"Expected mean\.0 in .* to be a finite number"),
+        ({"classes": 2.0}, "Expected classes in .* to be an integer"),
+        ({"depth": 6 * 10**9 + 2}, "Expected a network of 6000000002 layers in .* tensors"),
+        ({"training": {"scheme": "gaussian"}}, r"Expected training\.scheme in"),
+        ("[" * 100_000, "Expected a readable description"),
+        ("[]", "Expected a readable description"),
+        ("3", "Expected a readable description"),
+    ],
+)
+def test_descriptions_that_are_none_are_refused(saved, change, message):
+    def put(_, metadata):
+        whole = json.loads(metadata["idrc_jax"])
+        metadata["idrc_jax"] = change if isinstance(change, str) else json.dumps(whole | change)
+
+    rewrite(saved, put)
+    with pytest.raises(ValueError, match=message):
+        models.load_classifier(saved)
+
+
 def test_truncated_and_missing_files_are_refused(saved, tmp_path):
     saved.write_bytes(saved.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"whole \.safetensors file"):

@@ -1,7 +1,9 @@
 """The file of an audit that is being written; `tests/core/test_append_only.py` has its crash safety."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 from disks import no_file_above
 
@@ -51,6 +53,53 @@ def test_after_a_crash_at_any_byte_images_are_whole_or_not_there(tmp_path):
         assert write(tmp_path) == set(there), length
         assert list(audit_rows.read_audit(tmp_path).rows) == [row for idx in there for row in IMAGES[idx]]
     assert there == list(EXPECTED)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"p_value": 1.5}, "line 2: got p_value = 1.5"),
+        ({"p_value": float("nan")}, "line 2: got p_value = nan"),
+        ({"distance": 0.126}, r"line 2: got .* distance 0\.126 of 0\.25 \* 0\.5"),
+        ({"broken": 2}, "line 2: got an integer"),
+        ({"idx": 2**63}, "line 2: got an integer"),
+        ({"sigma_x": -0.25}, "line 2: got sigma_x = -0.25"),
+        ({"votes": {1: -3}}, "line 2: got votes"),
+        ({"fraction": 1.0}, r"Expected radius 0\.25 \* 1\.0 of image 0 once in .*, got 2 lines"),
+    ],
+)
+def test_rows_that_contradict_themselves_are_refused(tmp_path, change, message):
+    lines = [audit_rows.line_of(dataclasses.replace(IMAGES[0][0], **change)), audit_rows.line_of(IMAGES[0][1])]
+    (tmp_path / audit_rows.NAME).write_text("\t".join(audit_rows.COLUMNS) + "\n" + "".join(lines))
+    with pytest.raises(ValueError, match=message):
+        audit_rows.read_rows(tmp_path / audit_rows.NAME)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [("threshold", "x"), ("settings", {"level": 0.1}), ("claims", {}), ("sessions", None)]
+)
+def test_a_manifest_of_another_kind_is_named(tmp_path, place, value):
+    (tmp_path / audit_rows.MANIFEST).write_text(json.dumps(MANIFEST | {place: value}))
+    with pytest.raises(ValueError, match=rf"Expected {place}.* in .*audit\.json"):
+        audit_rows.read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"idx": np.zeros((2, 1), int)}, {"rival": np.zeros(3, int)}, {"distance": np.array(["a", "b"])},
+        {"image": np.zeros((2, 4, 4))}, {"image": np.zeros((2, 4, 4, 1), np.uint8)},
+        {"original": np.zeros((1, 4, 4, 1))},
+    ],
+)  # fmt: skip
+def test_images_of_another_shape_are_refused(tmp_path, change):
+    good = dict.fromkeys(("idx", "predict", "rival"), np.zeros(2, int)) | {"distance": np.zeros(2)}
+    good |= dict.fromkeys(("image", "original"), np.zeros((2, 4, 4, 1), np.float32))
+    np.savez(tmp_path / audit_rows.IMAGES, **good)
+    assert audit_rows.read_images(tmp_path).keys() == good.keys()
+    np.savez(tmp_path / audit_rows.IMAGES, **good | change)
+    with pytest.raises(ValueError, match=r"Expected numbers \[N\] and float images \[N, H, W, C\] in"):
+        audit_rows.read_images(tmp_path)
 
 
 def test_an_image_that_does_not_fit_is_not_there(tmp_path):
