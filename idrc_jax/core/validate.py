@@ -4,6 +4,7 @@ import math
 import numbers
 import operator
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,8 +31,8 @@ class SettingError(ValueError):
 
 
 def finite(value: object) -> bool:
-    """Whether a value is a finite number; an array is none."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a number that is finite as a float; an array is none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def ascend(values: Sequence[Any], above: float = -math.inf) -> bool:

@@ -15,10 +15,10 @@ from typing import Any, TypedDict
 import numpy as np
 
 from idrc_jax import certificates
-from idrc_jax.core import append_only, files
-from idrc_jax.core.json_values import Json
+from idrc_jax.core import append_only, arrays, files
+from idrc_jax.core.json_values import Json, require
 from idrc_jax.results.metrics import radius_text
-from idrc_jax.results.result_rows import votes_text
+from idrc_jax.results.result_rows import parse_votes, votes_text
 
 SCHEMA_VERSION = 1
 NAME = "audit.tsv"
@@ -63,6 +63,19 @@ class Finding:
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Finding))
+# What a manifest must hold, and of what kind the rest is, where it is there.
+_WHOLE = {
+    "settings": {"level": float, "votes": int, "fractions?": [float]},
+    "certificates": {"scheme": str, "sigma": float, "data": str, "certificate": str},
+    "attempts": int,
+    "threshold": float,
+    "finished": bool,
+    "sessions": [dict],
+    "images?": {"seen": int, "certified": int, "abstained": int, "right?": int},
+    "claims?": [{"kind": str, "images": int, "broken": int, "broken_within": dict}],
+    "attacks?": dict,
+    "robust_accuracy?": [{"radius": float, "certified": float, "empirical": float}],
+}
 _PARSE: dict[object, type] = {int: int, float: float, str: str}
 
 
@@ -90,7 +103,10 @@ def read_audit(folder: str | Path) -> Audit:
 
 def read_manifest(folder: Path) -> Json | None:
     """The manifest of the audit in a folder, None without one; ValueError for another file in its place."""
-    return files.read_manifest(folder / MANIFEST, SCHEMA_VERSION, "the manifest of an audit")
+    found = files.read_manifest(folder / MANIFEST, SCHEMA_VERSION, "the manifest of an audit")
+    if found is not None:
+        require(found, _WHOLE, "", folder / MANIFEST)
+    return found
 
 
 def read_rows(path: Path) -> tuple[Finding, ...]:
@@ -107,6 +123,10 @@ def read_rows(path: Path) -> tuple[Finding, ...]:
             rows.append(_parse(line))
         except ValueError as error:
             raise ValueError(f"Expected {len(COLUMNS)} columns in {path}, line {number}: {error}.") from None
+    seen = Counter((row.idx, row.kind, row.radius, row.fraction) for row in rows)
+    for (idx, kind, radius, fraction), count in seen.items():
+        if count > 1:
+            raise ValueError(f"Expected {kind} {radius} * {fraction} of image {idx} once in {path}, got {count} lines.")
     return tuple(rows)
 
 
@@ -116,10 +136,19 @@ def read_images(folder: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         return {}
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {name: file[name] for name in IMAGE_ARRAYS}
-    except Exception as error:  # zipfile and zlib raise several kinds for a damaged file
-        raise ValueError(f"Expected the images of an audit in {path}, got {type(error).__name__}: {error}.") from None
+        found = arrays.read_npz(path, IMAGE_ARRAYS)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Expected the images of an audit in {path}, got: {error}.") from None
+    *numbers, image, original = (found.get(name, np.zeros(())) for name in IMAGE_ARRAYS)
+    if not (
+        all(one.ndim == 1 and len(one) == len(numbers[0]) and one.dtype.kind in "if" for one in numbers)
+        and image.dtype.kind == original.dtype.kind == "f"
+        and image.shape == original.shape
+        and (image.ndim, image.shape[:1]) == (4, numbers[0].shape)
+    ):
+        told = ", ".join(f"{name} {one.dtype} {list(one.shape)}" for name, one in found.items())
+        raise ValueError(f"Expected numbers [N] and float images [N, H, W, C] in {path}, got {told or 'none'}.")
+    return found
 
 
 def line_of(row: Finding) -> str:
@@ -134,11 +163,17 @@ def _parse(line: str) -> Finding:
         raise ValueError(f"got {len(texts)} columns")
     values: dict[str, Any] = {}
     for field, text in zip(dataclasses.fields(Finding), texts, strict=True):
-        if field.name == "votes":
-            values["votes"] = {int(c): int(k) for c, k in (pair.split(":") for pair in text.split(",") if pair)}
-        else:
-            values[field.name] = _PARSE[field.type](text)
-    return Finding(**values)
+        values[field.name] = parse_votes(text) if field.name == "votes" else _PARSE[field.type](text)
+    row = Finding(**values)
+    integers = [value for value in vars(row).values() if isinstance(value, int)]
+    if not all(-1 <= value < 2**63 for value in integers) or row.broken not in (0, 1):
+        raise ValueError("got an integer that is not of 64 bits and >= -1, or broken that is neither 0 nor 1")
+    for name in ("radius", "fraction", "distance", "p_value", "sigma_x"):
+        if not 0 <= getattr(row, name) < math.inf:
+            raise ValueError(f"got {name} = {getattr(row, name)}, which is not finite and >= 0")
+    if row.p_value > 1 or row.distance > row.radius * row.fraction * (1 + 1e-6):
+        raise ValueError(f"got p_value = {row.p_value}, distance {row.distance} of {row.radius} * {row.fraction}")
+    return row
 
 
 class Claim(TypedDict):

@@ -5,6 +5,7 @@ The error probability, the certificate and the number of votes belong to the pla
 radii.
 """
 
+import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,14 +23,42 @@ from idrc_jax.certificates import (
     confidence_bounds,
     norms,
     sampling_plans,
+    schemes,
     user_schemes,
 )
 from idrc_jax.certificates.sampling_plans import Plan
-from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.certificates.schemes import Box, Cascade, Gaussian, Laplace, Scheme, Splitting, Stepped, Uniform
 from idrc_jax.core import validate
 from idrc_jax.core.json_values import Json, as_json
+from idrc_jax.results import result_rows
 from idrc_jax.results.manifest import MANIFEST, Manifest
 from idrc_jax.results.result_rows import Results, Row
+
+_FOLLOW = ("p_lower", "predict", "radius_published", "radius", "sigma_x")  # from the votes
+
+
+def read_results(path: str | Path) -> Results:
+    """Read a result file of this project, or a six-column log of another.
+
+    Args:
+      path: the file, or a run's folder. In six-column logs `time` is seconds or h:mm:ss, after days if there are any,
+        and `correct` may be True or False.
+
+    Rows whose `correct` contradicts label and predict, as in logs that write a running total there or 1 for an
+    abstention, get the one that follows from these (`is_correct`), and a warning counts them. A last line without its
+    newline, in a file of this project, was cut off by a crash: it is left out with a warning.
+
+    Raises:
+      ValueError: no such file, an unknown header, a malformed line (named), an index that comes twice, rows of another
+        noise level, another number of samples or another plan than those of the manifest beside them, or a row whose
+        prediction, bound or radius is not what its votes give.
+
+    Guarantee: what is certified follows from the votes in the file, to a millionth, but for what takes long to compute,
+    the valid radii of `l1`, `inverse_sqrt_norm` and `l2`, and for all of a scheme of the user's own.
+    """
+    read = result_rows.read_rows(path)
+    _check(read)
+    return read
 
 
 def recertify(
@@ -91,7 +120,8 @@ def recertify(
             )
         plan = _shorter(plan, n, made["alpha"], read.path)
         made = {**made, "subsampled_from": made["n"], "n": plan.n}
-        votes = np.asarray([_drawn(own, n, made["seed"], row.idx) for own, row in zip(votes, read.rows, strict=True)])
+        drawn = [_drawn(own, n, made["seed"], row.idx) for own, row in zip(votes, read.rows, strict=True)]
+        votes = np.reshape(drawn, votes.shape).astype(np.int64)
         if not plan.selection:
             selected = np.asarray([confidence_bounds.select(own) for own in votes], np.int64)
     found = certificates_of(
@@ -143,6 +173,41 @@ def certificates_of(
         pairs=Pairs(made["paired"]["n"], made["paired"]["share"]) if "paired" in made else None,
     )
     return [one.in_norm(made.get("norm", "l2"), made["dim"]) for one in found]
+
+
+def _check(read: Results) -> None:
+    """ValueError unless what a file's rows say is what their votes give."""
+    made = read.manifest["guarantee"] if read.manifest else {}
+    if not made:
+        return
+    if user_schemes.is_own(made):
+        counts(read)
+        return
+    if isinstance(schemes.from_description(made), Gaussian | Stepped | Uniform | Cascade | Box | Laplace | Splitting):
+        names, anew = _FOLLOW, recertify(read).rows
+    else:  # bounds and published radii are those of Gaussian noise, unless they pay for the level of exact noise
+        names, anew = () if made.get("exact") else _FOLLOW[:-2], _as_gaussian(read, made)
+    for new, old in zip(anew, read.rows, strict=True):
+        for name in names if old.sigma_x else ():
+            one, other = getattr(new, name), getattr(old, name)
+            if not (math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12) or math.isnan(other)):
+                raise ValueError(
+                    f"Expected {name} = {one} of image {old.idx} in {read.path}, from its votes, got {other}: the row "
+                    "was changed."
+                )
+
+
+def _as_gaussian(read: Results, made: Json) -> list[Certificate]:
+    selected = np.asarray([row.selected for row in read.rows], np.int64)
+    return certificates_of(
+        made,
+        Gaussian(sigma=made["sigma"]),
+        np.zeros(len(read.rows)),
+        selected,
+        counts(read),
+        labels=selected,
+        lost=_lost(read, selected) if made["certificate"] == INCREMENTAL else (),
+    )
 
 
 def _terms(

@@ -11,6 +11,7 @@ from idrc_jax.core import append_only, files
 from idrc_jax.core.append_only import AppendOnlyTable
 from idrc_jax.core.json_values import Json, as_json
 from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, read_manifest
+from idrc_jax.results.recertify import read_results
 from idrc_jax.results.result_rows import (
     NAME,
     OURS,
@@ -18,7 +19,6 @@ from idrc_jax.results.result_rows import (
     columns_of,
     line_of,
     read_as_it_is,
-    read_results,
     write,
 )
 from idrc_jax.results.resume_check import same_guarantee

@@ -9,6 +9,7 @@ compared whenever a run goes on) and one entry a call (`sessions`: versions, dev
 import contextlib
 import dataclasses
 import math
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -122,6 +123,8 @@ SIX = COLUMNS[:6]
 _SHARED = [field.name for field in dataclasses.fields(Certificate) if field.name in COLUMNS and field.name != "votes"]
 _INTEGERS = {"idx", "label", "predict", "correct", "selected", "n", "n0"}
 _BOOLEANS = {"True": 1, "False": 0}
+_LEAST = {"label": -1, "predict": -1, "selected": -1, "statistic": -sys.float_info.max}  # of others 0
+_UNKNOWN = {"radius", "radius_published"}  # may be nan
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,7 @@ class Results:
             stored, other = read_manifest(path.parent), False
             if path.is_file():
                 files.lock_or_refuse(held.enter_context(path.open("r+b")).fileno(), path)
-                there = read_results(path)
+                there = read_rows(path)
                 other = there.manifest is None or not {row.idx for row in there.rows} <= {row.idx for row in self.rows}
             if other or (stored is not None and stored["guarantee"] != self.manifest["guarantee"]):
                 raise ValueError(f"Expected a place without other results, got {path.parent}: save them elsewhere.")
@@ -212,34 +215,21 @@ class Results:
         return dataclasses.replace(self, path=path)
 
 
-def read_results(path: str | Path) -> Results:
-    """Read a result file of this project, or a six-column log of another.
-
-    Args:
-      path: the file, or a run's folder. In six-column logs `time` is seconds or h:mm:ss, after days if there are any,
-        and `correct` may be True or False.
-
-    Rows whose `correct` contradicts label and predict, as in logs that write a running total there or 1 for an
-    abstention, get the one that follows from these (`is_correct`), and a warning counts them. A last line without its
-    newline, in a file of this project, was cut off by a crash: it is left out with a warning.
-
-    Raises:
-      ValueError: no such file, an unknown header, a malformed line (named), an index that comes twice, or rows of
-        another noise level, another number of samples or another plan than those of the manifest beside them.
-    """
+def read_rows(path: str | Path) -> Results:
+    """`results.read_results`, but for whether what is certified follows from the votes."""
     path = Path(path) / NAME if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise ValueError(f"Expected a result file at {path}, got no such file.")
     found, whole = read_as_it_is(path)
     if not whole:
-        warnings.warn(f"The last line of {path} was cut off by a crash and is left out.", stacklevel=2)
+        warnings.warn(f"The last line of {path} was cut off by a crash and is left out.", stacklevel=3)
     rows = tuple(dataclasses.replace(row, correct=is_correct(row.label, row.predict)) for row in found.rows)
     changed = sum(new.correct != old.correct for new, old in zip(rows, found.rows, strict=True))
     if changed:
         warnings.warn(
             f"In {changed} of the {len(rows)} rows of {path} the column correct contradicts label and predict: it is "
             "taken from these.",
-            stacklevel=2,
+            stacklevel=3,
         )
     return dataclasses.replace(found, rows=rows)
 
@@ -309,7 +299,7 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], tuple[Row, ...], bool]:
     for number, line in enumerate(body, start=2):
         try:
             row = _parse(columns, line)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"Expected {len(columns)} columns of numbers in {path}, line {number}: {error}.") from None
         if row.idx in rows:
             raise ValueError(f"Expected each image once in {path}, got {row.idx} again in line {number}.")
@@ -338,25 +328,27 @@ def _check_rows(rows: tuple[Row, ...], columns: tuple[str, ...], manifest: Manif
         levels = schemes.drawn_levels(scheme, np.asarray([row.statistic for row in rows], np.float64)).tolist()
     for row, own in zip(rows, levels, strict=True):
         told = ", ".join(map(str, own))
+        if max(row.label, row.predict, row.selected or 0) >= made["classes"]:
+            raise ValueError(f"Expected {made['classes']} classes in {path}, got another at image {row.idx}.")
         if row.n not in looks or row.n0 != plan.selection or row.sigma_x not in own:
             raise ValueError(
                 f"Expected rows under {MANIFEST} in {path}, with n at most {plan.n}, n0 = {plan.selection} (plan "
                 f"{plan.name}) and sigma_x = {told}, got n = {row.n}, n0 = {row.n0}, sigma_x = {row.sigma_x} for "
                 f"image {row.idx}: it is a file of another run."
             )
-        if row.votes_by_level is not None and not _fits(row, own, looks):
+        if row.votes_by_level is not None and not _fits(row, own, looks, made["classes"]):
             raise ValueError(
                 f"Expected votes_by_level of image {row.idx} in {path} under {told} in turn, one of them with the "
                 f"row's votes, got {levels_text(row.votes_by_level)}: the row was changed."
             )
 
 
-def _fits(row: Row, levels: Sequence[float | None], looks: set[int]) -> bool:
+def _fits(row: Row, levels: Sequence[float | None], looks: set[int], classes: int) -> bool:
     """Whether a row's votes by level are those of the first levels, at looks, the row's own among them."""
     drawn = row.votes_by_level or ()
     return (
         [one.level for one in drawn] == list(range(min(len(drawn), len(levels))))
-        and all(sum(one.votes.values()) in looks for one in drawn)
+        and all(sum(one.votes.values()) in looks and max([one.selected, *one.votes]) < classes for one in drawn)
         and (row.sigma_x, row.selected, row.votes) in [(levels[one.level], one.selected, one.votes) for one in drawn]
     )
 
@@ -368,25 +360,32 @@ def _parse(columns: tuple[str, ...], line: str) -> Row:
     values: dict[str, Any] = {}
     for name, text in zip(columns, texts, strict=True):
         if name in ("votes", "differing"):
-            values[name] = _votes(text)
+            values[name] = parse_votes(text)
         elif name == "votes_by_level":
             parts = (level.split("/") for level in text.split(";"))
-            values[name] = tuple(LevelRow(int(level), int(selected), _votes(own)) for level, selected, own in parts)
+            values[name] = tuple(LevelRow(int(level), int(first), parse_votes(own)) for level, first, own in parts)
         elif name == "norm":
             values[name] = validate.one_of("norm", text, norms.EXPONENTS)
         elif name in _INTEGERS:
             values[name] = _BOOLEANS[text] if text in _BOOLEANS and name == "correct" else int(text)
         else:
             values[name] = _seconds(text) if name == "time" else float(text)
-    for name in ("radius", "radius_published", "time"):
-        value = values.get(name, 0.0)
-        if value < 0 or math.isinf(value) or (name == "time" and math.isnan(value)):
+    for name, value in values.items():
+        unknown = name in _UNKNOWN and value != value
+        if isinstance(value, float) and not (unknown or _LEAST.get(name, 0) <= value < math.inf):
             raise ValueError(f"got {name} = {value}, which is not finite and >= 0")
+        if isinstance(value, int) and not _LEAST.get(name, 0) <= value < 2**63:
+            raise ValueError(f"got {name} = {value}, which is not from {_LEAST.get(name, 0)} to 2^63 - 1")
     return Row(**values)
 
 
-def _votes(text: str) -> dict[int, int]:
-    return {int(number): int(count) for number, count in (pair.split(":") for pair in text.split(",") if pair)}
+def parse_votes(text: str) -> dict[int, int]:
+    """What `votes_text` wrote; ValueError for anything but one count a class."""
+    pairs = [[int(number) for number in pair.split(":")] for pair in text.split(",") if pair]
+    votes = dict(pairs)
+    if len(votes) < len(pairs) or not all(-1 <= number < 2**63 and 0 <= votes[number] < 2**63 for number in votes):
+        raise ValueError(f"got votes {text[:80]}, which are not one count >= 0 a class")
+    return votes
 
 
 def _seconds(text: str) -> float:

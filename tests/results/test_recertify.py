@@ -174,7 +174,12 @@ def drawn_run(folder, count, *, n=400, p=0.8, alpha=0.05, plan="fixed", **more):
         results.Row(i, 0, 0, 0.1, 1, 0.0, 0.1, 0, 0.0, 0.5, 0.6, n, made["n0"], dict(zip((0, 1, -1), own, strict=True)))
         for i, own in enumerate(votes.tolist())
     )
-    return results.Results(rows, {"schema_version": 1, "guarantee": made, "sessions": []}, folder)
+    return recertify.recertify(results.Results(rows, {"schema_version": 1, "guarantee": made, "sessions": []}, folder))
+
+
+@pytest.mark.parametrize("plan", ["fixed", "selection_free"])
+def test_a_run_without_rows_has_none_with_fewer_votes(tmp_path, plan):
+    assert not recertify.recertify(drawn_run(tmp_path, 0, plan=plan), n=100).rows
 
 
 def test_fewer_votes_have_the_law_of_a_run_that_drew_so_few(tmp_path):
