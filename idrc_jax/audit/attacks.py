@@ -11,7 +11,7 @@ Loops over steps run on the host: XLA runs input gradients inside device loops a
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from idrc_jax.audit.balls import TINY, distances, length, per_image, projected, steepest
 from idrc_jax.certificates import schemes
 from idrc_jax.certificates.normal_thresholds import GRID
 from idrc_jax.certificates.schemes import Scheme, Stepped, host_scale
@@ -26,10 +27,6 @@ from idrc_jax.models import Classifier, check_logits
 from idrc_jax.sampling import ApplyFn, devices, noise_laws, random_keys
 
 _PIXEL_AXES = (-3, -2, -1)
-_TINY = 1e-30
-_SPARSE = 0.01  # of the values, in a step of steepest descent in l1
-
-Pixels = TypeVar("Pixels", np.ndarray, jax.Array)
 
 
 class Targets(NamedTuple):
@@ -52,11 +49,6 @@ class Targets(NamedTuple):
     norm: str = "l2"
 
 
-def distances(images: np.ndarray, moved: np.ndarray, norm: str = "l2") -> np.ndarray:
-    """Distances in a norm between images [..., H, W, C], in float64: [...]."""
-    return _norms(np.asarray(moved, np.float64) - images, norm)
-
-
 def within(targets: Targets, moved: np.ndarray, *, stretch: bool = False) -> np.ndarray:
     """The points [T, H, W, C] drawn towards x until they are inside the balls: float32 images x'.
 
@@ -66,12 +58,12 @@ def within(targets: Targets, moved: np.ndarray, *, stretch: bool = False) -> np.
     Guarantee: `distances(images, x') < budgets`, as computed in float64 from the float32 images.
     """
     shifts = np.asarray(moved, np.float64) - targets.images
-    lengths = np.maximum(_norms(shifts, targets.norm), _TINY)
+    lengths = np.maximum(length(shifts, targets.norm), TINY)
     slack = 1e-5
     while True:
         factors = targets.budgets * max(1 - slack, 0.0) / lengths
         factors = factors if stretch else np.minimum(factors, 1.0)
-        points = (targets.images + _per_image(factors) * shifts).astype(np.float32)
+        points = (targets.images + per_image(factors) * shifts).astype(np.float32)
         reached = distances(targets.images, points, targets.norm)
         if np.all(reached < targets.budgets):
             break
@@ -124,23 +116,6 @@ def _statistic_gradients(images: jax.Array, *, scheme: Scheme) -> jax.Array:
     return jax.grad(lambda x: jnp.sum(scheme.statistic(x)))(images)
 
 
-def steepest(gradients: Pixels, norm: str) -> Pixels:
-    """The directions of length 1 in a norm in which functions with these gradients [T, H, W, C] grow fastest; 0 for 0.
-
-    The gradient's own in l2, its signs in linf. In l1 it is the largest value's alone; as gradients are estimates, the
-    largest hundredth of the values share it (after Tramer and Boneh 2019).
-    """
-    xp = gradients.__array_namespace__()
-    if norm != "l2":
-        signs = xp.sign(gradients)
-        if norm == "linf":
-            return signs
-        flat = xp.abs(gradients).reshape(len(gradients), -1)
-        least = xp.sort(flat, axis=1)[:, -math.ceil(_SPARSE * flat.shape[1])]
-        gradients = xp.where(xp.abs(gradients) >= _per_image(least), signs, 0.0)
-    return gradients / _per_image(xp.maximum(_norms(gradients, norm), _TINY))
-
-
 def law_moves(scheme: Scheme, targets: Targets, directions: np.ndarray) -> np.ndarray:
     """x' that lower and that raise the statistic as far as the budget goes: float32 [2, T, H, W, C].
 
@@ -154,7 +129,7 @@ def law_moves(scheme: Scheme, targets: Targets, directions: np.ndarray) -> np.nd
         lengths = targets.budgets
         if isinstance(scheme, Stepped) and not targets.exact:  # on the grid no edge is met so finely
             lengths = _to_edge(scheme, targets, way)
-        moves.append(within(targets, targets.images + _per_image(lengths) * way))
+        moves.append(within(targets, targets.images + per_image(lengths) * way))
     return np.stack(moves)
 
 
@@ -169,13 +144,13 @@ def move_across(targets: Targets, moved: np.ndarray, aim: np.ndarray) -> np.ndar
       aim: [T, H, W, C].
     """
     shifts, aims = np.asarray(moved, np.float64) - targets.images, np.asarray(aim, np.float64) - targets.images
-    lengths = _norms(shifts, targets.norm)
-    along = shifts / _per_image(np.maximum(_norms(shifts), _TINY))
-    across = aims - _per_image(np.sum(aims * along, axis=_PIXEL_AXES)) * along
+    lengths = length(shifts, targets.norm)
+    along = shifts / per_image(np.maximum(length(shifts), TINY))
+    across = aims - per_image(np.sum(aims * along, axis=_PIXEL_AXES)) * along
     # At right angles squares of l2 lengths add up; in other norms lengths add up at most.
     power = 2 if targets.norm == "l2" else 1
     rest = np.maximum(targets.budgets**power - lengths**power, 0) ** (1 / power)
-    return within(targets, moved + _per_image(rest / np.maximum(_norms(across, targets.norm), _TINY)) * across)
+    return within(targets, moved + per_image(rest / np.maximum(length(across, targets.norm), TINY)) * across)
 
 
 def _to_edge(scheme: Stepped, targets: Targets, way: np.ndarray) -> np.ndarray:
@@ -184,7 +159,7 @@ def _to_edge(scheme: Stepped, targets: Targets, way: np.ndarray) -> np.ndarray:
     low, high = np.zeros(len(here)), targets.budgets
     for _ in range(30):
         middle = (low + high) / 2
-        changed = host_scale(scheme, targets.images + _per_image(middle) * way)[1] != here
+        changed = host_scale(scheme, targets.images + per_image(middle) * way)[1] != here
         low, high = np.where(changed, low, middle), np.where(changed, middle, high)
     return np.minimum(high * (1 + 1e-4), targets.budgets)
 
@@ -377,20 +352,7 @@ def _margins(logits: jax.Array, classes: jax.Array, *, straight_through: bool) -
 def _pgd_step(
     images: jax.Array, moved: jax.Array, directions: jax.Array, budgets: jax.Array, rate: float, *, norm: str
 ) -> jax.Array:
-    return images + projected(moved + _per_image(rate * budgets) * steepest(directions, norm) - images, budgets, norm)
-
-
-def projected(shifts: jax.Array, budgets: jax.Array, norm: str) -> jax.Array:
-    """The points of the balls around 0 with radii [T] that are nearest in l2 to shifts [T, H, W, C]."""
-    if norm == "linf":
-        return jnp.clip(shifts, -_per_image(budgets), _per_image(budgets))
-    if norm == "l2":
-        return _per_image(jnp.minimum(budgets / jnp.maximum(_norms(shifts), _TINY), 1)) * shifts
-    # All values shrink by as much, down to 0, as leaves the budget (Duchi et al. 2008).
-    sizes = jnp.sort(jnp.abs(shifts).reshape(len(shifts), -1), axis=1)[:, ::-1]
-    over = (jnp.cumsum(sizes, axis=1) - budgets[:, None]) / jnp.arange(1, sizes.shape[1] + 1)
-    most = jnp.maximum(jnp.max(over, axis=1), 0)
-    return jnp.sign(shifts) * jnp.maximum(jnp.abs(shifts) - _per_image(most), 0)
+    return images + projected(moved + per_image(rate * budgets) * steepest(directions, norm) - images, budgets, norm)
 
 
 @partial(jax.jit, static_argnames="norm")
@@ -407,22 +369,9 @@ def _norm_step(
 ) -> tuple[jax.Array, jax.Array]:
     change = 0.02 + 0.28 * rate
     norms = jnp.where(lost, norms * (1 - change), jnp.minimum(norms * (1 + change), budgets))
-    shifts = moved - images + _per_image((0.05 + 0.95 * rate) * norms) * steepest(directions, norm)
-    return images + _per_image(norms / jnp.maximum(_norms(shifts, norm), _TINY)) * shifts, norms
-
-
-def _norms(images: Pixels, norm: str = "l2") -> Pixels:
-    xp = images.__array_namespace__()
-    if norm == "l1":
-        return xp.sum(xp.abs(images), axis=_PIXEL_AXES)
-    if norm == "linf":
-        return xp.max(xp.abs(images), axis=_PIXEL_AXES)
-    return xp.sqrt(xp.sum(images * images, axis=_PIXEL_AXES))
+    shifts = moved - images + per_image((0.05 + 0.95 * rate) * norms) * steepest(directions, norm)
+    return images + per_image(norms / jnp.maximum(length(shifts, norm), TINY)) * shifts, norms
 
 
 def _unit(images: jax.Array) -> jax.Array:
-    return images / _per_image(jnp.maximum(_norms(images), _TINY))
-
-
-def _per_image(values: Pixels) -> Pixels:
-    return values[:, None, None, None]
+    return images / per_image(jnp.maximum(length(images), TINY))

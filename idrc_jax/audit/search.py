@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from scipy import stats
 
 from idrc_jax import sampling
-from idrc_jax.audit import attacks, breaks, point_votes
+from idrc_jax.audit import attacks, balls, breaks, point_votes
 from idrc_jax.audit.attacks import Attacker, Targets
 from idrc_jax.audit.settings import Settings
 from idrc_jax.certificates import confidence_bounds
@@ -286,7 +286,7 @@ class Searcher:
             points = (images + t[..., None, None, None] * (far - images)).astype(np.float32)
             if not on_grid(self._scheme):
                 return points
-            most = attacks.distances(images, points, self._norm) + 1e-6
+            most = balls.distances(images, points, self._norm) + 1e-6
             return attacks.on_grid(images, points, most, self._norm)
 
         everyone = np.arange(len(group))
@@ -339,7 +339,7 @@ class Searcher:
         return voted
 
     def _attempt(self, one: Search, attack: str, image: np.ndarray) -> Attempt:
-        distance = float(attacks.distances(one.image, image, self._norm))
+        distance = float(balls.distances(one.image, image, self._norm))
         return Attempt(attack=attack, image=image, distance=distance, sigma_x=self._levels(image)[0])
 
     def _levels(self, image: np.ndarray) -> list[float]:

@@ -38,7 +38,7 @@ def box(p_lower: ArrayLike, p_upper: ArrayLike) -> Numbers:
 
     Guarantee: at every image nearer than that the class is the likeliest. Rounding errs below.
     """
-    gap = np.asarray(p_lower, np.float64) - p_upper - _OF_PROBABILITIES
+    gap = np.asarray(p_lower, np.float64) - np.asarray(p_upper, np.float64) - _OF_PROBABILITIES
     return np.maximum(BOX * (1 - _MARGIN) * gap, 0.0)[()]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from idrc_jax import __version__, certificates
+from idrc_jax import __version__
 from idrc_jax.certificates import norms
 from idrc_jax.core import files
 from idrc_jax.core.json_values import Json
@@ -188,13 +188,8 @@ def _summary(run: Run, there: dict[str, bool]) -> Json:
         "probabilities": run_summaries.probabilities(read),
         "abstained": metrics.abstention_rate(read),
         "right": float(np.mean([row.correct for row in read.rows])),
-        "explained": _explained(read),
+        "explained": metrics.explained(read),
     }
-
-
-def _explained(read: Results) -> str:
-    made = read.manifest["guarantee"] if read.manifest else {}
-    return certificates.explain(made["scheme"], made["certificate"]) if made else ""
 
 
 def _gallery(read: Results, names: Sequence[str], pictures: int) -> list[tuple[str, list[Json]]]:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from idrc_jax import certificates
 from idrc_jax.certificates import confidence_bounds, schemes
 from idrc_jax.results.metrics import (
     RADII_IN,
     base_accuracy,
     clean_accuracy,
     correct_radii,
+    explained,
     has_certificates,
     has_published,
     largest_radius,
@@ -61,8 +61,7 @@ def summary_table(results: Results, radii: Sequence[float] | None = None) -> str
     if certified is None:
         lines.append("This file has no valid radii, and published ones are not certificates: see idrc-recertify.")
     elif results.manifest:
-        made = results.manifest["guarantee"]
-        lines.append(certificates.explain(made["scheme"], made["certificate"]))
+        lines.append(explained(results))
     return "\n".join(lines)
 
 

@@ -208,6 +208,17 @@ def too_low(results: Results) -> str:
     return f"asked for radii up to {last_radius(results):g}: accuracy above, and the ACR, are too low to compare."
 
 
+def explained(results: Results) -> str:
+    """What the radii are worth, and whether they are stated in another norm than their certificate's; empty without a
+    manifest."""
+    made = results.manifest["guarantee"] if results.manifest else None
+    if made is None:
+        return ""
+    said, norm = certificates.explain(made["scheme"], made["certificate"]), norm_of([results])
+    own = getattr(schemes.SCHEMES.get(made["scheme"]), "norm", "l2")
+    return said if norm == own else f"{said} It is stated in {norm}, by what its {own} radius says there."
+
+
 def radius_text(radius: float) -> str:
     """A radius of a table, with as many digits as small ones need."""
     return f"{radius:.2f}" if radius == 0 or radius >= 0.01 else f"{radius:.4f}"

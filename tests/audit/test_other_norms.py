@@ -6,7 +6,7 @@ import pytest
 from test_search import DIM, SHAPE, HalfSpace, classifier, images_and_truth
 
 from idrc_jax import audit, certification, results
-from idrc_jax.audit import attacks
+from idrc_jax.audit import attacks, balls
 from idrc_jax.audit.attacks import Targets
 from idrc_jax.audit.search import Searcher
 from idrc_jax.audit.settings import Settings
@@ -29,7 +29,7 @@ def test_the_projection_is_the_nearest_point_of_the_ball(norm):
     generator = np.random.default_rng(0)
     shifts = generator.normal(size=(40, *SHAPE)) * generator.uniform(0.01, 1, (40, 1, 1, 1))
     budgets = generator.uniform(0.2, 1, 40) * {"l1": 8, "l2": 2, "linf": 1}[norm]
-    made = np.asarray(attacks.projected(jnp.asarray(shifts), jnp.asarray(budgets), norm), np.float64)
+    made = np.asarray(balls.projected(jnp.asarray(shifts), jnp.asarray(budgets), norm), np.float64)
     inside = lengths(shifts, norm) <= budgets
     assert 3 < np.sum(inside) < 37
     np.testing.assert_allclose(made[inside], shifts[inside], rtol=1e-5)
@@ -44,16 +44,16 @@ def test_the_projection_is_the_nearest_point_of_the_ball(norm):
 @pytest.mark.parametrize("norm", ORDERS)
 def test_a_steepest_step_of_length_one_gains_the_dual_norm(norm):
     gradients = np.random.default_rng(0).normal(size=(30, *SHAPE))
-    for made in (attacks.steepest(gradients, norm), np.asarray(attacks.steepest(jnp.asarray(gradients), norm))):
+    for made in (balls.steepest(gradients, norm), np.asarray(balls.steepest(jnp.asarray(gradients), norm))):
         np.testing.assert_allclose(lengths(made, norm), 1, rtol=1e-6)
         gained = np.sum(made * gradients, axis=(1, 2, 3))
         np.testing.assert_allclose(gained, np.linalg.norm(gradients.reshape(30, -1), DUAL[norm], axis=1), rtol=1e-5)
-    assert not np.any(attacks.steepest(np.zeros((1, *SHAPE)), norm))
+    assert not np.any(balls.steepest(np.zeros((1, *SHAPE)), norm))
 
 
 def test_in_many_dimensions_the_largest_hundredth_of_values_shares_an_l1_step():
     gradient = np.random.default_rng(0).normal(size=(1, 32, 32, 3))
-    made = attacks.steepest(gradient, "l1")
+    made = balls.steepest(gradient, "l1")
     (moved,) = np.nonzero(made.ravel())
     assert set(moved) == set(np.argsort(-np.abs(gradient.ravel()))[:31])
     assert np.abs(made).sum() == pytest.approx(1)
@@ -70,7 +70,7 @@ def test_points_are_strictly_inside_their_balls_and_reach_their_edges(norm, exac
     reached = lengths(points.astype(np.float64) - images, norm)
     assert np.all(reached < budgets)
     assert np.all(reached > budgets * (0.97 if not exact else 0.9))
-    np.testing.assert_allclose(attacks.distances(images, points, norm), reached, rtol=1e-12)
+    np.testing.assert_allclose(balls.distances(images, points, norm), reached, rtol=1e-12)
     if exact:
         grey = points.astype(np.float64) * 255
         np.testing.assert_allclose(grey, np.rint(grey), atol=1e-3)

@@ -126,6 +126,8 @@ def test_every_table_names_its_norm(run, tmp_path):
     assert "Certified accuracy at linf radius r" in table
     assert "No linf radius above 0." in table
     assert "0.0039" in table  # a grey level
+    assert "It is stated in linf, by what its l2 radius says there." in table
+    assert "stated in" not in results.summary_table(l2)
     _, out, _ = running.run(tables.main, "runs", str(run / "linf"), "--kind", "valid")
     assert out.startswith("Certified accuracy (valid linf radii)")
     assert "r = .003922" in out
