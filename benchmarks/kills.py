@@ -53,11 +53,11 @@ class Job:
 
 
 def jobs(trained: Path, certified: Path) -> dict[str, Job]:
-    """The jobs, given a run that is trained and one that is certified."""
+    """The jobs, each of which needs those before it: a run that is trained, and one that is certified."""
     weights = f"--config.model.weights={trained}"
     return {
-        "certification": Job(certify.main, lambda at: [f"--workdir={at}", weights, *_DATA, *_VOTES], _rows),
         "training": Job(train.main, lambda at: [f"--workdir={at}", *_TRAINING], _training),
+        "certification": Job(certify.main, lambda at: [f"--workdir={at}", weights, *_DATA, *_VOTES], _rows),
         "audit": Job(
             audit.main,
             lambda at: [str(at), weights, "--config.devices=1", *(f"--config.audit.{one}" for one in _SEARCH)],
@@ -166,14 +166,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         out = asked.out or Path(made)
         out.mkdir(parents=True, exist_ok=True)
-        trained, certified = out / "trained", out / "certified"
-        run_whole(jobs(trained, certified)["training"], trained)
-        run_whole(jobs(trained, certified)["certification"], certified)
-        for part, (name, job) in enumerate(jobs(trained, certified).items()):
-            draw = random.Random(f"{asked.seed} {name}")
-            seconds = run_whole(job, out / name)
-            whole = job.lines(out / name)
-            wanted, kills, runs = (asked.kills + part) // 3, 0, 0
+        wholes = {name: out / name for name in ("training", "certification", "audit")}
+        for part, (name, job) in enumerate(jobs(wholes["training"], wholes["certification"]).items()):
+            seconds = run_whole(job, wholes[name])
+            whole, draw = job.lines(wholes[name]), random.Random(f"{asked.seed} {name}")
+            wanted, kills, runs = (asked.kills + part) // len(wholes), 0, 0
             while kills < wanted:
                 runs += 1
                 kills += killed(job, out / f"{name}-{runs}", whole, seconds, draw, wanted - kills)

@@ -177,7 +177,7 @@ def main() -> None:
     options = [
         f"-max_len={most}",
         "-rss_limit_mb=6000",
-        "-timeout=60",
+        "-timeout=600",
         f"-artifact_prefix={driver.out}/",
     ]
     atheris.Setup([sys.argv[0], *options, str(corpus)], one_input, custom_mutator=driver.damage)

@@ -4,6 +4,7 @@ import math
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -39,7 +40,7 @@ def read_npz(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     return found
 
 
-def _check_size(stream: zipfile.ZipExtFile, size: int, name: str) -> None:
+def _check_size(stream: IO[bytes], size: int, name: str) -> None:
     """ValueError unless the header of an array fits the size of what it begins."""
     read = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
     shape, _, dtype = read(stream)

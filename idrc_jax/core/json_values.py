@@ -41,7 +41,7 @@ def _once(pairs: list[tuple[str, Any]]) -> Json:
     return made
 
 
-def require(value: object, kind: Any, place: str, where: object) -> None:
+def require(value: Any, kind: Any, place: str, where: object) -> None:
     """ValueError, in one line, unless a value of a JSON file is of a kind.
 
     Args:

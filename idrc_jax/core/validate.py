@@ -4,7 +4,6 @@ import math
 import numbers
 import operator
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -32,7 +31,10 @@ class SettingError(ValueError):
 
 def finite(value: object) -> bool:
     """Whether a value is a number that is finite as a float; an array is none."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    try:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer above all floats
+        return False
 
 
 def ascend(values: Sequence[Any], above: float = -math.inf) -> bool:

@@ -138,7 +138,7 @@ def read_images(folder: Path) -> dict[str, np.ndarray]:
     try:
         found = arrays.read_npz(path, IMAGE_ARRAYS)
     except (OSError, ValueError) as error:
-        raise ValueError(f"Expected the images of an audit in {path}, got: {error}.") from None
+        raise ValueError(f"Expected the images of an audit in {path}, got {error}.") from None
     *numbers, image, original = (found.get(name, np.zeros(())) for name in IMAGE_ARRAYS)
     if not (
         all(one.ndim == 1 and len(one) == len(numbers[0]) and one.dtype.kind in "if" for one in numbers)

@@ -381,7 +381,8 @@ def _parse(columns: tuple[str, ...], line: str) -> Row:
 
 def parse_votes(text: str) -> dict[int, int]:
     """What `votes_text` wrote; ValueError for anything but one count a class."""
-    pairs = [[int(number) for number in pair.split(":")] for pair in text.split(",") if pair]
+    texts = (pair.split(":") for pair in text.split(",") if pair)
+    pairs = [(int(number), int(count)) for number, count in texts]
     votes = dict(pairs)
     if len(votes) < len(pairs) or not all(-1 <= number < 2**63 and 0 <= votes[number] < 2**63 for number in votes):
         raise ValueError(f"got votes {text[:80]}, which are not one count >= 0 a class")

@@ -109,7 +109,7 @@ def test_rows_that_were_damaged_are_refused(tmp_path, suffix, line, why):
         pass
     assert path.read_bytes() == before
     path.write_bytes(before[:-2] + b"\xff\n")
-    with pytest.raises(ValueError, match="got something else: .*codec"):
+    with pytest.raises(ValueError, match=r"got something else: .*codec"):
         prediction_file.tally(path, {0})
 
 
