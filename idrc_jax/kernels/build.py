@@ -54,6 +54,11 @@ def register(source: str, symbols: tuple[tuple[str, str], ...]) -> bool:
     return True
 
 
+def asked(source: str, symbol: str, *numbers: int) -> bool:
+    """What a registered library's function of integers answers."""
+    return bool(getattr(ctypes.CDLL(str(_compiled(SOURCES / source))), symbol)(*numbers))
+
+
 def _compiled(source: Path) -> Path:
     """The shared library of a source file; its name tells everything that it depends on."""
     command = [

@@ -13,6 +13,12 @@ Array = Any  # NumPy's or, within a program, JAX's
 _LANES = 16
 
 
+def name(image_shape: tuple[int, ...], *, half: bool) -> str:
+    """Of the kernel and, where it is not the vectors', its way: logits in bfloat16 differ by rounding between ways."""
+    by_amx = half and build.asked("resnet_cpu.cc", "IdrcResnetByAmx", *image_shape)
+    return "resnet_cpu, AMX" if by_amx else "resnet_cpu"
+
+
 class Params(TypedDict):
     """Those of the plain twin, and the same packed for the kernel and for its gradient."""
 

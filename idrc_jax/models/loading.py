@@ -215,6 +215,8 @@ def _for_inference(
             return [("network_cpu", fast, params), ("xla", folding.apply_resnet50, params["plain"])]
         return [("xla", folding.apply_resnet50, folding.cast(folded, DTYPES[dtype]))]
     if kernel == "auto" and resnet_cpu.available():
-        fast, params = folding.resnet_by_kernel(folded, half=dtype == "bfloat16")
-        return [("resnet_cpu", fast, params), ("xla", folding.apply, params["plain"])]
+        half = dtype == "bfloat16"
+        fast, params = folding.resnet_by_kernel(folded, half=half)
+        name = resnet_cpu.name(tuple(description["image_shape"]), half=half)
+        return [(name, fast, params), ("xla", folding.apply, params["plain"])]
     return [("xla", folding.apply, folding.cast(folded, DTYPES[dtype]))]

@@ -72,6 +72,15 @@ def test_in_bfloat16_it_rounds_where_the_twin_does(shape):
     assert np.sqrt(np.mean((ours - theirs) ** 2)) < error
 
 
+@pytest.mark.parametrize("shape", [(32, 32, 3), (8, 8, 3), (32, 32, 16), (32, 40, 3)])
+def test_its_name_says_which_way_a_network_in_bfloat16_goes(shape):
+    """What the tables and manifests record, as two ways differ by rounding."""
+    flags = set(build.processor().split())
+    amx = {"amx_tile", "amx_bf16", "avx512_bf16"} <= flags and shape == (32, 32, 3)
+    assert resnet_cpu.name(shape, half=True) in {"resnet_cpu", *(["resnet_cpu, AMX"] if amx else [])}
+    assert resnet_cpu.name(shape, half=False) == "resnet_cpu"
+
+
 def test_an_images_logits_do_not_depend_on_its_batch():
     kernel, params, *_ = both(8, 10, (32, 32, 3))
     images = noisy(25, (32, 32, 3))

@@ -65,7 +65,7 @@ void ClassifyAll(const Network& network, const float* from, int count, float* to
     });
   };
 #if defined(IDRC_HAS_AMX)
-  if (AmxNetwork::Serves(network)) {
+  if (network.half && AmxNetwork::Serves(network.image)) {
     const AmxNetwork layers(network);
     by([&] { return AmxWorker(layers); });
     return;
@@ -93,6 +93,15 @@ ffi::Error Classify(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buf
 
 }  // namespace
 }  // namespace idrc
+
+// Whether a network in bfloat16 of such images goes the way of AMX here.
+extern "C" int IdrcResnetByAmx(int height, int width, int channels) {
+#if defined(IDRC_HAS_AMX)
+  return idrc::AmxNetwork::Serves({height, width, channels});
+#else
+  return 0;
+#endif
+}
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(IdrcResnetGradient, idrc::InputGradient,
                               ffi::Ffi::Bind()

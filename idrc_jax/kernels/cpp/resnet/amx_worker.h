@@ -59,10 +59,8 @@ class AmxNetwork {
     }
   }
 
-  static bool Serves(const Network& network) {
-    const Shape& image = network.image;
-    return network.half && Amx::Usable() && image.width % 32 == 0 && image.height % 4 == 0 &&
-           3 * image.channels <= kTileDepth;
+  static bool Serves(const Shape& image) {
+    return Amx::Usable() && image.width % 32 == 0 && image.height % 4 == 0 && 3 * image.channels <= kTileDepth;
   }
 
   const Network& network;
