@@ -19,7 +19,18 @@ from idrc_jax.certificates.radii import (
     two_sided_radius,
 )
 from idrc_jax.certificates.sampling_plans import Fixed, LevelVotes, Plan, SelectionFree, ToPrecision, ToRadius
-from idrc_jax.certificates.schemes import L1, L2, SCHEMES, Cascade, Gaussian, InverseSqrtNorm, Scheme, Stepped, Uniform
+from idrc_jax.certificates.schemes import (
+    L1,
+    L2,
+    SCHEMES,
+    Cascade,
+    Gaussian,
+    InverseSqrtNorm,
+    Routed,
+    Scheme,
+    Stepped,
+    Uniform,
+)
 
 __all__ = [
     "CERTIFICATES",
@@ -36,6 +47,7 @@ __all__ = [
     "LevelVotes",
     "Pairs",
     "Plan",
+    "Routed",
     "Scheme",
     "SelectionFree",
     "Stepped",

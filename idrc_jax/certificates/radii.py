@@ -20,13 +20,13 @@ from idrc_jax.certificates.sampling_plans import Fixed, LevelVotes, Plan, Select
 from idrc_jax.certificates.schemes import (
     L1,
     L2,
-    Cascade,
     Gaussian,
     InverseSqrtNorm,
     Scheme,
     Stepped,
     Uniform,
     drawn_level,
+    level_count,
 )
 from idrc_jax.certificates.user_schemes import check_own
 from idrc_jax.core import validate
@@ -91,9 +91,9 @@ def radius(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, *, dim: int
       all levels that `scale_bounds` allows (`gaussian_pair`).
 
     Raises:
-      ValueError: p_lower outside [0, 1), dim < 1, a statistic that is not finite, `cascade`, whose radius follows from
-        several bounds (`cascade.certificate`), a scheme without bounds, or a subclass of one whose radius does not ask
-        them.
+      ValueError: p_lower outside [0, 1), dim < 1, a statistic that is not finite, `cascade` and `routed`, whose radii
+        follow from several bounds (`several_levels`), a scheme without bounds, or a subclass of one whose radius does
+        not ask them.
 
     Guarantee: a smoothed classifier whose class probability at the image is at least `p_lower` predicts that class at
     every image nearer than the result, each under its own noise. Rounding errs below; by how much is stated in
@@ -140,8 +140,8 @@ def two_sided_radius(
 def published_radius(scheme: Scheme, p_lower: ArrayLike) -> Numbers:
     """The paper's radius sigma * Phi^-1(p_lower), whatever the scheme; 0 when p_lower <= 1/2.
 
-    nan for `stepped`, `cascade` and your own, which are not in the paper. Not a certificate except for `gaussian`: it
-    ignores that the noise changes with the image.
+    nan for `stepped`, `cascade`, `routed` and your own, which are not in the paper. Not a certificate except for
+    `gaussian`: it ignores that the noise changes with the image.
     """
     _check(p_lower)
     published = _cohen(scheme.sigma, np.asarray(p_lower, np.float64))
@@ -175,6 +175,8 @@ def explain(scheme: str, certificate: str = "one_sided") -> str:
         "bin's edge.",
         "cascade": "The radius is Cohen et al.'s (2019) with the level that decides, cut where a larger level could be "
         "sure of another class.",
+        "routed": "The radius is Cohen et al.'s (2019) with the level that the router chooses, cut where the router's "
+        "own radius ends: beyond it the level might be another.",
     }.get(scheme, input_dependent)
 
 
@@ -300,9 +302,9 @@ def from_votes(
 def _prepare(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Drawn level and p_lower, of one shape, checked."""
     check_own(scheme)
-    if isinstance(scheme, Cascade):
+    if level_count(scheme) > 1:
         raise ValueError(
-            "Expected a scheme of one level, got cascade: cascade.certificate takes the votes of each level."
+            f"Expected a scheme of one level, got {scheme.name}: several_levels.certificate takes the votes of each."
         )
     _check(p_lower)
     validate.at_least("dim", dim, 1)

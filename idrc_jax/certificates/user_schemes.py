@@ -5,6 +5,7 @@ from idrc_jax.certificates.schemes import (
     SCHEMES,
     Cascade,
     Gaussian,
+    Routed,
     Scheme,
     Stepped,
     Uniform,
@@ -15,7 +16,8 @@ from idrc_jax.certificates.schemes import (
 from idrc_jax.core import json_values, user_code
 from idrc_jax.core.json_values import Json
 
-_CERTIFIED_AS_THEY_ARE = (Gaussian, L2, Uniform, Stepped, Cascade)  # by what they are, without their `scale_bounds`
+# By what they are, without their `scale_bounds`.
+_CERTIFIED_AS_THEY_ARE = (Gaussian, L2, Uniform, Stepped, Cascade, Routed)
 
 
 def check_own(scheme: Scheme) -> None:

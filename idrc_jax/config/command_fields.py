@@ -8,7 +8,7 @@ _ONE_CALL = ("seed", "max_minutes", "devices", "kernel")  # and how it runs
 _NETWORK = ("model.architecture", "model.depth", "model.shortcut", "model.dtype")
 _SMOOTHED = (
     "chunk", "data", *_NETWORK, "model.weights", "model.consensus", "model.factory", "denoiser.weights",
-    "denoiser.sigma", "denoiser.steps",
+    "denoiser.sigma", "denoiser.steps", "router.weights",
 )  # fmt: skip
 
 # Fields, or groups of them, by the command's name behind `idrc-`.

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
 
+from idrc_jax import several_levels
 from idrc_jax.certificates import Certificate, confidence_bounds, sampling_plans, schemes, user_schemes
 from idrc_jax.core import append_only, files
 from idrc_jax.core.json_values import Json, as_json
@@ -257,7 +258,7 @@ def columns_of(guarantee: Json) -> tuple[str, ...]:
     """The columns of a file under a manifest's guarantee."""
     if "paired" in guarantee:
         return PAIRED
-    return LEVELLED if guarantee["scheme"] == schemes.Cascade.name else COLUMNS
+    return LEVELLED if guarantee["scheme"] in (schemes.Cascade.name, schemes.Routed.name) else COLUMNS
 
 
 def line_of(row: Row) -> str:
@@ -332,27 +333,32 @@ def _check_rows(rows: tuple[Row, ...], columns: tuple[str, ...], manifest: Manif
         levels = schemes.drawn_levels(scheme, np.asarray([row.statistic for row in rows], np.float64)).tolist()
     for row, own in zip(rows, levels, strict=True):
         told = ", ".join(map(str, own))
-        if row.n not in looks or row.n0 != plan.selection or row.sigma_x not in own:
+        seen = looks | {0} if isinstance(scheme, schemes.Routed) else looks  # 0 where the router is undecided
+        if row.n not in seen or row.n0 != plan.selection or row.sigma_x not in own:
             raise ValueError(
                 f"Expected rows under {MANIFEST} in {path}, with n at most {plan.n}, n0 = {plan.selection} (plan "
                 f"{plan.name}) and sigma_x = {told}, got n = {row.n}, n0 = {row.n0}, sigma_x = {row.sigma_x} for "
                 f"image {row.idx}: it is a file of another run."
             )
-        if row.votes_by_level is not None and not _fits(row, own, looks):
+        if scheme is not None and row.votes_by_level is not None and not _fits(row, scheme, own, looks):
             raise ValueError(
                 f"Expected votes_by_level of image {row.idx} in {path} under {told} in turn, one of them with the "
                 f"row's votes, got {levels_text(row.votes_by_level)}: the row was changed."
             )
 
 
-def _fits(row: Row, levels: Sequence[float | None], looks: set[int]) -> bool:
-    """Whether a row's votes by level are those of the first levels, at looks, the row's own among them."""
+def _fits(row: Row, scheme: schemes.Scheme, levels: Sequence[float | None], looks: set[int]) -> bool:
+    """Whether a row's votes by level, at looks, are of levels as they follow each other, the row's own among them."""
     drawn = row.votes_by_level or ()
-    return (
-        [one.level for one in drawn] == list(range(min(len(drawn), len(levels))))
-        and all(sum(one.votes.values()) in looks for one in drawn)
-        and (row.sigma_x, row.selected, row.votes) in [(levels[one.level], one.selected, one.votes) for one in drawn]
-    )
+    if not several_levels.follow(scheme, drawn, row.n0 or 0) or any(
+        sum(one.votes.values()) not in looks for one in drawn
+    ):
+        return False
+    about = several_levels.about_classes(scheme, drawn)
+    own = [(levels[one.level], one.selected, one.votes) for one in about] or [
+        (levels[0], confidence_bounds.ABSTAIN, {})
+    ]
+    return (row.sigma_x, row.selected, row.votes) in own and row.n == sum((row.votes or {}).values())
 
 
 def _parse(columns: tuple[str, ...], line: str) -> Row:
