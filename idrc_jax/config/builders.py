@@ -84,7 +84,10 @@ def _own_scheme(config: Config, *, sigma: float, ref: float) -> Scheme:
 
 
 def training_scheme(config: Config) -> Scheme:
-    """The scheme that training uses: the noise's unless `config.train` says otherwise; only then it is exact, too."""
+    """The scheme that training uses: the noise's unless `config.train` says otherwise; only then it is exact, too. A
+    router's is that of its own level."""
+    if config.router.classifier and not config.train.scheme:
+        return schemes.Gaussian(config.train.sigma or config.noise.sigma * config.noise.router_level)
     own = config.noise.factory and not config.train.scheme
     name, sigma = config.train.scheme or config.noise.scheme, config.train.sigma or config.noise.sigma
     same = own or (name == config.noise.scheme and not config.noise.factory)

@@ -205,6 +205,11 @@ FIELDS = {
     "denoiser.scale_shift": Field(False, "the time scales and shifts the normalised, instead of being added"),
     "denoiser.resample": Field("conv", "between resolutions: conv, resnet"),
     "router.weights": Field("", "routed: the router that chooses the noise level (file or run's folder)"),
+    "router.classifier": Field("", "train a router, for this classifier (file or run's folder); see configs/router.py"),
+    "router.samples": Field(100, "to train one: votes of each image under each level"),
+    "router.worth": Field(
+        "radius", "to train one: what a level is worth at an image: its radius, or accuracy at sampling.radii"
+    ),
     "sampling.plan": Field(
         "fixed", f"how many samples an image gets: {_any_of(sampling_plans.PLANS)}; see docs/explanation/plans.md"
     ),
@@ -246,6 +251,7 @@ FIELDS = {
 
 PATHS = (
     "data.dir", "model.weights", "train.loss.teacher", "train.start", "denoiser.weights", "router.weights",
+    "router.classifier",
     "paired.run", "paired.weights",
 )  # fmt: skip
 _SEVERAL = "model.weights"  # which a config file may give as a tuple, and a command line with commas
