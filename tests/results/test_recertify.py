@@ -21,6 +21,7 @@ SCHEMES = {
     if name == "stepped"
     else schemes.make(name, sigma=0.5)
     for name in schemes.SCHEMES
+    if name != "routed"  # at another alpha other images have votes for classes: tests/certification/test_routers.py
 }
 
 
@@ -275,7 +276,7 @@ def test_fewer_votes_that_cannot_be_are_refused(tmp_path, plan, n, message):
     [
         name if name == "gaussian" else pytest.param(name, marks=pytest.mark.evidence)
         for name in SCHEMES
-        if name not in ("cascade", "routed")
+        if name != "cascade"
     ],
 )
 def test_ten_thousand_rows_at_once(name, tmp_path):
