@@ -40,10 +40,13 @@ def certificate(bounds: Bounds, drawn: Sequence[LevelVotes]) -> Certificate:
 
 
 class OfLevel(Protocol):
-    """What `LevelVotes`, or a row of them in a file, has."""
+    """What `LevelVotes`, and those of a row in a file, have."""
 
-    level: int
-    selected: int
+    @property
+    def level(self) -> int: ...
+
+    @property
+    def selected(self) -> int: ...
 
 
 _Drawn = TypeVar("_Drawn", bound=OfLevel)
