@@ -20,6 +20,9 @@ WHAT ?= n
 # make gpu-paper SIGMA=0.25 DATA=FOLDER MINUTES=8 OUT=FOLDER
 MINUTES ?= 8
 OUT ?= runs/gpu-paper-$(SIGMA)
+# make fuzz FUZZ="results weights" MINUTES=3; make kills KILLS=99
+FUZZ ?= results logs audits galleries weights checkpoints settings metrics predictions configs
+KILLS ?= 99
 # Processes that test side by side, each on a core of its own.
 WORKERS ?= 2
 # An interpreter that has JAX: the virtual environment's where there is one.
@@ -29,7 +32,7 @@ SETTINGS = --config=$(CONFIG):$(SCHEME) --config.noise.sigma=$(SIGMA) --config.d
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test evidence test-all lint typecheck reproduce overhead invariance widths certificate-table plans denoising figures \
-	throughput training-throughput networks scaling gpu-check gpu-benchmark gpu-paper docs docs-serve clean
+	fuzz kills throughput training-throughput networks scaling gpu-check gpu-benchmark gpu-paper docs docs-serve clean
 
 help:  ## Show this help.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +79,12 @@ plans: $(VENV)/.quickstart  ## Replay sampling plans over a published log, draw 
 
 denoising: $(VENV)/.quickstart  ## Measure and draw what the committed denoiser does to noisy images: DATA=FOLDER.
 	$(BIN)/python -m benchmarks.denoising $(DATA) $(ARGS)
+
+fuzz: $(VENV)/.fuzz  ## Read damaged files, MINUTES of each kind in FUZZ="results weights ...": what is not refused in a line?
+	for one in $(FUZZ); do $(BIN)/python -m benchmarks.fuzzing $$one --minutes $(MINUTES) || failed=1; done; exit $${failed:-0}
+
+kills: $(VENV)/.quickstart  ## Kill training, certification and audit at KILLS=99 random moments: does a row differ in the end?
+	$(BIN)/python -m benchmarks.kills --kills $(KILLS) $(ARGS)
 
 NOISE_025 = results/cifar10_resnet20_0.25
 RANGE = results/cifar10_resnet20_0.1-0.45
@@ -173,6 +182,10 @@ $(VENV)/.dev: $(VENV)/.quickstart
 
 $(VENV)/.benchmarks: $(VENV)/.quickstart
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[benchmarks]'
+	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.quickstart
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.quickstart

@@ -120,8 +120,10 @@ def run(values: argparse.Namespace, sizes: argparse.Namespace) -> None:
         report.save()
         files = contest.Files(Path(folder), lab)
         bench = _Bench(lab, sizes, files, clock, report, values.data, peers)
-        left_out = in_order(bench.parts(), clock, report)
-    report.finish(whole=not left_out)
+        left_out, failed = in_order(bench.parts(), clock, report)
+    report.finish(whole=not left_out and not failed)
+    if failed:
+        raise SystemExit(f"error: Failed, as the result's notes say: {'; '.join(failed)}.")
 
 
 def _pytorch(*, rehearsal: bool) -> bool:
@@ -132,15 +134,17 @@ def _pytorch(*, rehearsal: bool) -> bool:
     return rehearsal or subprocess.run([sys.executable, "-c", ask], check=False).returncode == 0
 
 
-def in_order(parts: Mapping[str, Callable[[], None]], clock: measure.Clock, report: Report) -> list[str]:
+def in_order(
+    parts: Mapping[str, Callable[[], None]], clock: measure.Clock, report: Report
+) -> tuple[list[str], list[str]]:
     """Run parts by title while there is time, and keep the result after each.
 
     A part that fails is a note, and the others go on.
 
     Returns:
-      What was left out for want of time, or cut off; it is noted, too.
+      What was left out for want of time, or cut off, and what failed; both are noted, too.
     """
-    left_out = []
+    left_out, failed = [], []
     for title, part in parts.items():
         if clock.left == 0:
             left_out.append(title)
@@ -152,11 +156,13 @@ def in_order(parts: Mapping[str, Callable[[], None]], clock: measure.Clock, repo
             clock.say(report.result["notes"][-1])
             if clock.left == 0:
                 left_out.append(f"{title} (cut off)")
+            else:
+                failed.append(title)
         report.save()
     if left_out:
         report.result["notes"].append(f"Left out for want of time: {'; '.join(left_out)}.")
         report.save()
-    return left_out
+    return left_out, failed
 
 
 class _Bench:

@@ -1,11 +1,12 @@
 """Runs on disk for the tests of reports: hostile, long, of one kind or broken."""
 
+import dataclasses
 import json
 
 import numpy as np
 
-from idrc_jax import results
-from idrc_jax.certificates import schemes
+from idrc_jax import certificates, results
+from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.results import audit_rows, gallery_file
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\"'{{ 7 * 7 }} @radius"
@@ -22,19 +23,21 @@ def write_run(folder, *, count=60, seed=0, abstain=False, gallery=False, channel
     made = GUARANTEE | guarantee
     level = float(schemes.drawn_level(schemes.from_description(made), 0.5))
     generator = np.random.default_rng(seed)
+    labels = generator.integers(4, size=count)
+    right, sure = generator.uniform(size=count) < 0.7, generator.uniform(size=count) > (1 if abstain else 0.1)
+    selected = np.where(right, labels, (labels + 1) % 4)
+    votes = np.zeros((count, 5), int)
+    votes[np.arange(count), selected] = np.where(sure, generator.integers(570, 1001, count), 500)
+    votes[np.arange(count), (selected + 1) % 4] = 1000 - votes.sum(axis=1)
+    certified = certificates.from_votes(
+        schemes.Gaussian(sigma=made["sigma"]), np.full(count, 0.5), selected, votes, plan=sampling_plans.Fixed(n=1000),
+        alpha=made["alpha"], dim=made["dim"], certificate=made["certificate"],
+    )  # fmt: skip
     rows = []
-    for idx in range(count):
-        label = int(generator.integers(4))
-        predict = (
-            -1 if abstain or generator.uniform() < 0.1 else label if generator.uniform() < 0.7 else (label + 1) % 4
-        )
-        radius = 0.0 if predict == -1 else float(generator.gamma(2, 0.15))
-        rows.append(
-            results.Row(
-                idx, label, predict, radius, int(predict == label), 0.5, published * radius, max(predict, 0), 0.5,
-                level, 0.9, 1000, 100, {max(predict, 0): 1000},
-            )
-        )  # fmt: skip
+    for idx, one in enumerate(certified):
+        radius = one.radius if published == 1 else one.radius_published / published
+        row = results.Row.from_certificate(one, idx, int(labels[idx]), 0.5)
+        rows.append(dataclasses.replace(row, radius=radius, sigma_x=level))
     session = {"weights": "w.safetensors", "started": "2026-01-01T00:00:00+00:00", "versions": {"jax": "0.10.2"}}
     manifest = {"schema_version": 1, "guarantee": made, "sessions": [session]}
     results.write(rows, manifest, folder)
@@ -57,7 +60,8 @@ def write_audit(folder, *, finished=True, same=False):
     made = json.loads((folder / results.MANIFEST).read_text())["guarantee"]
     manifest = {
         "schema_version": audit_rows.SCHEMA_VERSION, "certificates": made,
-        "settings": {"level": 0.001, "votes": 100}, "attempts": 40, "threshold": 1e-5, "finished": finished,
+        "settings": {"level": 0.001, "votes": 100}, "sessions": [], "attempts": 40, "threshold": 1e-5,
+        "finished": finished,
     }  # fmt: skip
     if finished:
         manifest["robust_accuracy"] = [{"radius": 0.25, "certified": 0.5, "empirical": 0.75}]

@@ -3,9 +3,11 @@
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +31,7 @@ from benchmarks import (
     workers,
 )
 from benchmarks.contest import OURS, TORCH, Variant
+from benchmarks.fuzzing import mutations
 from idrc_jax import data, models, sampling, training
 from idrc_jax.sampling import devices, random_keys
 
@@ -547,7 +550,7 @@ def test_a_gpu_run_goes_on_after_a_part_that_fails_and_tells_what_it_left_out(mo
         "a": part(10), "b": part(20, ValueError("disagree")), "c": part(31, workers.WorkerError("no answer")),
         "d": part(1), "e": part(2),
     }  # fmt: skip
-    assert gpu.in_order(parts, clock, kept) == ["c (cut off)", "d", "e"]
+    assert gpu.in_order(parts, clock, kept) == (["c (cut off)", "d", "e"], ["b"])
     assert kept.result["notes"] == [
         "b: disagree", "c: no answer", "Left out for want of time: c (cut off); d; e.",
     ]  # fmt: skip
@@ -729,3 +732,31 @@ def test_logits_that_depend_on_place_or_chunk_are_counted():
     said.clear()
     assert invariance.compare_logits(models.Classifier(by_place, (), 2, (2, 2, 1)), noisy, said.append) == 75 - 2
     assert said[0].startswith("xla, 1 devices, chunk 2: logits of 73 of 150 images differ")
+
+
+@pytest.mark.evidence
+def test_jobs_that_are_killed_at_random_moments_end_as_if_nobody_had(tmp_path):
+    """As `make kills` does it: as many kills as the environment's KILLS says, a few without."""
+    own = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    kills = int(os.environ.get("KILLS", "3"))
+    command = [sys.executable, "-m", "benchmarks.kills", f"--kills={kills}", f"--out={tmp_path}"]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=own)
+    assert answer.returncode == 0, answer.stderr
+    assert sum(int(line.split()[2]) for line in answer.stdout.splitlines()) == kills
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["x.tsv", "x.json", "x.safetensors", "x.npz", "x.ocdbt"])
+def test_damage_is_drawn_from_a_seed_and_never_fails(name):
+    draw = random.Random(0)
+    content = {
+        "x.tsv": b"idx\tlabel\n0\t3\n20\t1\n",
+        "x.json": json.dumps({"a": [1, {"b": 0.5}], "c": "x"}).encode(),
+        "x.safetensors": WEIGHTS.read_bytes()[:20_000],
+    }.get(name, draw.randbytes(300))
+    kinds = mutations.damage_of(Path(name))
+    made = [mutations.damaged(content, kinds, random.Random(seed)) for seed in range(300)]
+    assert made == [mutations.damaged(content, kinds, random.Random(seed)) for seed in range(300)]
+    assert len(set(made)) > 100
+    for damaged in (b"", *made):  # damage of what is damaged
+        mutations.damaged(damaged, kinds, draw)

@@ -164,15 +164,11 @@ def test_every_network_law_and_kind_of_work_is_among_the_programs(monkeypatch):
         "from_torch ResNet-18", "from_torch ConvNeXt-T",
         "full U-Net + ResNet-110 (fused attention)", "ViT-B/16 (fused attention)",
     }  # fmt: skip
-    laws = {"normal", "half_normal_length", "laplace_direction"}
+    laws = {"normal", "half_normal_length", "laplace_direction", "box", "laplace", "splitting"}
     for network in ("ResNet-20", "ResNet-110", "ResNet-50", "ViT-B/16"):
         for law in laws:
             assert {("certify", network, dtype, law) for dtype in ("float32", "bfloat16")} <= set(every)
-    assert {law for work, _, _, law in every if work == "audit"} == {
-        "normal",
-        "half_normal_length",
-        "laplace_direction",
-    }
+    assert {law for work, _, _, law in every if work == "audit"} == laws
     trained = {network for work, network, *_ in every if work == "train"}
     assert {"ResNet-20", "ResNet-110", "small U-Net", "full U-Net"} <= trained
     monkeypatch.setattr(programs, "missing", lambda: ["torch"])

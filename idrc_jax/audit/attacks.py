@@ -1,9 +1,9 @@
 """The search for an image x' near x at which the smoothed classifier, under the noise of x', decides otherwise.
 
-Attacks move a batch of images, each inside an l2 ball of its own: by gradients through noise samples and through the
-noise level (`Attacker`), along the direction in which the level changes most (`law_moves`) and on from there
-(`move_across`), or anywhere (`random_moves`). What they return is a guess; whether it is a break, votes say that no
-attack has seen (`search`).
+Attacks move a batch of images, each inside a ball of its own in the norm of the radii: by gradients through noise
+samples and through the noise level (`Attacker`), along the direction in which the level changes most (`law_moves`) and
+on from there (`move_across`), or anywhere (`random_moves`). What they return is a guess; whether it is a break, votes
+say that no attack has seen (`search`).
 
 Loops over steps run on the host: XLA runs input gradients inside device loops a dozen times slower on the CPU.
 """
@@ -11,7 +11,7 @@ Loops over steps run on the host: XLA runs input gradients inside device loops a
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from idrc_jax.audit.balls import TINY, distances, length, per_image, projected, steepest
 from idrc_jax.certificates import schemes
 from idrc_jax.certificates.normal_thresholds import GRID
 from idrc_jax.certificates.schemes import Routed, Scheme, Stepped, host_scale
@@ -26,9 +27,6 @@ from idrc_jax.models import Classifier, check_logits
 from idrc_jax.sampling import ApplyFn, devices, noise_laws, random_keys
 
 _PIXEL_AXES = (-3, -2, -1)
-_TINY = 1e-30
-
-Pixels = TypeVar("Pixels", np.ndarray, jax.Array)
 
 
 class Targets(NamedTuple):
@@ -38,8 +36,9 @@ class Targets(NamedTuple):
       images: float32 [T, H, W, C], the images x.
       indices: [T] data-set indices, which name the noise.
       classes: int [T], the class that is to lose at x'.
-      budgets: float64 [T]: x' stays nearer to x than this (l2, pixel units); it may leave [0, 1].
+      budgets: float64 [T]: x' stays nearer to x than this (in `norm`, pixel units); it may leave [0, 1].
       exact: whether x and x' are on the grid of 8-bit images, at which exact noise has its law (x' beyond [0, 1], too).
+      norm: of the budgets.
     """
 
     images: np.ndarray
@@ -47,11 +46,7 @@ class Targets(NamedTuple):
     classes: np.ndarray
     budgets: np.ndarray
     exact: bool = False
-
-
-def distances(images: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """l2 distances between images [..., H, W, C], in float64: [...]."""
-    return np.sqrt(np.sum(np.square(np.asarray(moved, np.float64) - images), axis=_PIXEL_AXES))
+    norm: str = "l2"
 
 
 def within(targets: Targets, moved: np.ndarray, *, stretch: bool = False) -> np.ndarray:
@@ -63,23 +58,23 @@ def within(targets: Targets, moved: np.ndarray, *, stretch: bool = False) -> np.
     Guarantee: `distances(images, x') < budgets`, as computed in float64 from the float32 images.
     """
     shifts = np.asarray(moved, np.float64) - targets.images
-    lengths = np.maximum(_norms(shifts), _TINY)
+    lengths = np.maximum(length(shifts, targets.norm), TINY)
     slack = 1e-5
     while True:
         factors = targets.budgets * max(1 - slack, 0.0) / lengths
         factors = factors if stretch else np.minimum(factors, 1.0)
-        points = (targets.images + _per_image(factors) * shifts).astype(np.float32)
-        reached = distances(targets.images, points)
+        points = (targets.images + per_image(factors) * shifts).astype(np.float32)
+        reached = distances(targets.images, points, targets.norm)
         if np.all(reached < targets.budgets):
             break
         slack *= 2
     if not targets.exact:
         return points
     most = targets.budgets if stretch else np.minimum(targets.budgets, reached * (1 + 1e-6))
-    return on_grid(targets.images, points, most)
+    return on_grid(targets.images, points, most, targets.norm)
 
 
-def on_grid(images: np.ndarray, moved: np.ndarray, most: np.ndarray) -> np.ndarray:
+def on_grid(images: np.ndarray, moved: np.ndarray, most: np.ndarray, norm: str = "l2") -> np.ndarray:
     """The farthest 8-bit images on the ways from images to points that are nearer than `most`: float32.
 
     The shift is stretched until its rounded values are as long as that; places where a value is rounded up differ a
@@ -87,7 +82,7 @@ def on_grid(images: np.ndarray, moved: np.ndarray, most: np.ndarray) -> np.ndarr
 
     Args:
       images, moved: [..., H, W, C], the first on the grid.
-      most: [...], > 0.
+      most: [...], > 0, in `norm`.
     """
     grey, shifts = np.rint(images * float(GRID)), (np.asarray(moved, np.float64) - images) * GRID
     places = 0.4 + 0.2 * np.random.default_rng(0).random(shifts.shape[-3:])
@@ -100,20 +95,20 @@ def on_grid(images: np.ndarray, moved: np.ndarray, most: np.ndarray) -> np.ndarr
     low, high = np.zeros(most.shape), (most * GRID + 1) / np.where(largest > 0, largest, 1.0)  # too far for one value
     for _ in range(30):
         middle = (low + high) / 2
-        inside = distances(images, at(middle)) < most
+        inside = distances(images, at(middle), norm) < most
         low, high = np.where(inside, middle, low), np.where(inside, high, middle)
     return at(low)
 
 
-def law_directions(scheme: Scheme, images: np.ndarray) -> np.ndarray:
-    """Unit vectors along which the images' statistics grow fastest: float64 [T, H, W, C].
+def law_directions(scheme: Scheme, images: np.ndarray, norm: str = "l2") -> np.ndarray:
+    """Vectors of length 1 in a norm along which the images' statistics grow fastest: float64 [T, H, W, C].
 
-    sign(x) / sqrt(d) for the mean of |x|, x / ||x|| for the norm; 0 under a scheme whose statistic is constant. Values
-    of 0, at which |x| has no derivative, count as positive.
+    In l2 sign(x) / sqrt(d) for the mean of |x|, x / ||x|| for the norm; 0 under a scheme whose statistic is constant.
+    Values of 0, at which |x| has no derivative, count as positive.
     """
     gradients = np.asarray(_statistic_gradients(jnp.asarray(images + np.float32(1e-6)), scheme=scheme), np.float64)
     gradients = np.nan_to_num(gradients, posinf=0.0, neginf=0.0)
-    return gradients / _per_image(np.maximum(_norms(gradients), _TINY))
+    return np.asarray(steepest(gradients, norm), np.float64)
 
 
 @partial(jax.jit, static_argnames="scheme")
@@ -134,7 +129,7 @@ def law_moves(scheme: Scheme, targets: Targets, directions: np.ndarray) -> np.nd
         lengths = targets.budgets
         if isinstance(scheme, Stepped) and not targets.exact:  # on the grid no edge is met so finely
             lengths = _to_edge(scheme, targets, way)
-        moves.append(within(targets, targets.images + _per_image(lengths) * way))
+        moves.append(within(targets, targets.images + per_image(lengths) * way))
     return np.stack(moves)
 
 
@@ -149,11 +144,13 @@ def move_across(targets: Targets, moved: np.ndarray, aim: np.ndarray) -> np.ndar
       aim: [T, H, W, C].
     """
     shifts, aims = np.asarray(moved, np.float64) - targets.images, np.asarray(aim, np.float64) - targets.images
-    lengths = _norms(shifts)
-    along = shifts / _per_image(np.maximum(lengths, _TINY))
-    across = aims - _per_image(np.sum(aims * along, axis=_PIXEL_AXES)) * along
-    rest = np.sqrt(np.maximum(targets.budgets**2 - lengths**2, 0))
-    return within(targets, moved + _per_image(rest / np.maximum(_norms(across), _TINY)) * across)
+    lengths = length(shifts, targets.norm)
+    along = shifts / per_image(np.maximum(length(shifts), TINY))
+    across = aims - per_image(np.sum(aims * along, axis=_PIXEL_AXES)) * along
+    # At right angles squares of l2 lengths add up; in other norms lengths add up at most.
+    power = 2 if targets.norm == "l2" else 1
+    rest = np.maximum(targets.budgets**power - lengths**power, 0) ** (1 / power)
+    return within(targets, moved + per_image(rest / np.maximum(length(across, targets.norm), TINY)) * across)
 
 
 def _to_edge(scheme: Stepped, targets: Targets, way: np.ndarray) -> np.ndarray:
@@ -162,7 +159,7 @@ def _to_edge(scheme: Stepped, targets: Targets, way: np.ndarray) -> np.ndarray:
     low, high = np.zeros(len(here)), targets.budgets
     for _ in range(30):
         middle = (low + high) / 2
-        changed = host_scale(scheme, targets.images + _per_image(middle) * way)[1] != here
+        changed = host_scale(scheme, targets.images + per_image(middle) * way)[1] != here
         low, high = np.where(changed, low, middle), np.where(changed, middle, high)
     return np.minimum(high * (1 + 1e-4), targets.budgets)
 
@@ -217,7 +214,7 @@ class Attacker:
     def pgd(
         self, targets: Targets, start: np.ndarray, *, first: np.ndarray, straight_through: bool = False
     ) -> np.ndarray:
-        """Projected gradient descent (Madry et al. 2018) inside the ball, with steps of 2.5 * budget / steps.
+        """Projected gradient descent (Madry et al. 2018) inside the ball, with steepest steps of 2.5 * budget / steps.
 
         Args:
           start: [T, H, W, C], where it begins.
@@ -229,7 +226,7 @@ class Attacker:
         images, moved, budgets = self._deal(targets.images, start, targets.budgets)
         for step in range(self.steps):
             directions, _ = self._directions(targets, moved, first + step * self.samples, straight_through)
-            moved = _pgd_step(images, moved, directions, budgets, 2.5 / self.steps)
+            moved = _pgd_step(images, moved, directions, budgets, 2.5 / self.steps, norm=targets.norm)
         return within(targets, np.asarray(moved))
 
     def minimal_norm(self, targets: Targets, *, first: np.ndarray) -> np.ndarray:
@@ -245,7 +242,7 @@ class Attacker:
         for step in range(self.steps):
             rate = (1 + math.cos(math.pi * step / self.steps)) / 2
             directions, lost = self._directions(targets, moved, first + step * self.samples, False)
-            moved, norms = _norm_step(images, moved, directions, lost, norms, budgets, rate)
+            moved, norms = _norm_step(images, moved, directions, lost, norms, budgets, rate, norm=targets.norm)
         return within(targets, np.asarray(moved))
 
     def _deal(self, *arrays: np.ndarray) -> list[jax.Array]:
@@ -324,7 +321,7 @@ def _noisy_logits(
     levels = schemes.scales(scheme, scheme.statistic(moved))[..., int(isinstance(scheme, Routed)) :]
 
     def noisy(image: jax.Array, index: jax.Array, scale: jax.Array, number: jax.Array) -> jax.Array:
-        return image + noise_laws.draw(scheme.law, random_keys.sample(key, index, number), scale, shape)
+        return image + noise_laws.at(scheme.law, random_keys.sample(key, index, number), scale, image)
 
     numbers = first[:, None] + jnp.arange(samples, dtype=jnp.uint32)[None]
     scales = jnp.take_along_axis(levels, (numbers % levels.shape[-1]).astype(jnp.int32), axis=1)
@@ -352,14 +349,14 @@ def _margins(logits: jax.Array, classes: jax.Array, *, straight_through: bool) -
     return lead(log_mean), lead(votes) < 0
 
 
-@jax.jit
-def _pgd_step(images: jax.Array, moved: jax.Array, directions: jax.Array, budgets: jax.Array, rate: float) -> jax.Array:
-    shifts = moved + _per_image(rate * budgets) * directions - images
-    factors = jnp.minimum(budgets / jnp.maximum(_norms(shifts), _TINY), 1)
-    return images + _per_image(factors) * shifts
+@partial(jax.jit, static_argnames="norm")
+def _pgd_step(
+    images: jax.Array, moved: jax.Array, directions: jax.Array, budgets: jax.Array, rate: float, *, norm: str
+) -> jax.Array:
+    return images + projected(moved + per_image(rate * budgets) * steepest(directions, norm) - images, budgets, norm)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="norm")
 def _norm_step(
     images: jax.Array,
     moved: jax.Array,
@@ -368,21 +365,14 @@ def _norm_step(
     norms: jax.Array,
     budgets: jax.Array,
     rate: float,
+    *,
+    norm: str,
 ) -> tuple[jax.Array, jax.Array]:
     change = 0.02 + 0.28 * rate
     norms = jnp.where(lost, norms * (1 - change), jnp.minimum(norms * (1 + change), budgets))
-    shifts = moved - images + _per_image((0.05 + 0.95 * rate) * norms) * directions
-    return images + _per_image(norms) * _unit(shifts), norms
-
-
-def _norms(images: Pixels) -> Pixels:
-    xp = images.__array_namespace__()
-    return xp.sqrt(xp.sum(images * images, axis=_PIXEL_AXES))
+    shifts = moved - images + per_image((0.05 + 0.95 * rate) * norms) * steepest(directions, norm)
+    return images + per_image(norms / jnp.maximum(length(shifts, norm), TINY)) * shifts, norms
 
 
 def _unit(images: jax.Array) -> jax.Array:
-    return images / _per_image(jnp.maximum(_norms(images), _TINY))
-
-
-def _per_image(values: Pixels) -> Pixels:
-    return values[:, None, None, None]
+    return images / per_image(jnp.maximum(length(images), TINY))

@@ -123,6 +123,7 @@ def audit_certificates(
             settings,
             key=random_keys.root(seed),
             threshold=threshold,
+            norm=guarantee.get("norm", "l2"),
             chunk=chosen.chunk,
             mesh=chosen.mesh,
         )
@@ -241,7 +242,8 @@ def _same_certificates(
     certification.check_fits(classifier, dataset)
     scheme = scheme or user_schemes.of_results(stored)
     made = certification.describe_guarantee(classifier, scheme, dataset, indices, settings)
-    paired = {name: stored[name] for name in ("paired",) if name in stored}  # what its votes rest on, not its network
+    # What its votes rest on, and the norm that its radii are stated in: neither is the network's.
+    paired = {name: stored[name] for name in ("paired", "norm") if name in stored}
     changed = results.guarantee_differences(stored, json_values.as_json(made) | paired)
     if changed:
         raise ValueError(f"Expected the classifier and data that {read.path} was made with, got {changed}.")

@@ -15,11 +15,11 @@ from jax.sharding import Mesh
 from scipy import stats
 
 from idrc_jax import sampling
-from idrc_jax.audit import attacks, breaks, point_votes
+from idrc_jax.audit import attacks, balls, breaks, point_votes
 from idrc_jax.audit.attacks import Attacker, Targets
 from idrc_jax.audit.settings import Settings
-from idrc_jax.certificates import confidence_bounds
-from idrc_jax.certificates.schemes import Gaussian, Routed, Scheme, Stepped, drawn_level, host_levels, level_count
+from idrc_jax.certificates import Gaussian, Routed, Splitting, Stepped, confidence_bounds
+from idrc_jax.certificates.schemes import Scheme, drawn_level, host_levels, level_count, on_grid
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import random_keys
 
@@ -105,6 +105,7 @@ class Searcher:
     Args:
       classifier, scheme: what is attacked.
       key: the run's typed key; the stages of the audit share no randomness with those of certification.
+      norm: of the budgets.
       threshold: a break is claimed where the p-value of fresh votes is at most this (see `significance.threshold`).
       chunk, mesh: as for `sampling.count_votes`.
     """
@@ -117,11 +118,12 @@ class Searcher:
         *,
         key: jax.Array,
         threshold: float,
+        norm: str = "l2",
         chunk: int = 0,
         mesh: Mesh | None = None,
     ) -> None:
         self._execution = sampling.unmeasured(classifier, mesh, chunk).placed()
-        self._scheme, self._settings, self._threshold = scheme, settings, threshold
+        self._scheme, self._settings, self._threshold, self._norm = scheme, settings, threshold, norm
         # A gradient keeps all intermediate results, votes only the largest.
         a_device = min(max(self._execution.chunk // (8 * settings.samples), 1), _ROWS)
         self._rows = a_device * self._execution.mesh.size
@@ -144,6 +146,9 @@ class Searcher:
         # two standard errors of the difference between screening and fresh votes.
         error = math.sqrt(1 / settings.votes + 1 / settings.screening)
         self._margin = stats.norm.isf(threshold) / (2 * math.sqrt(settings.votes)) + error
+        # Votes of all offsets leave nothing to chance.
+        self._all = scheme.positions if isinstance(scheme, Splitting) else 0
+        self._margin = 0.0 if self._all else self._margin
 
     def run(
         self,
@@ -188,10 +193,13 @@ class Searcher:
         """New searches, after the minimal-norm attack and for the nearest break on the ray that it points out."""
         padding = self._padding(len(positions))
         largest = np.asarray([max(some) for some in budgets])
-        targets = Targets(images[padding], indices[padding], classes[padding], largest[padding], self._scheme.exact)
+        targets = Targets(
+            images[padding], indices[padding], classes[padding], largest[padding], on_grid(self._scheme), self._norm
+        )
         moved = self._attacker.minimal_norm(targets, first=np.zeros(len(padding), int))
         far = attacks.within(targets, moved, stretch=True)
-        laws, answers = attacks.law_directions(self._scheme, targets.images), self._answers(images, indices)
+        laws = attacks.law_directions(self._scheme, targets.images, self._norm)
+        answers = self._answers(images, indices)
         group = [
             Search(
                 position=position,
@@ -219,7 +227,8 @@ class Searcher:
             indices=np.asarray([one.index for one in group])[padding],
             classes=np.asarray([one.predict for one in group])[padding],
             budgets=np.asarray(budgets)[padding],
-            exact=self._scheme.exact,
+            exact=on_grid(self._scheme),
+            norm=self._norm,
         )
         candidates = self._starts(group, targets)
         middle = (targets.images[: len(group)] + np.stack([own[-1].image for own in candidates])) / 2
@@ -286,9 +295,10 @@ class Searcher:
 
         def at(t: np.ndarray) -> np.ndarray:
             points = (images + t[..., None, None, None] * (far - images)).astype(np.float32)
-            if not self._scheme.exact:
+            if not on_grid(self._scheme):
                 return points
-            return attacks.on_grid(images, points, attacks.distances(images, points) + 1e-6)
+            most = balls.distances(images, points, self._norm) + 1e-6
+            return attacks.on_grid(images, points, most, self._norm)
 
         everyone = np.arange(len(group))
         # Each confirmation that failed raises the bar: the same screening noise would flatter x' again.
@@ -312,7 +322,7 @@ class Searcher:
         """The attempts with fresh votes on their ways (int [images], see `breaks`); breaks are noted."""
         if not attempts:
             return {}
-        n = self._settings.votes
+        n = self._all or self._settings.votes
         votes = self._votes(
             np.stack([attempt.image for attempt in attempts.values()]),
             [group[i].index for i in attempts],
@@ -340,7 +350,7 @@ class Searcher:
         return voted
 
     def _attempt(self, one: Search, attack: str, image: np.ndarray) -> Attempt:
-        distance = float(attacks.distances(one.image, image))
+        distance = float(balls.distances(one.image, image, self._norm))
         return Attempt(attack=attack, image=image, distance=distance, sigma_x=self._levels(image)[0])
 
     def _levels(self, image: np.ndarray) -> list[float]:
@@ -359,7 +369,7 @@ class Searcher:
             [one.index for one in group] * count,
             random_keys.SCREENING,
             first=np.zeros(count * images, int),
-            n=np.tile(np.where(live, self._settings.screening, 0), count),
+            n=np.tile(np.where(live, self._all or self._settings.screening, 0), count),
         )
         ways, shares = breaks.likeliest(self._scheme, votes, np.tile([one.predict for one in group], count))
         return ways.reshape(count, images), shares.reshape(count, images)
@@ -376,13 +386,7 @@ class Searcher:
         self, points: np.ndarray, indices: Sequence[int] | np.ndarray, stage: int, *, first: np.ndarray, n: np.ndarray
     ) -> np.ndarray:
         return point_votes.count(
-            self._execution,
-            self._scheme,
-            points,
-            indices=indices,
-            first=first,
-            n=n,
-            keys=self._keys[stage],
+            self._execution, self._scheme, points, indices=indices, first=first, n=n, keys=self._keys[stage]
         )
 
     def _padding(self, images: int) -> np.ndarray:

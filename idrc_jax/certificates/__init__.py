@@ -3,7 +3,7 @@
 Imports core. No JAX: every formula here is float64 NumPy, rounded to the safe side.
 """
 
-from idrc_jax.certificates.incremental import Pairs
+from idrc_jax.certificates.confidence_bounds import Pairs
 from idrc_jax.certificates.radii import (
     CERTIFICATES,
     INCREMENTAL,
@@ -17,17 +17,29 @@ from idrc_jax.certificates.radii import (
     published_radius,
     radius,
     two_sided_radius,
+    usual_plan,
 )
-from idrc_jax.certificates.sampling_plans import Fixed, LevelVotes, Plan, SelectionFree, ToPrecision, ToRadius
+from idrc_jax.certificates.sampling_plans import (
+    Exhaustive,
+    Fixed,
+    LevelVotes,
+    Plan,
+    SelectionFree,
+    ToPrecision,
+    ToRadius,
+)
 from idrc_jax.certificates.schemes import (
     L1,
     L2,
     SCHEMES,
+    Box,
     Cascade,
     Gaussian,
     InverseSqrtNorm,
+    Laplace,
     Routed,
     Scheme,
+    Splitting,
     Stepped,
     Uniform,
 )
@@ -39,17 +51,21 @@ __all__ = [
     "L2",
     "SCHEMES",
     "TOP_K",
+    "Box",
     "Cascade",
     "Certificate",
+    "Exhaustive",
     "Fixed",
     "Gaussian",
     "InverseSqrtNorm",
+    "Laplace",
     "LevelVotes",
     "Pairs",
     "Plan",
     "Routed",
     "Scheme",
     "SelectionFree",
+    "Splitting",
     "Stepped",
     "ToPrecision",
     "ToRadius",
@@ -62,4 +78,5 @@ __all__ = [
     "published_radius",
     "radius",
     "two_sided_radius",
+    "usual_plan",
 ]

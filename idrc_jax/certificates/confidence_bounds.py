@@ -4,6 +4,8 @@ Votes are integer arrays [K + 1]: one count for each of K classes, then the vote
 finite, which belong to no class and still count in n.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,50 @@ def clopper_pearson_upper(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Numbe
     k, n = _counts(k, n, alpha)
     bound = special.betainccinv(k + 1, np.maximum(n - k, 1), alpha)
     return np.where(k == n, 1.0, np.minimum(bound * (1 + _MARGIN), 1.0))[()]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A bound on a variant's class probability from another network's votes and pairs of both on the same noise.
+
+    After Ugare et al. (2024): a network f' differs little from f, whose votes are there already. The pairs are drawn on
+    noise of their own, after f's votes have chosen the class A. With p a lower bound on P(f = A) and zeta an upper
+    bound on P(f = A, f' != A), P(f' = A) is at least p - zeta: noise on which f' answers A and f does not only adds.
+
+    Attributes:
+      n: pairs of each image.
+      share: of alpha, for the bound on the difference; the rest is for the bound on f's probability. Half of it costs
+        either bound a factor of two in its error, which is little of a bound that grows with the logarithm of it.
+    """
+
+    n: int = 10_000
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        validate.count("n", self.n, 1)
+        validate.in_open_unit_interval("share", self.share)
+
+    def lower(
+        self,
+        of_network: Callable[[np.ndarray, np.ndarray, float], np.ndarray],
+        own: np.ndarray,
+        n: np.ndarray,
+        lost: np.ndarray,
+        alpha: float,
+    ) -> np.ndarray:
+        """Lower bounds [rows] on the probabilities that f' answers each image's class.
+
+        Args:
+          of_network: the bound of the plan by which f's votes were drawn (`Plan.lower`).
+          own, n: int [rows], f's votes for the class, and all of them.
+          lost: int [rows], pairs in which f answers the class and f' does not.
+          alpha: error probability of each image.
+
+        Guarantee: for each image, with probability at least 1 - alpha: the bound on f has error (1 - share) * alpha,
+        and, the class given, that on the difference has share * alpha, as pairs and votes are independent.
+        """
+        difference = clopper_pearson_upper(lost, self.n, alpha * self.share)
+        return np.maximum(of_network(own, n, alpha * (1 - self.share)) - difference - 2.0**-50, 0.0)
 
 
 def select(votes: np.ndarray) -> int:

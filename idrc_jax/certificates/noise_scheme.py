@@ -40,6 +40,7 @@ class Scheme:
     Attributes:
       name: what configs and result files call it.
       law: which law of `noise_laws.LAWS` the level multiplies.
+      norm: of its radii, a name in `norms.EXPONENTS`; "l2" for all of your own.
       sigma: the noise parameter, in pixel units of images in [0, 1]; > 0.
       exact: whether votes are drawn under integers whose law is known to the last bit (`normal_thresholds`) instead of
         float32 normals: the classifier then sees 8-bit images with noise rounded to their grid. For the law "normal",
@@ -48,6 +49,7 @@ class Scheme:
 
     name: ClassVar[str]
     law: ClassVar[str] = "normal"
+    norm: ClassVar[str] = "l2"
     sigma: float
     exact: bool = field(default=False, kw_only=True)
 

@@ -6,23 +6,25 @@ docs/explanation/certificates.md.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from idrc_jax.certificates import confidence_bounds, gaussian_pair, incremental, normal_thresholds, spherical, top_k
-from idrc_jax.certificates.confidence_bounds import Numbers
-from idrc_jax.certificates.incremental import Pairs
-from idrc_jax.certificates.sampling_plans import Fixed, LevelVotes, Plan, SelectionFree
+from idrc_jax.certificates import confidence_bounds, gaussian_pair, normal_thresholds, norms, spherical, top_k
+from idrc_jax.certificates.confidence_bounds import Numbers, Pairs
+from idrc_jax.certificates.sampling_plans import Exhaustive, Fixed, LevelVotes, Plan, SelectionFree
 from idrc_jax.certificates.schemes import (
     L1,
     L2,
+    Box,
     Gaussian,
     InverseSqrtNorm,
+    Laplace,
     Scheme,
+    Splitting,
     Stepped,
     Uniform,
     drawn_level,
@@ -35,6 +37,8 @@ CERTIFICATES = ("one_sided", "two_sided", "runner_up")  # of a network's own vot
 TOP_K = "top_k"
 INCREMENTAL = "incremental"
 _PLANS = {"two_sided": (Fixed,), "runner_up": (Fixed,), TOP_K: (Fixed, SelectionFree)}  # of others: all
+_TWO_SIDED = (Gaussian, Stepped, Box, Laplace, Splitting)
+_IN_L1 = {Box: norms.box, Laplace: norms.laplace, Splitting: norms.box}  # in units of the noise level
 _OF_THE_PAPER = (Gaussian, L1, L2, Uniform, InverseSqrtNorm)
 
 # SciPy's normal quantile is good to about 1e-15 of itself; radii lose 2**-40 (9e-13) of themselves.
@@ -47,7 +51,7 @@ class Certificate:
 
     Attributes:
       predict: the class, or -1 (abstain).
-      radius: valid l2 radius in pixel units; 0 when abstaining.
+      radius: valid radius in pixel units, in `norm`; 0 when abstaining.
       radius_published: the paper's radius; 0 when abstaining, nan for a scheme that is not in the paper.
       selected: the class that the selection votes chose, -1 for none.
       statistic: the image's statistic under the scheme.
@@ -57,6 +61,7 @@ class Certificate:
       votes: estimation votes, one count a class, then those whose logits were not finite.
       votes_by_level: of a scheme of several levels, all that was drawn of the image, in this order; sigma_x, selected,
         p_lower, n and votes are then of the level that the radius is from, or the last.
+      norm: of both radii, a name in `norms.EXPONENTS`.
     """
 
     predict: int
@@ -70,10 +75,16 @@ class Certificate:
     n0: int
     votes: tuple[int, ...]
     votes_by_level: tuple[LevelVotes, ...] = ()
+    norm: str = "l2"
+
+    def in_norm(self, norm: str, dim: int) -> Self:
+        """The same with what its radii say in another norm about images of `dim` values (see `norms.stated`)."""
+        valid, published = norms.stated((self.radius, self.radius_published), self.norm, norm, dim).tolist()
+        return replace(self, radius=valid, radius_published=published, norm=norm)
 
 
 def radius(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, *, dim: int) -> Numbers:
-    """The valid l2 radius in pixel units.
+    """The valid radius in pixel units, in the scheme's norm.
 
     Args:
       scheme: the noise that the votes were drawn under.
@@ -86,6 +97,7 @@ def radius(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, *, dim: int
       `gaussian`: sigma * Phi^-1(p_lower) (Cohen et al. 2019).
       `stepped`: the same with the bin's level, cut at the distance to the bin's edge.
       `l2`: level sets of the likelihood ratio (`spherical`).
+      `box`, `laplace`, `splitting`: in l1 (`norms`).
       `uniform`: 0; noise spheres around different images meet in a set of measure zero, so nothing carries over.
       Any other scheme with the law "normal" (`l1`, `inverse_sqrt_norm`, your own): Neyman and Pearson's worst case over
       all levels that `scale_bounds` allows (`gaussian_pair`).
@@ -110,7 +122,8 @@ def radius(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, *, dim: int
 def two_sided_radius(
     scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, p_upper: ArrayLike, *, dim: int
 ) -> Numbers:
-    """sigma / 2 * (Phi^-1(p_lower) - Phi^-1(p_upper)), the paper's formula, where the level near the image is constant.
+    """The radius by bounds on all classes, where the level near the image is constant: the paper's formula, sigma / 2 *
+    (Phi^-1(p_lower) - Phi^-1(p_upper)), for `gaussian` and `stepped`; `norms.box` and `norms.laplace`, in l1.
 
     Args:
       p_upper: upper bound on every other class's probability, in (0, 1]; both bounds hold at once.
@@ -120,7 +133,7 @@ def two_sided_radius(
       float64; 0 where p_lower <= p_upper.
 
     Raises:
-      ValueError: a scheme other than `gaussian` and `stepped`, or arguments as for `radius`.
+      ValueError: another scheme than these, or arguments as for `radius`.
 
     Guarantee: as for `radius`, of a class that has at least `p_lower` where no other has more than `p_upper`.
     """
@@ -128,8 +141,10 @@ def two_sided_radius(
     level, lower = _prepare(scheme, statistic, p_lower, dim)
     level = _constant_level(scheme, statistic, level)
     upper = np.asarray(p_upper, np.float64)
-    if not (np.all(upper > 0) and np.all(upper <= 1)):
+    if not (np.all(upper >= 0) and np.all(upper <= 1)) or (0 in upper and not isinstance(scheme, Splitting)):
         raise ValueError(f"Expected 0 < p_upper <= 1, got {p_upper}.")
+    if type(scheme) in _IN_L1:
+        return np.where(lower > upper, level * _IN_L1[type(scheme)](lower, upper), 0.0)[()]
     with np.errstate(divide="ignore"):
         low, high = special.ndtri(lower), special.ndtri(upper)
         gap = low - high - _MARGIN * (np.abs(low) + np.abs(high))
@@ -173,10 +188,12 @@ def explain(scheme: str, certificate: str = "one_sided") -> str:
         "at one say nothing about the other.",
         "stepped": "The radius is Cohen et al.'s (2019) with the level of the image's bin, cut at the distance to the "
         "bin's edge.",
+        "box": "The radius is Yang et al.'s (2020), valid in l1 for noise that is uniform on a box.",
+        "laplace": "The radius is Teng et al.'s (2019), valid in l1 for Laplace noise.",
+        "splitting": "The radius is Levine and Feizi's (2021), valid in l1 for sure: all offsets voted.",
         "cascade": "The radius is Cohen et al.'s (2019) with the level that decides, cut where a larger level could be "
         "sure of another class.",
-        "routed": "The radius is Cohen et al.'s (2019) with the level that the router chooses, cut where the router's "
-        "own radius ends: beyond it the level might be another.",
+        "routed": "The radius is Cohen et al.'s (2019) at the level chosen, cut where the router's own radius ends.",
     }.get(scheme, input_dependent)
 
 
@@ -187,18 +204,37 @@ def check_certificate(certificate: str, scheme: Scheme, plan: Plan | None = None
 
 
 def _check_terms(certificate: str, scheme: Scheme, plan: Plan | None) -> None:
-    if certificate in _PLANS and not isinstance(scheme, Gaussian | Stepped):
+    able = _TWO_SIDED if certificate in CERTIFICATES else (Gaussian, Stepped)
+    if certificate in _PLANS and not isinstance(scheme, able):
+        *others, last = (one.name for one in able)
         raise ValueError(
-            f"Expected the scheme gaussian or stepped for a {certificate} certificate, got {scheme.name}: its formula "
-            "needs the same Gaussian noise at both images. Use one_sided."
+            f"Expected the scheme {', '.join(others)} or {last} for a {certificate} certificate, got {scheme.name}: "
+            "its formula needs the same noise at both images. Use one_sided."
         )
+    if certificate == INCREMENTAL and isinstance(scheme, Splitting):
+        raise ValueError(
+            "Expected a scheme of drawn noise for pairs of votes, got splitting: certify the variant itself."
+        )
+    if plan is not None and isinstance(scheme, Splitting) and plan != Exhaustive(scheme.positions):
+        raise ValueError(
+            f"Expected the plan exhaustive with n = {scheme.positions}, all offsets of splitting at sigma "
+            f"{scheme.sigma:g}, got {plan.name} with n = {plan.n}."
+        )
+    if isinstance(plan, Exhaustive) and not isinstance(scheme, Splitting):
+        raise ValueError(f"Expected another plan for {scheme.name}, got exhaustive, which is of splitting's offsets.")
     plans = _PLANS.get(certificate, (Plan,))
-    if plan is not None and not isinstance(plan, plans):
+    counted = certificate == "two_sided" and isinstance(scheme, Splitting)  # there are no bounds to pay for
+    if plan is not None and not (counted or isinstance(plan, plans)):
         why = "a class chosen by other votes, and one look" if len(plans) == 1 else "one look at the votes"
         raise ValueError(
             f"Expected the plan {' or '.join(one.name for one in plans)} for a {certificate} certificate, got "
             f"{plan.name}: its bounds need {why}. Use one_sided."
         )
+
+
+def usual_plan(scheme: Scheme, *, n0: int, n: int) -> Plan:
+    """The plan of a scheme where no other is asked for: `fixed`, but all offsets of `splitting`."""
+    return Exhaustive(scheme.positions) if isinstance(scheme, Splitting) else Fixed(n=n, n0=n0)
 
 
 def lower_alpha(made: Mapping[str, Any]) -> float:
@@ -240,9 +276,9 @@ def from_votes(
         classes, each of the K bounds at alpha / K); "runner_up" (the same by two bounds, see
         `confidence_bounds.rival_bounds`); "top_k" (that the label is among the k likeliest); or "incremental" (of
         another network than the votes', by pairs of both). All but "one_sided" and "incremental" are for `gaussian` and
-        `stepped`, and for the plan `fixed`; "top_k" for `selection_free`, too.
+        `stepped`, all but "top_k" for `box` and `laplace`, and for the plan `fixed`; "top_k" for `selection_free`, too.
       labels, k: of "top_k": int [rows], the classes it is about, and k. `predict` is then the label or -1.
-      lost, pairs: of "incremental": see `incremental.lower`.
+      lost, pairs: of "incremental": see `Pairs.lower`.
 
     A noise level of 0 (a black image) abstains: no noise was drawn, so nothing is known.
 
@@ -257,14 +293,17 @@ def from_votes(
     about = np.asarray(labels) if certificate == TOP_K else selected
     own, n = votes[np.arange(len(votes)), about], np.sum(votes, axis=1)
     rivals = np.full((len(votes), 1), 0.5)
-    if certificate == "two_sided":
+    if certificate == "two_sided" and isinstance(plan, Exhaustive):
+        others = np.where(np.arange(votes.shape[1] - 1) == selected[:, None], 0, votes[:, :-1])
+        p_lower, rivals = plan.lower(own, n, alpha), np.max(others, axis=1, keepdims=True) / n[:, None]
+    elif certificate == "two_sided":
         bounds = [confidence_bounds.simultaneous_bounds(*row, alpha) for row in zip(selected, votes, strict=True)]
         p_lower, rivals = np.split(np.reshape(bounds, (-1, 2)), 2, axis=1)
         p_lower = p_lower[:, 0]
     elif certificate in ("runner_up", TOP_K):
         p_lower, rivals = top_k.bounds(about, votes, alpha, k)
     elif certificate == INCREMENTAL:
-        p_lower = incremental.lower(plan, own, n, np.asarray(lost), pairs or Pairs(), alpha)
+        p_lower = (pairs or Pairs()).lower(plan.lower, own, n, np.asarray(lost), alpha)
     else:
         p_lower = plan.lower(own, n, alpha)
     if scheme.exact:
@@ -294,6 +333,7 @@ def from_votes(
             n=int(n[i]),
             n0=plan.selection,
             votes=tuple(int(count) for count in votes[i]),
+            norm=scheme.norm,
         )
         for i in range(len(votes))
     ]
@@ -320,6 +360,9 @@ def _valid(scheme: Scheme, statistic: np.ndarray, level: np.ndarray, p: np.ndarr
         return np.zeros(p.shape)
     if isinstance(scheme, L2):
         return level * spherical.radius(p, dim)
+    if type(scheme) in _IN_L1:
+        radii = _constant_level(scheme, statistic, level) * _IN_L1[type(scheme)](p, 1 - p)
+        return np.where(p > 0.5, radii, 0.0)
     if isinstance(scheme, Gaussian | Stepped):
         return _cut(scheme, statistic, _cohen(_constant_level(scheme, statistic, level), p), dim)
     if scheme.law != "normal" or type(scheme).scale_bounds is Scheme.scale_bounds:

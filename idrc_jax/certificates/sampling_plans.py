@@ -165,6 +165,17 @@ class SelectionFree(Plan):
 
 
 @dataclass(frozen=True)
+class Exhaustive(Plan):
+    """All n equally likely noises, each once: the offsets of `splitting`. Bounds are shares, whatever alpha; a share of
+    1 is told as the number below it, whose quantile is finite."""
+
+    name: ClassVar[str] = "exhaustive"
+
+    def lower(self, k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
+        return np.minimum(np.asarray(k) / np.asarray(n), 1 - 2.0**-53)[()]
+
+
+@dataclass(frozen=True)
 class _Adaptive(Plan):
     """Votes are read at growing numbers of samples, under a bound that holds at all of them.
 
@@ -293,7 +304,7 @@ class ToSignificance(_Adaptive):
         return lambda votes: confidence_bounds.predict_sequential(votes, alpha) != confidence_bounds.ABSTAIN
 
 
-PLANS: dict[str, type[Plan]] = {plan.name: plan for plan in (Fixed, SelectionFree, ToRadius, ToPrecision)}
+PLANS: dict[str, type[Plan]] = {plan.name: plan for plan in (Fixed, SelectionFree, ToRadius, ToPrecision, Exhaustive)}
 
 
 def describe(plan: Plan) -> Json:

@@ -4,7 +4,7 @@ A scheme knows its parameters, the statistic of the image that its noise level d
 level itself (`scale`), and how far that level can move when the image moves (`scale_bounds`).
 The random laws are in `sampling.noise_laws`, the certificates in `radii`.
 
-Images are float arrays [..., H, W, C] with values in [0, 1]; norms are l2 over the d = H*W*C values of
+Images are float arrays [..., H, W, C] with values in [0, 1]; ||x|| is the l2 norm over the d = H*W*C values of
 one image. `statistic` and `scale` follow the array that they are given (NumPy or JAX, by the array API
 standard), so that training computes on the device what certification computes on the host in float64.
 
@@ -18,6 +18,11 @@ standard), so that training computes on the device what certification computes o
 | `stepped`           | N(0, s^2 I), s = sigma * (a level that is constant in steps)|
 | `cascade`           | N(0, s^2 I) at several s in turn, until one of them is sure |
 | `routed`            | N(0, s^2 I), s as a smoothed router chooses it              |
+| `box`               | iid uniform on [-sqrt(3) sigma, sqrt(3) sigma]              |
+| `laplace`           | iid Laplace of scale sigma / sqrt(2)                        |
+| `splitting`         | the middles of intervals that the values of x fall into     |
+
+Radii are l2 but for the last three, whose radii are l1.
 """
 
 import math
@@ -34,18 +39,25 @@ from idrc_jax.certificates.noise_scheme import STATISTICS, Array, Scheme, mean_a
 from idrc_jax.certificates.scheme_check import SchemeCheck, check
 from idrc_jax.core import user_code, validate
 from idrc_jax.core.json_values import Json
+from idrc_jax.core.validate import SettingError
+
+MOST_POSITIONS = 2**16 - 1  # of `splitting`: products of two of them are 32 bits
+_OF_SIGMA = 2 * math.sqrt(3) * normal_thresholds.GRID
 
 __all__ = [
     "L1",
     "L2",
     "SCHEMES",
     "STATISTICS",
+    "Box",
     "Cascade",
     "Gaussian",
     "InverseSqrtNorm",
+    "Laplace",
     "Routed",
     "Scheme",
     "SchemeCheck",
+    "Splitting",
     "Stepped",
     "Uniform",
     "check",
@@ -61,16 +73,15 @@ __all__ = [
     "level_count",
     "make",
     "most_levels",
+    "on_grid",
     "scales",
     "with_exact_noise",
 ]
 
 
 @dataclass(frozen=True)
-class Gaussian(Scheme):
-    """The same Gaussian noise for every image (Cohen et al. 2019)."""
-
-    name: ClassVar[str] = "gaussian"
+class _Constant(Scheme):
+    """The same law for every image."""
 
     def statistic(self, images: Array) -> Array:
         xp = images.__array_namespace__()
@@ -81,6 +92,13 @@ class Gaussian(Scheme):
 
     def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
         return self.sigma, self.sigma
+
+
+@dataclass(frozen=True)
+class Gaussian(_Constant):
+    """The same Gaussian noise for every image (Cohen et al. 2019)."""
+
+    name: ClassVar[str] = "gaussian"
 
 
 @dataclass(frozen=True)
@@ -137,7 +155,7 @@ class InverseSqrtNorm(_WithReference):
 
 
 @dataclass(frozen=True)
-class L2(Scheme):
+class L2(_Constant):
     """A random direction with a half-normal length sigma * |g| (the paper's Figure 2).
 
     The law does not depend on the image; its length does not grow with the dimension.
@@ -145,16 +163,6 @@ class L2(Scheme):
 
     name: ClassVar[str] = "l2"
     law: ClassVar[str] = "half_normal_length"
-
-    def statistic(self, images: Array) -> Array:
-        xp = images.__array_namespace__()
-        return xp.zeros(images.shape[:-3], dtype=images.dtype)
-
-    def scale(self, statistic: Array) -> Array:
-        return self.sigma + 0 * statistic
-
-    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
-        return self.sigma, self.sigma
 
 
 @dataclass(frozen=True)
@@ -174,8 +182,60 @@ class Uniform(Scheme):
         return self.sigma * (statistic - distance), self.sigma * (statistic + distance)
 
 
+@dataclass(frozen=True)
+class Box(_Constant):
+    """Each value's noise uniform on [-lambda, lambda], lambda = sqrt(3) sigma (Yang et al. 2020); radii are l1."""
+
+    name: ClassVar[str] = "box"
+    law: ClassVar[str] = "box"
+    norm: ClassVar[str] = "l1"
+
+
+@dataclass(frozen=True)
+class Laplace(_Constant):
+    """Each value's noise Laplace of scale lambda = sigma / sqrt(2) (Teng et al. 2019); radii are l1."""
+
+    name: ClassVar[str] = "laplace"
+    law: ClassVar[str] = "laplace"
+    norm: ClassVar[str] = "l1"
+
+
+@dataclass(frozen=True)
+class Splitting(_Constant):
+    """Each value of an 8-bit image as the middle of the interval that it falls into (Levine and Feizi 2021).
+
+    Intervals are `positions` grey levels wide, cut off at 0 and 255. Where they begin, those of a value are at a fixed
+    distance from those of all others, and one offset moves them all; of it there are `positions`, equally likely, so
+    that the votes of all of them are all that there is to know. Radii are l1, exact and without alpha.
+
+    sigma is the deviation of a uniform law as wide as an interval, as under `box`; it is rounded to whole grey levels.
+    """
+
+    name: ClassVar[str] = "splitting"
+    law: ClassVar[str] = "splitting"
+    norm: ClassVar[str] = "l1"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.positions > MOST_POSITIONS:
+            most = MOST_POSITIONS / _OF_SIGMA
+            raise SettingError(f"Expected sigma <= {most:.4g} for the scheme splitting, got {self.sigma}.", "sigma")
+
+    @property
+    def positions(self) -> int:
+        """Grey levels of an interval, and offsets: 2 * lambda * 255, lambda = sqrt(3) sigma."""
+        return max(round(_OF_SIGMA * self.sigma), 1)
+
+    def scale(self, statistic: Array) -> Array:
+        return self.positions / _OF_SIGMA + 0 * statistic
+
+    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
+        return self.positions / _OF_SIGMA, self.positions / _OF_SIGMA
+
+
 SCHEMES: dict[str, type[Scheme]] = {
-    scheme.name: scheme for scheme in (Gaussian, L1, L2, Uniform, InverseSqrtNorm, Stepped, Cascade, Routed)
+    scheme.name: scheme
+    for scheme in (Gaussian, L1, L2, Uniform, InverseSqrtNorm, Stepped, Cascade, Routed, Box, Laplace, Splitting)
 }
 
 
@@ -327,7 +387,12 @@ def host_scale(scheme: Scheme, images: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return statistic, levels[:, 0]
 
 
+def on_grid(scheme: Scheme) -> bool:
+    """Whether a scheme's votes are of 8-bit images alone: under exact noise, and `splitting`."""
+    return scheme.exact or isinstance(scheme, Splitting)
+
+
 def check_pixels(scheme: Scheme, images: np.ndarray) -> None:
-    """ValueError for images [N, H, W, C], uint8 or floats, that are no 8-bit images, where the noise is exact."""
-    if scheme.exact and images.dtype != np.uint8:
+    """ValueError for images [N, H, W, C], uint8 or floats, that are no 8-bit images, where the scheme is for these."""
+    if on_grid(scheme) and images.dtype != np.uint8:
         normal_thresholds.check_on_grid(images)

@@ -3,10 +3,13 @@
 from idrc_jax.certificates.schemes import (
     L2,
     SCHEMES,
+    Box,
     Cascade,
     Gaussian,
+    Laplace,
     Routed,
     Scheme,
+    Splitting,
     Stepped,
     Uniform,
     describe,
@@ -17,7 +20,7 @@ from idrc_jax.core import json_values, user_code
 from idrc_jax.core.json_values import Json
 
 # By what they are, without their `scale_bounds`.
-_CERTIFIED_AS_THEY_ARE = (Gaussian, L2, Uniform, Stepped, Cascade, Routed)
+_CERTIFIED_AS_THEY_ARE = (Gaussian, L2, Uniform, Stepped, Cascade, Routed, Box, Laplace, Splitting)
 
 
 def check_own(scheme: Scheme) -> None:
@@ -29,6 +32,10 @@ def check_own(scheme: Scheme) -> None:
                 f"Expected {type(scheme).__name__} to be a subclass of Scheme itself, got one of {kind.__name__}, "
                 "whose certificate does not ask scale_bounds."
             )
+    if type(scheme) not in SCHEMES.values() and scheme.norm != "l2":
+        raise ValueError(
+            f"Expected {type(scheme).__name__} to have the norm l2, as its certificate, got {scheme.norm}."
+        )
     name = getattr(scheme, "name", None)
     if not isinstance(name, str) or SCHEMES.get(name, type(scheme)) is not type(scheme):
         raise ValueError(

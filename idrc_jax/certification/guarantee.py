@@ -44,6 +44,7 @@ def describe_guarantee(
         **{f"denoiser_{name}": value for name, value in described.get("denoiser", {}).items()},
         **sampling_plans.describe(settings.plan),
         "certificate": settings.certificate,
+        "norm": scheme.norm,
         "alpha": settings.alpha,
         "seed": settings.seed,
         "generator": threefry.NAME,
@@ -104,7 +105,7 @@ def describe_prediction(
     described = describe_guarantee(classifier, scheme, dataset, indices, Settings(alpha=alpha, seed=seed))
     drawn = sampling_plans.describe(plan)
     _check_fields(scheme, drawn)
-    return {name: value for name, value in described.items() if name != "certificate"} | drawn
+    return {name: value for name, value in described.items() if name not in ("certificate", "norm")} | drawn
 
 
 def check_fits(classifier: Classifier, dataset: data.Dataset) -> None:

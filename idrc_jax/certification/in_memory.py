@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from idrc_jax import data, sampling
-from idrc_jax.certificates import Certificate, confidence_bounds, sampling_plans
+from idrc_jax.certificates import Certificate, Splitting, confidence_bounds, sampling_plans, usual_plan
 from idrc_jax.certificates.level_schemes import Cascade, Routed
 from idrc_jax.certificates.sampling_plans import Course, Fixed, OneLevel, Plan, SelectionFree, ToRadius, ToSignificance
 from idrc_jax.certificates.schemes import Scheme, check_pixels, host_levels, most_levels
@@ -64,7 +64,7 @@ def certify(
       labels: integers [N], the true classes; None, or -1 for all, where they are unknown.
       indices: integers [N], each once, which name the noise and the rows; 0, 1, ... by default.
       sigma: of a scheme that is given by its name, in pixel units.
-      plan: instead of n0 selection and n estimation samples.
+      plan: instead of n0 selection and n estimation samples (all offsets, under `splitting`).
       alpha: error probability of each image's certificate.
       certificate: see `certificates.from_votes`.
       seed: of the noise, in 0 .. 2**64 - 1; 0 by default.
@@ -87,7 +87,9 @@ def certify(
     if plan is not None and (n0, n) != (Fixed.n0, Fixed.n):
         raise ValueError(f"Expected n0 and n in the plan alone, got {plan} and n0 = {n0}, n = {n}.")
     named = arguments.check_seed(seed, key)
-    settings = Settings(plan or Fixed(n=n, n0=n0), alpha, Settings.seed if named is None else named, certificate)
+    settings = Settings(
+        plan or usual_plan(scheme, n0=n0, n=n), alpha, Settings.seed if named is None else named, certificate
+    )
     check_settings(scheme, settings)
     pixels = data.to_unit(arguments.check_pixels(images, classifier))
     check_pixels(scheme, pixels)
@@ -153,7 +155,7 @@ def predict(
     """Predict each image's class: PREDICT of Cohen et al. (2019), the smoothed classifier's class, or -1.
 
     Args:
-      n: samples an image; under a cascade and a router, of each level, at most.
+      n: samples an image; under a cascade and a router, of each level, at most. `splitting` takes all of its offsets.
       alpha: probability with which an image's answer may be another class than the smoothed classifier's.
       adaptive: stop as soon as the class is clear (`confidence_bounds.predict_sequential`), after at most n samples.
       Others: as for `certify`; an index may come twice, and there may be no image.
@@ -226,7 +228,7 @@ def predict_by(
             return decisions.certificate(drawn).predict
     else:
         only = OneLevel(plan.stopping(np.zeros_like, alpha))  # by the votes alone, whatever the radius
-        name_class = _answer(adaptive)
+        name_class = _likeliest if isinstance(scheme, Splitting) else _answer(adaptive)
 
         def course(position: int) -> Course:
             return only
@@ -255,6 +257,8 @@ def prediction_plan(scheme: Scheme, n: int, *, adaptive: bool) -> Plan:
 
     The class of a cascade is that of a certificate, however small, so it is drawn for like one.
     """
+    if isinstance(scheme, Splitting):
+        return usual_plan(scheme, n0=0, n=n)
     if not adaptive:
         return SelectionFree(n=n)
     if isinstance(scheme, Cascade):
@@ -275,6 +279,8 @@ def check_prediction(scheme: Scheme, n: int, alpha: float, classes: int, *, adap
     validate.in_open_unit_interval("alpha", alpha)
     if validate.count("n", n, 1) > sampling_plans.MOST:
         raise ValueError(f"Expected n <= {sampling_plans.MOST}, as many samples as an image has keys, got {n}.")
+    if isinstance(scheme, Splitting):
+        return
     if isinstance(scheme, Cascade):
         check_settings(scheme, Settings(prediction_plan(scheme, n, adaptive=adaptive), alpha))
         return
@@ -295,6 +301,11 @@ def check_prediction(scheme: Scheme, n: int, alpha: float, classes: int, *, adap
         raise ValueError(
             f"Expected n >= {least}, the fewest samples that can name a class at alpha = {alpha}, got {n}."
         )
+
+
+def _likeliest(votes: np.ndarray, alpha: float) -> int:
+    """The class of all votes that there are, for sure."""
+    return confidence_bounds.select(votes)
 
 
 def _answer(adaptive: bool) -> Callable[[np.ndarray, float], int]:

@@ -2,7 +2,7 @@
 
 A pair is one sample: both networks see the same noisy image, and its outcome is what the first answers if the second
 answers something else. So pairs are drawn, counted, divided and gone on with like votes. The noise is that of a stage
-of its own: pairs do not depend on the votes that chose the class (see `certificates.incremental`).
+of its own: pairs do not depend on the votes that chose the class (see `certificates.Pairs`).
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from idrc_jax import data, models, sampling
-from idrc_jax.certificates import INCREMENTAL, Pairs, SelectionFree, incremental
+from idrc_jax.certificates import INCREMENTAL, Pairs, SelectionFree
 from idrc_jax.certificates.sampling_plans import Course, OneLevel
-from idrc_jax.certificates.schemes import Scheme, host_levels, level_count
+from idrc_jax.certificates.schemes import Scheme, Splitting, host_levels, level_count
 from idrc_jax.certification.guarantee import check_fits, check_indices, check_unique, describe_guarantee
 from idrc_jax.certification.job import Job, run, warn_of_training_images
 from idrc_jax.certification.provenance import checked_scheme
@@ -173,8 +173,11 @@ def _prepare(
     worker: Worker,
 ) -> _Pairing:
     """The worker's job, or ValueError for what cannot be certified."""
-    if level_count(scheme) > 1:
-        raise ValueError(f"Expected a scheme of one level for a variant of a network, got {scheme.name}.")
+    if level_count(scheme) > 1 or isinstance(scheme, Splitting):
+        raise ValueError(
+            f"Expected a scheme of one level of drawn noise for a variant of a network, got {scheme.name}: certify the "
+            "variant itself."
+        )
     for classifier in (reference, variant):
         check_fits(classifier, dataset)
     if (variant.classes, variant.image_shape) != (reference.classes, reference.image_shape):
@@ -213,7 +216,7 @@ def _prepare(
 def _check_enough(settings: Settings, pairs: Pairs) -> None:
     """ValueError unless unanimous votes and pairs that all agree would certify something."""
     looks = np.asarray(settings.plan.looks())
-    best = float(np.max(incremental.lower(settings.plan, looks, looks, np.zeros_like(looks), pairs, settings.alpha)))
+    best = float(np.max(pairs.lower(settings.plan.lower, looks, looks, np.zeros_like(looks), settings.alpha)))
     if best <= 0.5:
         raise ValueError(
             f"Expected more pairs than {pairs.n} or a larger share of alpha for them than {pairs.share:g}: even votes "

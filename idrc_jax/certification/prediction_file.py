@@ -12,7 +12,7 @@ from idrc_jax import data
 from idrc_jax.certificates.confidence_bounds import ABSTAIN
 from idrc_jax.core import append_only, files
 from idrc_jax.core.append_only import AppendOnlyTable
-from idrc_jax.core.json_values import Json, as_json
+from idrc_jax.core.json_values import Json, as_json, parsed
 from idrc_jax.report import class_names
 from idrc_jax.results.resume_check import same_guarantee
 
@@ -54,15 +54,34 @@ def as_json_line(values: Mapping[str, int | str]) -> str:
 
 def tally(path: Path, indices: Collection[int]) -> tuple[int, int | None]:
     """How many of a file's predictions of these images are abstentions, and how many right; None without labels."""
-    lines = files.read_text(path).split("\n")[:-1]
-    if path.suffix == ".tsv":
-        names, *cells = (line.split("\t") for line in lines)
-        rows = [dict(zip(names, own, strict=True)) for own in cells]
-    else:
-        rows = [json.loads(line) for line in lines]
-    own = [row for row in rows if int(row["idx"]) in indices]
-    right = sum(int(row["correct"]) for row in own) if all("correct" in row for row in own) else None
-    return sum(int(row["predict"]) == ABSTAIN for row in own), right
+    rows = _numbers(path, path.read_bytes().split(b"\n")[:-1])
+    own = [row for row in rows if row["idx"] in indices]
+    right = sum(row["correct"] for row in own) if all("correct" in row for row in own) else None
+    return sum(row["predict"] == ABSTAIN for row in own), right
+
+
+def _numbers(path: Path, lines: Sequence[bytes]) -> list[dict[str, int]]:
+    """The numbers in the lines of a file, each row's by their names; ValueError unless they are predictions."""
+    known = ("idx", "label", "predict", "correct")
+    try:
+        if path.suffix == ".tsv":
+            names, *cells = (line.decode().split("\t") for line in lines)
+            rows = [dict(zip(names, own, strict=True)) for own in cells]
+        else:
+            rows = [parsed(line) for line in lines]
+        found = [{name: int(str(row[name])) for name in known if name in row} for row in rows]
+        for row in found:
+            if (
+                row["idx"] < 0
+                or row["predict"] < ABSTAIN
+                or ("label" in row and row["correct"] != (row["predict"] == row["label"]))
+            ):
+                raise ValueError(f"a row that says {row}")
+        if len({row["idx"] for row in found}) < len(found):
+            raise ValueError("an image twice")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"Expected predictions in {path}, each image's once, got something else: {error}.") from None
+    return found
 
 
 def check_path(path: Path) -> None:
@@ -127,11 +146,6 @@ class PredictionFile:
 
     def _rows_of(self, lines: list[bytes]) -> set[int]:
         """The images whose rows these lines are, the first of a table's its header."""
-        try:
-            if not self._tsv:
-                return {json.loads(line)["idx"] for line in lines}
-            if lines and lines[0].decode().split("\t") != list(self._columns):
-                raise ValueError
-            return {int(line.split(b"\t")[0]) for line in lines[1:]}
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"Expected predictions of these images in {self._path}, got something else.") from None
+        if self._tsv and lines and lines[0] != "\t".join(self._columns).encode():
+            raise ValueError(f"Expected predictions of these images in {self._path}, got something else.")
+        return {row["idx"] for row in _numbers(self._path, lines)} if lines else set()

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from idrc_jax import data
-from idrc_jax.certificates import confidence_bounds
+from idrc_jax.certificates import confidence_bounds, usual_plan
 from idrc_jax.certificates.sampling_plans import Fixed
 from idrc_jax.certificates.schemes import Scheme, most_levels
 from idrc_jax.certification import arguments, provenance
@@ -83,7 +83,7 @@ class SmoothedClassifier:
         if chunk:
             validate.count("chunk", chunk, 2)
         check_prediction(self._scheme, n_predict, alpha, classifier.classes, adaptive=True)
-        self._plan = Fixed(n=n, n0=n0)
+        self._plan = usual_plan(self._scheme, n0=n0, n=n)
         self._settings, self._n_predict = Settings(self._plan, alpha), n_predict
         check_settings(self._scheme, self._settings)
         self._chunk, self._mesh = chunk, mesh
@@ -93,7 +93,7 @@ class SmoothedClassifier:
 
     def __repr__(self) -> str:
         return (
-            f"SmoothedClassifier({self._classifier!r}, {self._scheme!r}, n0={self._plan.n0}, n={self._plan.n}, "
+            f"SmoothedClassifier({self._classifier!r}, {self._scheme!r}, n0={self._plan.selection}, n={self._plan.n}, "
             f"n_predict={self._n_predict}, alpha={self._settings.alpha:g})"
         )
 

@@ -14,7 +14,7 @@ def main() -> None:
         parser = command_line.Parser("idrc-compare", main.__doc__)
         parser.add_argument("a", metavar="A", help="a run's folder, a result file, or NAME=FILE")
         parser.add_argument("b", metavar="B", help="a second run over the same images")
-        parser.add_argument("--at", type=float, nargs="+", default=metrics.RADII, help="radii")
+        parser.add_argument("--at", type=float, nargs="+", help="radii")
         parser.add_argument(
             "--published", action="store_true", help="compare published radii, which are no certificates"
         )
@@ -29,13 +29,16 @@ def main() -> None:
         differ = equal_terms.differences([a, b])
         if differ:
             print(differ if asked.equal_terms else f"{differ} {equal_terms.offer(a, b)}")
-        radii = asked.at if asked.published else radii_to_compare(a.results, b.results, asked.at)
+        norm = runs.norm_of([a.results, b.results])
+        asked_for = asked.at or metrics.RADII_IN[norm]
+        radii = asked_for if asked.published else radii_to_compare(a.results, b.results, asked_for)
         made = compare(a.results, b.results, radii, published=asked.published)
         acr = acr_difference(a.results, b.results, published=asked.published)
-        left_out = [f"{radius:g}" for radius in asked.at if radius not in radii]
+        left_out = [f"{radius:g}" for radius in asked_for if radius not in radii]
         if left_out:
             print(f"Left out: {', '.join(left_out)}, which neither run could certify even if all votes agreed.")
-        kind = "Published radii, no certificates but for gaussian" if asked.published else "Valid radii"
+        kind = f"{'Published' if asked.published else 'Valid'} {norm} radii"
+        kind += ", no certificates but for gaussian" if asked.published else ""
         print(table(a.name, b.name, made, acr, kind))
         for run in (a, b):
             if math.isfinite(metrics.last_radius(run.results)):

@@ -3,7 +3,7 @@
 import sys
 
 from idrc_jax import certificates, results
-from idrc_jax.certificates import user_schemes
+from idrc_jax.certificates import norms, user_schemes
 from idrc_jax.core import command_line
 from idrc_jax.results.recertify import recertify
 
@@ -22,6 +22,9 @@ def main() -> None:
             "--k", type=command_line.whole_number, help="certify that the true class is among the k likeliest"
         )
         parser.add_argument(
+            "--norm", help=f"state radii in this one: {', '.join(norms.EXPONENTS)}; the file's by default"
+        )
+        parser.add_argument(
             "--out", type=command_line.path, help="folder without others for certificates.tsv and manifest.json"
         )
         parser.add_argument("--factory", help="package.module:Scheme, the scheme of your own that the file names")
@@ -37,6 +40,7 @@ def main() -> None:
             n=arguments.n,
             scheme=scheme,
             k=arguments.k,
+            norm=arguments.norm,
         )
         print(results.summary_table(made))
         if arguments.out:

@@ -220,7 +220,9 @@ def audit_settings(config: Config) -> audit.Settings:
 
 @named("certify.n", "certify.n0", *_group("sampling"))
 def plan(config: Config) -> sampling_plans.Plan:
-    """The sampling plan: `sampling.plan` with those of the other fields that it has."""
+    """The sampling plan: `sampling.plan` with those of the other fields that it has; all offsets of `splitting`."""
+    if config.noise.scheme == schemes.Splitting.name and config.sampling.plan == FIELDS["sampling.plan"].default:
+        return certificates.usual_plan(noise_scheme(config), n0=config.certify.n0, n=config.certify.n)
     chosen = sampling_plans.PLANS[validate.one_of("plan", config.sampling.plan, sampling_plans.PLANS)]
     known = {"n0": config.certify.n0, "n": config.certify.n, **config.sampling}
     return chosen(**{field.name: known[field.name] for field in fields(chosen)})
@@ -243,7 +245,7 @@ def denoiser_target(config: Config) -> denoiser.Target:
 
 def denoiser_sigma(config: Config, scheme: Scheme) -> float:
     """The noise level that the denoiser in front of the classifier is told."""
-    if not config.denoiser.sigma and scheme.name != schemes.Gaussian.name:
+    if not config.denoiser.sigma and not isinstance(scheme, schemes.Gaussian | schemes.Box | schemes.Laplace):
         raise ValueError(
             f"Expected denoiser.sigma, one level for all images, as {scheme.name} has a level of its own for each: "
             "told that, the denoised classifier would depend on the clean image, and no certificate would hold."

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from idrc_jax.core.json_values import Json
+from idrc_jax.core.json_values import Json, parsed
 
 
 def cache_folder() -> Path:
@@ -32,8 +32,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, whatever the locale, without a byte order mark; UnicodeDecodeError for another."""
-    return path.read_text(encoding="utf-8-sig")
+    """The text of a file in UTF-8, whatever the locale, without a byte order mark; UnicodeDecodeError for another.
+
+    Lines end in `\\n`, as those that are appended do; of lines that end in `\\r\\n` the `\\r` is left out.
+    """
+    return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
@@ -60,7 +63,7 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> Json:
     """The JSON object in a file, or ValueError."""
     try:
-        content = json.loads(read_text(path))
+        content = parsed(read_text(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"Expected a readable {path}, got: {error}.") from None
     if not isinstance(content, dict):
@@ -73,10 +76,11 @@ def read_manifest(path: Path, version: int, what: str) -> Json | None:
     if not path.is_file():
         return None
     try:
-        manifest = json.loads(read_text(path))
+        manifest = parsed(read_text(path))
         found = manifest["schema_version"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"Expected {what}, got {path}.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        why = f", which is damaged: {error}" if isinstance(error, ValueError) else ""
+        raise ValueError(f"Expected {what}, got {path}{why}.") from None
     if found != version:
         raise ValueError(f"Expected schema_version {version} in {path}, got {found}: use the release that wrote it.")
     return manifest

@@ -30,8 +30,11 @@ class SettingError(ValueError):
 
 
 def finite(value: object) -> bool:
-    """Whether a value is a finite number; an array is none."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a number that is finite as a float; an array is none."""
+    try:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer above all floats
+        return False
 
 
 def ascend(values: Sequence[Any], above: float = -math.inf) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from idrc_jax.core import extras, validate
+from idrc_jax.core import arrays, extras, validate
 from idrc_jax.data import folder, imagenet
 from idrc_jax.results import UNLABELLED
 
@@ -300,14 +300,13 @@ def _npz(directory: str, split: str) -> Dataset:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"Expected a readable .npz file, as np.savez writes it, got {path}, which is no zip archive.")
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("images", "labels") if name in file.files}
-            found = sorted(file.files)
-    except Exception as error:  # NumPy, zipfile and zlib raise several kinds
+        found = arrays.read_npz(path, ("images", "labels"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"Expected a readable .npz file, got {path}: {error}.") from None
-    if "images" not in arrays:
-        raise ValueError(f"Expected arrays images and labels in {path}, got {found}.")
-    return from_arrays(arrays["images"], arrays.get("labels"), name="npz", split=split, source=str(path))
+    if "images" not in found:
+        with np.load(path) as file:
+            raise ValueError(f"Expected arrays images and labels in {path}, got {sorted(file.files)}.")
+    return from_arrays(found["images"], found.get("labels"), name="npz", split=split, source=str(path))
 
 
 def _synthetic(split: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

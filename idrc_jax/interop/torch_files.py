@@ -1,6 +1,5 @@
 """Checkpoints of PyTorch as NumPy arrays. A file whose loading would run code is refused."""
 
-import json
 import pickle
 import re
 import warnings
@@ -13,6 +12,7 @@ from jax.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 
 from idrc_jax.core import extras
+from idrc_jax.core.json_values import parsed, require
 from idrc_jax.models import Arrays
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -61,7 +61,8 @@ def read(path: Path) -> Checkpoint:
 def _safetensors(path: Path) -> tuple[Arrays, dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as handle:
-            said = json.loads((handle.metadata() or {}).get("checkpoint", "{}"))
+            said = parsed((handle.metadata() or {}).get("checkpoint", "{}"))
+            require(said, {"arch?": str, "mean?": [float], "std?": [float]}, "checkpoint", path)
             types = {name: handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
             odd = [name for name, kind in types.items() if kind not in _FLOATS and kind[0] not in "IUB"]
             tensors = {} if odd else {name: _as_float32(handle.get_tensor(name)) for name in types}

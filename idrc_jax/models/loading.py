@@ -58,9 +58,21 @@ def _load_one(path: str | Path, *, dtype: str, kernel: str, expect: Description 
                 f"Expected a checkpoint with {name} = {value}, got {name} = {description.get(name)} in {file}."
             )
     dtype = dtype or description["dtype"]
-    _, params, stats = abstract(description, dtype=dtype)
-    check_tensors(tensors, params | stats, file)
+    _check(tensors, description, dtype, file)
     return classifier_of(tensors, description, dtype=dtype, kernel=kernel, sha256=hash_tensors(tensors))
+
+
+def _check(tensors: Arrays, description: Description, dtype: str, file: Path) -> None:
+    """ValueError unless a file's tensors are those of the network that its description names."""
+    settings = (description, description.get("vit", {}), description.get("unet", {}))
+    layers = max(one.get(name, 0) for one in settings for name in ("depth", "blocks"))
+    if layers > len(tensors):
+        raise ValueError(f"Expected a network of {layers} layers in {file}, got {len(tensors)} tensors.")
+    try:
+        _, params, stats = abstract(description, dtype=dtype)
+    except (ArithmeticError, LookupError, TypeError) as error:  # what a network makes of settings that are none
+        raise ValueError(f"Expected the settings of a network in {file}, got {description}: {error}.") from None
+    check_tensors(tensors, params | stats, file)
 
 
 def classifier_of(
@@ -114,8 +126,7 @@ def load_denoiser(path: str | Path, *, dtype: str = "", kernel: str = "auto") ->
             f"Expected a denoiser, got a {description['architecture']} in {file}: set model.weights to it."
         )
     dtype = dtype or description["dtype"]
-    _, params, _ = abstract(description, dtype=dtype)
-    check_tensors(tensors, params, file)
+    _check(tensors, description, dtype, file)
     return denoiser_of(tensors, description, dtype=dtype, kernel=kernel)
 
 

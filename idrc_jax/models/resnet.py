@@ -120,8 +120,8 @@ class ResNet(nnx.Module):
         chain: Chain | None = None,
         rngs: nnx.Rngs,
     ) -> None:
-        if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"Expected a ResNet depth of 6n + 2 (8, 20, 56, 110 ...), got {depth}.")
+        if not 8 <= depth < 10_000 or (depth - 2) % 6:
+            raise ValueError(f"Expected a ResNet depth of 6n + 2 (8, 20, 56, 110 ...) below 10,000, got {depth}.")
         validate.one_of("shortcut", shortcut, ("projection", "zero_pad"))
         if not len(mean) == len(std) == channels:
             raise ValueError(f"Expected a mean and a std for each of {channels} channels, got {mean} and {std}.")

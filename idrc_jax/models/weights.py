@@ -14,12 +14,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from idrc_jax.core import files
+from idrc_jax.core.json_values import parsed, require
 from idrc_jax.models.registry import SETTINGS
 from idrc_jax.models.tensors import Arrays, Description
+from idrc_jax.results.manifest import TRAINING
 
 WEIGHTS = "weights.safetensors"
 _FORMAT = 1
-_DESCRIBED = {"architecture", "image_shape", "dtype"}
+# What a description must hold, and of what kind the rest is, where it is there.
+_DESCRIBED = {
+    "architecture": str, "image_shape": (int, int, int), "dtype": str,
+    "classes?": int, "mean?": [float], "std?": [float], "depth?": int, "shortcut?": str, "vit?": {"depth": int},
+    "unet?": {"blocks": int},
+    "diffusion?": {"schedule": dict, "prediction": str, "sigma_low?": float, "sigma_high?": float},
+    "training?": TRAINING, "class_names?": [str],
+}  # fmt: skip
 
 
 def save_weights(path: Path, tensors: Mapping[str, ArrayLike], description: Description) -> None:
@@ -70,16 +79,16 @@ def _read(file: Path, *, tensors: bool) -> tuple[Arrays, Description]:
     if not ours:
         raise ValueError(f"Expected weights written by idrc_jax, got {file} without its description.")
     try:
-        description = json.loads(metadata["idrc_jax"])
+        description = parsed(metadata["idrc_jax"])
         version = description.pop("format")
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"Expected a readable description in {file}, got {metadata['idrc_jax'][:80]!r}.") from None
     if version != _FORMAT:
         raise ValueError(
             f"Expected weights of format {_FORMAT} in {file}, got {version}: use the release that wrote it."
         )
-    needed = _DESCRIBED | SETTINGS.get(description.get("architecture", ""), set())
-    missing = sorted(needed - description.keys())
+    require(description, _DESCRIBED, "", file)
+    missing = sorted(SETTINGS.get(description["architecture"], set()) - description.keys())
     if missing:
         raise ValueError(f"Expected a whole description in {file}, got none of {', '.join(missing)}.")
     return found, description

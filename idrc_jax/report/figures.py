@@ -40,7 +40,7 @@ def plot_certified_accuracy(
     labels: Sequence[str] | None = None,
     title: str = "",
 ) -> Figure:
-    """Certified accuracy against l2 radius, one colour a file.
+    """Certified accuracy against radius, one colour a file.
 
     Solid lines with pointwise 95 % bands are valid radii; dashed ones the paper's published radii, drawn where they
     differ from the valid ones. The legend says so, and names each of several curves by the letter that stands on it.
@@ -52,11 +52,12 @@ def plot_certified_accuracy(
     labels = runs.labels(results) if labels is None else labels
     if len(labels) != len(results):
         raise ValueError(f"Expected {len(results)} labels, got {len(labels)}.")
+    norm = runs.norm_of(results)
     figure = Figure(layout="constrained")
     axes = figure.add_subplot()
     for number, (one, label) in enumerate(zip(results, labels, strict=True)):
         _draw(axes, one, number, label)
-    _finish(axes, title)
+    _finish(axes, norm, title)
     figure.set_size_inches(6.4, 4.0 + 0.23 * (1 + len(axes.get_lines())))
     _explain(figure)
     if path is not None:
@@ -65,11 +66,12 @@ def plot_certified_accuracy(
 
 
 def plot_panels(several: Sequence[Run], label: Callable[[Run], str], title: str = "") -> Figure:
-    """Certified accuracy against l2 radius, a panel a scheme and a curve a run, drawn as by `plot_certified_accuracy`.
+    """Certified accuracy against radius, a panel a scheme and a curve a run, drawn as by `plot_certified_accuracy`.
 
     Args:
       label: names a run's curve; curves of one name have one colour in all panels.
     """
+    norm = runs.norm_of([run.results for run in several])
     schemes = list(dict.fromkeys(run.scheme for run in several))
     names = list(dict.fromkeys(label(run) for run in several))
     figure = Figure(layout="constrained", figsize=(3.4 * max(len(schemes), 1.6), 4.2 + 0.12 * len(names)))
@@ -81,7 +83,7 @@ def plot_panels(several: Sequence[Run], label: Callable[[Run], str], title: str 
             raise ValueError(f"Expected one run a curve, got {', '.join(twice)} for {scheme}: name them, NAME=RUN.")
         for run in inside:
             _draw(axes, run.results, names.index(label(run)), label(run))
-        _finish(axes, scheme)
+        _finish(axes, norm, scheme)
     for axes in panels[1:]:
         axes.set_ylabel("")
     _explain(figure, columns=1 if len(schemes) == 1 else 2)
@@ -209,8 +211,8 @@ def _draw(axes: Axes, one: Results, number: int, label: str) -> None:
             _curve(axes, published, number, f"{label}, {_NO_CERTIFICATE}", linestyle="--")
 
 
-def _finish(axes: Axes, title: str) -> None:
-    axes.set(xlabel="l2 radius (pixels in [0, 1])", ylabel="certified accuracy", ylim=(0, 1), title=title)
+def _finish(axes: Axes, norm: str, title: str) -> None:
+    axes.set(xlabel=f"{norm} radius (pixels in [0, 1])", ylabel="certified accuracy", ylim=(0, 1), title=title)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
 

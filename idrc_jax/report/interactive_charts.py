@@ -39,14 +39,16 @@ def library() -> list[str]:
     return Resources(mode="inline", components=["bokeh"]).js_raw
 
 
-def curves(several: Sequence[tuple[str, Mapping[str, Curve | None]]]) -> Json:
+def curves(several: Sequence[tuple[str, Mapping[str, Curve | None]]], norm: str = "l2") -> Json:
     """Accuracy against radius; solid lines and bands are valid radii, dashed lines published ones.
 
     Args:
       several: the name of each run and its curve of each kind.
+      norm: of all radii.
     """
     top = max((one.radius[-1] for _, both in several for one in both.values() if one), default=1.0)
-    plot = _of_shares(top, height=430, x_axis_label="l2 radius (pixels in [0, 1])", y_axis_label="certified accuracy")
+    label = f"{norm} radius (pixels in [0, 1])"
+    plot = _of_shares(top, height=430, x_axis_label=label, y_axis_label="certified accuracy")
     lines = []
     for number, (name, both) in enumerate(several):
         for kind in KINDS:
@@ -58,7 +60,11 @@ def curves(several: Sequence[tuple[str, Mapping[str, Curve | None]]]) -> Json:
     if any(kind == "published" for kind, _ in lines):
         titles["same"] = "valid = published"
     for kind, title in titles.items():
-        tips = [("run", "$name"), ("radius", "@radius{0.000}"), (title, "@accuracy{0.000} [@low{0.000}, @high{0.000}]")]
+        tips = [
+            ("run", "$name"),
+            ("radius", "@radius{0.000}" if top > 0.1 else "@radius{0.00000}"),
+            (title, "@accuracy{0.000} [@low{0.000}, @high{0.000}]"),
+        ]
         _hover(plot, [line for which, line in lines if which == kind], tips)
     plot.toolbar.logo = None
     return dict(json_item(plot))
@@ -87,7 +93,7 @@ def probabilities(several: Sequence[tuple[str, Curve | None]]) -> Json:
     return dict(json_item(plot))
 
 
-def classes(kinds: Mapping[str, Sequence[ClassRadii] | None]) -> Json:
+def classes(kinds: Mapping[str, Sequence[ClassRadii] | None], norm: str = "l2") -> Json:
     """The radii of the rightly predicted images of each class: 5 to 95 % a line, 25 to 75 % a bar, the median a dot."""
     known = [one for kind in KINDS for one in kinds[kind] or () if one.quantiles]
     rows = next(kinds[kind] for kind in KINDS if kinds[kind]) or ()
@@ -99,7 +105,7 @@ def classes(kinds: Mapping[str, Sequence[ClassRadii] | None]) -> Json:
         height=90 + 26 * max(len(factors), 1),
         y_range=FactorRange(factors=factors[::-1]),
         x_range=Range1d(start=0, end=1.05 * top or 1.0),
-        x_axis_label="l2 radius (pixels in [0, 1])",
+        x_axis_label=f"{norm} radius (pixels in [0, 1])",
         **_LOOK,
     )
     for kind in KINDS:

@@ -17,7 +17,8 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from idrc_jax import __version__, certificates
+from idrc_jax import __version__
+from idrc_jax.certificates import norms
 from idrc_jax.core import files
 from idrc_jax.core.json_values import Json
 from idrc_jax.report import class_names, interactive_charts, run_summaries
@@ -62,6 +63,7 @@ def render(
       pictures: most images shown of each kind in a gallery.
       notes: warnings, to be shown at the top.
     """
+    norm = runs.norm_of([run.results for run in several])
     parts = []
     for number, run in enumerate(several):
         try:
@@ -71,11 +73,11 @@ def render(
                 f"Expected a whole manifest beside {run.results.path}, got one without {error}."
             ) from error
     radii = max((part.summary["radii"] for part in parts), key=len)
-    data = {"curves": interactive_charts.curves([(part.run.name, part.summary["curves"]) for part in parts])}
+    data = {"curves": interactive_charts.curves([(part.run.name, part.summary["curves"]) for part in parts], norm)}
     sure = [(part.run.name, part.summary["sure"]) for part in parts]
     data |= {"probabilities": interactive_charts.probabilities(sure)} if any(one for _, one in sure) else {}
     data |= {
-        f"classes-{part.number}": interactive_charts.classes(part.classes)
+        f"classes-{part.number}": interactive_charts.classes(part.classes, norm)
         for part in parts
         if _any_quantiles(part.classes)
     }
@@ -86,8 +88,9 @@ def render(
         kinds=KINDS,
         published=any(part.summary["curves"]["published"] for part in parts),
         first=FIRST,
+        norm=norms.SYMBOLS[norm],
         radii=radii,
-        left_out=[radius for radius in metrics.RADII if radius not in radii],
+        left_out=[radius for radius in metrics.RADII_IN[norm] if radius not in radii],
         probabilities=metrics.PROBABILITIES,
         easy=metrics.EASY,
         notes=notes,
@@ -164,14 +167,15 @@ def _summary(run: Run, there: dict[str, bool]) -> Json:
     Published radii that are not valid may go beyond what can be certified.
     """
     read = run.results
-    radii = metrics.RADII if there["published"] else metrics.within_reach([read], metrics.RADII)
+    known = metrics.RADII_IN[runs.norm_of([read])]
+    radii = known if there["published"] else metrics.within_reach([read], known)
     curves: dict[str, run_summaries.Curve | None] = {}
     accuracies: dict[str, list[tuple[float, float, float]] | None] = {}
     acr: dict[str, float | None] = {}
     for kind in KINDS:
         published = kind == "published"
         curves[kind] = run_summaries.curve(read, published=published) if there[kind] else None
-        accuracies[kind] = run_summaries.accuracies(read, metrics.RADII, published=published) if there[kind] else None
+        accuracies[kind] = run_summaries.accuracies(read, known, published=published) if there[kind] else None
         acr[kind] = metrics.average_certified_radius(read, published=published) if there[kind] else None
     if there["same"]:
         acr["valid"] = acr["published"] = acr["same"]
@@ -184,13 +188,8 @@ def _summary(run: Run, there: dict[str, bool]) -> Json:
         "probabilities": run_summaries.probabilities(read),
         "abstained": metrics.abstention_rate(read),
         "right": float(np.mean([row.correct for row in read.rows])),
-        "explained": _explained(read),
+        "explained": metrics.explained(read),
     }
-
-
-def _explained(read: Results) -> str:
-    made = read.manifest["guarantee"] if read.manifest else {}
-    return certificates.explain(made["scheme"], made["certificate"]) if made else ""
 
 
 def _gallery(read: Results, names: Sequence[str], pictures: int) -> list[tuple[str, list[Json]]]:
@@ -304,8 +303,11 @@ def _places(value: float | None) -> str:
 
 
 def _down(radius: float | None) -> str:
-    """A radius, rounded down to a thousandth."""
-    return "–" if radius is None or math.isnan(radius) else f"{math.floor(1000 * radius) / 1000:.3f}"
+    """A radius, rounded down to a thousandth; below .1, as in linf, to a hundredth of that."""
+    if radius is None or math.isnan(radius):
+        return "–"
+    places = 3 if radius >= 0.1 or radius == 0 else 5
+    return f"{math.floor(10**places * radius) / 10**places:.{places}f}"
 
 
 def _duration(seconds: float) -> str:

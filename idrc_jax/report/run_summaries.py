@@ -162,10 +162,10 @@ def spending(results: Results) -> Spending:
 
 
 def spacing(indices: Sequence[int]) -> tuple[int, int, int] | None:
-    """(start, stop, skip) of indices that are evenly spaced, None of others."""
+    """(start, stop, skip) of indices that are evenly spaced, None of others and of none."""
     ordered = sorted(indices)
     steps = {b - a for a, b in itertools.pairwise(ordered)}
-    if len(steps) > 1:
+    if not ordered or len(steps) > 1:
         return None
     return ordered[0], ordered[-1] + 1, steps.pop() if steps else 1
 

@@ -16,13 +16,13 @@ from idrc_jax.report import paper_numbers
 from idrc_jax.results import equal_terms, metrics, runs
 from idrc_jax.results.runs import Run
 
-VALID = "Certified accuracy (valid radii)"
+VALID = "Certified accuracy (valid {norm} radii)"
 SURE = (
     "Share of images predicted rightly whose class has at least probability p under the noise, by its lower bound "
     "p_lower; what makes up the ACR. Blank where n votes cannot show so much; a plan that stops early leaves p_lower "
     "where it stopped"
 )
-PUBLISHED = "Accuracy at published radii, which are no certificates but for gaussian"
+PUBLISHED = "Accuracy at published {norm} radii, which are no certificates but for gaussian"
 _KINDS = {False: VALID, True: PUBLISHED}  # of radii, by whether they are the published ones
 _PAPER = "Rows of the paper are at its published radii (ResNet-110, n = 100,000)"
 _MIXED = "The runs are not of the same images, so none is marked as the best"
@@ -105,16 +105,17 @@ class Table:
 
 
 def by_run(
-    several: Sequence[Run], radii: Sequence[float] = metrics.RADII, *, published: bool = False, paper_too: bool = False
+    several: Sequence[Run], radii: Sequence[float] | None = None, *, published: bool = False, paper_too: bool = False
 ) -> Table:
     """A row a run: images, accuracy at each radius, average certified radius, share of abstentions.
 
     Args:
       several: the runs.
-      radii: of the columns.
+      radii: of the columns; by default those of `metrics.RADII_IN` for the runs' norm.
       published: show the paper's radii instead of the valid ones.
       paper_too: add the paper's own numbers.
     """
+    radii = metrics.RADII_IN[_norm(several)] if radii is None else radii
     rows = []
     for run in several:
         found = _radii(run, published)
@@ -130,7 +131,7 @@ def by_run(
 
 def by_sigma(
     several: Sequence[Run],
-    radii: Sequence[float] = paper_numbers.RADII,
+    radii: Sequence[float] | None = None,
     *,
     published: bool = False,
     paper_too: bool = False,
@@ -139,6 +140,7 @@ def by_sigma(
 
     Raises ValueError for two runs of one scheme and sigma, or one without a manifest.
     """
+    radii = _positive_radii(several) if radii is None else radii
     found: dict[tuple[str, float], tuple[float | None, ...]] = {}
     for run in several:
         if run.sigma is None:
@@ -162,7 +164,7 @@ def by_sigma(
 
 def by_method(
     several: Sequence[Run],
-    radii: Sequence[float] = paper_numbers.RADII,
+    radii: Sequence[float] | None = None,
     *,
     published: bool = False,
     paper_too: bool = False,
@@ -172,6 +174,7 @@ def by_method(
     Which run is best was chosen on the images that are counted: with several sigmas the first row is optimistic. Where
     the runs are not of the same images there is none. Arguments as of `by_run`.
     """
+    radii = _positive_radii(several) if radii is None else radii
     methods: dict[str, list[Run]] = {}
     mixed = _mixed(several)
     for run in several:
@@ -220,6 +223,15 @@ def by_probability(several: Sequence[Run], probabilities: Sequence[float] = metr
     (ranked,) = _comparable(several, [math.inf])
     columns = ("images", *at[:-1], "ACR", f"of it from {at[-1]}")
     return Table(_caption(several, SURE), columns, (False, *[False] * len(probabilities), ranked, False), tuple(rows))
+
+
+def _norm(several: Sequence[Run]) -> str:
+    return runs.norm_of([run.results for run in several])
+
+
+def _positive_radii(several: Sequence[Run]) -> tuple[float, ...]:
+    """The paper's, in its norm."""
+    return metrics.RADII_IN[_norm(several)][1:]
 
 
 def _radii(run: Run, published: bool) -> np.ndarray | None:
@@ -272,7 +284,7 @@ def _caption(several: Sequence[Run], what: str, paper_too: bool = False) -> str:
         raise ValueError(f"Expected runs of CIFAR-10's test images beside the paper's numbers, got {sorted(data)}.")
     plans = {run.results.manifest["guarantee"].get("plan") for run in several if run.results.manifest}
     notes = [
-        what,
+        what.format(norm=_norm(several)),
         *([_PAPER] if paper_too else []),
         *([_MIXED] if _mixed(several) else []),
     ]
@@ -282,7 +294,7 @@ def _caption(several: Sequence[Run], what: str, paper_too: bool = False) -> str:
 
 
 def _radius(radius: float) -> str:
-    return f"r = {radius:g}".replace(" 0.", " .")
+    return f"r = {radius:.4g}".replace(" 0.", " .")
 
 
 def _number(value: float | None, places: int = 3) -> str:

@@ -21,6 +21,7 @@ from idrc_jax.results.metrics import (
     published_is_valid,
     too_low,
 )
+from idrc_jax.results.recertify import read_results
 from idrc_jax.results.result_file import ResultsFile, merge, result_files, worker_file
 from idrc_jax.results.result_rows import (
     COLUMNS,
@@ -31,7 +32,6 @@ from idrc_jax.results.result_rows import (
     Results,
     Row,
     is_correct,
-    read_results,
     write,
 )
 from idrc_jax.results.resume_check import guarantee_differences

@@ -15,9 +15,10 @@ from typing import Any, TypedDict
 import numpy as np
 
 from idrc_jax import certificates
-from idrc_jax.core import append_only, files
-from idrc_jax.core.json_values import Json
-from idrc_jax.results.result_rows import votes_text
+from idrc_jax.core import append_only, arrays, files
+from idrc_jax.core.json_values import Json, require
+from idrc_jax.results.metrics import radius_text
+from idrc_jax.results.result_rows import parse_votes, votes_text
 
 SCHEMA_VERSION = 1
 NAME = "audit.tsv"
@@ -37,7 +38,7 @@ class Finding:
       kind: which radius of the row is tried, "radius" or "radius_published"; or "table", a fixed radius at which the
         robust accuracy is measured.
       radius, fraction: x' was searched for nearer than fraction * radius.
-      distance: l2 distance between x and the x' of this row, < fraction * radius.
+      distance: between x and the x' of this row in the norm of the radii, < fraction * radius.
       attack: that found x'.
       broken: 1 if it is claimed that `rival` is likelier than `predict` at x', else 0.
       votes: fresh votes at x' by class, -1 for those whose logits were not finite; empty if x' was not worth any.
@@ -62,6 +63,19 @@ class Finding:
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Finding))
+# What a manifest must hold, and of what kind the rest is, where it is there.
+_WHOLE = {
+    "settings": {"level": float, "votes": int, "fractions?": [float]},
+    "certificates": {"scheme": str, "sigma": float, "data": str, "certificate": str},
+    "attempts": int,
+    "threshold": float,
+    "finished": bool,
+    "sessions": [dict],
+    "images?": {"seen": int, "certified": int, "abstained": int, "right?": int},
+    "claims?": [{"kind": str, "images": int, "broken": int, "broken_within": dict}],
+    "attacks?": dict,
+    "robust_accuracy?": [{"radius": float, "certified": float, "empirical": float}],
+}
 _PARSE: dict[object, type] = {int: int, float: float, str: str}
 
 
@@ -89,7 +103,10 @@ def read_audit(folder: str | Path) -> Audit:
 
 def read_manifest(folder: Path) -> Json | None:
     """The manifest of the audit in a folder, None without one; ValueError for another file in its place."""
-    return files.read_manifest(folder / MANIFEST, SCHEMA_VERSION, "the manifest of an audit")
+    found = files.read_manifest(folder / MANIFEST, SCHEMA_VERSION, "the manifest of an audit")
+    if found is not None:
+        require(found, _WHOLE, "", folder / MANIFEST)
+    return found
 
 
 def read_rows(path: Path) -> tuple[Finding, ...]:
@@ -106,6 +123,10 @@ def read_rows(path: Path) -> tuple[Finding, ...]:
             rows.append(_parse(line))
         except ValueError as error:
             raise ValueError(f"Expected {len(COLUMNS)} columns in {path}, line {number}: {error}.") from None
+    seen = Counter((row.idx, row.kind, row.radius, row.fraction) for row in rows)
+    for (idx, kind, radius, fraction), count in seen.items():
+        if count > 1:
+            raise ValueError(f"Expected {kind} {radius} * {fraction} of image {idx} once in {path}, got {count} lines.")
     return tuple(rows)
 
 
@@ -115,10 +136,19 @@ def read_images(folder: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         return {}
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {name: file[name] for name in IMAGE_ARRAYS}
-    except Exception as error:  # zipfile and zlib raise several kinds for a damaged file
-        raise ValueError(f"Expected the images of an audit in {path}, got {type(error).__name__}: {error}.") from None
+        found = arrays.read_npz(path, IMAGE_ARRAYS)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Expected the images of an audit in {path}, got {error}.") from None
+    *numbers, image, original = (found.get(name, np.zeros(())) for name in IMAGE_ARRAYS)
+    if not (
+        all(one.ndim == 1 and len(one) == len(numbers[0]) and one.dtype.kind in "if" for one in numbers)
+        and image.dtype.kind == original.dtype.kind == "f"
+        and image.shape == original.shape
+        and (image.ndim, image.shape[:1]) == (4, numbers[0].shape)
+    ):
+        told = ", ".join(f"{name} {one.dtype} {list(one.shape)}" for name, one in found.items())
+        raise ValueError(f"Expected numbers [N] and float images [N, H, W, C] in {path}, got {told or 'none'}.")
+    return found
 
 
 def line_of(row: Finding) -> str:
@@ -133,11 +163,17 @@ def _parse(line: str) -> Finding:
         raise ValueError(f"got {len(texts)} columns")
     values: dict[str, Any] = {}
     for field, text in zip(dataclasses.fields(Finding), texts, strict=True):
-        if field.name == "votes":
-            values["votes"] = {int(c): int(k) for c, k in (pair.split(":") for pair in text.split(",") if pair)}
-        else:
-            values[field.name] = _PARSE[field.type](text)
-    return Finding(**values)
+        values[field.name] = parse_votes(text) if field.name == "votes" else _PARSE[field.type](text)
+    row = Finding(**values)
+    integers = [value for value in vars(row).values() if isinstance(value, int)]
+    if not all(-1 <= value < 2**63 for value in integers) or row.broken not in (0, 1):
+        raise ValueError("got an integer that is not of 64 bits and >= -1, or broken that is neither 0 nor 1")
+    for name in ("radius", "fraction", "distance", "p_value", "sigma_x"):
+        if not 0 <= getattr(row, name) < math.inf:
+            raise ValueError(f"got {name} = {getattr(row, name)}, which is not finite and >= 0")
+    if row.p_value > 1 or row.distance > row.radius * row.fraction * (1 + 1e-6):
+        raise ValueError(f"got p_value = {row.p_value}, distance {row.distance} of {row.radius} * {row.fraction}")
+    return row
 
 
 class Claim(TypedDict):
@@ -200,7 +236,8 @@ def table(manifest: Json) -> str:
     """A text table of an audit's manifest."""
     made, asked, seen = manifest["certificates"], manifest["settings"], manifest["images"]
     lines = [
-        f"{made['scheme']}, sigma {made['sigma']:g}, {seen['seen']} images of {made['data']}: {seen['certified']} "
+        f"{made['scheme']}, sigma {made['sigma']:g}, radii in {made.get('norm', 'l2')}, {seen['seen']} images of "
+        f"{made['data']}: {seen['certified']} "
         f"certified, {seen['abstained']} abstained" + (f", {seen['right']} right" if "right" in seen else ""),
         f"{manifest['attempts']:,} attempts at most, {asked['votes']:,} fresh votes each, level {asked['level']:g} for "
         f"all together: a claim needs p <= {manifest['threshold']:.2g}",
@@ -217,7 +254,7 @@ def table(manifest: Json) -> str:
     if manifest.get("robust_accuracy"):
         lines.append(f"{'radius':>6}  {'certified':>9}  {'at most':>7}")
     for one in manifest.get("robust_accuracy", ()):
-        lines.append(f"{one['radius']:6.2f}  {one['certified']:9.3f}  {one['empirical']:7.3f}")
+        lines.append(f"{radius_text(one['radius']):>6}  {one['certified']:9.3f}  {one['empirical']:7.3f}")
     return "\n".join(lines)
 
 

@@ -46,7 +46,7 @@ class Difference:
 def compare(
     first: Results,
     second: Results,
-    radii: Sequence[float] = metrics.RADII,
+    radii: Sequence[float] | None = None,
     *,
     published: bool = False,
     confidence: float = 0.95,
@@ -55,18 +55,18 @@ def compare(
 
     Args:
       first, second: of the same images.
-      radii: in pixel units.
+      radii: in pixel units; by default those of `metrics.RADII_IN` for the norm.
       published: compare the paper's radii, which are not certificates but for `gaussian`.
 
     Guarantee: over images drawn independently of both runs, each interval holds the true difference with probability
     at least `confidence`, and if nothing differs at any radius, one of the p_holm is <= a with probability at most a.
 
-    Raises ValueError for runs of other images, or without such radii.
+    Raises ValueError for runs of other images, in other norms, or without such radii.
     """
     validate.in_open_unit_interval("confidence", confidence)
     a, b = paired_radii(first, second, published=published)
     p_values, made = [], []
-    for radius in radii:
+    for radius in metrics.RADII_IN[runs.norm_of([first])] if radii is None else radii:
         only_first, only_second = int(np.sum((a >= radius) & (b < radius))), int(np.sum((b >= radius) & (a < radius)))
         p_values.append(_mcnemar(only_first, only_second))
         interval = difference_interval(only_first, only_second, len(a), confidence)
@@ -90,6 +90,7 @@ def radii_to_compare(first: Results, second: Results, radii: Sequence[float]) ->
 
 def paired_radii(first: Results, second: Results, *, published: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """`metrics.correct_radii` of both, in the order of the index; ValueError unless they are of the same images."""
+    runs.norm_of([first, second])
     other = runs.other_images(first, second)
     if other:
         raise ValueError(f"Expected runs of the same images in {first.path} and {second.path}, got {other}.")
@@ -154,7 +155,8 @@ def table(first: str, second: str, differences: Sequence[Difference], acr: tuple
     for one in differences:
         interval = f"[{one.low:+.3f}, {one.high:+.3f}]"
         lines.append(
-            f"{one.radius:6.2f}  {one.first:5.3f}  {one.second:5.3f}  {one.only_first:6d}  {one.only_second:6d}  "
+            f"{metrics.radius_text(one.radius):>6}  {one.first:5.3f}  {one.second:5.3f}  {one.only_first:6d}  "
+            f"{one.only_second:6d}  "
             f"{one.second - one.first:+7.3f}  {interval:>17}  {one.p_value:7.2g}  {one.p_holm:8.2g}"
         )
     lines.append(f"ACR: B - A = {acr[0]:+.4f} ± {acr[1]:.4f} (95 %, normal approximation)")

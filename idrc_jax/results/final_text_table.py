@@ -2,33 +2,36 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from idrc_jax import certificates
 from idrc_jax.certificates import confidence_bounds, schemes
 from idrc_jax.results.metrics import (
-    RADII,
+    RADII_IN,
     base_accuracy,
     clean_accuracy,
     correct_radii,
+    explained,
     has_certificates,
     has_published,
     largest_radius,
     last_radius,
     published_is_valid,
+    radius_text,
     require_rows,
     too_low,
     top_k,
     within_reach,
 )
 from idrc_jax.results.result_rows import Results
+from idrc_jax.results.runs import norm_of
 
 
-def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
+def summary_table(results: Results, radii: Sequence[float] | None = None) -> str:
     """A text table that says what its numbers are: certified accuracy with 95 % intervals at `radii`, ACR, accuracy of
-    the smoothed and of the base classifier, the largest radius within reach, abstentions.
+    the smoothed and of the base classifier, the largest radius within reach, abstentions. `radii` are by default those
+    of `metrics.RADII_IN` for the norm.
 
     Published radii have a column where they are others than the valid ones. Accuracies are rounded to the nearest, ACR
     down, the largest radius up. Radii that no image could get are left out, unless published ones have a column. Where
@@ -37,6 +40,7 @@ def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
     require_rows(results)
     if not results.labelled:
         return "\n".join([_title(results), "The images have no labels, so no accuracy is known.", *_counts(results)])
+    radii = RADII_IN[norm_of([results])] if radii is None else radii
     certified = correct_radii(results) if has_certificates(results) else None
     columns = {"certified": certified}
     if has_published(results) and not published_is_valid(results):
@@ -47,7 +51,9 @@ def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
         f"{'r':>6}" + "".join(f"  {name:>22}" for name in columns),
     ]
     for radius in radii if "published" in columns else within_reach([results], radii):
-        lines.append(f"{radius:6.2f}" + "".join(f"  {_accuracy(own, radius):>22}" for own in columns.values()))
+        lines.append(
+            f"{radius_text(radius):>6}" + "".join(f"  {_accuracy(own, radius):>22}" for own in columns.values())
+        )
     lines.append(f"{'ACR':>6}" + "".join(f"  {_acr(own):>22}" for own in columns.values()))
     lines += [*_accuracies(results), *_reach(results), *_counts(results)]
     if results.manifest and math.isfinite(last_radius(results)):
@@ -55,22 +61,22 @@ def summary_table(results: Results, radii: Sequence[float] = RADII) -> str:
     if certified is None:
         lines.append("This file has no valid radii, and published ones are not certificates: see idrc-recertify.")
     elif results.manifest:
-        made = results.manifest["guarantee"]
-        lines.append(certificates.explain(made["scheme"], made["certificate"]))
+        lines.append(explained(results))
     return "\n".join(lines)
 
 
 def _meaning(results: Results) -> list[str]:
     """What the certified column counts."""
-    k = top_k(results)
+    k, norm = top_k(results), norm_of([results])
     if k:
         return [
-            f"Certified accuracy at l2 radius r: the share of images whose true class is among the {k} likeliest, "
-            "certified up to r",
+            f"Certified accuracy at {norm} radius r: the share of images whose true class is among the {k} "
+            "likeliest, certified up to r",
             "or more, and its 95 % interval. ACR: the mean certified radius, 0 for an image where that is not sure.",
         ]
     return [
-        "Certified accuracy at l2 radius r: the share of images that are predicted rightly, certified up to r or more,",
+        f"Certified accuracy at {norm} radius r: the share of images that are predicted rightly, certified up to "
+        "r or more,",
         "and its 95 % interval. ACR: the mean certified radius, 0 for an image that is predicted wrongly or abstained.",
     ]
 
@@ -96,8 +102,8 @@ def _reach(results: Results) -> list[str]:
         return []
     made = results.manifest["guarantee"]
     return [
-        f"No radius above {math.ceil(1000 * largest) / 1000:.3f} is within reach of n {made['n']:,}, alpha "
-        f"{made['alpha']:g} and sigma {made['sigma']:g}, even if all votes agree."
+        f"No {norm_of([results])} radius above {_rounded(largest, math.ceil)} is within reach of n {made['n']:,}, "
+        f"alpha {made['alpha']:g} and sigma {made['sigma']:g}, even if all votes agree."
     ]
 
 
@@ -166,4 +172,10 @@ def _accuracy(radii: np.ndarray | None, radius: float) -> str:
 
 
 def _acr(radii: np.ndarray | None) -> str:
-    return "-" if radii is None else f"{math.floor(1000 * np.mean(np.maximum(radii, 0))) / 1000:.3f}"
+    return "-" if radii is None else _rounded(float(np.mean(np.maximum(radii, 0))), math.floor)
+
+
+def _rounded(radius: float, rounding: Callable[[float], int]) -> str:
+    """To a thousandth, and below .1 (as in linf) to a hundredth of that."""
+    places = 3 if radius >= 0.1 or radius == 0 else 5
+    return f"{rounding(10**places * radius) / 10**places:.{places}f}"

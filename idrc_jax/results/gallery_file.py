@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from idrc_jax.certificates import confidence_bounds
-from idrc_jax.core import files
+from idrc_jax.core import arrays, files
 from idrc_jax.results.result_rows import Row
 
 NAME = "gallery.npz"
@@ -71,9 +71,9 @@ def visible(pixels: np.ndarray) -> np.ndarray:
 
 def write(gallery: Gallery, folder: Path) -> None:
     """Write `gallery.npz` into a run's folder, whole or not at all."""
-    arrays = {name: value for name, value in vars(gallery).items() if value is not None}
+    there = {name: value for name, value in vars(gallery).items() if value is not None}
     packed = io.BytesIO()
-    np.savez_compressed(packed, **arrays)
+    np.savez_compressed(packed, **there)
     files.write_bytes(folder / NAME, packed.getvalue())
 
 
@@ -83,15 +83,16 @@ def read(folder: Path) -> Gallery | None:
     if not path.is_file():
         return None
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in Gallery.__dataclass_fields__ if name in file.files}
-        gallery = Gallery(**arrays)
-    except Exception as error:  # zipfile and zlib raise several kinds for a damaged file
-        raise ValueError(f"Expected a gallery in {path}, got {type(error).__name__}: make it again.") from None
+        gallery = Gallery(**arrays.read_npz(path, Gallery.__dataclass_fields__))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"Expected a gallery in {path}, got {error}: make it again.") from None
     pictures = [gallery.images, gallery.noisy, *([] if gallery.denoised is None else [gallery.denoised])]
-    alike = all(one.dtype == np.uint8 and one.ndim == 4 and one.shape == gallery.images.shape for one in pictures)
-    if not alike or not gallery.index.shape == gallery.sigma_x.shape == gallery.images.shape[:1]:
+    shape = gallery.images.shape
+    alike = all(one.dtype == np.uint8 and one.ndim == 4 and one.shape == shape and one.size for one in pictures)
+    if not alike or not gallery.index.shape == gallery.sigma_x.shape == shape[:1]:
         raise ValueError(f"Expected uint8 images [N, H, W, C] of one shape in {path}, got others: make it again.")
+    if gallery.index.dtype.kind != "i" or gallery.sigma_x.dtype.kind != "f" or (np.diff(gallery.index) <= 0).any():
+        raise ValueError(f"Expected ascending indices and noise levels in {path}, got others: make it again.")
     return gallery
 
 

@@ -6,10 +6,30 @@ from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
 from idrc_jax.core import files
-from idrc_jax.core.json_values import Json
+from idrc_jax.core.json_values import Json, require
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+
+
+# What a manifest must hold, and of what kind the rest is, where it is there. Schemes and plans check their own.
+_GUARANTEE = {
+    "scheme": str, "sigma": float, "plan": str, "n": int, "n0": int, "alpha": float, "certificate": str, "classes": int,
+    "dim": int, "data": str, "ref?": float, "exact?": bool, "seed?": int, "k?": int, "subsampled_from?": int,
+    "dtype?": str, "weights_sha256?": str, "data_sha256?": str, "consensus?": int, "factory?": str, "radii?": [float],
+    "levels?": [float], "edges?": [float], "thresholds?": [float], "shares?": [float], "precision?": float,
+    "paired?": {"n": int, "share": float}, "members?": [dict], "denoiser_sigma?": float, "denoiser_steps?": int,
+}  # fmt: skip
+TRAINING = {"scheme?": {"name": str, "sigma": float}, "recipe?": {"sigma_low?": float}, "data?": str}
+_SESSION = {
+    "training?": TRAINING,
+    "weights?": str, "denoiser?": str, "data_size?": int,
+}  # fmt: skip
+_WHOLE = {
+    "guarantee": _GUARANTEE,
+    "sessions": [_SESSION],
+    "clean?": {"right": int, "images": int, "indices_sha256": str},
+}
 
 
 class Manifest(TypedDict):
@@ -34,6 +54,8 @@ def indices_sha256(indices: Iterable[int]) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest in a folder, None without one; ValueError for another file in its place."""
+    """The manifest in a folder, None without one; ValueError for another file in its place, or a damaged one."""
     found = files.read_manifest(folder / MANIFEST, SCHEMA_VERSION, "a manifest of this project")
+    if found is not None:
+        require(found, _WHOLE, "", folder / MANIFEST)
     return cast("Manifest | None", found)

@@ -7,13 +7,15 @@ import numpy as np
 from scipy import stats
 
 from idrc_jax import certificates, several_levels
-from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes, user_schemes
+from idrc_jax.certificates import confidence_bounds, norms, sampling_plans, schemes, user_schemes
 from idrc_jax.core import validate
 from idrc_jax.results.manifest import indices_sha256
 from idrc_jax.results.recertify import certificates_of
 from idrc_jax.results.result_rows import Results
+from idrc_jax.results.runs import norm_of
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+RADII_IN = {"l1": RADII, "l2": RADII, "linf": tuple(grey / 510 for grey in (0, 1, 2, 3, 4, 6, 8))}  # by norm
 PROBABILITIES = (0.5, 0.75, 0.9, 0.99, 0.999)
 EASY = 0.99  # the probability from which on an image is called easy
 
@@ -172,7 +174,7 @@ def largest_radius(results: Results) -> float | None:
     plan = sampling_plans.from_description(made)
     bounds = several_levels.bounds_of_results(made)
     if bounds is not None:
-        return bounds.largest_radius
+        return float(norms.stated(bounds.largest_radius, bounds.scheme.norm, norm_of([results]), made["dim"]))
     statistic = np.unique(np.asarray([row.statistic for row in results.rows], np.float64))
     votes = np.zeros((len(statistic), made["classes"] + 1), np.int64)
     votes[:, 0] = max(plan.looks(), key=lambda n: float(plan.lower(n, n, made["alpha"])))
@@ -207,6 +209,22 @@ def top_k(results: Results) -> int:
 def too_low(results: Results) -> str:
     """What to say of a plan whose `last_radius` is finite."""
     return f"asked for radii up to {last_radius(results):g}: accuracy above, and the ACR, are too low to compare."
+
+
+def explained(results: Results) -> str:
+    """What the radii are worth, and whether they are stated in another norm than their certificate's; empty without a
+    manifest."""
+    made = results.manifest["guarantee"] if results.manifest else None
+    if made is None:
+        return ""
+    said, norm = certificates.explain(made["scheme"], made["certificate"]), norm_of([results])
+    own = getattr(schemes.SCHEMES.get(made["scheme"]), "norm", "l2")
+    return said if norm == own else f"{said} It is stated in {norm}, by what its {own} radius says there."
+
+
+def radius_text(radius: float) -> str:
+    """A radius of a table, with as many digits as small ones need."""
+    return f"{radius:.2f}" if radius == 0 or radius >= 0.01 else f"{radius:.4f}"
 
 
 def require_rows(results: Results) -> None:

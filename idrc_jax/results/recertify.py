@@ -1,10 +1,11 @@
-"""Recompute the certificates of stored votes, offline and without JAX: at another alpha, by another certificate, or as
-if fewer votes had been drawn.
+"""Recompute the certificates of stored votes, offline and without JAX: at another alpha, by another certificate, in
+another norm, or as if fewer votes had been drawn.
 
 The error probability, the certificate and the number of votes belong to the plan: choose them before looking at the
 radii.
 """
 
+import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +20,45 @@ from idrc_jax.certificates import (
     LevelVotes,
     Pairs,
     confidence_bounds,
+    norms,
     sampling_plans,
+    schemes,
     user_schemes,
 )
 from idrc_jax.certificates.sampling_plans import Plan
-from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.certificates.schemes import Box, Cascade, Gaussian, Laplace, Routed, Scheme, Splitting, Stepped, Uniform
 from idrc_jax.core import validate
 from idrc_jax.core.json_values import Json, as_json
+from idrc_jax.results import result_rows
 from idrc_jax.results.manifest import MANIFEST, Manifest
 from idrc_jax.results.result_rows import Results, Row
+
+_QUICK = Gaussian | Stepped | Uniform | Cascade | Routed | Box | Laplace | Splitting  # to recompute
+_FOLLOW = ("p_lower", "predict", "radius_published", "radius", "sigma_x")  # from the votes
+
+
+def read_results(path: str | Path) -> Results:
+    """Read a result file of this project, or a six-column log of another.
+
+    Args:
+      path: the file, or a run's folder. In six-column logs `time` is seconds or h:mm:ss, after days if there are any,
+        and `correct` may be True or False.
+
+    Rows whose `correct` contradicts label and predict, as in logs that write a running total there or 1 for an
+    abstention, get the one that follows from these (`is_correct`), and a warning counts them. A last line without its
+    newline, in a file of this project, was cut off by a crash: it is left out with a warning.
+
+    Raises:
+      ValueError: no such file, an unknown header, a malformed line (named), an index that comes twice, rows of another
+        noise level, another number of samples or another plan than those of the manifest beside them, or a row whose
+        prediction, bound or radius is not what its votes give.
+
+    Guarantee: what is certified follows from the votes in the file, to a millionth, but for what takes long to compute,
+    the valid radii of `l1`, `inverse_sqrt_norm` and `l2`, and for all of a scheme of the user's own.
+    """
+    read = result_rows.read_rows(path)
+    _check(read)
+    return read
 
 
 def recertify(
@@ -38,6 +69,7 @@ def recertify(
     n: int | None = None,
     scheme: Scheme | None = None,
     k: int | None = None,
+    norm: str | None = None,
 ) -> Results:
     """The same votes, certified anew.
 
@@ -50,6 +82,8 @@ def recertify(
       scheme: the user's own that the votes were drawn under; None for one of this package.
       k: certify that the true class is among the k likeliest, 1 <= k < K (see `certificates.top_k`): `predict` is then
         the label where that is certain of the image itself, else -1, and `p_lower` bounds the label's probability.
+
+      norm: state the radii in this one, "l1", "l2" or "linf" (see `norms.stated`), instead of the file's.
 
     Returns:
       Rows with new `predict`, `radius`, `radius_published`, `correct` and `p_lower`, and the manifest that says so.
@@ -71,7 +105,7 @@ def recertify(
     if read.manifest is None:
         raise ValueError(f"Expected {MANIFEST} beside {read.path}, with the scheme of its votes, got none.")
     made = read.manifest["guarantee"]
-    made = _terms(made, alpha, certificate, k, read)
+    made = _terms(made, alpha, certificate, k, norm, read)
     plan = sampling_plans.from_description(made)
     bounds = several_levels.bounds_of_results(made)
     if bounds is not None:
@@ -86,7 +120,8 @@ def recertify(
             )
         plan = _shorter(plan, n, made["alpha"], read.path)
         made = {**made, "subsampled_from": made["n"], "n": plan.n}
-        votes = np.asarray([_drawn(own, n, made["seed"], row.idx) for own, row in zip(votes, read.rows, strict=True)])
+        drawn = [_drawn(own, n, made["seed"], row.idx) for own, row in zip(votes, read.rows, strict=True)]
+        votes = np.reshape(drawn, votes.shape).astype(np.int64)
         if not plan.selection:
             selected = np.asarray([confidence_bounds.select(own) for own in votes], np.int64)
     found = certificates_of(
@@ -123,7 +158,7 @@ def certificates_of(
     lost: np.ndarray | Sequence[int] = (),
 ) -> list[Certificate]:
     """`certificates.from_votes` under the settings `made`, a manifest's guarantee."""
-    return certificates.from_votes(
+    found = certificates.from_votes(
         scheme,
         statistic,
         selected,
@@ -137,9 +172,47 @@ def certificates_of(
         lost=lost,
         pairs=Pairs(made["paired"]["n"], made["paired"]["share"]) if "paired" in made else None,
     )
+    return [one.in_norm(made.get("norm", "l2"), made["dim"]) for one in found]
 
 
-def _terms(made: Json, alpha: float | None, certificate: str | None, k: int | None, read: Results) -> Json:
+def _check(read: Results) -> None:
+    """ValueError unless what a file's rows say is what their votes give."""
+    made = read.manifest["guarantee"] if read.manifest else {}
+    if not made:
+        return
+    if user_schemes.is_own(made):
+        counts(read)
+        return
+    if isinstance(schemes.from_description(made), _QUICK):
+        names, anew = _FOLLOW, recertify(read).rows
+    else:  # bounds and published radii are those of Gaussian noise, unless they pay for the level of exact noise
+        names, anew = () if made.get("exact") else _FOLLOW[:-2], _as_gaussian(read, made)
+    for new, old in zip(anew, read.rows, strict=True):
+        for name in names if old.sigma_x else ():
+            one, other = getattr(new, name), getattr(old, name)
+            if not (math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12) or math.isnan(other)):
+                raise ValueError(
+                    f"Expected {name} = {one} of image {old.idx} in {read.path}, from its votes, got {other}: the row "
+                    "was changed."
+                )
+
+
+def _as_gaussian(read: Results, made: Json) -> list[Certificate]:
+    selected = np.asarray([row.selected for row in read.rows], np.int64)
+    return certificates_of(
+        made,
+        Gaussian(sigma=made["sigma"]),
+        np.zeros(len(read.rows)),
+        selected,
+        counts(read),
+        labels=selected,
+        lost=_lost(read, selected) if made["certificate"] == INCREMENTAL else (),
+    )
+
+
+def _terms(
+    made: Json, alpha: float | None, certificate: str | None, k: int | None, norm: str | None, read: Results
+) -> Json:
     """The guarantee with what is to be another, or ValueError."""
     if k is not None:
         if certificate is not None:
@@ -161,6 +234,8 @@ def _terms(made: Json, alpha: float | None, certificate: str | None, k: int | No
         made = {name: value for name, value in made.items() if name != "k"}
     alpha = made["alpha"] if alpha is None else validate.in_open_unit_interval("alpha", alpha)
     terms = {"alpha": alpha, "certificate": certificate}
+    if norm is not None:
+        terms["norm"] = validate.one_of("norm", norm, norms.EXPONENTS)
     return made | as_json(terms | ({} if k is None else {"k": int(k)}))
 
 
@@ -189,7 +264,8 @@ def _levelled_rows(read: Results, made: Json, bounds: several_levels.Bounds, n: 
             classes = bounds.classes(one.level, made["classes"])
             votes = _votes(one.votes, sum(one.votes.values()), row.idx, classes, looks, read.path)
             drawn.append(LevelVotes(one.level, one.selected, votes))
-        rows.append(Row.from_certificate(several_levels.certificate(bounds, drawn), row.idx, row.label, row.time))
+        found = several_levels.certificate(bounds, drawn).in_norm(made.get("norm", "l2"), made["dim"])
+        rows.append(Row.from_certificate(found, row.idx, row.label, row.time))
     return tuple(rows)
 
 

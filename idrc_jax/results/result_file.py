@@ -11,16 +11,14 @@ from idrc_jax.core import append_only, files
 from idrc_jax.core.append_only import AppendOnlyTable
 from idrc_jax.core.json_values import Json, as_json
 from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, read_manifest
+from idrc_jax.results.recertify import read_results
 from idrc_jax.results.result_rows import (
-    COLUMNS,
-    LEVELLED,
     NAME,
-    PAIRED,
+    OURS,
     Row,
     columns_of,
     line_of,
     read_as_it_is,
-    read_results,
     write,
 )
 from idrc_jax.results.resume_check import same_guarantee
@@ -124,7 +122,7 @@ def result_files(folder: Path) -> list[Path]:
 
 def _rows_under_manifest(folder: Path) -> bool:
     """Whether any table of the folder, whatever its name, has rows that its manifest is about."""
-    headers = tuple(append_only.line(columns).encode() for columns in (COLUMNS, PAIRED, LEVELLED))
+    headers = tuple(append_only.line(columns).encode() for columns in OURS)
     tables = [path for path in folder.glob("*.tsv") if path.is_file() and path.read_bytes().startswith(headers)]
     return any(map(append_only.has_rows, {*tables, *result_files(folder)}))
 

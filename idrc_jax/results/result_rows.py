@@ -9,6 +9,7 @@ compared whenever a run goes on) and one entry a call (`sessions`: versions, dev
 import contextlib
 import dataclasses
 import math
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from typing import Any, NamedTuple, Self, overload
 import numpy as np
 
 from idrc_jax import several_levels
-from idrc_jax.certificates import Certificate, confidence_bounds, sampling_plans, schemes, user_schemes
-from idrc_jax.core import append_only, files
+from idrc_jax.certificates import Certificate, confidence_bounds, norms, sampling_plans, schemes, user_schemes
+from idrc_jax.core import append_only, files, validate
 from idrc_jax.core.json_values import Json, as_json
 from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, read_manifest
 
@@ -43,7 +44,7 @@ class Row:
     Attributes:
       idx, label: of the image in its data set; label -1 where it is unknown.
       predict: the class, or -1 (abstain).
-      radius: valid l2 radius in pixel units; nan where the scheme has no certificate.
+      radius: valid radius in pixel units, in `norm`; nan where the scheme has no certificate.
       correct: 1 where `predict` is the label, else 0, also where the label is unknown (see `is_correct`).
       time: seconds.
       radius_published: the paper's radius.
@@ -57,6 +58,7 @@ class Row:
         which the two answered differently, by f's answer; None elsewhere, where files have no such column.
       votes_by_level: under a scheme of several levels, what was drawn under each, in this order (as in a
         `Certificate`); None under others.
+      norm: of both radii; a column of files whose radii are not l2.
     """
 
     idx: int
@@ -75,6 +77,7 @@ class Row:
     votes: dict[int, int] | None = None
     differing: dict[int, int] | None = None
     votes_by_level: tuple[LevelRow, ...] | None = None
+    norm: str = "l2"
 
     @property
     def samples(self) -> int:
@@ -85,12 +88,7 @@ class Row:
 
     @classmethod
     def from_certificate(
-        cls,
-        certificate: Certificate,
-        idx: int,
-        label: int,
-        seconds: float,
-        differing: dict[int, int] | None = None,
+        cls, certificate: Certificate, idx: int, label: int, seconds: float, differing: dict[int, int] | None = None
     ) -> Self:
         """The row of a certificate."""
         levels = tuple(LevelRow(one.level, one.selected, by_class(one.votes)) for one in certificate.votes_by_level)
@@ -103,6 +101,7 @@ class Row:
             votes=by_class(certificate.votes),
             differing=differing,
             votes_by_level=levels or None,
+            norm=certificate.norm,
         )
 
 
@@ -112,13 +111,16 @@ def by_class(votes: Sequence[int]) -> dict[int, int]:
     return {number: count for number, count in enumerate(classes) if count} | ({-1: last} if last else {})
 
 
-COLUMNS = tuple(field.name for field in dataclasses.fields(Row))[:-2]
+COLUMNS = tuple(field.name for field in dataclasses.fields(Row))[:-3]
 PAIRED = (*COLUMNS, "differing")  # of incremental runs
 LEVELLED = (*COLUMNS, "votes_by_level")  # under a scheme of several levels
+OURS = tuple(columns + more for columns in (COLUMNS, PAIRED, LEVELLED) for more in ((), ("norm",)))
 SIX = COLUMNS[:6]
 _SHARED = [field.name for field in dataclasses.fields(Certificate) if field.name in COLUMNS and field.name != "votes"]
 _INTEGERS = {"idx", "label", "predict", "correct", "selected", "n", "n0"}
 _BOOLEANS = {"True": 1, "False": 0}
+_LEAST = {"label": -1, "predict": -1, "selected": -1, "statistic": -sys.float_info.max}  # of others 0
+_UNKNOWN = {"radius", "radius_published"}  # may be nan
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ class Results:
             stored, other = read_manifest(path.parent), False
             if path.is_file():
                 files.lock_or_refuse(held.enter_context(path.open("r+b")).fileno(), path)
-                there = read_results(path)
+                there = read_rows(path)
                 other = there.manifest is None or not {row.idx for row in there.rows} <= {row.idx for row in self.rows}
             if other or (stored is not None and stored["guarantee"] != self.manifest["guarantee"]):
                 raise ValueError(f"Expected a place without other results, got {path.parent}: save them elsewhere.")
@@ -209,34 +211,21 @@ class Results:
         return dataclasses.replace(self, path=path)
 
 
-def read_results(path: str | Path) -> Results:
-    """Read a result file of this project, or a six-column log of another.
-
-    Args:
-      path: the file, or a run's folder. In six-column logs `time` is seconds or h:mm:ss, after days if there are any,
-        and `correct` may be True or False.
-
-    Rows whose `correct` contradicts label and predict, as in logs that write a running total there or 1 for an
-    abstention, get the one that follows from these (`is_correct`), and a warning counts them. A last line without its
-    newline, in a file of this project, was cut off by a crash: it is left out with a warning.
-
-    Raises:
-      ValueError: no such file, an unknown header, a malformed line (named), an index that comes twice, or rows of
-        another noise level, another number of samples or another plan than those of the manifest beside them.
-    """
+def read_rows(path: str | Path) -> Results:
+    """`results.read_results`, but for whether what is certified follows from the votes."""
     path = Path(path) / NAME if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise ValueError(f"Expected a result file at {path}, got no such file.")
     found, whole = read_as_it_is(path)
     if not whole:
-        warnings.warn(f"The last line of {path} was cut off by a crash and is left out.", stacklevel=2)
+        warnings.warn(f"The last line of {path} was cut off by a crash and is left out.", stacklevel=3)
     rows = tuple(dataclasses.replace(row, correct=is_correct(row.label, row.predict)) for row in found.rows)
     changed = sum(new.correct != old.correct for new, old in zip(rows, found.rows, strict=True))
     if changed:
         warnings.warn(
             f"In {changed} of the {len(rows)} rows of {path} the column correct contradicts label and predict: it is "
             "taken from these.",
-            stacklevel=2,
+            stacklevel=3,
         )
     return dataclasses.replace(found, rows=rows)
 
@@ -256,9 +245,9 @@ def write(rows: Iterable[Row], manifest: Manifest, out: Path, name: str = NAME) 
 
 def columns_of(guarantee: Json) -> tuple[str, ...]:
     """The columns of a file under a manifest's guarantee."""
-    if "paired" in guarantee:
-        return PAIRED
-    return LEVELLED if guarantee["scheme"] in (schemes.Cascade.name, schemes.Routed.name) else COLUMNS
+    levelled = guarantee["scheme"] in (schemes.Cascade.name, schemes.Routed.name)
+    norm = () if guarantee.get("norm", "l2") == "l2" else ("norm",)
+    return (PAIRED if "paired" in guarantee else LEVELLED if levelled else COLUMNS) + norm
 
 
 def line_of(row: Row) -> str:
@@ -266,7 +255,7 @@ def line_of(row: Row) -> str:
     values = [repr(getattr(row, name)) for name in COLUMNS[:-1]]
     counts = [row.votes] if row.differing is None else [row.votes, row.differing]
     levels = [] if row.votes_by_level is None else [levels_text(row.votes_by_level)]
-    return append_only.line([*values, *map(votes_text, counts), *levels])
+    return append_only.line([*values, *map(votes_text, counts), *levels, *([] if row.norm == "l2" else [row.norm])])
 
 
 def levels_text(levels: Iterable[LevelRow] | None) -> str:
@@ -295,7 +284,7 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], tuple[Row, ...], bool]:
     except UnicodeDecodeError:
         raise ValueError(f"Expected a text file of results, got {path}.") from None
     columns = tuple(lines[0].split("\t"))
-    if columns not in (PAIRED, LEVELLED, COLUMNS, SIX):
+    if columns not in (*OURS, SIX):
         raise ValueError(f"Expected a header {' '.join(SIX)} (and ours beyond) in {path}, got {lines[0][:80]!r}.")
     whole = columns == SIX or lines[-1] == ""
     body = lines[1:] if whole else lines[1:-1]
@@ -305,7 +294,7 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], tuple[Row, ...], bool]:
     for number, line in enumerate(body, start=2):
         try:
             row = _parse(columns, line)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"Expected {len(columns)} columns of numbers in {path}, line {number}: {error}.") from None
         if row.idx in rows:
             raise ValueError(f"Expected each image once in {path}, got {row.idx} again in line {number}.")
@@ -320,12 +309,14 @@ def _check_rows(rows: tuple[Row, ...], columns: tuple[str, ...], manifest: Manif
         plan = sampling_plans.from_description(made)
         # The level of a user's own scheme is known to that scheme alone.
         scheme = None if user_schemes.is_own(made) else schemes.from_description(made)
+        bounds = several_levels.bounds_of_results(made)
     except (KeyError, TypeError) as error:
         raise ValueError(f"Expected a whole manifest beside {path}, got one without {error}.") from None
-    if columns != columns_of(made):
+    wanted, norm = columns_of(made), made.get("norm", "l2")
+    if columns != wanted or {row.norm for row in rows} != {norm}:
         raise ValueError(
-            f"Expected {len(columns_of(made))} columns in {path}, as {MANIFEST} beside it says, got {len(columns)}: it "
-            "is a file of another run."
+            f"Expected {len(wanted)} columns of {norm} radii in {path}, as {MANIFEST} beside it says, got "
+            f"{len(columns)} of {rows[0].norm} radii: it is a file of another run."
         )
     looks = set(plan.looks())
     levels = [[row.sigma_x] for row in rows]
@@ -333,6 +324,8 @@ def _check_rows(rows: tuple[Row, ...], columns: tuple[str, ...], manifest: Manif
         levels = schemes.drawn_levels(scheme, np.asarray([row.statistic for row in rows], np.float64)).tolist()
     for row, own in zip(rows, levels, strict=True):
         told = ", ".join(map(str, own))
+        if max(row.label, row.predict, row.selected or 0) >= made["classes"]:
+            raise ValueError(f"Expected {made['classes']} classes in {path}, got another at image {row.idx}.")
         seen = looks | {0} if isinstance(scheme, schemes.Routed) else looks  # 0 where the router is undecided
         if row.n not in seen or row.n0 != plan.selection or row.sigma_x not in own:
             raise ValueError(
@@ -340,24 +333,25 @@ def _check_rows(rows: tuple[Row, ...], columns: tuple[str, ...], manifest: Manif
                 f"{plan.name}) and sigma_x = {told}, got n = {row.n}, n0 = {row.n0}, sigma_x = {row.sigma_x} for "
                 f"image {row.idx}: it is a file of another run."
             )
-        if scheme is not None and row.votes_by_level is not None and not _fits(row, scheme, own, looks):
+        if bounds is not None and not _fits(row, bounds, own, looks, made["classes"]):
             raise ValueError(
                 f"Expected votes_by_level of image {row.idx} in {path} under {told} in turn, one of them with the "
                 f"row's votes, got {levels_text(row.votes_by_level)}: the row was changed."
             )
 
 
-def _fits(row: Row, scheme: schemes.Scheme, levels: Sequence[float | None], looks: set[int]) -> bool:
+def _fits(row: Row, bounds: several_levels.Bounds, levels: Sequence[float], looks: set[int], classes: int) -> bool:
     """Whether a row's votes by level, at looks, are of levels as they follow each other, the row's own among them."""
     drawn = row.votes_by_level or ()
-    if not several_levels.follow(scheme, drawn, row.n0 or 0) or any(
-        sum(one.votes.values()) not in looks for one in drawn
-    ):
+    if not several_levels.follow(bounds.scheme, drawn, row.n0 or 0):
         return False
-    about = several_levels.about_classes(scheme, drawn)
-    own = [(levels[one.level], one.selected, one.votes) for one in about] or [
-        (levels[0], confidence_bounds.ABSTAIN, {})
-    ]
+    for one in drawn:
+        if sum(one.votes.values()) not in looks or max([one.selected, *one.votes]) >= bounds.classes(
+            one.level, classes
+        ):
+            return False
+    own = [(levels[one.level], one.selected, one.votes) for one in several_levels.about_classes(bounds.scheme, drawn)]
+    own = own or [(levels[0], confidence_bounds.ABSTAIN, {})]
     return (row.sigma_x, row.selected, row.votes) in own and row.n == sum((row.votes or {}).values())
 
 
@@ -368,23 +362,33 @@ def _parse(columns: tuple[str, ...], line: str) -> Row:
     values: dict[str, Any] = {}
     for name, text in zip(columns, texts, strict=True):
         if name in ("votes", "differing"):
-            values[name] = _votes(text)
+            values[name] = parse_votes(text)
         elif name == "votes_by_level":
             parts = (level.split("/") for level in text.split(";"))
-            values[name] = tuple(LevelRow(int(level), int(selected), _votes(own)) for level, selected, own in parts)
+            values[name] = tuple(LevelRow(int(level), int(first), parse_votes(own)) for level, first, own in parts)
+        elif name == "norm":
+            values[name] = validate.one_of("norm", text, norms.EXPONENTS)
         elif name in _INTEGERS:
             values[name] = _BOOLEANS[text] if text in _BOOLEANS and name == "correct" else int(text)
         else:
             values[name] = _seconds(text) if name == "time" else float(text)
-    for name in ("radius", "radius_published", "time"):
-        value = values.get(name, 0.0)
-        if value < 0 or math.isinf(value) or (name == "time" and math.isnan(value)):
+    for name, value in values.items():
+        unknown = name in _UNKNOWN and value != value
+        if isinstance(value, float) and not (unknown or _LEAST.get(name, 0) <= value < math.inf):
             raise ValueError(f"got {name} = {value}, which is not finite and >= 0")
+        if isinstance(value, int) and not _LEAST.get(name, 0) <= value < 2**63:
+            raise ValueError(f"got {name} = {value}, which is not from {_LEAST.get(name, 0)} to 2^63 - 1")
     return Row(**values)
 
 
-def _votes(text: str) -> dict[int, int]:
-    return {int(number): int(count) for number, count in (pair.split(":") for pair in text.split(",") if pair)}
+def parse_votes(text: str) -> dict[int, int]:
+    """What `votes_text` wrote; ValueError for anything but one count a class."""
+    texts = (pair.split(":") for pair in text.split(",") if pair)
+    pairs = [(int(number), int(count)) for number, count in texts]
+    votes = dict(pairs)
+    if len(votes) < len(pairs) or not all(-1 <= number < 2**63 and 0 <= votes[number] < 2**63 for number in votes):
+        raise ValueError(f"got votes {text[:80]}, which are not one count >= 0 a class")
+    return votes
 
 
 def _seconds(text: str) -> float:

@@ -30,8 +30,9 @@ def same_guarantee(
 
 def guarantee_differences(stored: Mapping[str, object], asked: Mapping[str, object]) -> str:
     """`differences` of two guarantees; one that names no generator, or no code of a user's scheme, is older than that:
-    its generator is JAX's default, and its code any, unless its scheme has the name of one of this package."""
+    its generator is JAX's default, and its code any, unless its scheme has the name of one of this package. One that
+    names no norm has l2 radii."""
     code = {name: one[name] for name in ("scheme_class", "scheme_sha256") for one in (stored, asked) if name in one}
     if stored.get("scheme") in SCHEMES:
         code = {}
-    return differences(*({"generator": "threefry2x32", **code, **one} for one in (stored, asked)))
+    return differences(*({"generator": "threefry2x32", "norm": "l2", **code, **one} for one in (stored, asked)))

@@ -1,6 +1,5 @@
 """Result files shown side by side: their names, and what noise their networks were trained under."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -8,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from idrc_jax.core import append_only, files
-from idrc_jax.core.json_values import Json
-from idrc_jax.results import result_file, result_rows
+from idrc_jax.core.json_values import Json, require
+from idrc_jax.results import recertify, result_file, result_rows
+from idrc_jax.results.manifest import TRAINING
 from idrc_jax.results.result_rows import Results
 
 
@@ -41,7 +41,7 @@ def read(arguments: Sequence[str]) -> list[Run]:
     for argument in arguments:
         name, path = _split(argument)
         names.append(name)
-        found.append(result_rows.read_results(path))
+        found.append(recertify.read_results(path))
         if not found[-1].rows:
             raise ValueError(f"Expected at least one row in {found[-1].path}, got none.")
     return [Run(name or own, one) for name, own, one in zip(names, labels(found), found, strict=True)]
@@ -94,6 +94,15 @@ def labels(several: Sequence[Results]) -> list[str]:
     return made
 
 
+def norm_of(several: Sequence[Results]) -> str:
+    """The norm of all radii; ValueError for results in several norms, which are never shown or compared together."""
+    found = {row.norm: one.path for one in several for row in one.rows}
+    if len(found) > 1:
+        told = ", ".join(f"{norm} in {path}" for norm, path in found.items())
+        raise ValueError(f"Expected radii of one norm, got {told}: idrc-recertify --norm states radii in another norm.")
+    return next(iter(found), "l2")
+
+
 def other_images(a: Results, b: Results) -> str:
     """How the images of two files differ, as far as the files say; empty when they are the same."""
     one, other = ({row.idx: row.label for row in read.rows} for read in (a, b))
@@ -115,10 +124,10 @@ def other_images(a: Results, b: Results) -> str:
 
 def trained_under(one: Results) -> str:
     """The noise of the network's training, e.g. `gaussian, σ = 0.25`; empty where neither manifest nor folder says."""
-    training = _training(one)
-    if not training:
+    training = _training(one) or {}
+    if "scheme" not in training:
         return ""
-    scheme, low = training["scheme"], training["recipe"]["sigma_low"]
+    scheme, low = training["scheme"], training.get("recipe", {}).get("sigma_low", 0.0)
     return f"{scheme['name']}, σ {f'from {low:g} to' if low else '='} {scheme['sigma']:g}"
 
 
@@ -129,10 +138,9 @@ def _training(one: Results) -> Json | None:
     beside = one.path.parent / "train_config.json" if one.manifest else None
     if beside is None or not beside.is_file():
         return None
-    try:
-        return json.loads(files.read_text(beside))["training"]
-    except (ValueError, KeyError):
-        raise ValueError(f"Expected a training's settings in {beside}, got something else.") from None
+    found = files.read_json(beside)
+    require(found, {"training": TRAINING}, "", beside)
+    return found["training"]
 
 
 def _label(one: Results) -> str:

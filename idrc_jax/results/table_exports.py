@@ -6,6 +6,7 @@ from typing import Any
 from idrc_jax.core import extras, files
 from idrc_jax.results import result_rows
 from idrc_jax.results.result_rows import Results
+from idrc_jax.results.runs import norm_of
 
 
 def to_pandas(read: Results) -> Any:
@@ -46,5 +47,9 @@ def write_log(read: Results, path: Path) -> None:
     """
     if not read.labelled:
         raise ValueError(f"Expected labels in {read.path} for a log whose rows say what is correct, got none.")
+    if norm_of([read]) != "l2":
+        raise ValueError(
+            f"Expected l2 radii in {read.path} for a log, whose columns name no norm, got {norm_of([read])}."
+        )
     lines = ["\t".join(repr(getattr(row, name)) for name in result_rows.SIX) for row in read.rows]
     files.write_text(path, "\n".join(["\t".join(result_rows.SIX), *lines, ""]))

@@ -225,14 +225,14 @@ def _kept(file: Path, shape: tuple[int, ...], count: Callable[[], np.ndarray]) -
 def _load(file: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Read counts; ValueError for none, a damaged file or those of other images."""
     try:
-        counts = np.load(file)
+        counts = np.array(np.load(file, mmap_mode="r"))  # mapped, an array is not larger than its file
     except (OSError, ValueError, EOFError) as error:
         why = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise ValueError(
             f"Expected the votes of this run in {file}, got: {why}. Restore the file, or train in another workdir."
         ) from None
-    if counts.shape != shape:
-        raise ValueError(f"Expected votes {list(shape)} in {file}, got {list(counts.shape)}: remove it.")
+    if counts.shape != shape or counts.dtype.kind != "i":
+        raise ValueError(f"Expected votes {list(shape)} in {file}, got {counts.dtype} {list(counts.shape)}: remove it.")
     return counts
 
 

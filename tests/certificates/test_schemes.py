@@ -22,6 +22,9 @@ def test_levels_are_the_definitions():
         "stepped": np.full(6, sigma),
         "cascade": np.full(6, sigma),  # its largest
         "routed": np.full(6, sigma),  # the router's
+        "box": np.full(6, sigma),
+        "laplace": np.full(6, sigma),
+        "splitting": np.full(6, 221 / (510 * np.sqrt(3))),  # the nearest whole number of grey levels
     }
     assert expected.keys() == schemes.SCHEMES.keys()
     for name, levels in expected.items():

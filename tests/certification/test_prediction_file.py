@@ -77,6 +77,42 @@ def test_a_file_of_someone_elses_stays_as_it_is(dataset, tmp_path, suffix, manif
     assert path.read_text() == "my notes\nwithout an end"
 
 
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("0\t0\t1\t0\tdog", "twice"),
+        ("4\t0\t1\t1\tdog", "a row that says"),
+        ("4\t0\t-2\t0\tdog", "a row that says"),
+        ("-4\t0\t1\t0\tdog", "a row that says"),
+        ("4\t0\t1\tx\tdog", "invalid literal"),
+        ("4\t0\t1", "zip"),
+        ("9" * 5000 + "\t0\t1\t0\tdog", "digits"),
+    ],
+)
+@pytest.mark.parametrize("suffix", prediction_file.SUFFIXES)
+def test_rows_that_were_damaged_are_refused(tmp_path, suffix, line, why):
+    names = ("idx", "label", "predict", "correct", "class")
+    path, whole = tmp_path / f"made{suffix}", dict(zip(names, (0, 0, 1, 0, "dog"), strict=True))
+    with PredictionFile(path, names, {"n": 5}) as file:
+        file.append([whole])
+    assert prediction_file.tally(path, {0}) == (0, 0)
+    if suffix == ".jsonl":
+        cells = [cell if cell in ("dog", "x") else int(cell[:4]) for cell in line.split("\t")]
+        line = json.dumps(dict(zip(names, cells, strict=False))).replace("9999", "9" * 5000)
+        why = {"invalid literal": "invalid", "zip": "'correct'"}.get(why, why)
+    with path.open("a") as opened:
+        opened.write(f"{line}\n")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=rf"each image's once, got something else: .*{why}"):
+        prediction_file.tally(path, {0})
+    with pytest.raises(ValueError, match="got something else"), PredictionFile(path, names, {"n": 5}):
+        pass
+    assert path.read_bytes() == before
+    path.write_bytes(before[:-2] + b"\xff\n")
+    with pytest.raises(ValueError, match=r"got something else: .*codec"):
+        prediction_file.tally(path, {0})
+
+
 def test_two_processes_do_not_write_one_file(dataset, tmp_path):
     path = tmp_path / "made.tsv"
     with PredictionFile(path, ("idx",), {"n": 5}):

@@ -36,3 +36,9 @@ def test_several_names_are_told_each_once():
     assert str(error.renamed(PATHS)) == told
     assert str(error.renamed(PATHS).renamed(PATHS)) == told
     assert pickle.loads(pickle.dumps(error)).names == ("levels", "edges")
+
+
+def test_what_no_float_holds_is_not_finite():
+    assert [validate.finite(value) for value in (10**300, 10**400, float("nan"), True, "1")] == [True, *[False] * 4]
+    with pytest.raises(SettingError, match="Expected n > 0, got 10000"):
+        validate.positive("n", 10**400)

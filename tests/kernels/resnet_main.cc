@@ -28,11 +28,10 @@ int main(int, char** arguments) {
   const int count = number(7), classes = number(8);
   const idrc::Network network(weights.data(), image, classes, number(9), number(10), number(11));
   std::vector<float> logits(count * classes);
-  idrc::Worker worker(network);
-  for (int first = 0; first < count; first += idrc::kTask) {
-    worker.Run(images.data() + first * network.Pixels(), std::min(idrc::kTask, count - first),
-               logits.data() + first * classes);
-  }
+  idrc::ClassifyAll(network, images.data(), count, logits.data(), [](int tasks, const auto& make) {
+    auto worker = make();
+    for (int task = 0; task < tasks; ++task) worker(task);
+  });
   std::FILE* file = std::fopen(arguments[3], "wb");
   std::fwrite(logits.data(), sizeof(float), logits.size(), file);
   return std::fclose(file);

@@ -62,6 +62,16 @@ def test_every_width(bits, tmp_path, monkeypatch):
     check(program, [], tmp_path)
 
 
+@pytest.mark.evidence
+def test_amx_in_plain_cpp(tmp_path):
+    """The way of a processor with AMX, with tiles written out; 11 images leave a place beside the last one empty."""
+    built.require(resnet_cpu)
+    program = tmp_path / "program"
+    compiler = [*build.compiler(), "-O1", "-march=native", "-DIDRC_EMULATE_AMX"]
+    subprocess.run([*compiler, *FLAGS, SOURCE, "-o", program], check=True)
+    check(program, [], tmp_path)
+
+
 @pytest.mark.peers
 @pytest.mark.parametrize("flags", [["-march=native"], ["-march=native", "-mno-avx512f"], []])
 def test_clang(flags, tmp_path):

@@ -142,3 +142,9 @@ def test_initial_values_have_pytorchs_spread():
     for ours, theirs in ((model.head.kernel[...], linear.weight), (model.head.bias[...], linear.bias)):
         assert float(np.std(ours)) == pytest.approx(float(theirs.detach().std()), rel=0.1)
         assert float(np.abs(ours).max()) <= 1 / 8
+
+
+@pytest.mark.parametrize("depth", [2, 9, 10_004, 2**31])
+def test_depths_that_are_none_are_refused_before_anything_is_built(depth):
+    with pytest.raises(ValueError, match=r"Expected a ResNet depth of 6n \+ 2 .* got"):
+        ResNet(depth=depth, classes=3, mean=(0.5,), std=(0.5,), channels=1, rngs=nnx.Rngs(0))

@@ -91,11 +91,39 @@ def test_hash_is_of_the_tensors(saved):
         (lambda t, m: m.pop("idrc_jax"), "without its description"),
         (lambda t, m: m.update(idrc_jax=json.dumps({"format": 9})), "format 1"),
         (lambda t, m: m.update(idrc_jax="{"), "description"),
-        (lambda t, m: m.update(idrc_jax=json.dumps({"format": 1, "architecture": "resnet"})), "description"),
+        (
+            lambda t, m: m.update(idrc_jax=json.dumps({"format": 1, "architecture": "resnet"})),
+            "Expected image_shape",
+        ),
     ],
 )
 def test_damaged_or_foreign_files_are_refused(saved, change, message):
     rewrite(saved, change)
+    with pytest.raises(ValueError, match=message):
+        models.load_classifier(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": ["resnet"]}, "Expected architecture in .* to be a text"),
+        ({"image_shape": 0.5}, "Expected image_shape in .* to be a list"),
+        ({"image_shape": [8, 8]}, "Expected 3 values at image_shape"),
+        ({"mean": ["synthetic"]}, r"Expected mean\.0 in .* to be a finite number"),
+        ({"classes": 2.0}, "Expected classes in .* to be an integer"),
+        ({"depth": 6 * 10**9 + 2}, "Expected a network of 6000000002 layers in .* tensors"),
+        ({"training": {"scheme": "gaussian"}}, r"Expected training\.scheme in"),
+        ("[" * 100_000, "Expected a readable description"),
+        ("[]", "Expected a readable description"),
+        ("3", "Expected a readable description"),
+    ],
+)
+def test_descriptions_that_are_none_are_refused(saved, change, message):
+    def put(_, metadata):
+        whole = json.loads(metadata["idrc_jax"])
+        metadata["idrc_jax"] = change if isinstance(change, str) else json.dumps(whole | change)
+
+    rewrite(saved, put)
     with pytest.raises(ValueError, match=message):
         models.load_classifier(saved)
 

@@ -253,7 +253,7 @@ def test_damage_beside_the_rows_is_named(tmp_path, name):
     else:
         (folder / name).write_bytes(content[: len(content) // 2 - 3].replace(b"idx\t", b"x\t"))
     error = running.refused(command.main, folder, "--out", tmp_path / "out")
-    assert (name if name != "manifest.json" else "without 'n0'") in error
+    assert name in error
 
 
 def test_ten_thousand_rows_make_a_small_page(tmp_path):
@@ -288,7 +288,7 @@ def test_the_page_tells_how_sure_the_votes_are(tmp_path):
     (tmp_path / "log.tsv").write_text("".join("\t".join(row.split("\t")[:6]) + "\n" for row in rows))
     page = page_of(folder, tmp_path / "log.tsv")
     read = runs.read([str(folder)])[0].results
-    share = float((metrics.right_probabilities(read) >= 0.75).mean())
+    share = float((metrics.right_probabilities(read) >= 0.5).mean())
     assert f"p ≥ 0.75 p ≥ 0.9 p ≥ 0.99 p ≥ 0.999 ACR of it from p ≥ 0.99 l1, σ = 0.25 {share:.3f}" in page.text
     assert "Another project's file: it has no p_lower." in page.text
     assert "probabilities" in json.loads(page.scripts[0])

@@ -86,6 +86,7 @@ def test_spacing():
     assert run_summaries.spacing([40, 0, 20]) == (0, 41, 20)
     assert run_summaries.spacing([7]) == (7, 8, 1)
     assert run_summaries.spacing([0, 1, 3]) is None
+    assert run_summaries.spacing([]) is None
 
 
 RUNS = sorted(path.parent for path in (ROOT / "results").rglob("manifest.json"))

@@ -177,13 +177,13 @@ def test_the_command_writes_each_format(tmp_path):
 def test_tables_of_runs_whose_radii_are_the_same_come_once():
     gaussian, other = (str(ROOT / "results/cifar10_resnet20_0.25" / name) for name in ("gaussian", "l1"))
     _, out, _ = running.run(command.main, "runs", gaussian)
-    assert out.startswith(f"{tables.VALID}. Valid = published for these runs.\n")
-    assert tables.PUBLISHED not in out
+    assert out.startswith(tables.VALID.format(norm="l2") + ". Valid = published for these runs.\n")
+    assert tables.PUBLISHED.format(norm="l2") not in out
     for arguments, captions in (((gaussian, other), 2), ((gaussian, "--kind", "published"), 1)):
         _, out, _ = running.run(command.main, "runs", *arguments)
         assert "Valid =" not in out
         assert out.count("radii") == captions
-        assert tables.PUBLISHED in out
+        assert tables.PUBLISHED.format(norm="l2") in out
 
 
 def test_probabilities_their_shares_and_what_they_make_up_of_the_acr(tmp_path):

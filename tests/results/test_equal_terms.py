@@ -139,7 +139,7 @@ def test_the_comparison_warns_offers_and_does(pair):
 def test_tables_and_the_report_warn_in_one_line(pair, tmp_path):
     said = "Not on equal terms: n is 400 for “a”, 50 for “b”."
     _, out, error = running.run(tables.main, "runs", *pair, "--kind", "valid")
-    assert out.startswith(f"Certified accuracy (valid radii). {said}\n")
+    assert out.startswith(f"Certified accuracy (valid l2 radii). {said}\n")
     assert error.startswith(f"warning: {said} idrc-recertify --n and --alpha")
     assert error.count("\n") == 1
     _, _, error = running.run(report_command.main, *pair, "--out", tmp_path)

@@ -110,6 +110,30 @@ def test_the_noise_shown_is_that_of_the_first_vote(name):
     assert noisy.min() < 0 or noisy.max() > 1  # not clipped yet
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.zeros((2, 4, 4), np.uint8)}, "uint8 images"),
+        ({"index": np.arange(3)}, "uint8 images"),
+        ({"noisy": np.zeros((2, 4, 4, 1))}, "uint8 images"),
+        ({"index": np.array([0.0, 1.0])}, "ascending indices"),
+        ({"index": np.array([20, 20])}, "ascending indices"),
+        ({"sigma_x": np.array(["a", "b"])}, "noise levels"),
+        ({"index": None}, "missing"),
+        ({"images": np.array([{}, {}], object)}, "Python objects"),
+    ],
+)
+def test_a_gallery_that_is_none_is_refused(tmp_path, change, message):
+    pixels = np.zeros((2, 4, 4, 1), np.uint8)
+    good = {"index": np.array([0, 20]), "images": pixels, "noisy": pixels, "sigma_x": np.full(2, 0.5)}
+    np.savez(tmp_path / gallery_file.NAME, **good)
+    assert gallery_file.read(tmp_path).index.tolist() == [0, 20]
+    made = {name: value for name, value in (good | change).items() if value is not None}
+    np.savez(tmp_path / gallery_file.NAME, **made)
+    with pytest.raises(ValueError, match=rf"{message}.*: make it again"):
+        gallery_file.read(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def certified(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")

@@ -104,14 +104,16 @@ def test_the_largest_radius_is_that_of_votes_that_all_agree():
         made.manifest["guarantee"] |= {"n": n, "alpha": alpha}
         expected = 0.5 * stats.norm.ppf(alpha ** (1 / n))  # sigma times the quantile of the exact bound
         assert metrics.largest_radius(made) == pytest.approx(expected, rel=1e-9)
-        said = re.search(rf"No radius above (\S+) is within reach of n {n:,}, alpha {alpha} and", summary_table(made))
+        said = re.search(
+            rf"No l2 radius above (\S+) is within reach of n {n:,}, alpha {alpha} and", summary_table(made)
+        )
         assert 0 <= float(said[1]) - expected < 1e-3  # rounded up, or it would not be true
     two_sided = results([0.3])
     two_sided.manifest["guarantee"] |= {"certificate": "two_sided", "n": 100}
     assert 0 < metrics.largest_radius(two_sided) < 0.5 * stats.norm.ppf(0.001 ** (1 / 100))
     own = results([0.3], scheme="own")
     assert metrics.largest_radius(own) is None
-    assert "No radius above" not in summary_table(own)
+    assert "No l2 radius above" not in summary_table(own)
     assert metrics.largest_radius(dataclasses.replace(own, manifest=None)) is None
     assert metrics.largest_radius(results([math.nan], published=[0.5], scheme="l1")) is None
 

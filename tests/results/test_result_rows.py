@@ -12,21 +12,22 @@ from disks import no_file_above
 from idrc_jax import certificates, results
 from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.core import json_values
-from idrc_jax.results import metrics, table_exports
+from idrc_jax.results import metrics, runs, table_exports
 
 GUARANTEE = {"scheme": "gaussian", "sigma": 0.5, "ref": 1.0, "n0": 10, "n": 100, "alpha": 0.001, "data": "x/test"}
 GUARANTEE |= {"plan": "fixed", "certificate": "one_sided", "classes": 3, "dim": 48}
+FIXED = sampling_plans.Fixed(n0=10)
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
 
 
-def row(idx, label=1, votes=(3, 95, 0, 2), seconds=0.25, sigma=0.5):
+def row(idx, label=1, votes=(3, 95, 0, 2), seconds=0.25, sigma=0.5, alpha=0.001, plan=FIXED):
     (made,) = certificates.from_votes(
         schemes.Gaussian(sigma=sigma),
         [0.0],
         [1],
         np.array([votes]),
-        plan=sampling_plans.Fixed(n0=10),
-        alpha=0.001,
+        plan=plan,
+        alpha=alpha,
         dim=48,
     )
     return results.Row.from_certificate(made, idx, label, seconds)
@@ -224,6 +225,10 @@ def test_six_column_logs_of_other_projects(tmp_path, text, seconds):
         (["idx\tlabel\tpredict\tradius\tcorrect\ttime", "0\t1\tone\t0.5\t1\t2"], "line 2"),
         (["idx\tlabel\tpredict\tradius\tcorrect\ttime", "0\t1\t1\t0.5\t1\t2", "", "1\t1\t1\t0.5\t1\t2"], "line 3"),
         (["idx\tlabel\tpredict\tradius\tcorrect\ttime", "0\t1\t1\t.5\t1\t2", "0\t1\t1\t.5\t1\t2"], "once"),
+        ([HEADER, f"{2**63}\t1\t1\t.5\t1\t2"], r"line 2: got idx = 9223372036854775808, which is not from 0 to"),
+        ([HEADER, "-1\t1\t1\t.5\t1\t2"], "line 2: got idx = -1"),
+        ([HEADER, "0\t-2\t1\t.5\t1\t2"], "line 2: got label = -2"),
+        ([HEADER, f"0\t1\t1\t.5\t1\t{'9' * 400} days, 0:00:01"], "line 2: int too large"),
     ],
 )
 def test_malformed_files_are_refused_by_line(tmp_path, lines, message):
@@ -231,6 +236,102 @@ def test_malformed_files_are_refused_by_line(tmp_path, lines, message):
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(ValueError, match=message):
         results.read_results(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("votes", "0:3,1:94,-1:2", "Expected 100 votes for 3 classes at image 0"),
+        ("votes", "0:3,1:95,0:2", "line 2: got votes 0:3,1:95,0:2, which are not one count >= 0 a class"),
+        ("votes", "0:3,1:98,2:-1", "line 2: got votes"),
+        ("votes", "0:3,1:95,7:2", "Expected 100 votes for 3 classes"),
+        (
+            "votes",
+            "0:3,1:94,2:1,-1:2",
+            "Expected p_lower = .* of image 0 .*, from its votes, got .*: the row was changed",
+        ),
+        ("selected", "0", "Expected p_lower"),
+        ("selected", "3", "Expected 3 classes in .* got another at image 0"),
+        ("label", "3", "Expected 3 classes in"),
+        ("p_lower", "0.9", "Expected p_lower"),
+        ("p_lower", "-0.9", "line 2: got p_lower = -0.9"),
+        ("p_lower", "nan", "line 2: got p_lower = nan"),
+        ("predict", "0", "Expected predict = 1 of image 0"),
+        ("predict", "-1", "Expected predict = 1 of image 0"),
+        ("radius", "0.7", "Expected radius = "),
+        ("radius_published", "0.7", "Expected radius_published = "),
+    ],
+)
+def test_a_row_that_does_not_follow_from_its_votes_is_refused(tmp_path, column, value, message):
+    write(tmp_path, [row(0), row(20)])
+    path = tmp_path / "certificates.tsv"
+    header, line, last = path.read_text().splitlines()
+    cells = line.split("\t")
+    cells[results.COLUMNS.index(column)] = value
+    cells[results.COLUMNS.index("correct")] = str(int(column not in ("predict", "label")))
+    path.write_text("\n".join([header, "\t".join(cells), last, ""]))
+    for read in (
+        results.read_results,
+        lambda path: runs.read([str(path)]),
+        lambda path: results.merge([path], path.parent),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read(path)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "l1", "l2", "inverse_sqrt_norm", "uniform", "stepped"])
+def test_rows_of_every_scheme_follow_from_their_votes(tmp_path, name):
+    """A row whose bound was raised a little is refused, whatever the scheme; of some, one whose radius was, too."""
+    scheme = schemes.make(name, sigma=0.5)
+    made = json_values.as_json(GUARANTEE | schemes.describe(scheme))
+    (one,) = certificates.from_votes(scheme, [0.7], [1], np.array([(3, 95, 0, 2)]), plan=FIXED, alpha=0.001, dim=48)
+    whole = results.Row.from_certificate(one, 0, 1, 0.25)
+    results.write([whole], results.Results.in_memory([], made, {}).manifest, tmp_path)
+    assert repr(results.read_results(tmp_path).rows) == repr((whole,))
+    closed = {"radius": 1.001 * whole.radius} if name in ("gaussian", "stepped") else {}
+    for changed in ({"p_lower": 1.001 * whole.p_lower}, {"predict": 0, "correct": 0}, closed):
+        if changed:
+            results.write([dataclasses.replace(whole, **changed)], results.read_manifest(tmp_path), tmp_path)
+            with pytest.raises(ValueError, match="the row was changed"):
+                results.read_results(tmp_path)
+
+
+def test_lines_that_end_as_those_of_windows_are_read_and_gone_on_from(tmp_path):
+    write(tmp_path, [row(0), row(20)])
+    path = tmp_path / "certificates.tsv"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert results.read_results(path).rows == (row(0), row(20))
+    write(tmp_path, [row(40)])
+    assert results.read_results(path).rows == (row(0), row(20), row(40))
+    before = path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r")  # lines without an end: all of it is torn
+    path.write_bytes(before)
+    with pytest.raises(ValueError, match="Expected a header"):
+        results.read_results(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("alpha", "0.1", "guarantee.alpha in .* a finite number"),
+        ("alpha", None, "guarantee.alpha"),
+        ("n", 2**70, "guarantee.n in .* an integer of 64 bits"),
+        ("classes", 3.0, "guarantee.classes"),
+        ("sigma", float("nan"), "guarantee.sigma in .* a finite number, got NaN"),
+        ("paired", {"n": 3}, "guarantee.paired.share"),
+        ("seed", "0", "guarantee.seed"),
+    ],
+)
+def test_settings_of_another_kind_are_named(tmp_path, place, value, message):
+    write(tmp_path, [row(0)])
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["guarantee"][place] = value
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=rf"Expected {message}"):
+        results.read_results(tmp_path)
+    del manifest["guarantee"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"Expected guarantee in .*manifest\.json, got none"):
+        results.read_results(tmp_path)
 
 
 def test_missing_files_foreign_manifests_and_newer_schemas_are_refused(tmp_path):
@@ -253,7 +354,7 @@ def test_another_guarantee_cannot_take_the_folder_before_the_first_row(tmp_path)
         tmp_path, guarantee=GUARANTEE | {"alpha": 0.1}, session={}, name="certificates.1-of-2.tsv"
     )
     with first, second:
-        second.append(row(1))
+        second.append(row(1, alpha=0.1))
         with pytest.raises(ValueError, match=r"alpha.*0\.1"):
             first.append(row(0))
     assert [one.idx for one in results.read_results(tmp_path / "certificates.1-of-2.tsv").rows] == [1]
@@ -361,7 +462,7 @@ def test_rows_of_another_run_are_refused_under_this_ones_manifest(tmp_path, othe
 )
 def test_rows_of_another_plan_are_refused(tmp_path, plan):
     made = json_values.as_json(GUARANTEE | sampling_plans.describe(plan))
-    write(tmp_path, [dataclasses.replace(row(0), n0=0)], made)
+    write(tmp_path, [row(0, plan=plan)], made)
     assert len(results.read_results(tmp_path).rows) == 1  # 100 is a look of each
     write(tmp_path, [row(20)], made)
     with pytest.raises(ValueError, match=rf"n0 = 0 \(plan {plan.name}\)"):
@@ -369,8 +470,11 @@ def test_rows_of_another_plan_are_refused(tmp_path, plan):
 
 
 def test_a_manifest_without_its_plan_is_named(tmp_path):
-    write(tmp_path, [row(0)], {name: value for name, value in GUARANTEE.items() if name != "plan"})
-    with pytest.raises(ValueError, match=r"Expected a whole manifest beside .* without 'plan'"):
+    write(tmp_path, [row(0)])
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["guarantee"]["plan"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"Expected guarantee\.plan in .*manifest\.json, got none"):
         results.read_results(tmp_path)
 
 

@@ -170,8 +170,12 @@ def test_votes_that_are_gone_or_damaged_are_refused(synthetic, trained, tmp_path
     file.unlink()
     with pytest.raises(ValueError, match=r"Expected the votes of this run in .*, got: .*No such file.*another workdir"):
         drawing_of(synthetic, tmp_path).order(1)
-    np.save(file, np.zeros(7, np.int32))
-    with pytest.raises(ValueError, match=r"Expected votes \[512\] in .*, got \[7\]: remove it"):
+    for wrong, told in ((np.zeros(7, np.int32), r"int32 \[7\]"), (np.zeros(512), r"float64 \[512\]")):
+        np.save(file, wrong)
+        with pytest.raises(ValueError, match=rf"Expected votes \[512\] in .*, got {told}: remove it"):
+            drawing_of(synthetic, tmp_path).order(1)
+    file.write_bytes(file.read_bytes().replace(b"(512,), }     ", b"(10000000000000,), }")[:300])  # of 73 TiB
+    with pytest.raises(ValueError, match=r"Expected the votes of this run in .*, got: .*Restore"):
         drawing_of(synthetic, tmp_path).order(1)
 
 

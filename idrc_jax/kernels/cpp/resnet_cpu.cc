@@ -4,7 +4,7 @@
 // and a layer's weights stay in the level-2 cache. Activations are float32, NHWC, with a border of one zero pixel.
 // Batch normalisation is folded into the weights; bias, shortcut and ReLU are applied before a value is stored, and
 // with `half` it is rounded to bfloat16 as it is stored. Convolutions of 3x3 and stride 1 use minimal filtering where
-// the size is a multiple of 4; the others are direct. The plain-JAX twin is `models/folding.py`;
+// the size is a multiple of 4; the others are direct. A processor that has AMX takes a network in bfloat16 its own way. The plain-JAX twin is `models/folding.py`;
 // `kernels/resnet_cpu.py` packs the weights.
 
 #include <algorithm>
@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "resnet/amx_worker.h"
 #include "resnet/gradient.h"
 #include "resnet/worker.h"
 #include "self_test.h"
@@ -52,6 +53,27 @@ ffi::Error InputGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi
   return ffi::Error::Success();
 }
 
+// Classifies images by the way that is the network's; `deal` does tasks, by workers, as `ForEachTask` does.
+template <class Deal>
+void ClassifyAll(const Network& network, const float* from, int count, float* to, const Deal& deal) {
+  const auto by = [&](const auto& make) {
+    deal((count + kTask - 1) / kTask, [&] {
+      return [worker = make(), &network, from, to, count](int task) mutable {
+        const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(task) * kTask;
+        worker.Run(from + first * network.Pixels(), std::min<int>(kTask, count - first), to + first * network.classes);
+      };
+    });
+  };
+#if defined(IDRC_HAS_AMX)
+  if (AmxNetwork::Serves(network)) {
+    const AmxNetwork layers(network);
+    by([&] { return AmxWorker(layers); });
+    return;
+  }
+#endif
+  by([&] { return Worker(network); });
+}
+
 ffi::Error Classify(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> weights,
                     ffi::ResultBuffer<ffi::F32> logits, std::int64_t blocks, bool projection, bool half) {
   const auto size = images.dimensions();
@@ -64,15 +86,8 @@ ffi::Error Classify(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buf
   if (weights.element_count() != network.taken) {
     return ffi::Error::InvalidArgument("Expected as many weights as the network has.");
   }
-  const int count = static_cast<int>(size[0]);
-  const float* from = images.typed_data();
-  float* to = logits->typed_data();
-  ForEachTask(pool, (count + kTask - 1) / kTask, [&] {
-    return [worker = Worker(network), &network, from, to, count](int task) mutable {
-      const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(task) * kTask;
-      worker.Run(from + first * network.Pixels(), std::min<int>(kTask, count - first), to + first * network.classes);
-    };
-  });
+  ClassifyAll(network, images.typed_data(), static_cast<int>(size[0]), logits->typed_data(),
+              [&](int tasks, const auto& make) { ForEachTask(pool, tasks, make); });
   return ffi::Error::Success();
 }
 

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <vector>
 
+#include "amx.h"
 #include "direct.h"
 #include "winograd.h"
 
@@ -48,7 +49,38 @@ inline bool ConvolutionsAgree(int channels) {
   return error < 1e-4 * largest;  // a comparison that what is no number fails
 }
 
+// Whether a product by tiles is what it should be; true without tiles.
+inline bool TilesAgree() {
+#if defined(IDRC_HAS_AMX)
+  if (!Amx::Usable()) return true;
+  const Amx held;
+  alignas(64) Half left[kTile * kTileDepth], right[kTileDepth * kTile];
+  alignas(64) float sums[kTile * kTile];
+  for (int i = 0; i < kTile * kTileDepth; ++i) {  // small integers: every sum is exact
+    left[i] = ToHalf(static_cast<float>(i * 7 % 13 - 6));
+    right[i] = ToHalf(static_cast<float>(i * 5 % 11 - 5));
+  }
+  Amx::Clear<0>();
+  Amx::Read<4>(left, 2 * kTileDepth);
+  Amx::Read<6>(right, 2 * kTileDepth);
+  Amx::Add<0, 4, 6>();
+  Amx::Write<0>(sums, 4 * kTile);
+  for (int r = 0; r < kTile; ++r) {
+    for (int c = 0; c < kTile; ++c) {
+      float sum = 0;
+      for (int k = 0; k < kTileDepth; ++k) {
+        sum += FromHalf(left[r * kTileDepth + k]) * FromHalf(right[k / 2 * kTileDepth + 2 * c + k % 2]);
+      }
+      if (!(sums[r * kTile + c] == sum)) return false;
+    }
+  }
+#endif
+  return true;
+}
+
 }  // namespace idrc
 
 // 0 if all is well.
-extern "C" int IdrcSelfTest() { return idrc::ConvolutionsAgree(16) && idrc::ConvolutionsAgree(64) ? 0 : 1; }
+extern "C" int IdrcSelfTest() {
+  return idrc::ConvolutionsAgree(16) && idrc::ConvolutionsAgree(64) && idrc::TilesAgree() ? 0 : 1;
+}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from idrc_jax.certificates import Pairs, incremental
+from idrc_jax.certificates import Pairs
 from idrc_jax.certificates.sampling_plans import Fixed, SelectionFree
 
 ALPHA, RUNS = 0.1, 20_000
@@ -22,8 +22,8 @@ def drawn(p, lost, n, pairs):
 
 
 def test_it_is_the_difference_of_clopper_and_pearsons_bounds():
-    found = incremental.lower(
-        Fixed(n=1000), np.array([900, 900, 10]), np.full(3, 1000), np.array([0, 7, 5]), Pairs(200, 0.3), 0.01
+    found = Pairs(200, 0.3).lower(
+        Fixed(n=1000).lower, np.array([900, 900, 10]), np.full(3, 1000), np.array([0, 7, 5]), 0.01
     )
     of_network = stats.beta.ppf(0.007, [900, 900, 10], [101, 101, 991])
     difference = stats.beta.ppf(1 - 0.003, [1, 8, 6], [200, 193, 195])
@@ -39,7 +39,7 @@ def test_it_is_the_difference_of_clopper_and_pearsons_bounds():
 def test_the_bound_holds(p, lost, n, pairs, share):
     """The worst variant: it loses what the pairs show and gains nothing elsewhere."""
     own, differing = drawn(p, lost, n, pairs)
-    found = incremental.lower(Fixed(n=n), own, np.full(RUNS, n), differing, Pairs(pairs, share), ALPHA)
+    found = Pairs(pairs, share).lower(Fixed(n=n).lower, own, np.full(RUNS, n), differing, ALPHA)
     assert not exceeds(np.sum(found > p - lost))
     assert np.mean(found) > p - lost - 0.2  # and is not idle
 
@@ -57,7 +57,7 @@ def test_a_class_that_the_votes_chose_has_a_bound_only_with_the_plans_own_discou
     """`selection_free` certifies above 1/2 alone; f' is f here, with two classes of 1/2: it errs by the plan."""
     own = np.random.default_rng(0).binomial(100, 0.5, RUNS)
     most, none = np.maximum(own, 100 - own), np.zeros(RUNS, int)
-    found = incremental.lower(SelectionFree(n=100), most, np.full(RUNS, 100), none, Pairs(10**6, 0.01), ALPHA)
+    found = Pairs(10**6, 0.01).lower(SelectionFree(n=100).lower, most, np.full(RUNS, 100), none, ALPHA)
     assert not exceeds(np.sum(found > 0.5))
     undiscounted = Fixed(n=100).lower(most, np.full(RUNS, 100), ALPHA)
     assert exceeds(np.sum(undiscounted > 0.5))

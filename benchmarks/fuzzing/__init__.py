@@ -1,0 +1,1 @@
+"""Damaged files of every kind, made by a coverage-guided fuzzer, and what reading them does."""
