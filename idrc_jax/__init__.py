@@ -1,9 +1,9 @@
 """idrc_jax: certified robustness by randomized smoothing, with constant and input-dependent noise.
 
 Names are imported when first used, so that reading results or computing bounds never loads JAX. The rooms, from the
-ground up, each with what it is for in its first lines: `core`, `certificates`, `results`, `report`; below them JAX:
-`data`, `kernels`, `models`, `interop`, `sampling`, `losses`, `training`, `certification`, `audit`, `config`,
-`commands`.
+ground up, each with what it is for in its first lines: `core`, `certificates`, `several_levels`, `results`, `report`;
+below them JAX: `data`, `kernels`, `models`, `interop`, `sampling`, `losses`, `training`, `certification`, `audit`,
+`config`, `commands`.
 """
 
 import importlib
@@ -24,6 +24,7 @@ _ROOMS = (
     "report",
     "results",
     "sampling",
+    "several_levels",
     "training",
 )
 _NAMES = {  # public name -> the room that has it
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
         report,
         results,
         sampling,
+        several_levels,
         training,
     )
     from idrc_jax import models as checkpoints

@@ -12,7 +12,7 @@ from conftest import ROOT
 import idrc_jax
 
 PACKAGE = ROOT / "idrc_jax"
-WITHOUT_JAX = ["core", "certificates", "results", "report"]
+WITHOUT_JAX = ["core", "certificates", "several_levels", "results", "report"]
 ROOMS = [
     *WITHOUT_JAX, "data", "kernels", "models", "interop", "sampling", "losses", "training", "certification", "audit",
     "config", "commands",

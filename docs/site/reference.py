@@ -23,7 +23,7 @@ from idrc_jax import config as settings
 
 ROOT = Path(__file__).parents[2]
 ROOMS = (
-    "core", "certificates", "results", "report", "data", "kernels", "models", "interop", "losses",
+    "core", "certificates", "several_levels", "results", "report", "data", "kernels", "models", "interop", "losses",
     "sampling", "training", "certification", "audit", "config", "commands",
 )  # fmt: skip
 

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from idrc_jax.audit.balls import TINY, distances, length, per_image, projected, steepest
 from idrc_jax.certificates import schemes
 from idrc_jax.certificates.normal_thresholds import GRID
-from idrc_jax.certificates.schemes import Scheme, Stepped, host_scale
+from idrc_jax.certificates.schemes import Routed, Scheme, Stepped, host_scale
 from idrc_jax.models import Classifier, check_logits
 from idrc_jax.sampling import ApplyFn, devices, noise_laws, random_keys
 
@@ -315,9 +315,10 @@ def _noisy_logits(
     first: jax.Array,
     samples: int,
 ) -> jax.Array:
-    """Logits [T, samples, classes], classes being `number`, under each moved image's own noise, its levels in turn."""
+    """Logits [T, samples, classes], classes being `number`, under each moved image's own noise, its levels in turn, of
+    `routed` those that the router chooses from."""
     shape = moved.shape[1:]
-    levels = schemes.scales(scheme, scheme.statistic(moved))
+    levels = schemes.scales(scheme, scheme.statistic(moved))[..., int(isinstance(scheme, Routed)) :]
 
     def noisy(image: jax.Array, index: jax.Array, scale: jax.Array, number: jax.Array) -> jax.Array:
         return image + noise_laws.at(scheme.law, random_keys.sample(key, index, number), scale, image)

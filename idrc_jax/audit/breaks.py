@@ -2,11 +2,13 @@
 
 Under most schemes the class A loses to another one, B, that is likelier; a way is that class. A cascade gives another
 answer than A where, up to some level s, no level is sure of A, and s is sure of B; or where no level is sure of A at
-all. So a way is s and B, as the number s * K + B, s from 0 to the number of levels.
+all. So a way is s and B, as the number s * K + B, s from 0 to the number of levels. Under a router it is the level s
+that the router chooses and a class B that is likelier there than A.
 
 Guarantee: under "this way is not taken" the p-value is at most t with probability at most t. For a cascade that is a
 union: some level below s is sure of A, P_k(A) > t_k, or s is not sure of B, P_s(B) <= t_s. Each has its exact binomial
-p-value, and the largest of them is at most t only if that of the one that is true is (intersection-union test).
+p-value, and the largest of them is at most t only if that of the one that is true is (intersection-union test). Under a
+router the union is: the answer that leads to s has no more than half of the probability, or B is no likelier than A.
 Votes of all offsets of `splitting` are the truth: the p-value is 0 where another class is its answer, else 1.
 """
 
@@ -15,8 +17,9 @@ from scipy import stats
 
 from idrc_jax.audit import significance
 from idrc_jax.certificates import confidence_bounds
-from idrc_jax.certificates.level_schemes import Cascade
+from idrc_jax.certificates.level_schemes import Cascade, Routed
 from idrc_jax.certificates.schemes import Scheme, Splitting
+from idrc_jax.several_levels import routed
 
 
 def likeliest(scheme: Scheme, votes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -29,8 +32,10 @@ def likeliest(scheme: Scheme, votes: np.ndarray, classes: np.ndarray) -> tuple[n
     Returns:
       ways int [M], and shares float64 [M]: the rival's of the votes for either class, 0 where there are none; under a
       cascade 1/2 and by how much the least clear of the shares that the way needs is on the other side of its level's
-      threshold.
+      threshold; under a router the smaller of the share of the router's answer and the rival's.
     """
+    if isinstance(scheme, Routed):
+        return _likeliest_of_router(votes, classes)
     if not isinstance(scheme, Cascade):
         return strongest_rivals(votes[:, 0], classes)
     rows, last = np.arange(len(votes)), len(scheme.levels)
@@ -52,6 +57,13 @@ def p_value(scheme: Scheme, votes: np.ndarray, predict: int, way: int) -> tuple[
     last, (level, rival) = len(votes) - 1, divmod(way, votes.shape[-1] - 1)
     if isinstance(scheme, Splitting):
         return float(confidence_bounds.select(votes[0]) == predict), 0
+    if isinstance(scheme, Routed):
+        router = votes[routed.ROUTER]
+        found = [
+            float(stats.binom.sf(router[level - 1] - 1, np.sum(router), 0.5)),
+            significance.break_p_value(votes[level], predict, rival),
+        ]
+        return max(found), level if found[1] >= found[0] else routed.ROUTER
     if not isinstance(scheme, Cascade):
         return significance.break_p_value(votes[0], predict, rival), 0
     thresholds, n = (*scheme.thresholds, 0.5), votes.sum(axis=-1)
@@ -60,6 +72,17 @@ def p_value(scheme: Scheme, votes: np.ndarray, predict: int, way: int) -> tuple[
         found.append(float(stats.binom.sf(votes[level, rival] - 1, n[level], thresholds[level])))
     worst = int(np.argmax(found))
     return found[worst], worst
+
+
+def _likeliest_of_router(votes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`likeliest` under a router, whose votes are those of level 0."""
+    levels = range(routed.ROUTER + 1, votes.shape[1])
+    rivals, lost = np.stack([strongest_rivals(votes[:, level], classes) for level in levels], axis=-1)
+    router = votes[:, routed.ROUTER, : len(levels)] / np.maximum(votes[:, routed.ROUTER].sum(axis=-1, keepdims=True), 1)
+    shares = np.minimum(router, lost)
+    chosen, rows = np.argmax(shares, axis=1), np.arange(len(votes))
+    ways = (chosen + routed.ROUTER + 1) * (votes.shape[-1] - 1) + rivals[rows, chosen].astype(int)
+    return ways, shares[rows, chosen]
 
 
 def strongest_rivals(votes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,9 @@ def count(
 ) -> np.ndarray:
     """Count votes at images: int64 [M, levels, K + 1]; none where the noise level is 0, which certificates except.
 
+    K is that of the classifier or, if it has more answers, of its router, whose votes are those of level 0; the last
+    column counts votes whose logits were not finite, under every level.
+
     Args:
       execution: placed on its devices.
       points: float32 [M, H, W, C]; an image may come several times.
@@ -31,10 +34,14 @@ def count(
     """
     indices, levels = np.asarray(indices), host_levels(scheme, points)[1]
     votes = [
-        _count(execution, scheme, points, levels[:, level], indices=indices, first=first, n=n, key=key)
+        _count(
+            execution.at(scheme, level), scheme, points, levels[:, level], indices=indices, first=first, n=n, key=key
+        )
         for level, key in enumerate(keys)
     ]
-    return np.stack(votes, axis=1)
+    width = max(one.shape[1] for one in votes)
+    padded = [np.insert(one, [-1] * (width - one.shape[1]), 0, axis=1) for one in votes]
+    return np.stack(padded, axis=1)
 
 
 def _count(

@@ -18,8 +18,8 @@ from idrc_jax import sampling
 from idrc_jax.audit import attacks, balls, breaks, point_votes
 from idrc_jax.audit.attacks import Attacker, Targets
 from idrc_jax.audit.settings import Settings
-from idrc_jax.certificates import confidence_bounds
-from idrc_jax.certificates.schemes import Scheme, Splitting, Stepped, host_levels, level_count, on_grid
+from idrc_jax.certificates import Gaussian, Routed, Splitting, Stepped, confidence_bounds
+from idrc_jax.certificates.schemes import Scheme, drawn_level, host_levels, level_count, on_grid
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import random_keys
 
@@ -62,6 +62,7 @@ class Search:
 
     Attributes:
       position: of the image among those to be searched around.
+      answer: the router's there, by votes; -1 without one.
       image, index, predict: float32 [H, W, C]; what names its noise; its certified class.
       budgets: distances to try, descending.
       refinements: how many more to try afterwards, see `Settings`.
@@ -82,6 +83,7 @@ class Search:
     law: np.ndarray = field(repr=False)
     best: Candidate
     searched: int
+    answer: int = confidence_bounds.ABSTAIN
     nearest: Attempt | None = None
     tried: dict[float, Attempt] = field(default_factory=dict)
     confirmed: int = 0
@@ -132,14 +134,14 @@ class Searcher:
             ]
             for stage in stages
         }
-        self._attacker = Attacker(
-            self._execution.classifier,
-            scheme,
-            self._keys[random_keys.SEARCH][0],
-            settings.steps,
-            settings.samples,
-            self._execution.mesh,
-        )
+
+        def attacker(classifier: Classifier, scheme: Scheme, level: int) -> Attacker:
+            key = self._keys[random_keys.SEARCH][level]
+            return Attacker(classifier, scheme, key, settings.steps, settings.samples, self._execution.mesh)
+
+        router = self._execution.classifier.router if isinstance(scheme, Routed) else None
+        self._attacker = attacker(self._execution.classifier, scheme, int(router is not None))
+        self._router = router and attacker(router, Gaussian(float(drawn_level(scheme, 0.0))), 0)
         # How far above 1/2 the rival's share must be for fresh votes to confirm it probably: the critical value, and
         # two standard errors of the difference between screening and fresh votes.
         error = math.sqrt(1 / settings.votes + 1 / settings.screening)
@@ -197,6 +199,7 @@ class Searcher:
         moved = self._attacker.minimal_norm(targets, first=np.zeros(len(padding), int))
         far = attacks.within(targets, moved, stretch=True)
         laws = attacks.law_directions(self._scheme, targets.images, self._norm)
+        answers = self._answers(images, indices)
         group = [
             Search(
                 position=position,
@@ -208,6 +211,7 @@ class Searcher:
                 law=laws[i],
                 best=Candidate("minimal_norm", far[i]),
                 searched=self._attacker.draws,
+                answer=int(answers[i]),
             )
             for i, position in enumerate(positions)
         ]
@@ -249,7 +253,8 @@ class Searcher:
         """Points near the edge of each image's ball.
 
         The best point of larger balls, the changes of the noise level if it does change (under `stepped` also with the
-        rest of the budget spent towards the best point), and a random one, which comes last.
+        rest of the budget spent towards the best point), from the best point on the way to another answer of a router,
+        and a random one, which comes last.
         """
         padding = self._padding(len(group))
         numbers = np.asarray([len(one.tried) for one in group])[padding]
@@ -258,8 +263,14 @@ class Searcher:
         moves = list(attacks.law_moves(self._scheme, targets, laws)) if np.any(laws) else []
         if isinstance(self._scheme, Stepped):
             moves += [attacks.move_across(targets, moved, best) for moved in moves]
+        found = ["law"] * len(moves)
+        if self._router is not None:
+            first = np.asarray([one.searched for one in group])[padding]
+            answers = np.asarray([one.answer for one in group])[padding]
+            moves.append(self._router.pgd(targets._replace(classes=answers), best, first=first))
+            found.append("router")
         random = attacks.random_moves(targets, self._keys[random_keys.DIRECTION][0], numbers)
-        names = [[one.best.attack for one in group], *[["law"] * len(group) for _ in moves], ["random"] * len(group)]
+        names = [[one.best.attack for one in group], *[[name] * len(group) for name in (*found, "random")]]
         return self._screened(group, names, np.stack([best, *moves, random])[:, : len(group)])
 
     def _screened(
@@ -363,17 +374,19 @@ class Searcher:
         ways, shares = breaks.likeliest(self._scheme, votes, np.tile([one.predict for one in group], count))
         return ways.reshape(count, images), shares.reshape(count, images)
 
+    def _answers(self, images: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """The router's answers at images: int [M]; -1 without a router."""
+        if self._router is None:
+            return np.full(len(images), confidence_bounds.ABSTAIN)
+        n, none = np.full(len(images), self._settings.screening), np.zeros(len(images), int)
+        votes = self._votes(images, indices, random_keys.SCREENING, first=none, n=n)
+        return np.argmax(votes[:, 0, : self._router.classifier.classes], axis=1)
+
     def _votes(
-        self, points: np.ndarray, indices: Sequence[int], stage: int, *, first: np.ndarray, n: np.ndarray
+        self, points: np.ndarray, indices: Sequence[int] | np.ndarray, stage: int, *, first: np.ndarray, n: np.ndarray
     ) -> np.ndarray:
         return point_votes.count(
-            self._execution,
-            self._scheme,
-            points,
-            indices=indices,
-            first=first,
-            n=n,
-            keys=self._keys[stage],
+            self._execution, self._scheme, points, indices=indices, first=first, n=n, keys=self._keys[stage]
         )
 
     def _padding(self, images: int) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""Schemes of several constant levels: chosen by the bin of a statistic, or by the votes under larger ones.
+"""Schemes of several constant levels: chosen by the bin of a statistic, by the votes under larger ones, or by those of
+a router.
 
-Both are certified as constant Gaussian noise is, as far as the level cannot change.
+All are certified as constant Gaussian noise is, as far as the level cannot change.
 """
 
 import math
@@ -134,6 +135,74 @@ class Cascade(Scheme):
 
     def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
         return self.sigma * self.levels[-1], self.sigma * self.levels[0]
+
+
+@dataclass(frozen=True)
+class Routed(Scheme):
+    """Gaussian noise of a constant level that a smoothed router chooses (after Sun, Mao and Vechev 2026).
+
+    A router, a network with one answer for each of the levels, has a level of noise of its own; the answer that is
+    likeliest under it names the level of the classifier's noise, and the class that is likeliest under that is the
+    smoothed classifier's. Votes are drawn of the router first, which is level 0 of `drawn_levels`, then of the
+    classifier under the level that it names, which answer k makes level k + 1. The certificate is that of `routed`.
+
+    Attributes:
+      levels: of the router's answers, at least two, > 0: the noise level of answer k is sigma * levels[k].
+      router_level: > 0: the router's noise level is sigma * router_level.
+      shares: of the error probability alpha, for the bound on the router's answer and for that on the class, > 0 and 1
+        together. Empty: the split under which the larger of the two losses of radius is least. A bound that has a share
+        s of alpha costs a radius under level s_k about s_k * log(1 / s), up to a factor that is the same for both, so
+        the router's share solves s^router_level = (1 - s)^max(levels).
+    """
+
+    name: ClassVar[str] = "routed"
+    levels: tuple[float, ...] = (0.5, 1.0)
+    router_level: float = 1.0
+    shares: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.exact:
+            raise SettingError(
+                "Expected exact = False for the scheme routed, whose certificate does not pay for it.", "exact"
+            )
+        if len(self.levels) < 2:
+            raise SettingError(f"Expected at least 2 levels for a router to choose from, got {self.levels}.", "levels")
+        for name, values in (("levels", self.levels), ("router_level", (self.router_level,))):
+            for value in values:
+                validate.positive(name, value)
+                validate.level(f"sigma times {'each of ' * (name == 'levels')}{name}", self.sigma * value)
+        object.__setattr__(self, "levels", tuple(float(level) for level in self.levels))
+        object.__setattr__(self, "router_level", float(self.router_level))
+        shares = tuple(float(share) for share in self.shares) or self._least_loss()
+        whole = len(shares) == 2 and all(validate.finite(one) and one > 0 for one in shares)
+        if not (whole and abs(sum(shares) - 1) < 1e-9):
+            raise SettingError(
+                f"Expected shares > 0 of alpha, one for the router and one for the class and 1 together, got "
+                f"{self.shares}.",
+                "shares",
+            )
+        object.__setattr__(self, "shares", shares)
+
+    def statistic(self, images: Array) -> Array:
+        xp = images.__array_namespace__()
+        return xp.zeros(images.shape[:-3], dtype=images.dtype)
+
+    def scale(self, statistic: Array) -> Array:
+        """The router's level."""
+        return self.sigma * self.router_level + 0 * statistic
+
+    def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
+        return self.sigma * min(self.levels), self.sigma * max(self.levels)
+
+    def _least_loss(self) -> tuple[float, float]:
+        """The shares that make the larger loss least, the router's from 1 % to 99 %."""
+        low, high = 0.01, 0.99
+        for _ in range(60):
+            middle = (low + high) / 2
+            larger = self.router_level * math.log(1 / middle) > max(self.levels) * math.log(1 / (1 - middle))
+            low, high = (middle, high) if larger else (low, middle)
+        return low, 1 - low
 
 
 def fit_stepped(images: np.ndarray, *, sigma: float, by: str = "norm", bins: int = 4) -> Stepped:

@@ -20,7 +20,6 @@ from idrc_jax.certificates.schemes import (
     L1,
     L2,
     Box,
-    Cascade,
     Gaussian,
     InverseSqrtNorm,
     Laplace,
@@ -29,6 +28,7 @@ from idrc_jax.certificates.schemes import (
     Stepped,
     Uniform,
     drawn_level,
+    level_count,
 )
 from idrc_jax.certificates.user_schemes import check_own
 from idrc_jax.core import validate
@@ -103,9 +103,9 @@ def radius(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, *, dim: int
       all levels that `scale_bounds` allows (`gaussian_pair`).
 
     Raises:
-      ValueError: p_lower outside [0, 1), dim < 1, a statistic that is not finite, `cascade`, whose radius follows from
-        several bounds (`cascade.certificate`), a scheme without bounds, or a subclass of one whose radius does not ask
-        them.
+      ValueError: p_lower outside [0, 1), dim < 1, a statistic that is not finite, `cascade` and `routed`, whose radii
+        follow from several bounds (`several_levels`), a scheme without bounds, or a subclass of one whose radius does
+        not ask them.
 
     Guarantee: a smoothed classifier whose class probability at the image is at least `p_lower` predicts that class at
     every image nearer than the result, each under its own noise. Rounding errs below; by how much is stated in
@@ -155,8 +155,8 @@ def two_sided_radius(
 def published_radius(scheme: Scheme, p_lower: ArrayLike) -> Numbers:
     """The paper's radius sigma * Phi^-1(p_lower), whatever the scheme; 0 when p_lower <= 1/2.
 
-    nan for `stepped`, `cascade` and your own, which are not in the paper. Not a certificate except for `gaussian`: it
-    ignores that the noise changes with the image.
+    nan for `stepped`, `cascade`, `routed` and your own, which are not in the paper. Not a certificate except for
+    `gaussian`: it ignores that the noise changes with the image.
     """
     _check(p_lower)
     published = _cohen(scheme.sigma, np.asarray(p_lower, np.float64))
@@ -193,6 +193,7 @@ def explain(scheme: str, certificate: str = "one_sided") -> str:
         "splitting": "The radius is Levine and Feizi's (2021), valid in l1 for sure: all offsets voted.",
         "cascade": "The radius is Cohen et al.'s (2019) with the level that decides, cut where a larger level could be "
         "sure of another class.",
+        "routed": "The radius is Cohen et al.'s (2019) at the level chosen, cut where the router's own radius ends.",
     }.get(scheme, input_dependent)
 
 
@@ -275,8 +276,7 @@ def from_votes(
         classes, each of the K bounds at alpha / K); "runner_up" (the same by two bounds, see
         `confidence_bounds.rival_bounds`); "top_k" (that the label is among the k likeliest); or "incremental" (of
         another network than the votes', by pairs of both). All but "one_sided" and "incremental" are for `gaussian` and
-        `stepped`, for `box` and `laplace` unless it is "top_k", and for the plan `fixed`; "top_k" for `selection_free`,
-        too.
+        `stepped`, all but "top_k" for `box` and `laplace`, and for the plan `fixed`; "top_k" for `selection_free`, too.
       labels, k: of "top_k": int [rows], the classes it is about, and k. `predict` is then the label or -1.
       lost, pairs: of "incremental": see `Pairs.lower`.
 
@@ -342,9 +342,9 @@ def from_votes(
 def _prepare(scheme: Scheme, statistic: ArrayLike, p_lower: ArrayLike, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Drawn level and p_lower, of one shape, checked."""
     check_own(scheme)
-    if isinstance(scheme, Cascade):
+    if level_count(scheme) > 1:
         raise ValueError(
-            "Expected a scheme of one level, got cascade: cascade.certificate takes the votes of each level."
+            f"Expected a scheme of one level, got {scheme.name}: several_levels.certificate takes the votes of each."
         )
     _check(p_lower)
     validate.at_least("dim", dim, 1)

@@ -87,6 +87,10 @@ class Plan:
         """
         raise NotImplementedError
 
+    def hope(self, k: int, n: int, alpha: float) -> float:
+        """What `lower` may still come up to, with 95 % confidence no farther; costs radius, never validity."""
+        return float(self.lower(k, n, alpha))
+
     def rival_upper(self, k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
         """Upper bound on the probabilities of all classes but one, k the most votes that any of them has; n as for
         `lower`.
@@ -198,6 +202,10 @@ class _Adaptive(Plan):
             return confidence_bounds.betting_lower(k, n, alpha / 2)
         return confidence_bounds.clopper_pearson_lower(k, n, alpha / 2 * self._share(n))
 
+    def hope(self, k: int, n: int, alpha: float) -> float:
+        odds = confidence_bounds.betting_upper(k, n, _FUTILITY)
+        return min(float(odds), float(self.lower(k + self.n - n, self.n, alpha)))
+
     def rival_hope(self, k: int, n: int, alpha: float) -> float:
         if n == self.n:
             return super().rival_hope(k, n, alpha)
@@ -280,10 +288,7 @@ class ToPrecision(_Adaptive):
     def stopping(self, radius_of: RadiusOf, alpha: float) -> Callable[[np.ndarray], bool]:
         def finished(votes: np.ndarray) -> bool:
             k, n = int(np.max(votes[:-1])), int(np.sum(votes))
-            upper = min(
-                confidence_bounds.betting_upper(k, n, _FUTILITY), float(self.lower(k + self.n - n, self.n, alpha))
-            )
-            now, best = radius_of(np.array([self.lower(k, n, alpha), upper]))
+            now, best = radius_of(np.array([self.lower(k, n, alpha), self.hope(k, n, alpha)]))
             return not self.worthwhile(now, best)
 
         return finished

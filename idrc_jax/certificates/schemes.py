@@ -17,6 +17,7 @@ standard), so that training computes on the device what certification computes o
 | `uniform`           | sigma * ||x|| * l / ||l||, l_i iid Laplace(0, 1)            |
 | `stepped`           | N(0, s^2 I), s = sigma * (a level that is constant in steps)|
 | `cascade`           | N(0, s^2 I) at several s in turn, until one of them is sure |
+| `routed`            | N(0, s^2 I), s as a smoothed router chooses it              |
 | `box`               | iid uniform on [-sqrt(3) sigma, sqrt(3) sigma]              |
 | `laplace`           | iid Laplace of scale sigma / sqrt(2)                        |
 | `splitting`         | the middles of intervals that the values of x fall into     |
@@ -33,7 +34,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from idrc_jax.certificates import normal_thresholds
-from idrc_jax.certificates.level_schemes import Cascade, Stepped, fit_stepped
+from idrc_jax.certificates.level_schemes import Cascade, Routed, Stepped, fit_stepped
 from idrc_jax.certificates.noise_scheme import STATISTICS, Array, Scheme, mean_abs, norm
 from idrc_jax.certificates.scheme_check import SchemeCheck, check
 from idrc_jax.core import user_code, validate
@@ -53,6 +54,7 @@ __all__ = [
     "Gaussian",
     "InverseSqrtNorm",
     "Laplace",
+    "Routed",
     "Scheme",
     "SchemeCheck",
     "Splitting",
@@ -67,8 +69,10 @@ __all__ = [
     "from_description",
     "host_levels",
     "host_scale",
+    "least_levels",
     "level_count",
     "make",
+    "most_levels",
     "on_grid",
     "scales",
     "with_exact_noise",
@@ -231,7 +235,7 @@ class Splitting(_Constant):
 
 SCHEMES: dict[str, type[Scheme]] = {
     scheme.name: scheme
-    for scheme in (Gaussian, L1, L2, Uniform, InverseSqrtNorm, Stepped, Cascade, Box, Laplace, Splitting)
+    for scheme in (Gaussian, L1, L2, Uniform, InverseSqrtNorm, Stepped, Cascade, Routed, Box, Laplace, Splitting)
 }
 
 
@@ -245,6 +249,7 @@ def make(
     levels: Sequence[float] = (),
     thresholds: Sequence[float] = (),
     shares: Sequence[float] = (),
+    router_level: float = Routed.router_level,
     exact: bool = False,
 ) -> Scheme:
     """Make the scheme called `name`.
@@ -254,8 +259,10 @@ def make(
       sigma: the noise parameter, in pixel units.
       ref: value of the statistic at which the level is sigma; other than 1 it is refused where a scheme has none.
       by, edges: of `stepped` alone, see `Stepped`.
-      levels: of `stepped` and `cascade`.
-      thresholds, shares: of `cascade` alone, see `Cascade`.
+      levels: of `stepped`, `cascade` and `routed`.
+      thresholds: of `cascade` alone, see `Cascade`.
+      shares: of `cascade` and `routed`.
+      router_level: of `routed` alone, see `Routed`.
       exact: see `Scheme`.
 
     Raises ValueError for an unknown name (naming the near ones) or parameter values that make no scheme.
@@ -270,11 +277,15 @@ def make(
     if scheme is Cascade:
         levels = tuple(levels) or Cascade.levels
         return Cascade(sigma=sigma, levels=levels, thresholds=tuple(thresholds), shares=tuple(shares), exact=exact)
+    if scheme is Routed:
+        levels = tuple(levels) or Routed.levels
+        return Routed(sigma=sigma, levels=levels, router_level=router_level, shares=tuple(shares), exact=exact)
     return scheme(sigma=sigma, exact=exact)
 
 
 def with_exact_noise(scheme: Scheme, exact: bool = True) -> Scheme:
-    """The same scheme with exact noise, or without; ValueError for a law that is not normal, and for `cascade`."""
+    """The same scheme with exact noise, or without; ValueError for a law that is not normal, and for `cascade` and
+    `routed`."""
     if scheme.exact == exact:
         return scheme
     try:
@@ -300,25 +311,33 @@ def parameters(scheme: Scheme) -> Json:
 
 def from_description(description: Json) -> Scheme:
     """The scheme that `describe` described; other keys are ignored."""
-    known = ("sigma", "ref", "by", "edges", "levels", "thresholds", "shares", "exact")
+    known = ("sigma", "ref", "by", "edges", "levels", "thresholds", "shares", "router_level", "exact")
     return make(description["scheme"], **{name: description[name] for name in known if name in description})
 
 
 def scales(scheme: Scheme, statistic: Array) -> Array:
     """Every level that votes of an image may be drawn under, before they are rounded: [...] -> [..., levels].
 
-    One for all schemes but `cascade`, whose levels descend.
+    One for all schemes but `cascade`, whose levels descend, and `routed`, whose router's level is the first.
     """
     xp = statistic.__array_namespace__()
-    if not isinstance(scheme, Cascade):
+    if not isinstance(scheme, Cascade | Routed):
         return scheme.scale(statistic)[..., None]
-    levels = xp.asarray([scheme.sigma * level for level in scheme.levels], dtype=statistic.dtype)
+    router = (scheme.router_level,) if isinstance(scheme, Routed) else ()
+    levels = xp.asarray([scheme.sigma * level for level in (*router, *scheme.levels)], dtype=statistic.dtype)
     return 0 * statistic[..., None] + levels
 
 
 def level_count(scheme: Scheme) -> int:
-    """The most levels that votes of an image may be drawn under."""
-    return len(scheme.levels) if isinstance(scheme, Cascade) else 1
+    """How many `scales` there are."""
+    if not isinstance(scheme, Cascade | Routed):
+        return 1
+    return len(scheme.levels) + isinstance(scheme, Routed)
+
+
+def most_levels(scheme: Scheme) -> int:
+    """The most levels that votes of one image are drawn under: of a router's levels its own and the chosen one."""
+    return 2 if isinstance(scheme, Routed) else level_count(scheme)
 
 
 def drawn_levels(scheme: Scheme, statistic: ArrayLike) -> np.ndarray:
@@ -336,8 +355,14 @@ def drawn_levels(scheme: Scheme, statistic: ArrayLike) -> np.ndarray:
 
 
 def drawn_level(scheme: Scheme, statistic: ArrayLike) -> np.ndarray:
-    """The first of `drawn_levels`, which is the only one but for `cascade`: [...]."""
+    """The first of `drawn_levels`, which is the only one but for `cascade` and `routed`: [...]."""
     return drawn_levels(scheme, statistic)[..., 0]
+
+
+def least_levels(scheme: Scheme) -> np.ndarray:
+    """Of a scheme of constant levels, the smaller of each level drawn and the level asked for, before it was rounded to
+    float32: float64 [levels]."""
+    return np.minimum(drawn_levels(scheme, 0.0), scales(scheme, np.zeros(())))
 
 
 def host_levels(scheme: Scheme, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ from idrc_jax.certificates.schemes import (
     Cascade,
     Gaussian,
     Laplace,
+    Routed,
     Scheme,
     Splitting,
     Stepped,
@@ -19,7 +20,7 @@ from idrc_jax.core import json_values, user_code
 from idrc_jax.core.json_values import Json
 
 # By what they are, without their `scale_bounds`.
-_CERTIFIED_AS_THEY_ARE = (Gaussian, L2, Uniform, Stepped, Cascade, Box, Laplace, Splitting)
+_CERTIFIED_AS_THEY_ARE = (Gaussian, L2, Uniform, Stepped, Cascade, Routed, Box, Laplace, Splitting)
 
 
 def check_own(scheme: Scheme) -> None:

@@ -1,6 +1,6 @@
 """Images in, certificates out: the job that writes a result file, and the same in memory.
 
-Imports core, certificates, results, report, data, models and sampling.
+Imports core, certificates, several_levels, results, report, data, models, sampling and training.
 """
 
 from idrc_jax.certification.guarantee import check_fits, describe_guarantee

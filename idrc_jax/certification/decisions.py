@@ -5,8 +5,8 @@ from functools import cached_property
 
 import numpy as np
 
-from idrc_jax import certificates
-from idrc_jax.certificates import Certificate, cascade
+from idrc_jax import certificates, several_levels
+from idrc_jax.certificates import Certificate
 from idrc_jax.certificates.sampling_plans import Course, OneLevel
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.certification.settings import Settings
@@ -31,7 +31,7 @@ class Decisions:
     def course(self, position: int) -> Course:
         """What votes the image at a position gets."""
         if self._bounds is not None:
-            return cascade.CascadeCourse(self._bounds)
+            return several_levels.course(self._bounds)
 
         def radius_of(p_lower: np.ndarray) -> np.ndarray:
             return certificates.radius(self.scheme, self.statistic[position], p_lower, dim=self.dim)
@@ -41,7 +41,7 @@ class Decisions:
     def certificate(self, drawn: Drawn) -> Certificate:
         """What a finished image's votes certify."""
         if self._bounds is not None:
-            return cascade.certificate(self._bounds, drawn.levels)
+            return several_levels.certificate(self._bounds, drawn.levels)
         (only,) = drawn.levels
         (made,) = certificates.from_votes(
             self.scheme,
@@ -56,6 +56,6 @@ class Decisions:
         return made
 
     @cached_property
-    def _bounds(self) -> cascade.Bounds | None:
-        """Those of a cascade."""
-        return cascade.bounds_of(self.scheme, self.settings.plan, self.settings.alpha)
+    def _bounds(self) -> several_levels.Bounds | None:
+        """Those of a scheme of several levels."""
+        return several_levels.bounds_of(self.scheme, self.settings.plan, self.settings.alpha)

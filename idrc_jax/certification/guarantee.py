@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from idrc_jax import certificates, data, models, sampling
-from idrc_jax.certificates import cascade, sampling_plans
+from idrc_jax import certificates, data, models, sampling, several_levels
+from idrc_jax.certificates import sampling_plans
 from idrc_jax.certificates.sampling_plans import Plan
-from idrc_jax.certificates.schemes import Scheme, describe
+from idrc_jax.certificates.schemes import Routed, Scheme, describe
 from idrc_jax.certification.settings import Settings
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import threefry
 
 
 def check_settings(scheme: Scheme, settings: Settings) -> None:
-    """ValueError for a certificate that the scheme does not have, or votes too few for each of a cascade's levels."""
+    """ValueError for a certificate that the scheme does not have, or votes too few for each of its levels."""
     certificates.check_certificate(settings.certificate, scheme, settings.plan)
-    bounds = cascade.bounds_of(scheme, settings.plan, settings.alpha)
+    bounds = several_levels.bounds_of(scheme, settings.plan, settings.alpha)
     if bounds is not None:
         bounds.check()
 
@@ -54,6 +54,7 @@ def describe_guarantee(
         "weights_sha256": classifier.sha256 or models.fingerprint(classifier),
         "data": f"{dataset.name}/{dataset.split}",
         "data_sha256": dataset.fingerprint(indices),
+        **({"router": _router(classifier.router)} if classifier.router and isinstance(scheme, Routed) else {}),
     }
     _check_fields(scheme, others)
     return describe(scheme) | others
@@ -78,6 +79,16 @@ def _network(described: models.Description) -> dict[str, Any]:
     found = {name: described[name] for name in names if name in described}
     members = [{"weights_sha256": one["weights_sha256"], **_network(one)} for one in described.get("members", ())]
     return found | ({"members": members} if members else {})
+
+
+def _router(router: Classifier) -> dict[str, Any]:
+    """What the votes of a router depend on."""
+    return {
+        "weights_sha256": router.sha256 or models.fingerprint(router),
+        "dtype": router.dtype,
+        "answers": router.classes,
+        **_network(router.description),
+    }
 
 
 def describe_prediction(

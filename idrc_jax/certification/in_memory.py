@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 
 from idrc_jax import data, sampling
 from idrc_jax.certificates import Certificate, Splitting, confidence_bounds, sampling_plans, usual_plan
-from idrc_jax.certificates.level_schemes import Cascade
+from idrc_jax.certificates.level_schemes import Cascade, Routed
 from idrc_jax.certificates.sampling_plans import Course, Fixed, OneLevel, Plan, SelectionFree, ToRadius, ToSignificance
-from idrc_jax.certificates.schemes import Scheme, check_pixels, host_levels, level_count
+from idrc_jax.certificates.schemes import Scheme, check_pixels, host_levels, most_levels
 from idrc_jax.certification import arguments, clean_accuracy, provenance
 from idrc_jax.certification.decisions import Decisions
 from idrc_jax.certification.guarantee import check_fits, check_settings, check_unique, describe_guarantee
@@ -26,6 +26,7 @@ from idrc_jax.sampling import implementation_choice, random_keys
 from idrc_jax.sampling.dispatch_ahead import Drawn, Scheduler
 from idrc_jax.sampling.execution import Execution
 from idrc_jax.sampling.vote_counter import VoteCounter
+from idrc_jax.several_levels import routed
 
 PREDICTION_SAMPLES = 1000  # at most
 _STRIDES = 100  # of a dispatch
@@ -98,7 +99,7 @@ def certify(
     every = np.arange(len(pixels))
     checked = provenance.checked_scheme(scheme, pixels, every)
     guarantee = as_json(describe_guarantee(classifier, scheme, dataset, indices, settings))
-    samples = len(pixels) * level_count(scheme) * settings.plan.most
+    samples = len(pixels) * most_levels(scheme) * settings.plan.most
     execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
     session = provenance.versions() | provenance.training(classifier) | execution.describe() | checked
     made = certify_by(execution, scheme, pixels, settings, indices=indices)
@@ -154,7 +155,7 @@ def predict(
     """Predict each image's class: PREDICT of Cohen et al. (2019), the smoothed classifier's class, or -1.
 
     Args:
-      n: samples an image; under a cascade, of each level, at most. `splitting` takes all of its offsets.
+      n: samples an image; under a cascade and a router, of each level, at most. `splitting` takes all of its offsets.
       alpha: probability with which an image's answer may be another class than the smoothed classifier's.
       adaptive: stop as soon as the class is clear (`confidence_bounds.predict_sequential`), after at most n samples.
       Others: as for `certify`; an index may come twice, and there may be no image.
@@ -173,7 +174,7 @@ def predict(
     check_prediction(scheme, n, alpha, classifier.classes, adaptive=adaptive)
     pixels = data.to_unit(arguments.check_pixels(images, classifier))
     check_pixels(scheme, pixels)
-    samples = len(pixels) * level_count(scheme) * n
+    samples = len(pixels) * most_levels(scheme) * n
     execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
     made = predict_by(
         execution,
@@ -211,7 +212,15 @@ def predict_by(
     statistic, levels = host_levels(scheme, images)
     counter = VoteCounter(execution, scheme, images, levels, indices=indices, key=random_keys.root(seed))
     plan = prediction_plan(scheme, n, adaptive=adaptive)
-    if isinstance(scheme, Cascade):
+    if isinstance(scheme, Routed):
+        both = routed.PredictionCourse(routed.Bounds(scheme, plan, alpha), _answer(adaptive))
+
+        def course(position: int) -> Course:
+            return both
+
+        def answer(drawn: Drawn) -> int:
+            return both.answer(drawn.levels)
+    elif isinstance(scheme, Cascade):
         decisions = Decisions(scheme, Settings(plan, alpha, seed), statistic, int(np.prod(images.shape[1:])))
         course = decisions.course
 
@@ -275,10 +284,15 @@ def check_prediction(scheme: Scheme, n: int, alpha: float, classes: int, *, adap
     if isinstance(scheme, Cascade):
         check_settings(scheme, Settings(prediction_plan(scheme, n, adaptive=adaptive), alpha))
         return
-    answer = _answer(adaptive)
+    answer, stages = _answer(adaptive), [(classes, alpha)]
+    if isinstance(scheme, Routed):
+        errors = routed.Bounds(scheme, prediction_plan(scheme, n, adaptive=adaptive), alpha).errors
+        stages = list(zip((len(scheme.levels), classes), errors, strict=True))
 
     def enough(votes: int) -> bool:
-        return answer(np.asarray([votes, *[0] * classes]), alpha) != confidence_bounds.ABSTAIN
+        return all(
+            answer(np.asarray([votes, *[0] * number]), error) != confidence_bounds.ABSTAIN for number, error in stages
+        )
 
     if not enough(n):
         least = next((votes for votes in range(n, _FEWEST) if enough(votes)), None)

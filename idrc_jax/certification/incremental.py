@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from idrc_jax import data, models, sampling
 from idrc_jax.certificates import INCREMENTAL, Pairs, SelectionFree
 from idrc_jax.certificates.sampling_plans import Course, OneLevel
-from idrc_jax.certificates.schemes import Cascade, Scheme, Splitting, host_levels
+from idrc_jax.certificates.schemes import Scheme, Splitting, host_levels, level_count
 from idrc_jax.certification.guarantee import check_fits, check_indices, check_unique, describe_guarantee
 from idrc_jax.certification.job import Job, run, warn_of_training_images
 from idrc_jax.certification.provenance import checked_scheme
@@ -173,7 +173,7 @@ def _prepare(
     worker: Worker,
 ) -> _Pairing:
     """The worker's job, or ValueError for what cannot be certified."""
-    if isinstance(scheme, Cascade | Splitting):
+    if level_count(scheme) > 1 or isinstance(scheme, Splitting):
         raise ValueError(
             f"Expected a scheme of one level of drawn noise for a variant of a network, got {scheme.name}: certify the "
             "variant itself."

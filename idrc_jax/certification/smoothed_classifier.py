@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from idrc_jax import data
 from idrc_jax.certificates import confidence_bounds, usual_plan
 from idrc_jax.certificates.sampling_plans import Fixed
-from idrc_jax.certificates.schemes import Scheme, level_count
+from idrc_jax.certificates.schemes import Scheme, most_levels
 from idrc_jax.certification import arguments, provenance
 from idrc_jax.certification.guarantee import check_settings
 from idrc_jax.certification.in_memory import PREDICTION_SAMPLES, certify_by, check_prediction, predict_by
@@ -55,7 +55,7 @@ class SmoothedClassifier:
       classifier: the base classifier.
       scheme: the noise; or the name of a scheme that needs no more than `sigma`.
       sigma: of a scheme that is given by its name, in pixel units.
-      n0, n: selection and estimation samples of a certificate, under each level of a cascade.
+      n0, n: selection and estimation samples of a certificate, under each level of a cascade or a router.
       n_predict: samples of a prediction, so too, at most: it stops where the class is clear.
       alpha: error probability of each image's answer.
       chunk, mesh: as for `idrc.certify`.
@@ -110,7 +110,7 @@ class SmoothedClassifier:
         """
         seed, pixels = _seed(seed, key), data.to_unit(arguments.check_pixels(images, self._classifier))
         made = predict_by(
-            self._choose(len(pixels) * level_count(self._scheme) * self._n_predict),
+            self._choose(len(pixels) * most_levels(self._scheme) * self._n_predict),
             self._scheme,
             pixels,
             indices=np.arange(len(pixels)),
@@ -137,7 +137,7 @@ class SmoothedClassifier:
         if not self._searched:
             self._searched = bool(provenance.checked_scheme(self._scheme, pixels, np.arange(len(pixels))))
         made = certify_by(
-            self._choose(len(pixels) * level_count(self._scheme) * self._plan.most),
+            self._choose(len(pixels) * most_levels(self._scheme) * self._plan.most),
             self._scheme,
             pixels,
             replace(self._settings, seed=seed),

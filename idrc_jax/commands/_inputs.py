@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from idrc_jax import config, data, models
-from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.certificates.schemes import Routed, Scheme
 from idrc_jax.certification.provenance import versions
 from idrc_jax.data.folder import CLASSES
 from idrc_jax.interop import user_factory
@@ -24,7 +24,8 @@ from idrc_jax.sampling import devices
 def classifier_and_images(
     values: flags.FlagValues, scheme: Scheme, note: str = ""
 ) -> tuple[models.Classifier, data.Dataset, np.ndarray]:
-    """The classifier, behind its denoiser if there is one; the data set; the indices of the images to look at.
+    """The classifier, behind its denoiser and with its router, if it has one; the data set; the indices of the images
+    to look at.
 
     When all of them are there, the note is told: what came from the run.
     """
@@ -47,6 +48,9 @@ def classifier_and_images(
     if denoiser is not None:
         sigma = config.denoiser_sigma(settings, scheme)
         classifier = denoised(classifier, denoiser, sigma=sigma, steps=settings.denoiser.steps)
+    router = _router_of(settings, scheme)
+    if router is not None:
+        classifier = classifier.routed_by(router)
     dataset = config.dataset(settings, "test")
     chosen = config.selection(settings, dataset)
     if note:
@@ -106,6 +110,17 @@ def denoiser_of(settings: config.Config) -> Denoiser | None:
     return models.load_denoiser(settings.denoiser.weights, dtype=settings.model.dtype, kernel=settings.kernel)
 
 
+def _router_of(settings: config.Config, scheme: Scheme) -> models.Classifier | None:
+    """The router that the user names, or ValueError for none under the scheme routed and for one under another."""
+    named = settings.router.weights
+    if bool(named) != isinstance(scheme, Routed):
+        wanted = "router.weights, that of the router, for" if isinstance(scheme, Routed) else "no router.weights for"
+        raise ValueError(f"Expected {wanted} the scheme {scheme.name}, got {named or 'none'}.")
+    if not named:
+        return None
+    return models.load_classifier(config.several(named), dtype=settings.model.dtype, kernel=settings.kernel)
+
+
 def _expected(values: flags.FlagValues) -> dict[str, Any]:
     """What the weights must be: the config's network or, of a file that the user names, what the command line says."""
     settings = values.config
@@ -121,6 +136,7 @@ def provenance(settings: config.Config) -> dict[str, Any]:
         "weights": settings.model.weights,
         **({"data_size": settings.data.size} if settings.data.size else {}),
         **({"denoiser": settings.denoiser.weights} if settings.denoiser.weights else {}),
+        **({"router": settings.router.weights} if settings.router.weights else {}),
         **({"paired_run": settings.paired.run} if settings.paired.run else {}),
     }
 

@@ -7,7 +7,7 @@ import numpy as np
 from absl import flags
 
 from idrc_jax import certification, config, data
-from idrc_jax.certificates.schemes import check_pixels, level_count
+from idrc_jax.certificates.schemes import check_pixels, most_levels
 from idrc_jax.certification import prediction_file
 from idrc_jax.certification.guarantee import describe_prediction
 from idrc_jax.certification.in_memory import PREDICTION_SAMPLES, predict_by, prediction_plan
@@ -44,7 +44,7 @@ def _predict(values: flags.FlagValues) -> int:
         scheme, values.n, settings.certify.alpha, classifier.classes, adaptive=values.adaptive
     )
     execution = implementation_choice.choose(
-        classifier, scheme, samples=len(indices) * level_count(scheme) * values.n, mesh=mesh, chunk=settings.chunk
+        classifier, scheme, samples=len(indices) * most_levels(scheme) * values.n, mesh=mesh, chunk=settings.chunk
     )
     names = _names(values, dataset, classifier)
     columns = prediction_file.columns(dataset, names)
@@ -84,7 +84,7 @@ def _names(values: flags.FlagValues, dataset: data.Dataset, classifier: Classifi
 
 
 def _define_predict(values: flags.FlagValues) -> None:
-    told = f"Samples an image (under each level of a cascade, at most), {PREDICTION_SAMPLES} by default."
+    told = f"Samples an image (under each level of a cascade or a router, at most), {PREDICTION_SAMPLES} by default."
     flags.DEFINE(WholeNumber(), "n", PREDICTION_SAMPLES, told, values)
     flags.DEFINE(PathFlag(), "out", None, "File for the predictions, .tsv or .jsonl; printed by default.", values)
     flags.DEFINE(PathFlag(), "classes", None, "Text file of class names, one a line.", values)

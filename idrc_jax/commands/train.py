@@ -5,9 +5,10 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from idrc_jax import config, models, training
+from idrc_jax import config, data, losses, models, training
 from idrc_jax.certificates import schemes
-from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.certificates.schemes import Routed, Scheme
+from idrc_jax.certification.router_targets import LevelWorth
 from idrc_jax.commands._inputs import denoiser_of, go_on
 from idrc_jax.config import run_memory
 from idrc_jax.config.flags import OptionalPath, config_of_file, run, take_fields_from_run
@@ -66,6 +67,10 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
         target, described = config.denoiser_target(settings), config.denoiser_description(settings, train_set)
         finished = denoiser.train(train_set, target, recipe, described, workdir, **common)
     else:
+        held_out, teacher = settings.train.held_out, _teacher(settings)
+        if settings.router.classifier:
+            train_set, teacher = _learned(settings, train_set, teacher, workdir)
+            held_out = 0
         scheme, described = config.training_scheme(settings), config.description(settings, train_set)
         if settings.denoiser.weights and settings.denoiser.sigma not in (0, scheme.sigma):
             raise ValueError(
@@ -75,9 +80,9 @@ def _train_together(settings: config.Config, workdir: Path) -> int:
             "denoiser": denoiser_of(settings),
             "denoiser_steps": settings.denoiser.steps,
             "loss": config.loss(settings),
-            "teacher": _teacher(settings),
+            "teacher": teacher,
             "ema": settings.train.ema,
-            "held_out": _held_out(settings.train.held_out, workdir, len(train_set)),
+            "held_out": _held_out(held_out, workdir, len(train_set)),
             "statistics": settings.train.statistics,
         }
         finished = training.train(train_set, scheme, recipe, described, workdir, **more, **common)
@@ -134,6 +139,25 @@ def _teacher(settings: config.Config) -> training.Teacher | None:
     if not asked.teacher:
         return None
     return training.Teacher(models.load_classifier(asked.teacher, kernel=settings.kernel), asked.teacher_samples)
+
+
+@config.named(worth="router.worth", samples="router.samples")
+def _learned(
+    settings: config.Config, train_set: data.Dataset, teacher: training.Teacher | None, workdir: Path
+) -> tuple[data.Dataset, training.Worths]:
+    """What a router learns from: images labelled with their best level, and what the levels are worth there."""
+    scheme, loss = config.noise_scheme(settings), settings.train.loss.name
+    if not isinstance(scheme, Routed):
+        raise ValueError(f"Expected noise.scheme = routed to train a router, got {scheme.name}.")
+    if loss != losses.Router.name or teacher is not None or settings.train.held_out not in (-1, 0):
+        raise ValueError(
+            "Expected train.loss.name = router, no train.loss.teacher and no train.held_out to train a router, got "
+            f"{loss}, {settings.train.loss.teacher or 'none'} and {settings.train.held_out}."
+        )
+    asked = settings.router
+    classifier = models.load_classifier(asked.classifier, kernel=settings.kernel)
+    worth = LevelWorth(classifier, scheme, asked.samples, asked.worth, tuple(settings.sampling.radii))
+    return worth.learned(train_set, settings.seed, workdir)
 
 
 def _held_out(asked: int, workdir: Path, images: int) -> int:

@@ -54,6 +54,9 @@ def _group(name: str) -> list[str]:
 
 AUDIT = _group("audit")
 TRAIN = _group("train")
+_OF_LEVELS = (
+    "noise.edges", "noise.levels", "noise.bins", "noise.thresholds", "noise.shares", "noise.router_level",
+)  # fmt: skip
 NETWORK = ["model.architecture", "model.shortcut", "model.dtype", "model.consensus", "denoiser.steps"]
 
 
@@ -73,7 +76,7 @@ def _as_asked(config: Config, scheme: Scheme) -> Scheme:
 
 def _own_scheme(config: Config, *, sigma: float, ref: float) -> Scheme:
     """The scheme of the user's that `noise.factory` names; ValueError beside settings that are for others."""
-    for name in ("noise.scheme", "noise.edges", "noise.levels", "noise.bins", "noise.thresholds", "noise.shares"):
+    for name in ("noise.scheme", *_OF_LEVELS):
         value = get(config, name)
         if value != FIELDS[name].default:
             raise ValueError(f"Expected no {name} beside noise.factory, got {value}.")
@@ -81,7 +84,10 @@ def _own_scheme(config: Config, *, sigma: float, ref: float) -> Scheme:
 
 
 def training_scheme(config: Config) -> Scheme:
-    """The scheme that training uses: the noise's unless `config.train` says otherwise; only then it is exact, too."""
+    """The scheme that training uses: the noise's unless `config.train` says otherwise; only then it is exact, too. A
+    router's is that of its own level."""
+    if config.router.classifier and not config.train.scheme:
+        return schemes.Gaussian(config.train.sigma or config.noise.sigma * config.noise.router_level)
     own = config.noise.factory and not config.train.scheme
     name, sigma = config.train.scheme or config.noise.scheme, config.train.sigma or config.noise.sigma
     same = own or (name == config.noise.scheme and not config.noise.factory)
@@ -90,13 +96,13 @@ def training_scheme(config: Config) -> Scheme:
     return _as_asked(config, made) if same else made
 
 
-@named("noise.scheme", "noise.by", "noise.edges", "noise.levels", "noise.bins", "noise.thresholds", "noise.shares")
+@named("noise.scheme", "noise.by", *_OF_LEVELS)
 def _scheme(config: Config, name: str, *, sigma: float, ref: float, certified: bool = False) -> Scheme:
     noise = config.noise
-    if name == schemes.Cascade.name:
-        return _cascade(config, sigma=sigma, ref=ref, certified=certified)
-    if name == noise.scheme and (noise.thresholds or noise.shares):
-        raise ValueError(f"Expected no noise.thresholds or shares for the scheme {name}, which has none.")
+    if name in (schemes.Cascade.name, schemes.Routed.name):
+        return _several_levels(config, name, sigma=sigma, ref=ref, certified=certified)
+    if name == noise.scheme and (noise.thresholds or noise.shares or noise.router_level != 1):
+        raise ValueError(f"Expected no noise.thresholds, shares or router_level for the scheme {name}, which has none.")
     if name != schemes.Stepped.name:
         if name == noise.scheme and (noise.edges or noise.levels or noise.bins):
             raise ValueError(f"Expected no noise.edges, levels or bins for the scheme {name}, which has none.")
@@ -115,17 +121,23 @@ def _scheme(config: Config, name: str, *, sigma: float, ref: float, certified: b
     return schemes.fit_stepped(data.to_unit(images), sigma=sigma, by=noise.by, bins=noise.bins)
 
 
-def _cascade(config: Config, *, sigma: float, ref: float, certified: bool) -> Scheme:
+def _several_levels(config: Config, name: str, *, sigma: float, ref: float, certified: bool) -> Scheme:
     noise = config.noise
     if not certified:
         raise ValueError(
             "Expected train.scheme, such as gaussian with train.sigma and train.sigma_low for a range of levels, got "
-            "cascade, which has several."
+            f"{name}, which has several."
         )
-    if noise.edges or noise.bins:
-        raise ValueError("Expected no noise.edges or bins for the scheme cascade, which has none.")
-    parts = {"levels": noise.levels, "thresholds": noise.thresholds, "shares": noise.shares}
-    return schemes.make(noise.scheme, sigma=sigma, ref=ref, **parts)
+    others = {"edges": noise.edges, "bins": noise.bins}
+    if name == schemes.Cascade.name:
+        others["router_level"] = noise.router_level != schemes.Routed.router_level
+        parts = {"thresholds": noise.thresholds}
+    else:
+        others["thresholds"] = noise.thresholds
+        parts = {"router_level": noise.router_level}
+    if any(others.values()):
+        raise ValueError(f"Expected no noise.{', '.join(others)} for the scheme {name}, which has none.")
+    return schemes.make(name, sigma=sigma, ref=ref, levels=noise.levels, shares=noise.shares, **parts)
 
 
 def _not_certified(config: Config, train_set: data.Dataset) -> np.ndarray:

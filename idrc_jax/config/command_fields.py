@@ -8,14 +8,14 @@ _ONE_CALL = ("seed", "max_minutes", "devices", "kernel")  # and how it runs
 _NETWORK = ("model.architecture", "model.depth", "model.shortcut", "model.dtype")
 _SMOOTHED = (
     "chunk", "data", *_NETWORK, "model.weights", "model.consensus", "model.factory", "denoiser.weights",
-    "denoiser.sigma", "denoiser.steps",
+    "denoiser.sigma", "denoiser.steps", "router.weights",
 )  # fmt: skip
 
 # Fields, or groups of them, by the command's name behind `idrc-`.
 _DECLARED = {
     "train": (
         *_ONE_CALL, "workers", "data.name", "data.dir", "data.size", "noise", *_NETWORK, "model.mean", "model.std",
-        "train", "denoiser",
+        "train", "denoiser", "router.classifier", "router.samples", "router.worth", "sampling.radii",
     ),
     "certify": (*_ONE_CALL, "workers", *_SMOOTHED, "noise", "sampling", "certify", "paired"),
     "predict": ("seed", "devices", "kernel", *_SMOOTHED, "noise", "certify.alpha"),

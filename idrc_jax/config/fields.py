@@ -68,14 +68,21 @@ FIELDS = {
     "noise.by": Field("norm", f"stepped: statistic of the image: {_any_of(schemes.STATISTICS)}"),
     "noise.edges": Field((), 'stepped: between the bins, ascending, as "(24.0, 33.0)"'),
     "noise.levels": Field(
-        (), "stepped: of each bin, times sigma, one more than edges; cascade: descending, empty: (1.0, 0.5)"
+        (),
+        "stepped: of each bin, times sigma, one more than edges; cascade: descending, empty: (1.0, 0.5); routed: of "
+        "each answer of the router, empty: (0.5, 1.0)",
     ),
     "noise.exact": Field(
         False, "draw votes under integers whose law is known to the last bit: 8-bit images, noise rounded to their grid"
     ),
     "noise.bins": Field(0, "stepped: fit so many bins, and levels of mean 1, to the training images instead"),
     "noise.thresholds": Field((), "cascade: what decides, of each level but the last; in [.5, 1); empty: .5 each"),
-    "noise.shares": Field((), "cascade: of alpha for each level, together 1; empty: as much for each"),
+    "noise.shares": Field(
+        (),
+        "cascade: of alpha for each level, together 1; empty: as much for each; routed: for router and class; empty: "
+        "calculated",
+    ),
+    "noise.router_level": Field(schemes.Routed.router_level, "routed: of the router's own noise, times sigma; > 0"),
     "model.architecture": Field(
         "resnet", "resnet (CIFAR's), resnet50 (ImageNet's), vit (imported only), unet (to train a denoiser)"
     ),
@@ -197,6 +204,12 @@ FIELDS = {
     "denoiser.groups": Field(32, "groups of each normalisation; divides every width"),
     "denoiser.scale_shift": Field(False, "the time scales and shifts the normalised, instead of being added"),
     "denoiser.resample": Field("conv", "between resolutions: conv, resnet"),
+    "router.weights": Field("", "routed: the router that chooses the noise level (file or run's folder)"),
+    "router.classifier": Field("", "train a router, for this classifier (file or run's folder); see configs/router.py"),
+    "router.samples": Field(100, "to train one: votes of each image under each level"),
+    "router.worth": Field(
+        "radius", "to train one: what a level is worth at an image: its radius, or accuracy at sampling.radii"
+    ),
     "sampling.plan": Field(
         "fixed", f"how many samples an image gets: {_any_of(sampling_plans.PLANS)}; see docs/explanation/plans.md"
     ),
@@ -237,8 +250,9 @@ FIELDS = {
 
 
 PATHS = (
-    "data.dir", "model.weights", "train.loss.teacher", "train.start", "denoiser.weights", "paired.run",
-    "paired.weights",
+    "data.dir", "model.weights", "train.loss.teacher", "train.start", "denoiser.weights", "router.weights",
+    "router.classifier",
+    "paired.run", "paired.weights",
 )  # fmt: skip
 _SEVERAL = "model.weights"  # which a config file may give as a tuple, and a command line with commas
 

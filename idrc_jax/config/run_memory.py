@@ -24,12 +24,12 @@ from idrc_jax.models import WEIGHTS, common_training, read_description
 NAME = "settings.json"
 _SCHEMA_VERSION = 1
 _GROUPS = ("data", "noise", "sampling", "certify", "audit")
-_FIELDS = ("seed", "model.dtype", "denoiser.weights", "denoiser.sigma", "denoiser.steps")
+_FIELDS = ("seed", "model.dtype", "denoiser.weights", "denoiser.sigma", "denoiser.steps", "router.weights")
 _NETWORK = ("model.architecture", "model.depth", "model.shortcut")
 REMEMBERED = tuple(path for path in FIELDS if path in (*_FIELDS, *_NETWORK) or path.partition(".")[0] in _GROUPS)
 
 # Fields that make no sense beside another value of these.
-_BINS = {"noise.edges", "noise.levels", "noise.bins", "noise.thresholds", "noise.shares"}
+_BINS = {"noise.edges", "noise.levels", "noise.bins", "noise.thresholds", "noise.shares", "noise.router_level"}
 _DEPENDS = {
     "data.name": {"data.dir"},  # which says what it holds
     "data.dir": {"data.name"},
@@ -38,6 +38,7 @@ _DEPENDS = {
     **{path: {"noise.scheme", "noise.factory"} for path in ("noise.ref", "noise.by")},
     **{path: {"noise.scheme", "noise.factory", "noise.by", *_BINS} for path in _BINS},
     **{path: {"denoiser.weights"} for path in ("denoiser.sigma", "denoiser.steps")},
+    "router.weights": {"noise.scheme", "noise.factory"},
 }
 _DONE = {"certify": "certified", "predict": "predicted", "audit": "audited"}
 

@@ -7,5 +7,6 @@ from idrc_jax.losses.gaussian import Gaussian
 from idrc_jax.losses.hard_samples import HardSamples
 from idrc_jax.losses.loss import Batch, Loss, Network, Outcome
 from idrc_jax.losses.registry import LOSSES, make
+from idrc_jax.losses.router import Router
 
-__all__ = ["LOSSES", "Batch", "Gaussian", "HardSamples", "Loss", "Network", "Outcome", "make"]
+__all__ = ["LOSSES", "Batch", "Gaussian", "HardSamples", "Loss", "Network", "Outcome", "Router", "make"]

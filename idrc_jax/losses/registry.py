@@ -12,12 +12,14 @@ from idrc_jax.losses.gaussian import Gaussian
 from idrc_jax.losses.hard_samples import HardSamples
 from idrc_jax.losses.loss import Loss
 from idrc_jax.losses.macer import Macer
+from idrc_jax.losses.router import Router
 from idrc_jax.losses.smoothadv import SmoothAdv
 from idrc_jax.losses.smoothmix import SmoothMix
 from idrc_jax.losses.stability import Stability
 
 LOSSES: dict[str, type[Loss]] = {
-    loss.name: loss for loss in (Gaussian, Stability, Consistency, SmoothAdv, SmoothMix, Macer, CatRs, HardSamples)
+    loss.name: loss
+    for loss in (Gaussian, Stability, Consistency, SmoothAdv, SmoothMix, Macer, CatRs, HardSamples, Router)
 }
 
 

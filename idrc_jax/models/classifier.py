@@ -1,5 +1,6 @@
 """The function that everything here certifies: `Classifier`, pure, of the noisy image alone."""
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -39,6 +40,7 @@ class Classifier(Interchangeable):
       sha256: of the tensors; empty for a network that was not loaded from a file, and to be emptied where `params` or
         `apply_fn` are replaced: results then name it by its `fingerprint`.
       description: what rebuilds the network, and how it was trained.
+      router: the network that chooses the noise level under the scheme `routed` (see `routed_by`); else None.
       alternatives: see `Interchangeable`; given by `with_alternatives`.
 
     Raises ValueError for fewer than 2 classes or an impossible shape, and when it is first used, with the shapes, for
@@ -53,6 +55,7 @@ class Classifier(Interchangeable):
     kernel: str = "xla"
     sha256: str = ""
     description: Description = field(default_factory=dict)
+    router: "Classifier | None" = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.image_shape) != 3:
@@ -90,6 +93,20 @@ class Classifier(Interchangeable):
     def check(self) -> None:
         """ValueError unless `apply_fn` gives logits of its classes; traces the network once."""
         _ = self._traced
+
+    def routed_by(self, router: "Classifier") -> "Classifier":
+        """The same classifier, and its implementations, with a router: a network of the same images, whose answers
+        choose among the levels of a scheme `routed`.
+
+        Raises ValueError for a router of other images, or one that has a router itself.
+        """
+        if router.image_shape != self.image_shape or router.router is not None:
+            raise ValueError(
+                f"Expected a router of images {self.image_shape}, as its classifier takes, without a router of its "
+                f"own, got one of {router.image_shape}."
+            )
+        first, *others = (dataclasses.replace(one, router=router) for one in self.implementations)
+        return first.with_alternatives(*others)
 
     @functools.cached_property
     def structure(self) -> str:

@@ -155,7 +155,7 @@ def spending(results: Results) -> Spending:
         return Spending(None, None, None, seconds, None)
     drawn = np.asarray([row.samples for row in results.rows])
     made = results.manifest["guarantee"]
-    levels = 1 if user_schemes.is_own(made) else schemes.level_count(schemes.from_description(made))
+    levels = 1 if user_schemes.is_own(made) else schemes.most_levels(schemes.from_description(made))
     most = len(drawn) * levels * (made["n"] + made["n0"])
     quantiles = tuple(np.quantile(drawn, (0.05, 0.5, 0.95), method="nearest").tolist())
     return Spending(int(drawn.sum()), most, quantiles, seconds, drawn.sum() / seconds if seconds > 0 else None)
@@ -175,7 +175,7 @@ def command(results: Results) -> str | None:
     another project's file, images that were in memory, a scheme of the user's own, a part of a run's votes, or a
     certificate that rests on another run.
 
-    FOLDER stands for the data set's place, WEIGHTS and DENOISER for weights that no call named.
+    FOLDER stands for the data set's place, WEIGHTS, DENOISER and ROUTER for weights that no call named.
     """
     if results.manifest is None:
         return None
@@ -213,6 +213,8 @@ def command(results: Results) -> str | None:
         fields |= {f"denoiser.{name}": made[f"denoiser_{name}"] for name in ("sigma", "steps")}
     elif any("denoiser" in one.get("training", {}) for one in sessions):  # which the run would remember
         fields |= {"denoiser.weights": ""}
+    if "router" in made:
+        fields["router.weights"] = next((one["router"] for one in reversed(sessions) if one.get("router")), "ROUTER")
     config = "imagenet.py" if name == "imagenet" else "cifar10.py"
     arguments = [f"--config.{key}={_text(value)}" for key, value in fields.items() if value != ()]
     return shlex.join(["idrc-certify", f"--config={config}", "--workdir=OUT", *arguments])

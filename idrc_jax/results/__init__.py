@@ -1,6 +1,6 @@
 """What certification and audits leave on disk, and what it says: rows, manifests, metrics, comparisons.
 
-Imports core and certificates. No JAX, so that results are read anywhere.
+Imports core, certificates and several_levels. No JAX, so that results are read anywhere.
 """
 
 from idrc_jax.results.final_text_table import summary_table

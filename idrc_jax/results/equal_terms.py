@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from idrc_jax.certificates import sampling_plans, user_schemes
-from idrc_jax.certificates.level_schemes import Cascade
+from idrc_jax.certificates.level_schemes import Cascade, Routed
 from idrc_jax.core.json_values import Json
 from idrc_jax.results.recertify import recertify
 from idrc_jax.results.runs import Run
@@ -118,8 +118,9 @@ def _obstacle(first: Run, second: Run) -> str:
         if (made["n"], made["alpha"]) != (n, alpha) and user_schemes.is_own(made):
             place = made.get("scheme_class", made["scheme"])
             return f"“{run.name}” is under a scheme of your own, {place}: idrc-recertify --factory certifies it anew"
-    if not _same(first, second) and any(made["scheme"] == Cascade.name for made in (own, other)):
-        return "which levels of a cascade an image's votes go on to depends on n and alpha"
+    several = {made["scheme"] for made in (own, other)} & {Cascade.name, Routed.name}
+    if several and not _same(first, second):
+        return f"which levels an image's votes go on to under {min(several)} depends on n and alpha"
     if not _same(first, second) and any(sampling_plans.from_description(made).adaptive for made in (own, other)):
         return f"the plan {own['plan']} stops early, and {_UNSTORED}"
     return ""

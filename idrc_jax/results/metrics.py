@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from idrc_jax import certificates
-from idrc_jax.certificates import cascade, confidence_bounds, norms, sampling_plans, schemes, user_schemes
+from idrc_jax import certificates, several_levels
+from idrc_jax.certificates import confidence_bounds, norms, sampling_plans, schemes, user_schemes
 from idrc_jax.core import validate
 from idrc_jax.results.manifest import indices_sha256
 from idrc_jax.results.recertify import certificates_of
@@ -105,8 +105,10 @@ def largest_probability(results: Results) -> float | None:
         return None
     made = results.manifest["guarantee"]
     plan = sampling_plans.from_description(made)
-    bounds = cascade.bounds_of_results(made)
-    alpha = certificates.lower_alpha(made) if bounds is None else float(np.max(bounds.errors))
+    bounds = several_levels.bounds_of_results(made)
+    if bounds is not None:
+        return bounds.most_lower
+    alpha = certificates.lower_alpha(made)
     looks = np.asarray(plan.looks())
     if made["certificate"] == certificates.TOP_K:  # whose class no votes choose
         return float(np.max(confidence_bounds.clopper_pearson_lower(looks, looks, alpha)))
@@ -140,14 +142,15 @@ def base_accuracy(results: Results) -> float | None:
 
     None for images without labels, files without votes, and incremental runs, whose votes are another network's. Under
     a plan that stops early it is a little off, because where that stops depends on the votes; under a cascade it is of
-    the level that an image's radius is from, or the last.
+    the level that an image's radius is from, or the last, and a router leaves out the images on which it is undecided.
     """
     require_rows(results)
     if results.manifest and "paired" in results.manifest["guarantee"]:
         return None
-    if not results.labelled or any(row.votes is None or not row.n for row in results.rows):
+    voted = [row for row in results.rows if row.n or row.votes_by_level is None]
+    if not results.labelled or not voted or any(row.votes is None or not row.n for row in voted):
         return None
-    return float(np.mean([(row.votes or {}).get(row.label, 0) / (row.n or 1) for row in results.rows]))
+    return float(np.mean([(row.votes or {}).get(row.label, 0) / (row.n or 1) for row in voted]))
 
 
 def clean_accuracy(results: Results) -> float | None:
@@ -169,9 +172,9 @@ def largest_radius(results: Results) -> float | None:
     if not made or user_schemes.is_own(made) or not has_certificates(results):
         return None
     plan = sampling_plans.from_description(made)
-    bounds = cascade.bounds_of_results(made)
+    bounds = several_levels.bounds_of_results(made)
     if bounds is not None:
-        return float(norms.stated(bounds.reaches[0], bounds.scheme.norm, norm_of([results]), made["dim"]))
+        return float(norms.stated(bounds.largest_radius, bounds.scheme.norm, norm_of([results]), made["dim"]))
     statistic = np.unique(np.asarray([row.statistic for row in results.rows], np.float64))
     votes = np.zeros((len(statistic), made["classes"] + 1), np.int64)
     votes[:, 0] = max(plan.looks(), key=lambda n: float(plan.lower(n, n, made["alpha"])))

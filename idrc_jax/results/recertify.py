@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from idrc_jax import certificates
+from idrc_jax import certificates, several_levels
 from idrc_jax.certificates import (
     INCREMENTAL,
     TOP_K,
     Certificate,
     LevelVotes,
     Pairs,
-    cascade,
     confidence_bounds,
     norms,
     sampling_plans,
@@ -27,13 +26,14 @@ from idrc_jax.certificates import (
     user_schemes,
 )
 from idrc_jax.certificates.sampling_plans import Plan
-from idrc_jax.certificates.schemes import Box, Cascade, Gaussian, Laplace, Scheme, Splitting, Stepped, Uniform
+from idrc_jax.certificates.schemes import Box, Cascade, Gaussian, Laplace, Routed, Scheme, Splitting, Stepped, Uniform
 from idrc_jax.core import validate
 from idrc_jax.core.json_values import Json, as_json
 from idrc_jax.results import result_rows
 from idrc_jax.results.manifest import MANIFEST, Manifest
 from idrc_jax.results.result_rows import Results, Row
 
+_QUICK = Gaussian | Stepped | Uniform | Cascade | Routed | Box | Laplace | Splitting  # to recompute
 _FOLLOW = ("p_lower", "predict", "radius_published", "radius", "sigma_x")  # from the votes
 
 
@@ -98,18 +98,18 @@ def recertify(
         votes, which is not stored.
 
     Guarantee: the numbers are those that certification itself would have written, to the last digit; under a cascade
-    those of the votes that are there, which at another alpha might have been of more or fewer levels. With fewer votes
-    they have the law of a run that drew so few: votes are independent and alike, so which of them are taken does not
-    matter as long as their counts do not decide it.
+    or a router those of the votes that are there, which at another alpha might have been of more or fewer levels. With
+    fewer votes they have the law of a run that drew so few: votes are independent and alike, so which of them are taken
+    does not matter as long as their counts do not decide it.
     """
     if read.manifest is None:
         raise ValueError(f"Expected {MANIFEST} beside {read.path}, with the scheme of its votes, got none.")
     made = read.manifest["guarantee"]
     made = _terms(made, alpha, certificate, k, norm, read)
     plan = sampling_plans.from_description(made)
-    bounds = cascade.bounds_of_results(made)
+    bounds = several_levels.bounds_of_results(made)
     if bounds is not None:
-        return Results(_cascade_rows(read, made, bounds, n), {**read.manifest, "guarantee": made}, read.path)
+        return Results(_levelled_rows(read, made, bounds, n), {**read.manifest, "guarantee": made}, read.path)
     votes = counts(read)
     selected = np.asarray([row.selected for row in read.rows], np.int64)
     if n is not None and n != plan.n:
@@ -183,7 +183,7 @@ def _check(read: Results) -> None:
     if user_schemes.is_own(made):
         counts(read)
         return
-    if isinstance(schemes.from_description(made), Gaussian | Stepped | Uniform | Cascade | Box | Laplace | Splitting):
+    if isinstance(schemes.from_description(made), _QUICK):
         names, anew = _FOLLOW, recertify(read).rows
     else:  # bounds and published radii are those of Gaussian noise, unless they pay for the level of exact noise
         names, anew = () if made.get("exact") else _FOLLOW[:-2], _as_gaussian(read, made)
@@ -247,8 +247,8 @@ def _lost(read: Results, selected: np.ndarray) -> np.ndarray:
     return np.asarray(lost, np.int64)
 
 
-def _cascade_rows(read: Results, made: Json, bounds: cascade.Bounds, n: int | None) -> tuple[Row, ...]:
-    """The rows of a cascade, whose levels decide by their votes whether there are more."""
+def _levelled_rows(read: Results, made: Json, bounds: several_levels.Bounds, n: int | None) -> tuple[Row, ...]:
+    """The rows of a scheme of several levels, whose votes decide under which there are more."""
     certificates.check_certificate(made["certificate"], bounds.scheme, bounds.plan)
     if n is not None and n != bounds.plan.n:
         raise ValueError(
@@ -261,9 +261,10 @@ def _cascade_rows(read: Results, made: Json, bounds: cascade.Bounds, n: int | No
             raise ValueError(f"Expected votes_by_level of image {row.idx} of {read.path}, got none.")
         drawn = []
         for one in row.votes_by_level:
-            votes = _votes(one.votes, sum(one.votes.values()), row.idx, made, looks, read.path)
+            classes = bounds.classes(one.level, made["classes"])
+            votes = _votes(one.votes, sum(one.votes.values()), row.idx, classes, looks, read.path)
             drawn.append(LevelVotes(one.level, one.selected, votes))
-        found = cascade.certificate(bounds, drawn).in_norm(made.get("norm", "l2"), made["dim"])
+        found = several_levels.certificate(bounds, drawn).in_norm(made.get("norm", "l2"), made["dim"])
         rows.append(Row.from_certificate(found, row.idx, row.label, row.time))
     return tuple(rows)
 
@@ -293,15 +294,15 @@ def counts(read: Results) -> np.ndarray:
     """The votes of all rows, int [rows, K + 1]; ValueError for votes that do not fit the manifest."""
     made = read.manifest["guarantee"] if read.manifest else {}
     looks = set(sampling_plans.from_description(made).looks())
-    found = [_votes(row.votes or {}, row.n, row.idx, made, looks, read.path) for row in read.rows]
+    found = [_votes(row.votes or {}, row.n, row.idx, made["classes"], looks, read.path) for row in read.rows]
     return np.asarray(found, np.int64).reshape(-1, made["classes"] + 1)
 
 
 def _votes(
-    votes: Mapping[int, int], n: int | None, idx: int, made: Json, looks: Container[int | None], path: Path
+    votes: Mapping[int, int], n: int | None, idx: int, classes: int, looks: Container[int | None], path: Path
 ) -> tuple[int, ...]:
     """One count a class, then those whose logits were not finite; ValueError unless they are n in all, a look's."""
-    counts = tuple(votes.get(number, 0) for number in (*range(made["classes"]), -1))
+    counts = tuple(votes.get(number, 0) for number in (*range(classes), -1))
     if n is None or sum(counts) != n or sum(votes.values()) != n or n not in looks:
-        raise ValueError(f"Expected {n} votes for {made['classes']} classes at image {idx} of {path}, got {votes}.")
+        raise ValueError(f"Expected {n} votes for {classes} classes at image {idx} of {path}, got {votes}.")
     return counts

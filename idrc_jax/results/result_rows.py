@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
 
+from idrc_jax import several_levels
 from idrc_jax.certificates import Certificate, confidence_bounds, norms, sampling_plans, schemes, user_schemes
 from idrc_jax.core import append_only, files, validate
 from idrc_jax.core.json_values import Json, as_json
@@ -87,12 +88,7 @@ class Row:
 
     @classmethod
     def from_certificate(
-        cls,
-        certificate: Certificate,
-        idx: int,
-        label: int,
-        seconds: float,
-        differing: dict[int, int] | None = None,
+        cls, certificate: Certificate, idx: int, label: int, seconds: float, differing: dict[int, int] | None = None
     ) -> Self:
         """The row of a certificate."""
         levels = tuple(LevelRow(one.level, one.selected, by_class(one.votes)) for one in certificate.votes_by_level)
@@ -250,10 +246,9 @@ def write(rows: Iterable[Row], manifest: Manifest, out: Path, name: str = NAME) 
 
 def columns_of(guarantee: Json) -> tuple[str, ...]:
     """The columns of a file under a manifest's guarantee."""
+    levelled = guarantee["scheme"] in (schemes.Cascade.name, schemes.Routed.name)
     norm = () if guarantee.get("norm", "l2") == "l2" else ("norm",)
-    return (
-        PAIRED if "paired" in guarantee else LEVELLED if guarantee["scheme"] == schemes.Cascade.name else COLUMNS
-    ) + norm
+    return (PAIRED if "paired" in guarantee else LEVELLED if levelled else COLUMNS) + norm
 
 
 def line_of(row: Row) -> str:
@@ -315,6 +310,7 @@ def _check_rows(rows: tuple[Row, ...], columns: tuple[str, ...], manifest: Manif
         plan = sampling_plans.from_description(made)
         # The level of a user's own scheme is known to that scheme alone.
         scheme = None if user_schemes.is_own(made) else schemes.from_description(made)
+        bounds = several_levels.bounds_of_results(made)
     except (KeyError, TypeError) as error:
         raise ValueError(f"Expected a whole manifest beside {path}, got one without {error}.") from None
     wanted, norm = columns_of(made), made.get("norm", "l2")
@@ -331,27 +327,33 @@ def _check_rows(rows: tuple[Row, ...], columns: tuple[str, ...], manifest: Manif
         told = ", ".join(map(str, own))
         if max(row.label, row.predict, row.selected or 0) >= made["classes"]:
             raise ValueError(f"Expected {made['classes']} classes in {path}, got another at image {row.idx}.")
-        if row.n not in looks or row.n0 != plan.selection or row.sigma_x not in own:
+        seen = looks | {0} if isinstance(scheme, schemes.Routed) else looks  # 0 where the router is undecided
+        if row.n not in seen or row.n0 != plan.selection or row.sigma_x not in own:
             raise ValueError(
                 f"Expected rows under {MANIFEST} in {path}, with n at most {plan.n}, n0 = {plan.selection} (plan "
                 f"{plan.name}) and sigma_x = {told}, got n = {row.n}, n0 = {row.n0}, sigma_x = {row.sigma_x} for "
                 f"image {row.idx}: it is a file of another run."
             )
-        if row.votes_by_level is not None and not _fits(row, own, looks, made["classes"]):
+        if bounds is not None and not _fits(row, bounds, own, looks, made["classes"]):
             raise ValueError(
                 f"Expected votes_by_level of image {row.idx} in {path} under {told} in turn, one of them with the "
                 f"row's votes, got {levels_text(row.votes_by_level)}: the row was changed."
             )
 
 
-def _fits(row: Row, levels: Sequence[float | None], looks: set[int], classes: int) -> bool:
-    """Whether a row's votes by level are those of the first levels, at looks, the row's own among them."""
+def _fits(row: Row, bounds: several_levels.Bounds, levels: Sequence[float], looks: set[int], classes: int) -> bool:
+    """Whether a row's votes by level, at looks, are of levels as they follow each other, the row's own among them."""
     drawn = row.votes_by_level or ()
-    return (
-        [one.level for one in drawn] == list(range(min(len(drawn), len(levels))))
-        and all(sum(one.votes.values()) in looks and max([one.selected, *one.votes]) < classes for one in drawn)
-        and (row.sigma_x, row.selected, row.votes) in [(levels[one.level], one.selected, one.votes) for one in drawn]
-    )
+    if not several_levels.follow(bounds.scheme, drawn, row.n0 or 0):
+        return False
+    for one in drawn:
+        if sum(one.votes.values()) not in looks or max([one.selected, *one.votes]) >= bounds.classes(
+            one.level, classes
+        ):
+            return False
+    own = [(levels[one.level], one.selected, one.votes) for one in several_levels.about_classes(bounds.scheme, drawn)]
+    own = own or [(levels[0], confidence_bounds.ABSTAIN, {})]
+    return (row.sigma_x, row.selected, row.votes) in own and row.n == sum((row.votes or {}).values())
 
 
 def _parse(columns: tuple[str, ...], line: str) -> Row:

@@ -49,10 +49,10 @@ class _Image:
     counted: int = 0
     drawn: dict[int, LevelVotes] = field(default_factory=dict)
 
-    def begin(self, kind: _Kind, looks: list[int]) -> None:
-        """Start anew in another stage."""
+    def begin(self, kind: _Kind, looks: list[int], classes: int) -> None:
+        """Start anew in another stage, in which a network of so many classes votes."""
         self.kind, self.looks = kind, looks
-        self.votes = np.zeros_like(self.votes)
+        self.votes = np.zeros(classes + 1, np.int64)
         self.dispatched = self.counted = 0
 
     def go_on(self, kind: _Kind, looks: list[int]) -> None:
@@ -160,7 +160,7 @@ class Scheduler:
 
     def _enter(self, position: int) -> _Image:
         """Put a new image in flight."""
-        votes = np.zeros(self._counter.classes + 1, np.int64)
+        votes = np.zeros(self._counter.classes(0) + 1, np.int64)
         image = _Image(position, self._course(position), self._first_kind(0), self._first_looks(), votes)
         self._flight.append(image)
         return image
@@ -192,7 +192,7 @@ class Scheduler:
             return False
         if stage == random_keys.SELECTION:
             image.selected = confidence_bounds.select(image.votes)
-            image.begin(_Kind(self._stage, level), self._plan.looks())
+            image.begin(_Kind(self._stage, level), self._plan.looks(), self._counter.classes(level))
             return False
         drawn = image.note(selects=self._plan.selection > 0)
         if len(image.looks) > 1 and not image.course.stops(drawn, level):
@@ -205,7 +205,7 @@ class Scheduler:
         if level in image.drawn:
             image.go_on(_Kind(self._stage, level), self._plan.looks())
         else:
-            image.begin(self._first_kind(level), self._first_looks())
+            image.begin(self._first_kind(level), self._first_looks(), self._counter.classes(level))
         return False
 
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 import jax
 from jax.sharding import Mesh
 
+from idrc_jax.certificates.schemes import Routed, Scheme
 from idrc_jax.core import validate
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import devices
@@ -47,9 +48,20 @@ class Execution:
         return self.chunk * self.mesh.size
 
     def placed(self) -> Self:
-        """The same with the network's params on every device, so that no dispatch copies them."""
-        params = jax.device_put(self.classifier.params, devices.replicated(self.mesh))
-        return replace(self, classifier=replace(self.classifier, params=params))
+        """The same with the network's params, and its router's, on every device, so that no dispatch copies them."""
+
+        def put(classifier: Classifier) -> Classifier:
+            return replace(classifier, params=jax.device_put(classifier.params, devices.replicated(self.mesh)))
+
+        router = self.classifier.router
+        return replace(self, classifier=replace(put(self.classifier), router=put(router) if router else None))
+
+    def at(self, scheme: Scheme, level: int) -> Self:
+        """How the network runs that votes under a level: under the first one of `routed`, the router."""
+        check_router(self.classifier, scheme)
+        if level or not isinstance(scheme, Routed) or self.classifier.router is None:
+            return self
+        return replace(self, classifier=self.classifier.router)
 
     def describe(self) -> dict[str, Any]:
         """As a manifest's session holds it."""
@@ -62,6 +74,17 @@ class Execution:
             **({"rates": self.rates} if self.rates else {}),
             **({"left_out": self.left_out} if self.left_out else {}),
         }
+
+
+def check_router(classifier: Classifier, scheme: Scheme) -> None:
+    """ValueError for a scheme `routed` and a classifier without a router, or with one of other answers."""
+    if not isinstance(scheme, Routed):
+        return
+    wanted = f"a router with an answer for each of {len(scheme.levels)} levels"
+    if classifier.router is None:
+        raise ValueError(f"Expected a classifier with {wanted} for the scheme routed, got none: classifier.routed_by.")
+    if classifier.router.classes != len(scheme.levels):
+        raise ValueError(f"Expected {wanted}, got one with {classifier.router.classes}.")
 
 
 def unmeasured(classifier: Classifier, mesh: Mesh | None = None, chunk: int = 0) -> Execution:

@@ -7,6 +7,7 @@ votes are the same, up to ties that rounding breaks differently.
 import logging
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -47,11 +48,30 @@ def choose(
       trial: what runs the candidates.
       folder: of what is remembered; the user's cache by default.
 
-    A candidate that fails or disagrees is named in one warning, and so is a cache that cannot be written.
+    A candidate that fails or disagrees is named in one warning, and so is a cache that cannot be written. A router is
+    chosen for by itself, on the same devices in the same chunk.
 
     Raises:
       ValueError: a chunk that cannot be (see `check_chunk`).
     """
+    chosen = _choose(classifier, scheme, samples, seconds, mesh, chunk, trial, folder)
+    if classifier.router is None:
+        return chosen
+    router = _choose(classifier.router, scheme, samples, seconds, chosen.mesh, chosen.chunk, trial, folder)
+    return replace(chosen, classifier=replace(chosen.classifier, router=router.classifier))
+
+
+def _choose(
+    classifier: Classifier,
+    scheme: Scheme,
+    samples: int,
+    seconds: float,
+    mesh: Mesh | None,
+    chunk: int,
+    trial: Trial | None,
+    folder: Path | None,
+) -> Execution:
+    """`choose` for one network."""
     check_chunk(classifier, mesh, chunk)
     meshes = [mesh] if mesh else _layouts()
     implementations = classifier.implementations

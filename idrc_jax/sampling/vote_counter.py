@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.certificates.schemes import Scheme, level_count
 from idrc_jax.sampling import random_keys
 from idrc_jax.sampling.execution import Execution
 from idrc_jax.sampling.votes import SLOTS, check_indices, dispatch_votes
@@ -34,7 +34,6 @@ class VoteCounter:
       key: the run's typed key; each stage of each level uses a branch of its own.
 
     Attributes:
-      classes: K, of the classifier.
       slots: images that a draw can hold.
       stride: samples of all devices' chunks together; draws of whole strides waste nothing.
     """
@@ -49,10 +48,16 @@ class VoteCounter:
         indices: np.ndarray,
         key: jax.Array,
     ) -> None:
-        self._execution, self._scheme = execution.placed(), scheme
+        placed = execution.placed()
+        self._executions = [placed.at(scheme, level) for level in range(level_count(scheme))]
+        self._scheme = scheme
         self._images, self._levels, self._indices = images, levels, check_indices(indices, images)
         self._key, self._keys = key, {}
-        self.classes, self.slots, self.stride = execution.classifier.classes, SLOTS, execution.stride
+        self.slots, self.stride = SLOTS, execution.stride
+
+    def classes(self, level: int) -> int:
+        """K, of the network that votes under a level."""
+        return self._executions[level].classifier.classes
 
     def start(self, draw: Draw) -> jax.Array:
         """Start a draw and return at once int32 [devices, slots, K + 1], to be summed over the first axis.
@@ -63,7 +68,7 @@ class VoteCounter:
         empty = self.slots - len(draw.positions)
         chosen = draw.positions + [draw.positions[0]] * empty
         return dispatch_votes(
-            self._execution,
+            self._executions[draw.level],
             self._scheme,
             self._images[chosen],
             self._levels[chosen, draw.level],
@@ -80,8 +85,14 @@ class VoteCounter:
         return self._keys[stage]
 
     def samples_per_second(self) -> float:
-        """Compile, then time a few chunks of the first image."""
-        jax.block_until_ready(self.start(Draw(random_keys.ESTIMATION, 0, [0], [0], [self.stride])))
+        """Compile, then time a few chunks of the first image, of each network that votes."""
+        levels = {id(one): level for level, one in enumerate(self._executions)}.values()
+
+        def draw(samples: int) -> None:
+            for level in levels:
+                jax.block_until_ready(self.start(Draw(random_keys.ESTIMATION, level, [0], [0], [samples])))
+
+        draw(self.stride)
         begun = time.perf_counter()
-        jax.block_until_ready(self.start(Draw(random_keys.ESTIMATION, 0, [0], [0], [4 * self.stride])))
-        return 4 * self.stride / (time.perf_counter() - begun)
+        draw(4 * self.stride)
+        return 4 * self.stride * len(levels) / (time.perf_counter() - begun)

@@ -9,7 +9,7 @@ from idrc_jax.training.job import RunOptions
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.run_folder import recorded_held_out, same_or_refuse
 from idrc_jax.training.training_kernel import network_on
-from idrc_jax.training.training_votes import Teacher
+from idrc_jax.training.training_votes import Teacher, Worths
 
 __all__ = [
     "Metrics",
@@ -17,6 +17,7 @@ __all__ = [
     "RunOptions",
     "Teacher",
     "TrainingCheckpoints",
+    "Worths",
     "make_batch",
     "make_step",
     "network_on",

@@ -24,7 +24,7 @@ from idrc_jax.training import loop, moving_average, training_kernel, validation
 from idrc_jax.training.job import Facts, Job, RunOptions
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.steps import State, descend, images_of_step
-from idrc_jax.training.training_votes import Inference, Teacher, WeightedDrawing
+from idrc_jax.training.training_votes import Inference, Teacher, WeightedDrawing, Worths
 from idrc_jax.training.validation import Validator
 
 # What the weights to start from must have in common with the network that is to be trained.
@@ -192,7 +192,7 @@ def train(
     held_out: int = 0,
     statistics: str = "batch",
     loss: Loss | None = None,
-    teacher: Teacher | None = None,
+    teacher: Teacher | Worths | None = None,
     ema: float = 0.0,
     kernel: str = "auto",
     options: RunOptions | None = None,
@@ -316,7 +316,7 @@ def train(
     return loop.run(job, workdir, mesh=mesh, options=options, budget=budget)
 
 
-def _check_loss(loss: Loss, scheme: Scheme, recipe: Recipe, teacher: Teacher | None) -> None:
+def _check_loss(loss: Loss, scheme: Scheme, recipe: Recipe, teacher: Teacher | Worths | None) -> None:
     """SettingError for noises that do not divide the batch, noise that is not the loss's, a teacher too few or many."""
     if recipe.batch % loss.noises:
         raise SettingError(

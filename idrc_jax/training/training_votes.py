@@ -68,6 +68,37 @@ class Teacher:
         return (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Worths:
+    """What levels are worth at the images that a router is trained on (`certification.router_targets`), in a teacher's
+    place.
+
+    Attributes:
+      values: float32 [N, levels].
+      described: where they are from.
+    """
+
+    values: np.ndarray
+    described: Json
+
+    def check(self, description: Description) -> None:
+        """SettingError unless the network has an answer for each level."""
+        if description["classes"] != self.values.shape[1]:
+            raise SettingError(
+                f"Expected a router with {self.values.shape[1]} answers, got {description['classes']}.", "classifier"
+            )
+
+    def describe(self) -> Json:
+        """What a description of training says of it."""
+        return self.described
+
+    def predictions(self, images: np.ndarray, scheme: Scheme, seed: int, mesh: Mesh, workdir: Path) -> np.ndarray:
+        """The values, of all images; ValueError for others."""
+        if len(images) != len(self.values):
+            raise ValueError(f"Expected {len(self.values)} images, none held out, got {len(images)}.")
+        return self.values
+
+
 class Inference:
     """How to run a network in training for inference: as at the first call, so that it compiles once.
 

@@ -10,10 +10,10 @@ from idrc_jax.audit import Settings, breaks, point_votes, significance
 from idrc_jax.audit.search import Searcher
 from idrc_jax.audit.significance import break_p_value
 from idrc_jax.certificates import schemes
-from idrc_jax.certificates.cascade import Bounds
 from idrc_jax.certificates.sampling_plans import Fixed
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import devices, random_keys
+from idrc_jax.several_levels.cascade import Bounds
 
 SHAPE, DIM = (4, 4, 1), 16
 SCHEMES = {

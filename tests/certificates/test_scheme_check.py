@@ -20,7 +20,10 @@ def middle(by):
 
 
 BUILT_IN = {
-    **{name: schemes.make(name, sigma=0.3) for name in sorted(schemes.SCHEMES.keys() - {"stepped", "cascade"})},
+    **{
+        name: schemes.make(name, sigma=0.3)
+        for name in sorted(schemes.SCHEMES.keys() - {"stepped", "cascade", "routed"})
+    },
     "l1, ref": schemes.L1(sigma=0.3, ref=0.5),
     "inverse_sqrt_norm, ref": schemes.InverseSqrtNorm(sigma=0.3, ref=3.0),
     **{

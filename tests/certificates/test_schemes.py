@@ -21,6 +21,7 @@ def test_levels_are_the_definitions():
         "uniform": sigma * NORMS,
         "stepped": np.full(6, sigma),
         "cascade": np.full(6, sigma),  # its largest
+        "routed": np.full(6, sigma),  # the router's
         "box": np.full(6, sigma),
         "laplace": np.full(6, sigma),
         "splitting": np.full(6, 221 / (510 * np.sqrt(3))),  # the nearest whole number of grey levels
@@ -38,7 +39,7 @@ def test_device_and_host_agree(name):
     np.testing.assert_allclose(device, schemes.host_scale(scheme, IMAGES)[1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(schemes.SCHEMES.keys() - {"stepped", "cascade"}))
+@pytest.mark.parametrize("name", sorted(schemes.SCHEMES.keys() - {"stepped", "cascade", "routed"}))
 def test_scale_bounds_hold_for_images_at_that_distance(name):
     """Levels at 200 random images at distance a, and at the extreme ones, lie within the stated bounds."""
     scheme = schemes.make(name, sigma=0.3)
@@ -128,6 +129,8 @@ def test_a_description_makes_the_scheme_again(name):
         scheme = schemes.L1(sigma=0.1, ref=0.47658)
     if name == "cascade":
         scheme = schemes.Cascade(sigma=0.5, levels=(2.0, 1.0, 1 / 3), thresholds=(0.6, 0.7), shares=(0.2, 0.3, 0.5))
+    if name == "routed":
+        scheme = schemes.Routed(sigma=0.5, levels=(0.5, 1 / 3, 2.0), router_level=1.5, shares=(0.3, 0.7))
     described = json.loads(json.dumps(schemes.describe(scheme) | {"alpha": 0.001}))
     assert schemes.from_description(described) == scheme
 
@@ -183,6 +186,13 @@ def test_schemes_are_hashable_values():
         ("cascade", {"sigma": 1.0, "shares": (0.5, 0.6)}, "shares > 0 of alpha, one for each of 2 levels"),
         ("cascade", {"sigma": 1.0, "shares": (1.0, 0.0)}, "shares > 0"),
         ("cascade", {"sigma": 1.0, "shares": (1.0,)}, "shares > 0"),
+        ("routed", {"sigma": 1.0, "levels": (1.0,)}, "at least 2 levels for a router to choose from"),
+        ("routed", {"sigma": 1.0, "levels": (1.0, 0.0)}, "levels"),
+        ("routed", {"sigma": 1.0, "router_level": -1.0}, "router_level"),
+        ("routed", {"sigma": 1.0, "router_level": 1e39}, "sigma times router_level from 1.2e-38"),
+        ("routed", {"sigma": 1.0, "shares": (0.5, 0.6)}, "shares > 0 of alpha, one for the router and one for the"),
+        ("routed", {"sigma": 1.0, "shares": (1.0, 0.0)}, "shares > 0"),
+        ("routed", {"sigma": 1.0, "exact": True}, "exact = False for the scheme routed"),
         ("gaussian", {"sigma": 1e-50}, "sigma from 1.2e-38 to 3.4e38, the range of float32, got 1e-50"),
         ("l1", {"sigma": 1e39}, "sigma from 1.2e-38"),
         ("l2", {"sigma": "loud"}, "sigma > 0, got loud"),

@@ -152,7 +152,7 @@ def test_reports_and_comparisons_take_cascades(linear, dataset, tmp_path):
     gaussian = dataclasses.replace(read, manifest=json.loads(json.dumps(read.manifest)))
     gaussian.manifest["guarantee"] |= {"alpha": 0.1}
     said = equal_terms.offer(Run("a", read), Run("b", gaussian))
-    assert said.endswith("which levels of a cascade an image's votes go on to depends on n and alpha.")
+    assert said.endswith("which levels an image's votes go on to under cascade depends on n and alpha.")
     assert equal_terms.offer(Run("a", read), Run("b", read)) == ""
 
 

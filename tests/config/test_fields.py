@@ -20,7 +20,7 @@ def get(name, *arguments):
     return config.load(":".join((f"{name}.py", *arguments)))
 
 
-@pytest.mark.parametrize("scheme", sorted(schemes.SCHEMES.keys() - {"cascade"}))
+@pytest.mark.parametrize("scheme", sorted(schemes.SCHEMES.keys() - {"cascade", "routed"}))
 def test_cifar10_takes_the_scheme_and_is_the_papers_experiment(scheme):
     made = get("cifar10", scheme)
     made.noise.levels = (1.0,) if scheme == "stepped" else ()
@@ -45,10 +45,28 @@ def test_a_cascade_is_for_certification_and_training_needs_another_scheme():
     with pytest.raises(ValueError, match=r"Expected noise\.thresholds in"):
         config.noise_scheme(made)
     made.noise.thresholds, made.noise.bins = (), 3
-    with pytest.raises(ValueError, match=r"no noise\.edges or bins for the scheme cascade"):
+    with pytest.raises(ValueError, match=r"no noise\.edges, bins, router_level for the scheme cascade"):
         config.noise_scheme(made)
     made.noise.scheme = "gaussian"
-    with pytest.raises(ValueError, match=r"no noise\.thresholds or shares for the scheme gaussian"):
+    with pytest.raises(ValueError, match=r"no noise\.thresholds, shares or router_level for the scheme gaussian"):
+        config.noise_scheme(made)
+
+
+def test_a_router_is_for_certification_too():
+    made = get("cifar10", "routed")
+    assert config.noise_scheme(made) == schemes.Routed(sigma=0.25, levels=(0.5, 1.0))
+    made.noise.levels, made.noise.router_level, made.noise.shares = (0.5, 2.0, 1.0), 1.5, (0.25, 0.75)
+    assert config.noise_scheme(made) == schemes.Routed(0.25, (0.5, 2.0, 1.0), 1.5, (0.25, 0.75))
+    with pytest.raises(ValueError, match=r"Expected train\.scheme, such as gaussian .* got routed"):
+        config.training_scheme(made)
+    made.noise.router_level = 0.0
+    with pytest.raises(ValueError, match=r"noise\.router_level"):
+        config.noise_scheme(made)
+    made.noise.router_level, made.noise.thresholds = 1.0, (0.6,)
+    with pytest.raises(ValueError, match=r"no noise\.edges, bins, thresholds for the scheme routed"):
+        config.noise_scheme(made)
+    made.noise.scheme, made.noise.thresholds, made.noise.router_level = "gaussian", (), 2.0
+    with pytest.raises(ValueError, match=r"no noise\.thresholds, shares or router_level for the scheme gaussian"):
         config.noise_scheme(made)
 
 
@@ -208,7 +226,7 @@ def test_help_of_a_command_without_fields_and_help_for_nothing():
     assert "flag --help=some" in running.refused(train.main, "--help=some")
 
 
-@pytest.mark.parametrize("loss", losses.LOSSES)
+@pytest.mark.parametrize("loss", sorted(losses.LOSSES.keys() - {"router"}))
 def test_there_is_a_recipe_for_every_loss_on_two_cores_and_on_a_gpu(loss):
     for machine, depth in (("", 20), ("/gpu", 110)):
         made = get("cifar10_losses", f"{loss}{machine}")

@@ -10,7 +10,7 @@ from scipy import stats
 from idrc_jax import losses
 from idrc_jax.certificates import schemes
 from idrc_jax.core.validate import SettingError
-from idrc_jax.losses import catrs, consistency, hard_samples, macer, smoothadv, smoothmix, stability
+from idrc_jax.losses import catrs, consistency, hard_samples, macer, router, smoothadv, smoothmix, stability
 from idrc_jax.losses.loss import warmed_up
 
 PARAMS, STATS = exact.tensors()
@@ -88,6 +88,9 @@ CASES = {
     "catrs": (
         catrs.CatRs(noises=4, weight=2.0, epsilon=0.4), MANY, lambda *a: exact.catrs(*a, 2.0, 0.4, 4, uniforms(MANY)),
     ),
+    "router": (
+        router.Router(noises=3, weight=2.0, entropy=0.3), THREE, lambda *a: exact.router(*a, 2.0, 0.3),
+    ),
     "hard_samples": (
         hard_samples.HardSamples(noises=4, start_epoch=EPOCH, steps=4, step_size=0.15).at(EPOCH), MANY,
         lambda *a: exact.hard_samples(*a, 0.15, 4),
@@ -152,7 +155,7 @@ def test_gaps_of_macer_that_are_infinite_or_too_large_have_no_gradient():
 @pytest.mark.parametrize(
     ("name", "trained", "climbed"),
     [("gaussian", 1, 0), ("stability", 2, 0), ("consistency", 1, 0), ("smoothadv", 1, 5), ("macer", 1, 0),
-     ("smoothmix", 2, 4), ("catrs", 2, 4), ("hard_samples", 1, 4)],
+     ("smoothmix", 2, 4), ("catrs", 2, 4), ("hard_samples", 1, 4), ("router", 1, 0)],
 )  # fmt: skip
 def test_a_loss_takes_as_many_passes_as_it_says(name, trained, climbed):
     """Each forward and backward; consistency as many as noise augmentation of the same rows, smoothadv T + 1."""

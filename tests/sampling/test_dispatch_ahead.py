@@ -19,10 +19,13 @@ class Device:
     Of level l the stage is 100 l higher.
     """
 
-    classes, slots, stride = CLASSES, 64, 40
+    slots, stride = 64, 40
 
     def __init__(self, share):
         self.share, self.draws, self.samples = share, [], set()
+
+    def classes(self, level):
+        return CLASSES
 
     def vote(self, stage, position, sample):
         generator = np.random.default_rng([stage, position, sample])

@@ -43,7 +43,7 @@ def one_by_one(linear, pictures, name, n):
     return votes
 
 
-@pytest.mark.parametrize("name", sorted(schemes.SCHEMES.keys() - {"cascade", "splitting"}))
+@pytest.mark.parametrize("name", sorted(schemes.SCHEMES.keys() - {"cascade", "routed", "splitting"}))
 def test_votes_are_those_of_a_loop_over_samples(linear, pictures, name):
     votes = count(linear, pictures, name, n=61)
     assert votes.sum(axis=1).tolist() == [61] * 5

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from idrc_jax import certificates
-from idrc_jax.certificates import cascade, sampling_plans, schemes
-from idrc_jax.certificates.cascade import Bounds, CascadeCourse
+from idrc_jax import certificates, several_levels
+from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.certificates.sampling_plans import Fixed, LevelVotes, SelectionFree, ToPrecision, ToRadius
+from idrc_jax.several_levels.cascade import Bounds, CascadeCourse
 
 ALPHA = 0.001
 
@@ -136,12 +136,14 @@ def test_the_certificate_is_the_formula_by_scipy():
         0.5 * (quantile(0.7) - quantile(stats.beta.ppf(1 - 0.5 * ALPHA / 2 / 2, 301, 700))),
         0.25 * (quantile(0.6) - quantile(stats.beta.ppf(1 - 0.3 * ALPHA / 2 / 2, 241, 760))),
     ]
-    one = cascade.certificate(made, done)
+    one = several_levels.certificate(made, done)
     assert (one.predict, one.selected, one.sigma_x, one.n, one.votes) == (0, 0, 0.125, 1000, done[2].votes)
     assert one.p_lower == pytest.approx(p, rel=1e-10)
     assert one.radius == pytest.approx(min(0.125 * quantile(p), *rooms), rel=1e-9)
     assert one.votes_by_level == tuple(done)
-    other = cascade.certificate(made, [*done[:2], votes_of(2, 5, 990, 4, 1)])  # of which class 0 is the strongest rival
+    other = several_levels.certificate(
+        made, [*done[:2], votes_of(2, 5, 990, 4, 1)]
+    )  # of which class 0 is the strongest rival
     narrow = 0.25 * (quantile(0.6) - quantile(stats.beta.ppf(1 - 0.3 * ALPHA / 2 / 2, 521, 480)))
     assert (other.predict, other.radius) == (1, pytest.approx(narrow, rel=1e-9))
 
@@ -149,14 +151,14 @@ def test_the_certificate_is_the_formula_by_scipy():
 def test_the_radius_is_that_of_the_best_level_and_what_is_not_sure_abstains():
     made = bounds(Fixed(n=1000))
     first, second = votes_of(0, 600, 300, 100, 0), votes_of(1, 950, 30, 20, 0)
-    alone, both = cascade.certificate(made, [first]), cascade.certificate(made, [first, second])
+    alone, both = several_levels.certificate(made, [first]), several_levels.certificate(made, [first, second])
     assert 0 < alone.radius < both.radius
     assert (alone.sigma_x, both.sigma_x) == (0.5, 0.25)
-    sure = cascade.certificate(made, [votes_of(0, 1000, 0, 0, 0), second])
+    sure = several_levels.certificate(made, [votes_of(0, 1000, 0, 0, 0), second])
     assert sure.sigma_x == 0.5
     for done in ([votes_of(0, 500, 400, 100, 0)], [votes_of(0, 450, 500, 50, 0), votes_of(1, 990, 10, 0, 0)],
                  [votes_of(0, 0, 0, 0, 1000, selected=-1)], [votes_of(0, 600, 400, 0, 0, selected=1)]):  # fmt: skip
-        one = cascade.certificate(made, done)
+        one = several_levels.certificate(made, done)
         assert (one.predict, one.radius, one.n) == (-1, 0, 1000)
     assert np.isnan(both.radius_published)
 
@@ -169,7 +171,7 @@ def outcomes(made):
         done = [votes_of(0, k, n - k, 0)]
         if CascadeCourse(made).next_level(done) is not None:
             done.append(votes_of(1, j, n - j, 0))
-        one = cascade.certificate(made, done)
+        one = several_levels.certificate(made, done)
         found[:, k, j] = one.predict, one.radius
     return found
 
@@ -246,7 +248,7 @@ def test_coverage_of_a_whole_run_by_simulation(plan):
         truth, far = certified(made, probabilities)
         wrong = 0
         for _ in range(runs):
-            one = cascade.certificate(made, drawn(made, probabilities, generator)[0])
+            one = several_levels.certificate(made, drawn(made, probabilities, generator)[0])
             wrong += one.radius > 0 and (one.predict != truth or one.radius > far)
         assert wrong / runs <= alpha + 3 * np.sqrt(alpha / runs)
 
@@ -340,9 +342,9 @@ def test_the_error_probabilities_add_up_to_alpha():
 
 
 def test_other_schemes_have_no_such_bounds_and_a_cascade_no_radius_of_one_bound():
-    assert cascade.bounds_of(schemes.Gaussian(0.5), Fixed(), ALPHA) is None
+    assert several_levels.bounds_of(schemes.Gaussian(0.5), Fixed(), ALPHA) is None
     described = schemes.describe(schemes.Cascade(0.5)) | sampling_plans.describe(ToRadius()) | {"alpha": ALPHA}
-    assert cascade.bounds_of_results(described) == Bounds(schemes.Cascade(0.5), ToRadius(), ALPHA)
+    assert several_levels.bounds_of_results(described) == Bounds(schemes.Cascade(0.5), ToRadius(), ALPHA)
     with pytest.raises(ValueError, match="a scheme of one level, got cascade"):
         certificates.radius(schemes.Cascade(0.5), 0.0, 0.9, dim=48)
     with pytest.raises(ValueError, match="two_sided"):

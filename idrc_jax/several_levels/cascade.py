@@ -23,14 +23,12 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes, user_schemes
+from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
 from idrc_jax.certificates.confidence_bounds import Numbers
 from idrc_jax.certificates.level_schemes import Cascade
-from idrc_jax.certificates.noise_scheme import Scheme
 from idrc_jax.certificates.radii import Certificate
 from idrc_jax.certificates.sampling_plans import LevelVotes, Plan
 from idrc_jax.core import validate
-from idrc_jax.core.json_values import Json
 from idrc_jax.core.validate import SettingError
 
 # SciPy's normal quantile is good to about 1e-15 of itself; differences lose 2**-40 (9e-13) of what is subtracted.
@@ -57,9 +55,8 @@ class Bounds:
 
     @cached_property
     def levels(self) -> np.ndarray:
-        """The smaller of each level drawn and the level asked for, before it was rounded to float32."""
-        asked = schemes.scales(self.scheme, np.zeros(()))
-        return np.minimum(schemes.drawn_levels(self.scheme, 0.0), asked)
+        """See `schemes.least_levels`."""
+        return schemes.least_levels(self.scheme)
 
     @cached_property
     def thresholds(self) -> np.ndarray:
@@ -72,6 +69,10 @@ class Bounds:
         last = len(self.levels) - 1
         shares = np.asarray(self.scheme.shares) / max(1.0, math.fsum(self.scheme.shares))  # they are 1 to 1e-9
         return self.alpha * shares / np.where(np.arange(last + 1) < last, 2, 1)
+
+    def classes(self, level: int, classes: int) -> int:
+        """How many answers votes under a level choose from: the classifier's."""
+        return classes
 
     def lower(self, level: int, k: int | np.ndarray, n: int | np.ndarray) -> Numbers:
         """The bound on a class with k of n votes under a level."""
@@ -101,6 +102,17 @@ class Bounds:
             unanimous = self.lower(level, looks, looks)
             made.append(max(made[-1], float(np.max(self.own(level, unanimous)))))
         return made[::-1]
+
+    @property
+    def largest_radius(self) -> float:
+        """The largest that any votes give."""
+        return self.reaches[0]
+
+    @cached_property
+    def most_lower(self) -> float:
+        """The largest lower bound that votes for one class alone give."""
+        looks = np.asarray(self.plan.looks())
+        return float(np.max(self.plan.lower(looks, looks, float(np.max(self.errors)))))
 
     def radii(self, drawn: Sequence[LevelVotes]) -> list[tuple[float, float]]:
         """R_k and the lower bound p of each of these levels, R_k not above 0 where it certifies nothing."""
@@ -135,18 +147,6 @@ class Bounds:
                     f"{self.levels[level]:g} at its share of alpha = {self.alpha:g}, got {self.plan.n}.",
                     "n",
                 )
-
-
-def bounds_of(scheme: Scheme, plan: Plan, alpha: float) -> Bounds | None:
-    """The bounds of a cascade; None for another scheme."""
-    return Bounds(scheme, plan, alpha) if isinstance(scheme, Cascade) else None
-
-
-def bounds_of_results(made: Json) -> Bounds | None:
-    """The bounds of results under a cascade, by their manifest's guarantee; None for those of another scheme."""
-    if user_schemes.is_own(made):
-        return None
-    return bounds_of(schemes.from_description(made), sampling_plans.from_description(made), made["alpha"])
 
 
 def certificate(bounds: Bounds, drawn: Sequence[LevelVotes]) -> Certificate:

@@ -1,0 +1,138 @@
+"""What a router learns from: how much each noise level is worth at images that its classifier was not trained on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from scipy import special
+
+from idrc_jax import data, sampling
+from idrc_jax.certificates.schemes import Gaussian, Routed, least_levels
+from idrc_jax.core import files, validate
+from idrc_jax.core.json_values import Json
+from idrc_jax.core.progress import Progress
+from idrc_jax.models import Classifier
+from idrc_jax.sampling import random_keys
+from idrc_jax.training import Worths, validation
+
+WORTHS = ("radius", "accuracy")
+_VOTES = "level_votes.npy"
+_BLOCK = 500  # images
+_BRANCH = 4  # of the stage of training, and those after it: the keys of votes under the levels
+
+
+@dataclass(frozen=True)
+class LevelWorth:
+    """What each level of a scheme `routed` is worth at the images that a router learns from, by few votes of each.
+
+    Attributes:
+      classifier: that the router is to choose levels for, loaded from a file, which names it.
+      scheme: whose levels these are.
+      samples: votes of each image under each level.
+      worth: "radius", s Phi^-1((k + 1/2) / (n + 1)) for k of n votes for the true class, 0 where these are not more
+        than half; or "accuracy", the share of `radii` that this reaches.
+      radii: in pixel units, of "accuracy".
+    """
+
+    classifier: Classifier
+    scheme: Routed
+    samples: int = 100
+    worth: str = "radius"
+    radii: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        validate.count("samples", self.samples, 1)
+        validate.one_of("worth", self.worth, WORTHS)
+        if not self.classifier.sha256:
+            raise ValueError("Expected a classifier loaded from a file, which names it, got one without a hash.")
+
+    def of_votes(self, right: np.ndarray) -> np.ndarray:
+        """Of int [N, levels] votes for the true class: float32 [N, levels]."""
+        share = (right + 0.5) / (self.samples + 1)
+        radii = np.where(2 * right > self.samples, self._levels * special.ndtri(share), 0.0)
+        if self.worth == "accuracy":
+            radii = np.mean(radii[..., None] >= np.asarray(self.radii), axis=-1)
+        return radii.astype(np.float32)
+
+    def learned(self, train_set: data.Dataset, seed: int, workdir: Path) -> tuple[data.Dataset, Worths]:
+        """What a router learns from.
+
+        Args:
+          train_set: the training images and their labels.
+          seed: of the votes' noise.
+          workdir: the router's run, whose folder keeps the votes for the calls that go on.
+
+        Returns:
+          Those of the images that the classifier has held out, or all where it was trained on another set, each
+          labelled with its best level (the smallest of equals); and what the levels are worth at them.
+
+        Raises:
+          ValueError: a classifier that was trained on all of the images, or images that are not its own.
+        """
+        kept = self._held_out(train_set)
+        images, labels = np.asarray(train_set.images[kept]), train_set.labels[kept]
+        if images.shape[1:] != self.classifier.image_shape or not train_set.labelled:
+            raise ValueError(
+                f"Expected labelled images of shape {self.classifier.image_shape}, as the classifier takes, got "
+                f"{images.shape[1:]} in {train_set.source}."
+            )
+        worth = self.of_votes(self._right(images, labels, seed, workdir / _VOTES))
+        order = np.argsort(self._levels, kind="stable")
+        best = order[np.argmax(worth[:, order], axis=1)]
+        learned = data.from_arrays(
+            images, best, name=train_set.name, split="train", classes=len(order), source=train_set.source
+        )
+        return learned, Worths(worth, self.describe())
+
+    def describe(self) -> Json:
+        """What a description of training says of it."""
+        return {
+            "weights_sha256": self.classifier.sha256,
+            "samples": self.samples,
+            "worth": self.worth,
+            "levels": self._levels.tolist(),
+            **({"radii": list(self.radii)} if self.worth == "accuracy" else {}),
+        }
+
+    @property
+    def _levels(self) -> np.ndarray:
+        return least_levels(self.scheme)[1:]
+
+    def _held_out(self, train_set: data.Dataset) -> np.ndarray:
+        """The indices of the images that the classifier has not been trained on."""
+        trained = self.classifier.description.get("training", {})
+        if trained.get("data_sha256") != train_set.fingerprint():
+            return np.arange(len(train_set))
+        if not trained.get("held_out"):
+            raise ValueError(
+                "Expected a classifier that held images out in its training (train.held_out, half of them, say), for a "
+                f"router to learn from, got one trained on all of {train_set.source}: its radii there say too much."
+            )
+        return validation.held_out(trained["seed"], trained["held_out"], len(train_set))
+
+    def _right(self, images: np.ndarray, labels: np.ndarray, seed: int, file: Path) -> np.ndarray:
+        """Votes for the true class under each level, int [N, levels]: counted, or read where a call before has."""
+        shape = (len(images), len(self._levels))
+        if file.is_file():
+            right = np.load(file)
+            if right.shape != shape:
+                raise ValueError(f"Expected votes {list(shape)} in {file}, got {list(right.shape)}: remove it.")
+            return right
+        stage = random_keys.stage(random_keys.root(seed), random_keys.TRAINING)
+        keys = [jax.random.fold_in(stage, _BRANCH + number) for number in range(shape[1])]
+        right, progress = np.zeros(shape, np.int64), Progress("router targets", len(images), 0, unit="images")
+        for first in range(0, len(images), _BLOCK):
+            rows = np.arange(first, min(first + _BLOCK, len(images)))
+            unit = data.to_unit(images[rows])
+            for number, (level, key) in enumerate(zip(self._levels.tolist(), keys, strict=True)):
+                votes = sampling.count_votes(
+                    self.classifier, Gaussian(level), unit, indices=rows, n=self.samples, key=key
+                )
+                right[rows, number] = votes[np.arange(len(rows)), labels[rows]]
+            progress.update(len(rows) + first)
+        progress.close()
+        files.make_folder(file.parent)
+        with files.replacing(file) as fresh, fresh.open("wb") as stream:
+            np.save(stream, right)
+        return right

@@ -1,0 +1,68 @@
+"""What a router loses by its choices of a noise level (for `routed`, after Sun, Mao and Vechev 2026).
+
+Of an image, worth_k is what level k is worth there: a certified radius, or the share of some radii that is certified.
+With F the softmax and Fbar = mean_i F(x + eps_i), the mean over images of
+
+    sum_k Fbar_k (max_j worth_j - worth_k) + weight * mean_i KL(Fbar || F(x + eps_i)) + entropy * H(Fbar),
+
+gradients through Fbar, too. The first term is what is expected to be lost against the best level. The others, as in
+`consistency`, widen margins: a router's certificate is cut where its own answer is not sure. One pass of all copies.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from idrc_jax.core import validate
+from idrc_jax.core.validate import SettingError
+from idrc_jax.losses import terms
+from idrc_jax.losses.loss import Batch, Loss, Network, Outcome
+from idrc_jax.models import Tensors
+
+
+@dataclass(frozen=True)
+class Router(Loss):
+    """The loss of routers; the passes of noise augmentation with as many noises.
+
+    Attributes:
+      noises: at least 2; label_smoothing: 0, as worths are no labels.
+      weight: of the divergence; >= 0.
+      entropy: weight of the mean prediction's entropy; >= 0.
+    """
+
+    name: ClassVar[str] = "router"
+    needs_teacher: ClassVar[bool] = True
+    noises: int = 2
+    weight: float = 1.0
+    entropy: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        validate.at_least("weight", self.weight, 0)
+        validate.at_least("entropy", self.entropy, 0)
+        if self.noises < 2:
+            raise SettingError(
+                f"Expected noises >= 2 for the loss router, as one copy agrees with itself, got {self.noises}.",
+                "noises",
+            )
+        if self.label_smoothing:
+            raise SettingError(
+                f"Expected label_smoothing = 0 for the loss router, which has no labels, got {self.label_smoothing}.",
+                "label_smoothing",
+            )
+
+    def __call__(
+        self, network: Network, params: Tensors, stats: Tensors, batch: Batch, key: jax.Array, epoch: jax.Array
+    ) -> tuple[jax.Array, Outcome]:
+        if batch.teacher is None:
+            raise ValueError("Expected what the levels are worth for the loss router, got none.")
+        logits, _, outcome = terms.classify(self, network, params, stats, batch)
+        log_p = terms.by_image(jax.nn.log_softmax(logits), batch.noises)
+        mean = terms.log_mean(log_p)
+        p = jnp.exp(mean)
+        lost = jnp.sum(p * (jnp.max(batch.teacher, axis=1, keepdims=True) - batch.teacher), axis=-1)
+        apart = jnp.sum(p[:, None] * (mean[:, None] - log_p), axis=-1)
+        spread = -jnp.sum(p * mean, axis=-1)
+        return jnp.mean(lost) + self.weight * jnp.mean(apart) + self.entropy * jnp.mean(spread), outcome

@@ -1,0 +1,72 @@
+"""Of whichever scheme of several levels: its bounds, the course of an image, the certificate of its votes."""
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+from idrc_jax.certificates import Certificate, sampling_plans, schemes, user_schemes
+from idrc_jax.certificates.level_schemes import Cascade, Routed
+from idrc_jax.certificates.noise_scheme import Scheme
+from idrc_jax.certificates.sampling_plans import Course, LevelVotes, Plan
+from idrc_jax.core.json_values import Json
+from idrc_jax.several_levels import cascade, routed
+
+Bounds = cascade.Bounds | routed.Bounds
+
+
+def bounds_of(scheme: Scheme, plan: Plan, alpha: float) -> Bounds | None:
+    """The bounds of a scheme of several levels; None for another scheme."""
+    if isinstance(scheme, Cascade):
+        return cascade.Bounds(scheme, plan, alpha)
+    return routed.Bounds(scheme, plan, alpha) if isinstance(scheme, Routed) else None
+
+
+def bounds_of_results(made: Json) -> Bounds | None:
+    """The bounds of results under a scheme of several levels, by their manifest's guarantee; None for others."""
+    if user_schemes.is_own(made):
+        return None
+    return bounds_of(schemes.from_description(made), sampling_plans.from_description(made), made["alpha"])
+
+
+def course(bounds: Bounds) -> Course:
+    """The course of one image."""
+    return routed.RoutedCourse(bounds) if isinstance(bounds, routed.Bounds) else cascade.CascadeCourse(bounds)
+
+
+def certificate(bounds: Bounds, drawn: Sequence[LevelVotes]) -> Certificate:
+    """What an image's votes certify: `cascade.certificate` or `routed.certificate`."""
+    if isinstance(bounds, routed.Bounds):
+        return routed.certificate(bounds, drawn)
+    return cascade.certificate(bounds, drawn)
+
+
+class OfLevel(Protocol):
+    """What `LevelVotes`, and those of a row in a file, have."""
+
+    @property
+    def level(self) -> int: ...
+
+    @property
+    def selected(self) -> int: ...
+
+
+_Drawn = TypeVar("_Drawn", bound=OfLevel)
+
+
+def follow(scheme: Scheme, drawn: Sequence[OfLevel], selection: int) -> bool:
+    """Whether votes may be of an image's levels in this order.
+
+    Args:
+      selection: samples that select a class beforehand; without any, later votes may point to another level.
+    """
+    levels = [one.level for one in drawn]
+    if not isinstance(scheme, Routed):
+        return levels == list(range(min(len(levels), schemes.level_count(scheme))))
+    if len(levels) == 2 and selection:
+        return levels == [routed.ROUTER, routed.level_of(drawn[0].selected)]
+    router, *chosen = levels or [-1]
+    return router == routed.ROUTER and len(chosen) < 2 and all(0 < one < schemes.level_count(scheme) for one in chosen)
+
+
+def about_classes(scheme: Scheme, drawn: Sequence[_Drawn]) -> list[_Drawn]:
+    """Those of the votes that are for classes: not a router's."""
+    return [one for one in drawn if not (isinstance(scheme, Routed) and one.level == routed.ROUTER)]

@@ -1,0 +1,123 @@
+"""Routers in training: what levels are worth, from which images, and that the router learns to choose."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from small_networks import RESNET as DESCRIPTION
+
+from idrc_jax import data, losses, models, sampling, training
+from idrc_jax.certificates import schemes
+from idrc_jax.certification.router_targets import LevelWorth
+from idrc_jax.core.validate import SettingError
+from idrc_jax.models import Classifier
+from idrc_jax.sampling import random_keys
+from idrc_jax.training import Recipe, validation
+
+SCHEME = schemes.Routed(sigma=0.5, levels=(2.0, 0.5), router_level=1.0)
+
+
+@pytest.fixture(scope="module")
+def named(linear):
+    return dataclasses.replace(linear, sha256="0" * 64)
+
+
+def worth_of(classifier, **more):
+    return LevelWorth(classifier, SCHEME, **{"samples": 50} | more)
+
+
+def test_a_level_is_worth_its_radius_or_how_many_of_some_radii_it_reaches(named):
+    right = np.array([[50, 50], [25, 30], [0, 26]])
+    by_radius = worth_of(named).of_votes(right)
+    quantile = stats.norm.ppf((right + 0.5) / 51)
+    expected = np.where(right > 25, quantile * [1.0, 0.25], 0)
+    np.testing.assert_allclose(by_radius, expected, rtol=1e-6)
+    by_accuracy = worth_of(named, worth="accuracy", radii=(0.05, 0.5, 2.0)).of_votes(right)
+    np.testing.assert_allclose(by_accuracy, [[1, 2 / 3], [0, 1 / 3], [0, 0]], atol=1e-6)
+
+
+def test_worths_are_by_votes_under_each_level_and_labels_are_the_best_of_them(named, dataset, tmp_path):
+    worth = worth_of(named, samples=40)
+    learned, worths = worth.learned(dataset, 3, tmp_path)
+    kept = np.load(tmp_path / "level_votes.npy")
+    images, every = data.to_unit(dataset.images), np.arange(len(dataset.images))
+    stage = random_keys.stage(random_keys.root(3), random_keys.TRAINING)
+    for number, level in enumerate((1.0, 0.25)):
+        key = sampling.random_keys.jax.random.fold_in(stage, 4 + number)
+        votes = sampling.count_votes(named, schemes.Gaussian(level), images, indices=every, n=40, key=key)
+        np.testing.assert_array_equal(kept[:, number], votes[every, dataset.labels])
+    assert learned.classes == 2
+    assert len(learned) == len(dataset)
+    clear = worths.values[:, 0] != worths.values[:, 1]
+    assert clear.sum() > 10
+    np.testing.assert_array_equal(learned.labels[clear], np.argmax(worths.values, axis=1)[clear])
+    assert set(learned.labels[~clear]) <= {1}  # the smaller level of equals
+    again, _ = worth.learned(dataset, 3, tmp_path)
+    np.testing.assert_array_equal(again.labels, learned.labels)
+
+
+def test_a_router_learns_from_images_that_the_classifier_has_held_out(named, dataset, tmp_path):
+    known = {"data_sha256": dataset.fingerprint(), "held_out": 20, "seed": 7}
+    taught = dataclasses.replace(named, description={"training": known})
+    learned, _ = worth_of(taught).learned(dataset, 0, tmp_path / "held out")
+    out = validation.held_out(7, 20, len(dataset))
+    np.testing.assert_array_equal(learned.images, dataset.images[out])
+    greedy = dataclasses.replace(named, description={"training": known | {"held_out": 0}})
+    with pytest.raises(ValueError, match=r"Expected a classifier that held images out .*train\.held_out"):
+        worth_of(greedy).learned(dataset, 0, tmp_path / "none")
+    with pytest.raises(ValueError, match="loaded from a file, which names it"):
+        worth_of(dataclasses.replace(named, sha256=""))
+    with pytest.raises(SettingError, match="worth to be one of"):
+        worth_of(named, worth="much")
+
+
+@pytest.fixture(scope="module")
+def bright():
+    """Images of two kinds, dark and bright, all of class 0."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 60, (400, 8, 8, 1)) + 190 * (np.arange(400) % 2)[:, None, None, None]
+    return data.from_arrays(images.astype(np.uint8), np.zeros(400, int), name="made", split="train", classes=3)
+
+
+def test_a_router_is_trained_to_choose_the_level_that_is_worth_most_and_goes_on_after_a_stop(bright, tmp_path):
+    """Class 0 is lost on dark images under the larger noise, whose radius is larger on bright ones."""
+
+    def logits(params, images):
+        light = jnp.mean(images, axis=(1, 2, 3))
+        spread = jnp.std(images, axis=(1, 2, 3))
+        lost = (light < 0.4) & (spread > 0.5)
+        return jnp.stack([jnp.where(lost, -1.0, 1.0), jnp.zeros_like(light), jnp.full_like(light, -9.0)], axis=1)
+
+    classifier = Classifier(logits, params=(), classes=3, image_shape=(8, 8, 1), sha256="0" * 64)
+    learned, worths = LevelWorth(classifier, SCHEME, samples=20).learned(bright, 0, tmp_path)
+    np.testing.assert_array_equal(learned.labels, 1 - np.arange(400) % 2)
+    described = DESCRIPTION | {"classes": 2, "image_shape": [8, 8, 1], "mean": [0.5], "std": [0.5]}
+    recipe = Recipe(epochs=3, batch=80, lr=0.05, augment=False)
+    loss = losses.make("router", 0.5)
+    more = {"loss": loss, "teacher": worths, "kernel": "xla"}
+    assert training.train(learned, schemes.Gaussian(0.5), recipe, described, tmp_path, **more)
+    router = models.load_classifier(tmp_path)
+    assert router.description["training"]["teacher"]["worth"] == "radius"
+    votes = sampling.count_votes(
+        router, schemes.Gaussian(0.5), data.to_unit(bright.images[:40]), indices=np.arange(40), n=50,
+        key=random_keys.root(1),
+    )  # fmt: skip
+    chosen = np.argmax(votes[:, :2], axis=1)
+    assert np.mean(chosen == learned.labels[:40]) > 0.9
+    other = dataclasses.replace(worths, described={**worths.described, "samples": 30})
+    with pytest.raises(ValueError, match="settings of the run"):
+        training.train(learned, schemes.Gaussian(0.5), recipe, described, tmp_path, **more | {"teacher": other})
+
+
+def test_networks_and_worths_that_do_not_fit_are_refused(named, dataset, tmp_path):
+    _, worths = worth_of(named).learned(dataset, 0, tmp_path)
+    with pytest.raises(SettingError, match="a router with 2 answers, got 3"):
+        worths.check({"classes": 3})
+    with pytest.raises(ValueError, match="Expected 60 images, none held out, got 50"):
+        worths.predictions(dataset.images[:50], schemes.Gaussian(0.5), 0, None, tmp_path)
+    with pytest.raises(SettingError, match="noises >= 2"):
+        losses.make("router", 0.5, noises=1)
+    with pytest.raises(SettingError, match="label_smoothing = 0"):
+        losses.make("router", 0.5, label_smoothing=0.1)

@@ -1,0 +1,237 @@
+"""Routers from images to rows: whose votes are drawn under which level, and that only image and settings decide."""
+
+import dataclasses
+import json
+import shlex
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import linear_logits
+
+import idrc_jax as idrc
+from idrc_jax import certification, data, models, report, results, sampling
+from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
+from idrc_jax.certificates.sampling_plans import LevelVotes, SelectionFree
+from idrc_jax.certification import Settings
+from idrc_jax.certification.in_memory import predict
+from idrc_jax.models import Classifier
+from idrc_jax.report import run_summaries
+from idrc_jax.results import equal_terms
+from idrc_jax.results.runs import Run
+from idrc_jax.sampling import execution, random_keys
+from idrc_jax.several_levels.routed import Bounds, PredictionCourse
+
+SCHEME = schemes.Routed(sigma=0.5, levels=(0.3, 1.0), router_level=0.4)
+LEVELS = (0.4, 0.3, 1.0)
+PLANS = {
+    "fixed": sampling_plans.Fixed(n0=20, n=200),
+    "to_radius": sampling_plans.ToRadius(n=1000, radii=(0.05, 0.2, 0.4)),
+}
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (24, 4, 4, 1)).astype(np.uint8)
+    return data.from_arrays(images, generator.integers(0, 3, 24), name="made", classes=3)
+
+
+@pytest.fixture(scope="module")
+def router():
+    params = np.random.default_rng(2).normal(size=(2, 16)).astype(np.float32)
+    return Classifier(apply_fn=linear_logits, params=jnp.asarray(params), classes=2, image_shape=(4, 4, 1))
+
+
+@pytest.fixture(scope="module")
+def routed(linear, router):
+    return linear.routed_by(router)
+
+
+def certify(routed, dataset, workdir, plan="to_radius", indices=range(24), chunk=64, **more):
+    settings = Settings(PLANS[plan], 0.01, seed=5)
+    certification.certify_dataset(routed, SCHEME, dataset, np.asarray(indices), settings, workdir, chunk=chunk, **more)
+    return results.read_results(workdir)
+
+
+def without_time(read):
+    return sorted(repr(row)[: repr(row).index("time=")] + repr(row.votes_by_level) for row in read.rows)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_votes_are_the_routers_and_then_those_under_its_level_each_with_keys_of_their_own(
+    linear, router, routed, dataset, tmp_path, plan
+):
+    read = certify(routed, dataset, tmp_path, plan)
+    root, images = random_keys.root(5), data.to_unit(dataset.images)
+
+    def counted(row, one, stage, n):
+        stage = random_keys.stage(root, random_keys.stage_of_level(stage, one.level))
+        return sampling.count_votes(
+            linear if one.level else router, schemes.Gaussian(SCHEME.sigma * LEVELS[one.level]), images[[row.idx]],
+            indices=np.array([row.idx]), n=n, key=stage, chunk=64,
+        )[0]  # fmt: skip
+
+    for row in read.rows:
+        first, *chosen = row.votes_by_level
+        for one in row.votes_by_level:
+            votes = counted(row, one, random_keys.ESTIMATION, sum(one.votes.values()))
+            assert {k: int(v) for k, v in enumerate(votes[:-1]) if v} == one.votes
+            if row.n0:
+                assert one.selected == np.argmax(counted(row, one, random_keys.SELECTION, row.n0)[:-1])
+        if chosen:
+            assert chosen[0].level == first.selected + 1
+            assert (row.votes, row.selected, row.n) == (chosen[0].votes, chosen[0].selected, sum(row.votes.values()))
+            assert row.sigma_x == np.float32(SCHEME.sigma * LEVELS[chosen[0].level])
+        else:
+            assert (row.predict, row.votes, row.n, row.selected) == (-1, {}, 0, -1)
+        assert row.samples == sum(sum(one.votes.values()) + row.n0 for one in row.votes_by_level)
+    assert {len(row.votes_by_level) for row in read.rows} == {1, 2}
+    assert len({row.sigma_x for row in read.rows if row.radius > 0}) == 2
+    assert sum(row.radius > 0 for row in read.rows) > 8
+    assert results.base_accuracy(read) is not None
+
+
+def test_rows_do_not_depend_on_chunk_order_restarts_or_workers(routed, dataset, tmp_path):
+    whole = without_time(certify(routed, dataset, tmp_path / "a"))
+    assert without_time(certify(routed, dataset, tmp_path / "b", indices=np.arange(24)[::-1], chunk=200)) == whole
+    certify(routed, dataset, tmp_path / "c")
+    path = tmp_path / "c" / "certificates.tsv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:9])[:-3])  # killed within a row
+    with pytest.warns(UserWarning, match="cut off"):
+        results.read_results(tmp_path / "c")
+    assert without_time(certify(routed, dataset, tmp_path / "c")) == whole
+    for index in (0, 1):
+        settings = Settings(PLANS["to_radius"], 0.01, seed=5)
+        worker = sampling.batch_systems.Worker(index, 2)
+        certification.certify_dataset(
+            routed, SCHEME, dataset, np.arange(24), settings, tmp_path / "d", chunk=64, worker=worker
+        )
+    results.merge(results.result_files(tmp_path / "d"), tmp_path / "d")
+    assert without_time(results.read_results(tmp_path / "d")) == whole
+
+
+def test_stored_votes_give_the_rows_again_and_rows_that_were_changed_are_refused(routed, dataset, tmp_path):
+    read = certify(routed, dataset, tmp_path, "fixed")
+    assert repr(idrc.recertify.recertify(read).rows) == repr(read.rows)
+    other = idrc.recertify.recertify(read, alpha=0.1)
+    assert sum(new.radius for new in other.rows) > sum(old.radius for old in read.rows)
+    with pytest.raises(ValueError, match="one level to take fewer votes"):
+        idrc.recertify.recertify(read, n=100)
+    assert results.largest_radius(read) >= max(row.radius for row in read.rows)
+    table = results.summary_table(read)
+    assert "routed, sigma 0.5" in table
+    assert "The radius is from level 0." in table
+    assert run_summaries.spending(read).samples == sum(row.samples for row in read.rows)
+    assert {
+        "--config.noise.levels=(0.3, 1.0,)",
+        "--config.noise.router_level=0.4",
+        "--config.router.weights=ROUTER",
+    } <= set(shlex.split(run_summaries.command(read)))
+    lines = (tmp_path / "certificates.tsv").read_text().splitlines()
+    decided = next(line for line in lines if ";" in line)
+    undecided = next(line for line in lines[1:] if ";" not in line)
+    columns = decided.split("\t")
+    router, chosen = columns[-1].split(";")
+    for changed in (
+        "\t".join([*columns[:-1], f"{router};{3 - int(chosen[0])}{chosen[1:]}"]),  # of the other level
+        "\t".join([*columns[:-1], f"{router[:2]}{1 - int(router[2])}{router[3:]};{chosen}"]),  # of the other answer
+        "\t".join([*columns[:-1], chosen]),
+        "\t".join([*columns[:-1], f"{router};{chosen};{chosen}"]),
+        undecided.replace("\t-1\t", "\t1\t"),
+    ):
+        (tmp_path / "certificates.tsv").write_text("\n".join([lines[0], changed, ""]))
+        with pytest.raises(ValueError, match=r"votes_by_level of image|Expected \d+ columns"):
+            results.read_results(tmp_path)
+
+
+def test_another_router_or_none_is_refused(linear, router, routed, dataset, tmp_path):
+    certify(routed, dataset, tmp_path, indices=range(3))
+    other = dataclasses.replace(router, params=router.params + 1)
+    with pytest.raises(ValueError, match=r"router"):
+        certify(linear.routed_by(other), dataset, tmp_path)
+    with pytest.raises(ValueError, match=r"a router with an answer for each of 2 levels .*, got none"):
+        certify(linear, dataset, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    wide = dataclasses.replace(router, params=jnp.ones((3, 16)), classes=3)
+    with pytest.raises(ValueError, match="each of 2 levels, got one with 3"):
+        certify(linear.routed_by(wide), dataset, tmp_path / "wide")
+    with pytest.raises(ValueError, match="router of images"):
+        linear.routed_by(dataclasses.replace(router, image_shape=(5, 5, 1)))
+    with pytest.raises(ValueError, match="without a router of its own"):
+        linear.routed_by(routed)
+    made = results.read_results(tmp_path).manifest["guarantee"]
+    assert made["router"] == {"weights_sha256": models.fingerprint(router), "dtype": "float32", "answers": 2}
+
+
+def test_a_router_stays_with_each_implementation_and_is_chosen_for_by_itself(linear, router):
+    plain, fast = (dataclasses.replace(linear, kernel=name) for name in ("xla", "fast"))
+    made = fast.with_alternatives(plain).routed_by(router.with_alternatives(dataclasses.replace(router, kernel="x")))
+    assert [one.router is not None for one in made.implementations] == [True, True]
+    assert [one.kernel for one in made.implementations] == ["fast", "xla"]
+    chosen = sampling.implementation_choice.choose(made, SCHEME, samples=0, chunk=16)
+    at = [chosen.at(SCHEME, level).classifier.classes for level in range(3)]
+    assert at == [2, 3, 3]
+    assert chosen.at(schemes.Gaussian(0.5), 0).classifier.classes == 3
+    assert execution.unmeasured(made, chunk=16).placed().classifier.router is not None
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_predictions_are_the_smoothed_classifiers_or_abstentions(linear, router, routed, dataset, adaptive):
+    """Against the exact answers, by many votes."""
+    images, every = data.to_unit(dataset.images), np.arange(24)
+
+    def shares(classifier, level):
+        return sampling.count_votes(
+            classifier, schemes.Gaussian(0.5 * level), images, indices=every, n=20_000, key=random_keys.root(9)
+        )[:, :-1]
+
+    answers = np.argmax(shares(router, 0.4), axis=1)
+    truth = np.stack([np.argmax(shares(linear, level), axis=1) for level in SCHEME.levels])[answers, every]
+    assert len(set(answers)) == 2
+    made = predict(routed, SCHEME, images, n=1000, alpha=0.01, adaptive=adaptive, seed=3, progress=False)
+    named = made != confidence_bounds.ABSTAIN
+    assert named.sum() > 15
+    np.testing.assert_array_equal(made[named], truth[named])
+    smoothed = idrc.SmoothedClassifier(routed, SCHEME, n=500, n_predict=1000, alpha=0.01, chunk=64)
+    known = smoothed.predict(images, seed=4).classes
+    np.testing.assert_array_equal(known[known >= 0], truth[known >= 0])
+    assert np.all(smoothed.certify(images[:4], seed=4).radii >= 0)
+    with pytest.raises(ValueError, match=r"Expected n >= \d+, the fewest samples that can name a class"):
+        predict(routed, SCHEME, images, n=5, alpha=0.01, adaptive=adaptive, progress=False)
+
+
+def test_predictions_of_a_torn_router_are_wrong_no_more_often_than_its_share_of_alpha():
+    """The router is torn: with probability near 1/2 either level, and under each another class is certain."""
+    alpha, generator, wrong = 0.2, np.random.default_rng(0), 0
+    course = PredictionCourse(Bounds(SCHEME, SelectionFree(n=50), alpha), confidence_bounds.predict)
+    for _ in range(1000):
+        k = int(generator.binomial(50, 0.51))
+        router = LevelVotes(0, int(k < 25), (k, 50 - k, 0))
+        level = course.next_level([router])
+        if level is not None:
+            votes = (50, 0, 0, 0) if level == 1 else (0, 50, 0, 0)
+            wrong += course.answer([router, LevelVotes(level, level - 1, votes)]) == 1
+        else:
+            assert course.answer([router]) == -1
+    assert wrong / 1000 <= alpha * SCHEME.shares[0]
+
+
+def test_reports_and_comparisons_take_routers(routed, dataset, tmp_path):
+    read = certify(routed, dataset, tmp_path / "run")
+    text = report.render([Run("mine", read)])
+    assert "cut where the router's own radius ends" in text.replace("&#39;", "'")
+    gaussian = dataclasses.replace(read, manifest=json.loads(json.dumps(read.manifest)))
+    gaussian.manifest["guarantee"] |= {"alpha": 0.1}
+    said = equal_terms.offer(Run("a", read), Run("b", gaussian))
+    assert said.endswith("which levels an image's votes go on to under routed depends on n and alpha.")
+
+
+def test_the_same_in_memory_with_a_table_that_other_tools_read(routed, dataset, tmp_path):
+    read = idrc.certify(
+        routed, SCHEME, dataset.images, labels=dataset.labels, plan=PLANS["to_radius"], alpha=0.01, seed=5, chunk=64,
+        progress=False,
+    )  # fmt: skip
+    certify(routed, dataset, tmp_path / "a")
+    assert without_time(read) == without_time(results.read_results(tmp_path / "a"))
+    assert without_time(results.read_results(read.save(tmp_path / "b").path)) == without_time(read)

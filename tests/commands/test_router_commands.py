@@ -1,0 +1,78 @@
+"""Commands with a router: what they refuse, and from a classifier that held images out to certificates."""
+
+import json
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from idrc_jax import config, results
+from idrc_jax.certificates import schemes
+from idrc_jax.commands import _inputs, train
+from idrc_jax.config import fields
+from idrc_jax.results import recertify
+
+ROUTED = schemes.Routed(0.5)
+
+
+def done(script, *arguments):
+    own = [sys.executable, str(ROOT / script), *arguments]
+    made = subprocess.run(own, capture_output=True, text=True, timeout=400, check=False)
+    assert made.returncode == 0, made.stderr
+    return made.stdout
+
+
+def settings_with(**values):
+    made = config.base()
+    for path, value in values.items():
+        fields.put(made, path.replace("__", "."), value)
+    return made
+
+
+def test_a_router_is_named_where_the_scheme_has_one_and_nowhere_else():
+    assert _inputs._router_of(config.base(), schemes.Gaussian(0.5)) is None
+    with pytest.raises(ValueError, match=r"Expected router\.weights, .* for the scheme routed, got none"):
+        _inputs._router_of(config.base(), ROUTED)
+    with pytest.raises(ValueError, match=r"Expected no router\.weights for the scheme gaussian, got here"):
+        _inputs._router_of(settings_with(router__weights="here"), schemes.Gaussian(0.5))
+    with pytest.raises(ValueError, match="Expected trained weights at nowhere"):
+        _inputs._router_of(settings_with(router__weights="nowhere"), ROUTED)
+
+
+def test_settings_with_which_no_router_can_be_trained_are_refused(tmp_path):
+    routed = {"noise__scheme": "routed", "train__loss__name": "router", "router__classifier": "nowhere"}
+    for changed, message in (
+        ({"noise__scheme": "gaussian"}, r"noise\.scheme = routed to train a router, got gaussian"),
+        ({"train__loss__name": "gaussian"}, r"train\.loss\.name = router, .* got gaussian"),
+        ({"train__held_out": 5}, r"no train\.held_out to train a router, got router, none and 5"),
+        ({}, "Expected trained weights at nowhere"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train._learned(settings_with(**routed | changed), None, None, tmp_path)
+    assert config.training_scheme(settings_with(**routed | {"noise__router_level": 2.0})) == schemes.Gaussian(0.5)
+
+
+@pytest.mark.evidence
+def test_a_router_is_trained_for_a_classifier_and_both_are_certified(tmp_path):
+    common = shlex.split("--config.data.name=digits --config.model.depth=8 --config.model.mean=(0.3,) "
+                         "--config.model.std=(0.38,) --config.train.epochs=1 --config.train.batch=64")  # fmt: skip
+    levels, router, out = (str(tmp_path / name) for name in ("levels", "router", "out"))
+    done("train.py", *common, f"--workdir={levels}", "--config.train.held_out=600", "--config.train.sigma=0.5")
+    given = [f"--config={ROOT}/configs/router.py", *common[:2], "--config.noise.levels=(0.5,1.0)"]
+    done(
+        "train.py", *given, *common[2:], f"--config.router.classifier={levels}", "--config.router.samples=10",
+        "--config.train.augment=False", f"--workdir={router}",
+    )  # fmt: skip
+    done(
+        "certify.py", *given[:1], *given[2:], *common[:1], f"--config.model.weights={levels}", f"--workdir={out}",
+        f"--config.router.weights={router}", "--config.data.count=4", "--config.certify.n=1000",
+    )  # fmt: skip
+    made = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert made["guarantee"]["router"]["answers"] == 2
+    assert made["sessions"][0]["router"] == router
+    read = results.read_results(out)
+    assert len(read) == 4
+    assert all(row.votes_by_level[0].level == 0 for row in read)
+    assert repr(recertify.recertify(read).rows) == repr(read.rows)
