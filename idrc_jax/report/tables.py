@@ -294,7 +294,7 @@ def _caption(several: Sequence[Run], what: str, paper_too: bool = False) -> str:
 
 
 def _radius(radius: float) -> str:
-    return f"r = {radius:.4g}".replace(" 0.", " .")
+    return f"r = {metrics.rounded_down(radius):g}".replace(" 0.", " .")
 
 
 def _number(value: float | None, places: int = 3) -> str:

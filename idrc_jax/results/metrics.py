@@ -219,9 +219,16 @@ def explained(results: Results) -> str:
     return said if norm == own else f"{said} It is stated in {norm}, by what its {own} radius says there."
 
 
+def rounded_down(radius: float) -> float:
+    """A radius as labels tell it, to four places: never a larger one than that at which accuracies were counted."""
+    nearest = round(float(radius), 4)
+    return nearest if nearest <= radius else round(nearest - 1e-4, 4)
+
+
 def radius_text(radius: float) -> str:
-    """A radius of a table, with as many digits as small ones need."""
-    return f"{radius:.2f}" if radius == 0 or radius >= 0.01 else f"{radius:.4f}"
+    """The label of a radius in a text table (`rounded_down`), to two places where no more are needed."""
+    down = rounded_down(radius)
+    return f"{down:.2f}" if down == round(down, 2) else f"{down:.4f}"
 
 
 def require_rows(results: Results) -> None:
