@@ -9,6 +9,7 @@ from scipy import stats
 from idrc_jax import certificates
 from idrc_jax.certificates import cascade, confidence_bounds, norms, sampling_plans, schemes, user_schemes
 from idrc_jax.core import validate
+from idrc_jax.core.json_values import Json
 from idrc_jax.results.manifest import indices_sha256
 from idrc_jax.results.recertify import certificates_of
 from idrc_jax.results.result_rows import Results
@@ -193,9 +194,12 @@ def within_reach(several: Sequence[Results], radii: Sequence[float]) -> tuple[fl
 
 
 def last_radius(results: Results) -> float:
-    """The largest radius that the plan asked for, up to which accuracies compare; infinite but for `to_radius`."""
+    """The largest radius that the plan asked for, in the norm of the file, up to which accuracies compare; infinite but
+    for `to_radius`."""
     made = results.manifest["guarantee"] if results.manifest else {}
-    return max(made["radii"]) if made.get("plan") == "to_radius" else math.inf
+    if made.get("plan") != "to_radius":
+        return math.inf
+    return float(norms.stated(max(made["radii"]), _own_norm(made), norm_of([results]), made["dim"]))
 
 
 def top_k(results: Results) -> int:
@@ -205,7 +209,8 @@ def top_k(results: Results) -> int:
 
 def too_low(results: Results) -> str:
     """What to say of a plan whose `last_radius` is finite."""
-    return f"asked for radii up to {last_radius(results):g}: accuracy above, and the ACR, are too low to compare."
+    last = rounded_down(last_radius(results))
+    return f"asked for radii up to {last:g}: accuracy above, and the ACR, are too low to compare."
 
 
 def explained(results: Results) -> str:
@@ -215,7 +220,7 @@ def explained(results: Results) -> str:
     if made is None:
         return ""
     said, norm = certificates.explain(made["scheme"], made["certificate"]), norm_of([results])
-    own = getattr(schemes.SCHEMES.get(made["scheme"]), "norm", "l2")
+    own = _own_norm(made)
     return said if norm == own else f"{said} It is stated in {norm}, by what its {own} radius says there."
 
 
@@ -229,6 +234,11 @@ def radius_text(radius: float) -> str:
     """The label of a radius in a text table (`rounded_down`), to two places where no more are needed."""
     down = rounded_down(radius)
     return f"{down:.2f}" if down == round(down, 2) else f"{down:.4f}"
+
+
+def _own_norm(made: Json) -> str:
+    """The norm of the scheme's certificate, whatever the radii are stated in."""
+    return getattr(schemes.SCHEMES.get(made["scheme"]), "norm", "l2")
 
 
 def require_rows(results: Results) -> None:

@@ -18,7 +18,9 @@ from idrc_jax.commands import compare as compare_command
 from idrc_jax.commands import export, figures, tables
 from idrc_jax.commands import recertify as command
 from idrc_jax.commands import report as report_command
+from idrc_jax.report import tables as report_tables
 from idrc_jax.results import metrics, recertify, table_exports
+from idrc_jax.results.runs import Run
 
 DOWN = ["0.0019", "0.0039", "0.0058", "0.0078", "0.0117", "0.0156"]  # of 1, 2, 3, 4, 6 and 8 of 510: none is above
 COMMITTED = next((ROOT / "results").glob("*/*/certificates.tsv")).parent
@@ -157,6 +159,20 @@ def test_the_largest_radius_is_in_the_files_norm(run):
     l2, linf = (results.read_results(run / name) for name in ("l2", "linf"))
     root = math.sqrt(l2.manifest["guarantee"]["dim"])
     assert metrics.largest_radius(linf) == pytest.approx(metrics.largest_radius(l2) / root, rel=1e-11)
+
+
+def test_the_radii_that_a_plan_asked_for_are_in_the_files_norm(run, linear, dataset, tmp_path):
+    """Beside a run of another plan, nothing is the best above them."""
+    settings = Settings(plan=sampling_plans.ToRadius(n=300, radii=(0.1, 0.2)), alpha=0.001)
+    scheme, indices = schemes.Gaussian(sigma=0.5), np.arange(0, 60, 4)
+    certification.certify_dataset(linear, scheme, dataset, indices, settings, tmp_path / "a", chunk=64)
+    asked = results.read_results(tmp_path / "a")
+    stated = recertify.recertify(asked, norm="linf")
+    assert metrics.last_radius(asked) == 0.2
+    assert metrics.last_radius(stated) == pytest.approx(0.2 / 4, rel=1e-11)
+    assert "asked for radii up to 0.0499: accuracy above" in results.summary_table(stated)
+    pair = [Run("a", stated), Run("b", results.read_results(run / "linf"))]
+    assert report_tables.by_run(pair, [0.02, 0.0499, 0.06]).ranked == (False, True, True, False, False, False)
 
 
 def test_committed_results_read_as_l2():
