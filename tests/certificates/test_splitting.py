@@ -218,6 +218,7 @@ def test_a_run_has_the_votes_of_all_offsets_and_predictions_are_its_classes(line
     assert shown.tolist() == np.argmax(expected, axis=1).tolist()
     smoothed = idrc.SmoothedClassifier(linear, SCHEME)
     assert smoothed.predict(images).classes.tolist() == shown.tolist()
+    assert smoothed.certify(images[:1]).norm == "l1"
     again = idrc.certify(linear, SCHEME, images, certificate="two_sided", progress=False, seed=5)
     assert [row.radius for row in again] == [row.radius for row in run]  # no seed matters
     assert "two_sided" in results.summary_table(run)
