@@ -32,10 +32,10 @@ def main():
     classes, abstained = smoothed.predict(images)
     print(f"predicted {len(images)}: {(classes == labels).sum()} right, {abstained.sum()} abstained")
 
-    # Certify: no change of the image that is shorter than the radius (l2, pixels in [0, 1]) changes the class.
-    classes, abstained, radii = smoothed.certify(images)
+    # Certify: no change of the image that is shorter than the radius (pixels in [0, 1]) changes the class.
+    classes, abstained, radii, norm = smoothed.certify(images)
     for label, number, unclear, radius in zip(labels[:5], classes, abstained, radii, strict=False):
-        print(f"a {label}: " + ("no answer" if unclear else f"{number} within {radius:.3f}"))
+        print(f"a {label}: " + ("no answer" if unclear else f"{number} within {radius:.3f} ({norm})"))
     right = (classes == labels) & ~abstained
     print(f"certified: {right.mean():.2f} right, {(right & (radii >= 0.5)).mean():.2f} right within .5")
 

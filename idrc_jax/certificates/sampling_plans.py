@@ -167,11 +167,14 @@ class SelectionFree(Plan):
 @dataclass(frozen=True)
 class Exhaustive(Plan):
     """All n equally likely noises, each once: the offsets of `splitting`. Bounds are shares, whatever alpha; a share of
-    1 is told as the number below it, whose quantile is finite."""
+    1 is told as the number below it, whose quantile is finite. ValueError for other numbers of votes, as shares of a
+    part of the noises prove nothing."""
 
     name: ClassVar[str] = "exhaustive"
 
     def lower(self, k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
+        if np.any(np.asarray(n) != self.n):
+            raise ValueError(f"Expected votes of all {self.n} offsets, each once, got {n} votes.")
         return np.minimum(np.asarray(k) / np.asarray(n), 1 - 2.0**-53)[()]
 
 

@@ -80,8 +80,8 @@ def certify(
       ValueError: settings that could certify nothing, or arguments that cannot be, each with what to do.
 
     Guarantee: for each image on its own, with probability at least 1 - alpha over the sampling, no image nearer than
-    `radius` (l2, pixel units) has another prediction of the smoothed classifier, under its own noise. It does not hold
-    for images that were chosen with the noise of this seed in sight.
+    `radius` (in the scheme's norm, pixel units) has another prediction of the smoothed classifier, under its own
+    noise. It does not hold for images that were chosen with the noise of this seed in sight.
     """
     classifier, scheme = arguments.check_classifier(classifier), arguments.check_scheme(scheme, sigma)
     if plan is not None and (n0, n) != (Fixed.n0, Fixed.n):

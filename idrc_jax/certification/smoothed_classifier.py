@@ -40,12 +40,14 @@ class Certified(NamedTuple):
     Attributes:
       classes: int64 [N]; -1 where the classifier abstains.
       abstained: bool [N].
-      radii: float64 [N], l2 in pixel units of [0, 1]; 0 where it abstains, and nan where the scheme has no certificate.
+      radii: float64 [N], in pixel units of [0, 1]; 0 where it abstains, and nan where the scheme has no certificate.
+      norm: the scheme's, of the radii: "l1" or "l2".
     """
 
     classes: np.ndarray
     abstained: np.ndarray
     radii: np.ndarray
+    norm: str
 
 
 class SmoothedClassifier:
@@ -125,7 +127,8 @@ class SmoothedClassifier:
         return Predictions(classes, classes == confidence_bounds.ABSTAIN)
 
     def certify(self, images: np.ndarray, *, seed: int | None = None, key: jax.Array | None = None) -> Certified:
-        """Certify each image: its class, and the l2 radius within which it stays; arguments as for `predict`.
+        """Certify each image: its class, and the radius, in the scheme's norm, within which it stays; arguments as for
+        `predict`.
 
         `idrc.certify` gives the same with all that a result file holds, to be saved and reported.
 
@@ -146,7 +149,7 @@ class SmoothedClassifier:
         classes, radii = np.full(len(pixels), confidence_bounds.ABSTAIN), np.zeros(len(pixels))
         for position, one in made:
             classes[position], radii[position] = one.predict, one.radius
-        return Certified(classes, classes == confidence_bounds.ABSTAIN, radii)
+        return Certified(classes, classes == confidence_bounds.ABSTAIN, radii, self._scheme.norm)
 
     def _choose(self, samples: int) -> Execution:
         """How to run: looked into again where a call is longer than all before."""

@@ -34,7 +34,7 @@ def main() -> None:
         radii = asked_for if asked.published else radii_to_compare(a.results, b.results, asked_for)
         made = compare(a.results, b.results, radii, published=asked.published)
         acr = acr_difference(a.results, b.results, published=asked.published)
-        left_out = [f"{radius:g}" for radius in asked_for if radius not in radii]
+        left_out = [f"{metrics.rounded_down(radius):g}" for radius in asked_for if radius not in radii]
         if left_out:
             print(f"Left out: {', '.join(left_out)}, which neither run could certify even if all votes agreed.")
         kind = f"{'Published' if asked.published else 'Valid'} {norm} radii"

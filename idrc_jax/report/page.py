@@ -293,7 +293,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # Bokeh's references follow the order of its keys
-    environment.filters |= {"places": _places, "down": _down, "duration": _duration}
+    environment.filters |= {"places": _places, "down": _down, "label": metrics.rounded_down, "duration": _duration}
     return environment.get_template("report.html")
 
 

@@ -279,12 +279,15 @@ def _comparable(several: Sequence[Run], radii: Sequence[float]) -> tuple[bool, .
 
 
 def _caption(several: Sequence[Run], what: str, paper_too: bool = False) -> str:
+    norm = _norm(several)
+    if paper_too and norm != "l2":
+        raise ValueError(f"Expected runs of l2 radii beside the paper's numbers, which are l2, got {norm}.")
     data = {run.results.manifest["guarantee"]["data"] for run in several if run.results.manifest}
     if paper_too and data - {"cifar10/test"}:
         raise ValueError(f"Expected runs of CIFAR-10's test images beside the paper's numbers, got {sorted(data)}.")
     plans = {run.results.manifest["guarantee"].get("plan") for run in several if run.results.manifest}
     notes = [
-        what.format(norm=_norm(several)),
+        what.format(norm=norm),
         *([_PAPER] if paper_too else []),
         *([_MIXED] if _mixed(several) else []),
     ]
@@ -294,7 +297,7 @@ def _caption(several: Sequence[Run], what: str, paper_too: bool = False) -> str:
 
 
 def _radius(radius: float) -> str:
-    return f"r = {radius:.4g}".replace(" 0.", " .")
+    return f"r = {metrics.rounded_down(radius):g}".replace(" 0.", " .")
 
 
 def _number(value: float | None, places: int = 3) -> str:

@@ -204,7 +204,7 @@ def _told_apart(one: Difference) -> bool:
 
 
 def _radii(several: Sequence[Difference]) -> str:
-    return ", ".join(f"{one.radius:g}" for one in several)
+    return ", ".join(f"{metrics.rounded_down(one.radius):g}" for one in several)
 
 
 def _mcnemar(only_first: int, only_second: int) -> float:

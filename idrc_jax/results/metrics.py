@@ -9,6 +9,7 @@ from scipy import stats
 from idrc_jax import certificates, several_levels
 from idrc_jax.certificates import confidence_bounds, norms, sampling_plans, schemes, user_schemes
 from idrc_jax.core import validate
+from idrc_jax.core.json_values import Json
 from idrc_jax.results.manifest import indices_sha256
 from idrc_jax.results.recertify import certificates_of
 from idrc_jax.results.result_rows import Results
@@ -196,9 +197,12 @@ def within_reach(several: Sequence[Results], radii: Sequence[float]) -> tuple[fl
 
 
 def last_radius(results: Results) -> float:
-    """The largest radius that the plan asked for, up to which accuracies compare; infinite but for `to_radius`."""
+    """The largest radius that the plan asked for, in the norm of the file, up to which accuracies compare; infinite but
+    for `to_radius`."""
     made = results.manifest["guarantee"] if results.manifest else {}
-    return max(made["radii"]) if made.get("plan") == "to_radius" else math.inf
+    if made.get("plan") != "to_radius":
+        return math.inf
+    return float(norms.stated(max(made["radii"]), _own_norm(made), norm_of([results]), made["dim"]))
 
 
 def top_k(results: Results) -> int:
@@ -208,7 +212,8 @@ def top_k(results: Results) -> int:
 
 def too_low(results: Results) -> str:
     """What to say of a plan whose `last_radius` is finite."""
-    return f"asked for radii up to {last_radius(results):g}: accuracy above, and the ACR, are too low to compare."
+    last = rounded_down(last_radius(results))
+    return f"asked for radii up to {last:g}: accuracy above, and the ACR, are too low to compare."
 
 
 def explained(results: Results) -> str:
@@ -218,13 +223,25 @@ def explained(results: Results) -> str:
     if made is None:
         return ""
     said, norm = certificates.explain(made["scheme"], made["certificate"]), norm_of([results])
-    own = getattr(schemes.SCHEMES.get(made["scheme"]), "norm", "l2")
+    own = _own_norm(made)
     return said if norm == own else f"{said} It is stated in {norm}, by what its {own} radius says there."
 
 
+def rounded_down(radius: float) -> float:
+    """A radius as labels tell it, to four places: never a larger one than that at which accuracies were counted."""
+    nearest = round(float(radius), 4)
+    return nearest if nearest <= radius else round(nearest - 1e-4, 4)
+
+
 def radius_text(radius: float) -> str:
-    """A radius of a table, with as many digits as small ones need."""
-    return f"{radius:.2f}" if radius == 0 or radius >= 0.01 else f"{radius:.4f}"
+    """The label of a radius in a text table (`rounded_down`), to two places where no more are needed."""
+    down = rounded_down(radius)
+    return f"{down:.2f}" if down == round(down, 2) else f"{down:.4f}"
+
+
+def _own_norm(made: Json) -> str:
+    """The norm of the scheme's certificate, whatever the radii are stated in."""
+    return getattr(schemes.SCHEMES.get(made["scheme"]), "norm", "l2")
 
 
 def require_rows(results: Results) -> None:

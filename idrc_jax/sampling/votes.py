@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from idrc_jax.certificates.schemes import Scheme, check_pixels, host_scale, level_count
+from idrc_jax.certificates.schemes import Scheme, Splitting, check_pixels, host_scale, level_count
 from idrc_jax.core import validate
 from idrc_jax.kernels.rounded_normal_cpu import Tables
 from idrc_jax.models import Classifier, check_logits
@@ -230,7 +230,7 @@ def count_votes(
       scheme: how much noise of which law an image gets.
       images: float32 [N, H, W, C] in [0, 1].
       indices: [N] data-set indices; images with the same index and key get the same noise.
-      n: samples an image, numbered from `first`.
+      n: samples an image, numbered from `first`; under `splitting` all of its offsets.
       key: a typed key; use another for every stage (`random_keys.stage`).
       chunk: samples a device computes at a time (>= 2; 0 chooses); it sets the memory, not the votes.
       mesh: the devices (all local ones by default).
@@ -242,7 +242,8 @@ def count_votes(
       ValueError: images, indices, n, first or chunk that cannot be.
 
     Guarantee: votes are independent draws of f(x + noise) given the image, as far as the pseudo-random
-    generator and, unless the scheme's noise is exact, float32 normals are (see docs/explanation/caveats.md).
+    generator and, unless the scheme's noise is exact, float32 normals are (see docs/explanation/caveats.md); under
+    `splitting` they are all that there are.
     """
     images = check_images(images, classifier, scheme)
     indices = check_indices(indices, images)
@@ -250,6 +251,10 @@ def count_votes(
     validate.integer("first", first)
     if level_count(scheme) > 1:
         raise ValueError(f"Expected a scheme of one level, got {scheme.name}: count each level's as gaussian's.")
+    if isinstance(scheme, Splitting) and n != scheme.positions:
+        raise ValueError(
+            f"Expected n = {scheme.positions}, all offsets of splitting at sigma {scheme.sigma:g}, got {n}."
+        )
     _, scales = host_scale(scheme, images)
     execution = unmeasured(classifier, mesh, chunk)
     votes = dispatch_votes(execution, scheme, images, scales, indices=indices, first=first, n=n, key=key)

@@ -178,6 +178,24 @@ def test_other_plans_and_certificates_are_refused():
         schemes.Splitting(sigma=0.25, exact=True)
 
 
+@pytest.mark.parametrize("certificate", ["one_sided", "two_sided"])
+@pytest.mark.parametrize("other", [[60, 0, 0, 0], [221, 221, 0, 0], [0, 0, 0, 0]])
+def test_votes_that_are_not_those_of_all_offsets_have_no_certificate(certificate, other):
+    with pytest.raises(ValueError, match=r"^Expected votes of all 221 offsets, each once, got "):
+        made(certificate, votes=np.array([VOTES[0], other]))
+
+
+def test_all_offsets_are_counted_or_none(linear, dataset):
+    """From wherever: whole turns are the same."""
+    images = idrc.data.to_unit(dataset.images[:2])
+    arguments = {"indices": np.arange(2), "key": random_keys.root(0), "chunk": 64}
+    several = [idrc.count_votes(linear, SCHEME, images, n=221, first=first, **arguments) for first in (0, 100)]
+    np.testing.assert_array_equal(*several)
+    for part in (1, 220, 222, 1000):
+        with pytest.raises(ValueError, match=f"Expected n = 221, all offsets of splitting at sigma 0.25, got {part}"):
+            idrc.count_votes(linear, SCHEME, images, n=part, **arguments)
+
+
 @pytest.fixture(scope="module")
 def run(linear, dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("splitting")
@@ -200,6 +218,7 @@ def test_a_run_has_the_votes_of_all_offsets_and_predictions_are_its_classes(line
     assert shown.tolist() == np.argmax(expected, axis=1).tolist()
     smoothed = idrc.SmoothedClassifier(linear, SCHEME)
     assert smoothed.predict(images).classes.tolist() == shown.tolist()
+    assert smoothed.certify(images[:1]).norm == "l1"
     again = idrc.certify(linear, SCHEME, images, certificate="two_sided", progress=False, seed=5)
     assert [row.radius for row in again] == [row.radius for row in run]  # no seed matters
     assert "two_sided" in results.summary_table(run)

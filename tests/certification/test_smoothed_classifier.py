@@ -36,6 +36,7 @@ def test_classes_and_radii_are_the_truths(smoothed):
     made = smoothed.certify(images)
     assert made.classes.tolist() == [0, ABSENT, 1, 1]
     assert made.abstained.tolist() == [False, True, False, False]
+    assert made.norm == "l2"
     distances = 4 * np.abs(images[:, 0, 0, 0] - 0.5)
     assert made.radii[1] == 0
     assert np.all(made.radii <= distances)

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import math
 import re
@@ -215,3 +216,13 @@ def test_probabilities_on_the_command_line(tmp_path):
     text = (ROOT / "results/cifar10_resnet20_0.25/gaussian/certificates.tsv").read_text()
     (tmp_path / "log.tsv").write_text("".join("\t".join(line.split("\t")[:6]) + "\n" for line in text.splitlines()))
     assert "Expected files with p_lower" in running.refused(command.main, "probabilities", str(tmp_path / "log.tsv"))
+
+
+@pytest.mark.parametrize("layout", [tables.by_run, tables.by_sigma, tables.by_method])
+@pytest.mark.parametrize("norm", ["l1", "linf"])
+def test_the_papers_numbers_stand_beside_no_other_norm(layout, norm):
+    rows = tuple(dataclasses.replace(row, norm=norm) for row in GAUSSIAN.results.rows)
+    other = Run("a", dataclasses.replace(GAUSSIAN.results, rows=rows))
+    assert norm in layout([other]).caption
+    with pytest.raises(ValueError, match=f"^Expected runs of l2 radii beside the paper's numbers.*got {norm}.$"):
+        layout([other], paper_too=True)

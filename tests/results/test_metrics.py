@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import re
+from decimal import ROUND_FLOOR, Decimal
 
 import numpy as np
 import pytest
@@ -29,6 +30,18 @@ def results(radii, *, correct=None, published=None, predict=None, scheme="gaussi
 
 
 MIXED = results([0.0, 0.25, 0.6, 0.9], correct=[0, 1, 1, 0], predict=[-1, 1, 1, 2])
+
+
+def test_labels_never_claim_a_larger_radius_and_tell_short_ones_as_they_are():
+    places = Decimal("0.0001")
+    for radius in (*np.random.default_rng(0).uniform(0, 2, 2000), *metrics.RADII_IN["linf"], 0.29, 0.07, 1e-9):
+        down = Decimal(repr(float(radius))).quantize(places, ROUND_FLOOR)
+        assert Decimal(repr(metrics.rounded_down(radius))) == down
+        assert Decimal(metrics.radius_text(radius)) == down
+    assert [metrics.radius_text(radius) for radius in (0, 0.25, 1.0, 8 / 510, 0.125)] == [
+        "0.00", "0.25", "1.00", "0.0156", "0.1250",
+    ]  # fmt: skip
+    assert metrics.rounded_down(math.inf) == math.inf
 
 
 def test_certified_accuracy_counts_right_predictions_with_at_least_that_radius():

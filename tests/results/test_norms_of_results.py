@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -17,8 +18,11 @@ from idrc_jax.commands import compare as compare_command
 from idrc_jax.commands import export, figures, tables
 from idrc_jax.commands import recertify as command
 from idrc_jax.commands import report as report_command
+from idrc_jax.report import tables as report_tables
 from idrc_jax.results import metrics, recertify, table_exports
+from idrc_jax.results.runs import Run
 
+DOWN = ["0.0019", "0.0039", "0.0058", "0.0078", "0.0117", "0.0156"]  # of 1, 2, 3, 4, 6 and 8 of 510: none is above
 COMMITTED = next((ROOT / "results").glob("*/*/certificates.tsv")).parent
 
 
@@ -125,16 +129,19 @@ def test_every_table_names_its_norm(run, tmp_path):
     table = results.summary_table(linf)
     assert "Certified accuracy at linf radius r" in table
     assert "No linf radius above 0." in table
-    assert "0.0039" in table  # a grey level
+    assert re.findall(r"^ *(0\.\d+)  ", table, re.MULTILINE) == ["0.00", *DOWN]
     assert "It is stated in linf, by what its l2 radius says there." in table
     assert "stated in" not in results.summary_table(l2)
     _, out, _ = running.run(tables.main, "runs", str(run / "linf"), "--kind", "valid")
     assert out.startswith("Certified accuracy (valid linf radii)")
-    assert "r = .003922" in out
+    assert re.findall(r"r = ([\d.]+)", out) == ["0", *(label[1:] for label in DOWN)]
     _, out, _ = running.run(compare_command.main, str(run / "linf"), f"b={run / 'linf'}")
     assert "Valid linf radii, paired by image" in out
+    assert re.findall(r"^ *(0\.\d+)  ", out, re.MULTILINE) == ["0.00", *DOWN]
     running.run(report_command.main, str(run / "linf"), "--out", str(tmp_path))
     page = (tmp_path / "index.html").read_text()
+    heads = re.findall(r'<th scope="col">([\d.]+)</th>', page)
+    assert heads[:7] == ["0.0", *DOWN]
     assert "within that ℓ∞ distance" in page
     assert "linf radius (pixels in [0, 1])" in page
     assert "l2 radius (pixels" not in page
@@ -152,6 +159,20 @@ def test_the_largest_radius_is_in_the_files_norm(run):
     l2, linf = (results.read_results(run / name) for name in ("l2", "linf"))
     root = math.sqrt(l2.manifest["guarantee"]["dim"])
     assert metrics.largest_radius(linf) == pytest.approx(metrics.largest_radius(l2) / root, rel=1e-11)
+
+
+def test_the_radii_that_a_plan_asked_for_are_in_the_files_norm(run, linear, dataset, tmp_path):
+    """Beside a run of another plan, nothing is the best above them."""
+    settings = Settings(plan=sampling_plans.ToRadius(n=300, radii=(0.1, 0.2)), alpha=0.001)
+    scheme, indices = schemes.Gaussian(sigma=0.5), np.arange(0, 60, 4)
+    certification.certify_dataset(linear, scheme, dataset, indices, settings, tmp_path / "a", chunk=64)
+    asked = results.read_results(tmp_path / "a")
+    stated = recertify.recertify(asked, norm="linf")
+    assert metrics.last_radius(asked) == 0.2
+    assert metrics.last_radius(stated) == pytest.approx(0.2 / 4, rel=1e-11)
+    assert "asked for radii up to 0.0499: accuracy above" in results.summary_table(stated)
+    pair = [Run("a", stated), Run("b", results.read_results(run / "linf"))]
+    assert report_tables.by_run(pair, [0.02, 0.0499, 0.06]).ranked == (False, True, True, False, False, False)
 
 
 def test_committed_results_read_as_l2():
