@@ -35,6 +35,7 @@ from idrc_jax.results.manifest import MANIFEST, Manifest
 from idrc_jax.results.result_rows import Results, Row
 
 _FOLLOW = ("p_lower", "predict", "radius_published", "radius", "sigma_x")  # from the votes
+_WITHOUT_NOISE = {"p_lower": 0.0, "predict": confidence_bounds.ABSTAIN, "radius_published": 0.0, "radius": 0.0}
 
 
 def read_results(path: str | Path) -> Results:
@@ -54,7 +55,8 @@ def read_results(path: str | Path) -> Results:
         prediction, bound or radius is not what its votes give.
 
     Guarantee: what is certified follows from the votes in the file, to a millionth, but for what takes long to compute,
-    the valid radii of `l1`, `inverse_sqrt_norm` and `l2`, and for all of a scheme of the user's own.
+    the valid radii of `l1`, `inverse_sqrt_norm` and `l2`, and for all of a scheme of the user's own; where no noise was
+    drawn nothing is certified.
     """
     read = result_rows.read_rows(path)
     _check(read)
@@ -182,14 +184,15 @@ def _check(read: Results) -> None:
         return
     if user_schemes.is_own(made):
         counts(read)
-        return
-    if isinstance(schemes.from_description(made), Gaussian | Stepped | Uniform | Cascade | Box | Laplace | Splitting):
+        names, anew = (), read.rows
+    elif isinstance(schemes.from_description(made), Gaussian | Stepped | Uniform | Cascade | Box | Laplace | Splitting):
         names, anew = _FOLLOW, recertify(read).rows
     else:  # bounds and published radii are those of Gaussian noise, unless they pay for the level of exact noise
         names, anew = () if made.get("exact") else _FOLLOW[:-2], _as_gaussian(read, made)
     for new, old in zip(anew, read.rows, strict=True):
-        for name in names if old.sigma_x else ():
-            one, other = getattr(new, name), getattr(old, name)
+        expected = {name: getattr(new, name) for name in names} if old.sigma_x else _WITHOUT_NOISE
+        for name, one in expected.items():
+            other = getattr(old, name)
             if not (math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12) or math.isnan(other)):
                 raise ValueError(
                     f"Expected {name} = {one} of image {old.idx} in {read.path}, from its votes, got {other}: the row "

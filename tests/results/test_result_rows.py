@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -294,6 +295,27 @@ def test_rows_of_every_scheme_follow_from_their_votes(tmp_path, name):
             results.write([dataclasses.replace(whole, **changed)], results.read_manifest(tmp_path), tmp_path)
             with pytest.raises(ValueError, match="the row was changed"):
                 results.read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"p_lower": 0.99}, {"predict": 1, "correct": 1}, {"radius": 5.0}, {"radius_published": 5.0}],
+    ids=lambda changed: next(iter(changed)),
+)
+@pytest.mark.parametrize(("name", "exact"), [("l1", False), ("l1", True), ("uniform", False), ("own", False)])
+def test_without_noise_nothing_is_certified(tmp_path, name, exact, changed):
+    """Of a black image no noise is drawn, however its votes fall."""
+    scheme = schemes.make("l1" if name == "own" else name, sigma=0.5, exact=exact)
+    made = json_values.as_json(GUARANTEE | schemes.describe(scheme) | {"scheme": name})
+    (one,) = certificates.from_votes(scheme, [0.0], [1], np.array([(0, 100, 0, 0)]), plan=FIXED, alpha=0.001, dim=48)
+    black = results.Row.from_certificate(one, 0, 1, 0.25)
+    manifest = results.Results.in_memory([], made, {}).manifest
+    for right in (black, dataclasses.replace(black, radius=math.nan)):
+        results.write([right], manifest, tmp_path)
+        assert repr(results.read_results(tmp_path).rows) == repr((right,))
+    results.write([dataclasses.replace(black, **changed)], manifest, tmp_path)
+    with pytest.raises(ValueError, match=rf"Expected {next(iter(changed))} = .* of image 0 .*: the row was changed"):
+        results.read_results(tmp_path)
 
 
 def test_lines_that_end_as_those_of_windows_are_read_and_gone_on_from(tmp_path):
