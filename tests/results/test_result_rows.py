@@ -560,3 +560,18 @@ def test_a_log_in_a_runs_folder_does_not_get_the_runs_manifest_nor_its_rows(tmp_
         results.merge(results.result_files(tmp_path), tmp_path)
     with pytest.raises(ValueError, match=f"Expected all columns .*{stray.name}.* got only six"):
         write(tmp_path, [row(40)])
+
+
+def test_fields_of_a_scheme_of_the_users_own_are_of_any_kind(tmp_path):
+    """But for what the plan has written under the same name."""
+    fields = {"k": "a", "radii": 1, "levels": {}, "edges": "x", "shares": 0, "precision": "low", "factory": 3}
+    fields |= {"members": 2, "seed": "s", "subsampled_from": "no", "consensus": 0.5, "thresholds": True}
+    made = GUARANTEE | {"scheme": "own"}
+    write(tmp_path, [row(0)], made | fields)
+    assert results.read_results(tmp_path).rows == (row(0),)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    for changed in ({"plan": "to_radius"}, {"plan": "to_precision"}, {"scheme": "l1"}):
+        other = {**manifest, "guarantee": manifest["guarantee"] | changed}
+        (tmp_path / "manifest.json").write_text(json.dumps(other))
+        with pytest.raises(ValueError, match="Expected guarantee"):
+            results.read_results(tmp_path)
