@@ -34,7 +34,7 @@ _SESSION = {
 _WHOLE = {
     "guarantee": _GUARANTEE,
     "sessions": [_SESSION],
-    "clean?": {"right": int, "images": int, "indices_sha256": str},
+    "clean?": {"right": int, "images": int, "indices_sha256?": str},
 }
 
 

@@ -575,3 +575,11 @@ def test_fields_of_a_scheme_of_the_users_own_are_of_any_kind(tmp_path):
         (tmp_path / "manifest.json").write_text(json.dumps(other))
         with pytest.raises(ValueError, match="Expected guarantee"):
             results.read_results(tmp_path)
+
+
+def test_a_manifest_that_does_not_say_which_images_were_clean_is_read(tmp_path):
+    """As before it said so."""
+    write(tmp_path, [row(0)])
+    manifest = json.loads((tmp_path / "manifest.json").read_text()) | {"clean": {"right": 1, "images": 1}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert metrics.clean_accuracy(results.read_results(tmp_path)) is None
