@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
+from idrc_jax.certificates import user_schemes
 from idrc_jax.core import files
 from idrc_jax.core.json_values import Json, require
 
@@ -15,11 +16,16 @@ MANIFEST = "manifest.json"
 # What a manifest must hold, and of what kind the rest is, where it is there. Schemes and plans check their own.
 _GUARANTEE = {
     "scheme": str, "sigma": float, "plan": str, "n": int, "n0": int, "alpha": float, "certificate": str, "classes": int,
-    "dim": int, "data": str, "ref?": float, "exact?": bool, "seed?": int, "k?": int, "subsampled_from?": int,
-    "dtype?": str, "weights_sha256?": str, "data_sha256?": str, "consensus?": int, "factory?": str, "radii?": [float],
-    "levels?": [float], "edges?": [float], "thresholds?": [float], "shares?": [float], "precision?": float,
-    "paired?": {"n": int, "share": float}, "members?": [dict], "denoiser_sigma?": float, "denoiser_steps?": int,
+    "dim": int, "data": str, "exact?": bool, "dtype?": str, "weights_sha256?": str, "data_sha256?": str,
+    "paired?": {"n": int, "share": float},
 }  # fmt: skip
+# Names that fields of a scheme of the user's own may have, of any kind, but for what its plan has written there.
+_MORE = {
+    "ref?": float, "seed?": int, "k?": int, "subsampled_from?": int, "consensus?": int, "factory?": str,
+    "radii?": [float], "levels?": [float], "edges?": [float], "thresholds?": [float], "shares?": [float],
+    "precision?": float, "members?": [dict], "denoiser_sigma?": float, "denoiser_steps?": int,
+}  # fmt: skip
+_OF_PLANS = {"to_radius": {"radii": [float]}, "to_precision": {"precision": float}}
 TRAINING = {"scheme?": {"name": str, "sigma": float}, "recipe?": {"sigma_low?": float}, "data?": str}
 _SESSION = {
     "training?": TRAINING,
@@ -28,7 +34,7 @@ _SESSION = {
 _WHOLE = {
     "guarantee": _GUARANTEE,
     "sessions": [_SESSION],
-    "clean?": {"right": int, "images": int, "indices_sha256": str},
+    "clean?": {"right": int, "images": int, "indices_sha256?": str},
 }
 
 
@@ -58,4 +64,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     found = files.read_manifest(folder / MANIFEST, SCHEMA_VERSION, "a manifest of this project")
     if found is not None:
         require(found, _WHOLE, "", folder / MANIFEST)
+        made = found["guarantee"]
+        more = _OF_PLANS.get(made["plan"], {}) if user_schemes.is_own(made) else _MORE
+        require(made, more, "guarantee", folder / MANIFEST)
     return cast("Manifest | None", found)

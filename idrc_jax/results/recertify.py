@@ -20,21 +20,23 @@ from idrc_jax.certificates import (
     LevelVotes,
     Pairs,
     confidence_bounds,
+    normal_thresholds,
     norms,
     sampling_plans,
     schemes,
     user_schemes,
 )
 from idrc_jax.certificates.sampling_plans import Plan
-from idrc_jax.certificates.schemes import Box, Cascade, Gaussian, Laplace, Routed, Scheme, Splitting, Stepped, Uniform
+from idrc_jax.certificates.schemes import L1, Gaussian, InverseSqrtNorm, Scheme
 from idrc_jax.core import validate
 from idrc_jax.core.json_values import Json, as_json
 from idrc_jax.results import result_rows
 from idrc_jax.results.manifest import MANIFEST, Manifest
 from idrc_jax.results.result_rows import Results, Row
 
-_QUICK = Gaussian | Stepped | Uniform | Cascade | Routed | Box | Laplace | Splitting  # to recompute
 _FOLLOW = ("p_lower", "predict", "radius_published", "radius", "sigma_x")  # from the votes
+_TOLERANCE = 1e-6  # of what follows, on machines that compute a little differently
+_WITHOUT_NOISE = {"p_lower": 0.0, "predict": confidence_bounds.ABSTAIN, "radius_published": 0.0, "radius": 0.0}
 
 
 def read_results(path: str | Path) -> Results:
@@ -53,8 +55,9 @@ def read_results(path: str | Path) -> Results:
         noise level, another number of samples or another plan than those of the manifest beside them, or a row whose
         prediction, bound or radius is not what its votes give.
 
-    Guarantee: what is certified follows from the votes in the file, to a millionth, but for what takes long to compute,
-    the valid radii of `l1`, `inverse_sqrt_norm` and `l2`, and for all of a scheme of the user's own.
+    Guarantee: what is certified follows from the votes in the file, to a millionth; of the valid radii of `l1` and
+    `inverse_sqrt_norm`, which take long to compute, that they are no larger than those of constant noise of the row's
+    level; and of a scheme of the user's own that nothing is certified where no noise was drawn.
     """
     read = result_rows.read_rows(path)
     _check(read)
@@ -182,32 +185,56 @@ def _check(read: Results) -> None:
         return
     if user_schemes.is_own(made):
         counts(read)
-        return
-    if isinstance(schemes.from_description(made), _QUICK):
+        names, anew = (), read.rows
+    elif isinstance(schemes.from_description(made), L1 | InverseSqrtNorm):
+        names, anew = _FOLLOW[:3], _as_gaussian(read, made)
+    else:
         names, anew = _FOLLOW, recertify(read).rows
-    else:  # bounds and published radii are those of Gaussian noise, unless they pay for the level of exact noise
-        names, anew = () if made.get("exact") else _FOLLOW[:-2], _as_gaussian(read, made)
     for new, old in zip(anew, read.rows, strict=True):
-        for name in names if old.sigma_x else ():
-            one, other = getattr(new, name), getattr(old, name)
-            if not (math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12) or math.isnan(other)):
+        expected = {name: getattr(new, name) for name in names} if old.sigma_x else _WITHOUT_NOISE
+        for name, one in expected.items():
+            other = getattr(old, name)
+            if not (math.isclose(one, other, rel_tol=_TOLERANCE, abs_tol=1e-12) or math.isnan(other)):
                 raise ValueError(
                     f"Expected {name} = {one} of image {old.idx} in {read.path}, from its votes, got {other}: the row "
                     "was changed."
                 )
+        if old.radius > new.radius * (1 + _TOLERANCE) + 1e-12:
+            raise ValueError(
+                f"Expected radius <= {new.radius} of image {old.idx} in {read.path}, that of constant noise of its "
+                f"level, got {old.radius}: the row was changed."
+            )
 
 
 def _as_gaussian(read: Results, made: Json) -> list[Certificate]:
+    """Of a scheme whose noise is normal with a level that changes: the rows' bounds and predictions, and the radii that
+    they would have if their level were constant, which are no smaller."""
     selected = np.asarray([row.selected for row in read.rows], np.int64)
-    return certificates_of(
+    plain = certificates_of(
         made,
-        Gaussian(sigma=made["sigma"]),
+        Gaussian(sigma=1.0),
         np.zeros(len(read.rows)),
         selected,
         counts(read),
         labels=selected,
         lost=_lost(read, selected) if made["certificate"] == INCREMENTAL else (),
     )
+    level = np.asarray([row.sigma_x for row in read.rows], np.float64)
+    p_lower = np.asarray([one.p_lower for one in plain])
+    if made.get("exact"):
+        p_lower = np.maximum(p_lower - normal_thresholds.total_variation(level, made["dim"]), 0.0)
+    radius = certificates.published_radius(Gaussian(sigma=1.0), p_lower)
+    radii = norms.stated([level * radius, made["sigma"] * radius], "l2", made.get("norm", "l2"), made["dim"])
+    return [
+        replace(
+            one,
+            predict=one.selected if p > 0.5 else confidence_bounds.ABSTAIN,
+            radius=float(most),
+            radius_published=float(published),
+            p_lower=float(p),
+        )
+        for one, p, most, published in zip(plain, p_lower, *radii, strict=True)
+    ]
 
 
 def _terms(

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -8,6 +9,7 @@ import time
 import numpy as np
 import pytest
 from disks import no_file_above
+from scipy import stats
 
 from idrc_jax import certificates, results
 from idrc_jax.certificates import sampling_plans, schemes
@@ -279,21 +281,88 @@ def test_a_row_that_does_not_follow_from_its_votes_is_refused(tmp_path, column, 
             read(path)
 
 
-@pytest.mark.parametrize("name", ["gaussian", "l1", "l2", "inverse_sqrt_norm", "uniform", "stepped"])
-def test_rows_of_every_scheme_follow_from_their_votes(tmp_path, name):
-    """A row whose bound was raised a little is refused, whatever the scheme; of some, one whose radius was, too."""
-    scheme = schemes.make(name, sigma=0.5)
+NAMES = ["gaussian", "l1", "l2", "inverse_sqrt_norm", "uniform", "stepped"]
+
+
+@pytest.mark.parametrize(
+    ("name", "exact"),
+    [*((name, False) for name in NAMES), *((name, True) for name in NAMES if schemes.SCHEMES[name].law == "normal")],
+)
+def test_rows_of_every_scheme_follow_from_their_votes(tmp_path, name, exact):
+    """A row whose bound was raised a little is refused, whatever the scheme; and one whose radius was, of some only
+    above what noise of constant level would give."""
+    scheme = schemes.make(name, sigma=0.5, exact=exact)
     made = json_values.as_json(GUARANTEE | schemes.describe(scheme))
     (one,) = certificates.from_votes(scheme, [0.7], [1], np.array([(3, 95, 0, 2)]), plan=FIXED, alpha=0.001, dim=48)
     whole = results.Row.from_certificate(one, 0, 1, 0.25)
     results.write([whole], results.Results.in_memory([], made, {}).manifest, tmp_path)
     assert repr(results.read_results(tmp_path).rows) == repr((whole,))
-    closed = {"radius": 1.001 * whole.radius} if name in ("gaussian", "stepped") else {}
-    for changed in ({"p_lower": 1.001 * whole.p_lower}, {"predict": 0, "correct": 0}, closed):
-        if changed:
-            results.write([dataclasses.replace(whole, **changed)], results.read_manifest(tmp_path), tmp_path)
-            with pytest.raises(ValueError, match="the row was changed"):
-                results.read_results(tmp_path)
+    least = whole.radius or 1e-3
+    if name in ("l1", "inverse_sqrt_norm"):
+        least = whole.sigma_x * float(stats.norm.ppf(whole.p_lower))
+        assert 0 < whole.radius < least
+    for changed in (
+        {"p_lower": 1.001 * whole.p_lower},
+        {"predict": 0, "correct": 0},
+        {"radius": 1.001 * least},
+        {"radius_published": 1.001 * (whole.radius_published if whole.radius_published > 0 else 1)},
+    ):
+        results.write([dataclasses.replace(whole, **changed)], results.read_manifest(tmp_path), tmp_path)
+        with pytest.raises(ValueError, match="the row was changed"):
+            results.read_results(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["l1", "inverse_sqrt_norm", "l2"])
+def test_an_abstention_has_no_radius(tmp_path, name):
+    scheme = schemes.make(name, sigma=0.5)
+    made = json_values.as_json(GUARANTEE | schemes.describe(scheme))
+    (one,) = certificates.from_votes(scheme, [0.7], [1], np.array([(50, 50, 0, 0)]), plan=FIXED, alpha=0.001, dim=48)
+    whole = results.Row.from_certificate(one, 0, 1, 0.25)
+    assert (whole.predict, whole.radius) == (-1, 0)
+    results.write([dataclasses.replace(whole, radius=0.01)], results.Results.in_memory([], made, {}).manifest, tmp_path)
+    with pytest.raises(ValueError, match=r"Expected radius .*: the row was changed"):
+        results.read_results(tmp_path)
+
+
+def test_bounds_pay_for_exact_noise_as_much_as_its_level_asks(tmp_path):
+    """Of images so large that it shows."""
+    scheme = schemes.make("l1", sigma=8.0, exact=True)
+    made = json_values.as_json(GUARANTEE | schemes.describe(scheme) | {"dim": 10**12})
+    votes = np.array([(3, 95, 0, 2)] * 2)
+    rows = [
+        results.Row.from_certificate(one, idx, 1, 0.25)
+        for idx, one in enumerate(
+            certificates.from_votes(scheme, [0.2, 2.0], [1, 1], votes, plan=FIXED, alpha=0.001, dim=10**12)
+        )
+    ]
+    assert rows[0].p_lower - rows[1].p_lower > 1e-3
+    results.write(rows, results.Results.in_memory([], made, {}).manifest, tmp_path)
+    assert results.read_results(tmp_path).rows == tuple(rows)
+    changed = dataclasses.replace(rows[1], p_lower=rows[0].p_lower)
+    results.write([changed], results.read_manifest(tmp_path), tmp_path)
+    with pytest.raises(ValueError, match="Expected p_lower"):
+        results.read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"p_lower": 0.99}, {"predict": 1, "correct": 1}, {"radius": 5.0}, {"radius_published": 5.0}],
+    ids=lambda changed: next(iter(changed)),
+)
+@pytest.mark.parametrize(("name", "exact"), [("l1", False), ("l1", True), ("uniform", False), ("own", False)])
+def test_without_noise_nothing_is_certified(tmp_path, name, exact, changed):
+    """Of a black image no noise is drawn, however its votes fall."""
+    scheme = schemes.make("l1" if name == "own" else name, sigma=0.5, exact=exact)
+    made = json_values.as_json(GUARANTEE | schemes.describe(scheme) | {"scheme": name})
+    (one,) = certificates.from_votes(scheme, [0.0], [1], np.array([(0, 100, 0, 0)]), plan=FIXED, alpha=0.001, dim=48)
+    black = results.Row.from_certificate(one, 0, 1, 0.25)
+    manifest = results.Results.in_memory([], made, {}).manifest
+    for right in (black, dataclasses.replace(black, radius=math.nan)):
+        results.write([right], manifest, tmp_path)
+        assert repr(results.read_results(tmp_path).rows) == repr((right,))
+    results.write([dataclasses.replace(black, **changed)], manifest, tmp_path)
+    with pytest.raises(ValueError, match=rf"Expected {next(iter(changed))} = .* of image 0 .*: the row was changed"):
+        results.read_results(tmp_path)
 
 
 def test_lines_that_end_as_those_of_windows_are_read_and_gone_on_from(tmp_path):
@@ -492,3 +561,26 @@ def test_a_log_in_a_runs_folder_does_not_get_the_runs_manifest_nor_its_rows(tmp_
         results.merge(results.result_files(tmp_path), tmp_path)
     with pytest.raises(ValueError, match=f"Expected all columns .*{stray.name}.* got only six"):
         write(tmp_path, [row(40)])
+
+
+def test_fields_of_a_scheme_of_the_users_own_are_of_any_kind(tmp_path):
+    """But for what the plan has written under the same name."""
+    fields = {"k": "a", "radii": 1, "levels": {}, "edges": "x", "shares": 0, "precision": "low", "factory": 3}
+    fields |= {"members": 2, "seed": "s", "subsampled_from": "no", "consensus": 0.5, "thresholds": True}
+    made = GUARANTEE | {"scheme": "own"}
+    write(tmp_path, [row(0)], made | fields)
+    assert results.read_results(tmp_path).rows == (row(0),)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    for changed in ({"plan": "to_radius"}, {"plan": "to_precision"}, {"scheme": "l1"}):
+        other = {**manifest, "guarantee": manifest["guarantee"] | changed}
+        (tmp_path / "manifest.json").write_text(json.dumps(other))
+        with pytest.raises(ValueError, match="Expected guarantee"):
+            results.read_results(tmp_path)
+
+
+def test_a_manifest_that_does_not_say_which_images_were_clean_is_read(tmp_path):
+    """As before it said so."""
+    write(tmp_path, [row(0)])
+    manifest = json.loads((tmp_path / "manifest.json").read_text()) | {"clean": {"right": 1, "images": 1}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert metrics.clean_accuracy(results.read_results(tmp_path)) is None
