@@ -8,7 +8,6 @@ compared whenever a run goes on) and one entry a call (`sessions`: versions, dev
 
 import contextlib
 import dataclasses
-import math
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence

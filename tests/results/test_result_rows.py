@@ -476,7 +476,7 @@ def test_blank_lines_at_the_end_of_our_own_file_do_not_end_up_inside_it(tmp_path
     [
         ("0 3 3 inf 1 1", "line 2: got radius = inf"),
         ("0 3 3 -0.5 1 1", "line 2: got radius = -0.5, which is not finite and >= 0"),
-        ("0 3 3 1e308 1 1", "line 2: got radius = 1e+308"),
+        ("0 3 3 1e308 1 1", "line 2: got radius = 1e.308"),
         ("0 3 3 .5 1 inf", "line 2: got time = inf"),
         ("0 3 3 .5 1 nan", "line 2: got time = nan"),
         ("0 3 3 .5 yes 1", "line 2"),
