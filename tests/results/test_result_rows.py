@@ -592,3 +592,12 @@ def test_a_damaged_row_is_found_before_a_run_goes_on(tmp_path):
     with pytest.raises(ValueError, match=r"Expected radius = .* of image 20 .*: the row was changed"):
         write(tmp_path, [row(40)])
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+
+
+def test_results_are_saved_over_the_same_ones_of_before_norms_were_named(tmp_path):
+    write(tmp_path, [row(0)])
+    named = results.Results.in_memory([row(0), row(20)], GUARANTEE | {"norm": "l2"}, {})
+    assert named.save(tmp_path).rows == results.read_results(tmp_path).rows == (row(0), row(20))
+    other = results.Results.in_memory([row(0), row(20)], GUARANTEE | {"norm": "l1"}, {})
+    with pytest.raises(ValueError, match="a place without other results"):
+        other.save(tmp_path)
