@@ -108,20 +108,24 @@ def _call(command: str, arguments: list[str], out: Path, deadline: float, made: 
     try:
         code = process.wait(max(left - _GRACE, _START))
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _stop(process)
         code = 0  # it was told to
     except BaseException:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
+        _stop(process)
         raise
     if code:
         raise SystemExit(code)
     return _finished(status) and made.is_file()
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """Ask a command to stop, and kill it if it does not heed."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _finished(status: Path) -> bool:

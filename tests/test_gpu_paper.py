@@ -31,10 +31,12 @@ def stop(*_):
     if MODE == "finish":
         (folder / {"train": "weights.safetensors", "certify": "certificates.tsv"}[me]).write_text("made")
     (folder / f"{me}_status.json").write_text(json.dumps({"finished": MODE == "finish"}))
+    if MODE == "deaf":
+        time.sleep(60)
     sys.exit(3 if MODE == "fail" else 0)
 
 signal.signal(signal.SIGTERM, stop)
-if MODE == "hang":
+if MODE in ("hang", "deaf"):
     time.sleep(60)
 stop()
 """
@@ -118,6 +120,26 @@ def test_a_run_that_is_told_to_stop_stops_its_command(tmp_path):
     run.terminate()
     assert run.wait(30) == 128 + signal.SIGTERM
     assert json.loads((tmp_path / "out" / "train_status.json").read_text()) == {"finished": False}
+
+
+@pytest.mark.parametrize("mode", ["hang", "deaf"])
+def test_a_command_is_killed_that_does_not_stop_when_the_run_is_told_to(job, monkeypatch, mode):
+    """As by a signal, here in the midst of waiting."""
+    waiting = subprocess.Popen.wait
+    begun = []
+
+    def wait(process, timeout=None):
+        if not begun:
+            while not (job.out / "calls").exists():
+                time.sleep(0.05)
+            begun.append(process)
+            raise KeyboardInterrupt
+        return waiting(process, 5 if timeout is None else timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        job(train=mode)
+    assert begun[0].poll() is not None
 
 
 def test_what_is_said_to_be_counted_is_what_the_table_says():

@@ -60,7 +60,7 @@ def read_results(path: str | Path) -> Results:
     level; and of a scheme of the user's own that nothing is certified where no noise was drawn.
     """
     read = result_rows.read_rows(path)
-    _check(read)
+    check(read)
     return read
 
 
@@ -178,7 +178,7 @@ def certificates_of(
     return [one.in_norm(made.get("norm", "l2"), made["dim"]) for one in found]
 
 
-def _check(read: Results) -> None:
+def check(read: Results) -> None:
     """ValueError unless what a file's rows say is what their votes give."""
     made = read.manifest["guarantee"] if read.manifest else {}
     if not made:

@@ -11,7 +11,7 @@ from idrc_jax.core import append_only, files
 from idrc_jax.core.append_only import AppendOnlyTable
 from idrc_jax.core.json_values import Json, as_json
 from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, read_manifest
-from idrc_jax.results.recertify import read_results
+from idrc_jax.results.recertify import check, read_results
 from idrc_jax.results.result_rows import (
     NAME,
     OURS,
@@ -42,8 +42,8 @@ class ResultsFile:
       name: of the file.
 
     Raises:
-      ValueError: rows made under another guarantee (every difference is shown) or without their manifest, or another
-        process writes the file.
+      ValueError: rows made under another guarantee (every difference is shown) or without their manifest, rows that do
+        not follow from their votes (see `read_results`), or another process writes the file.
 
     Guarantee: a row is in the file whole or not at all, also when the process is killed or the disk is full.
     """
@@ -111,6 +111,8 @@ class ResultsFile:
             read, _ = read_as_it_is(path)
             if read.rows and read.manifest is None:
                 raise ValueError(f"Expected all columns of this project in {path}, to go on from it, got only six.")
+            if read.rows:
+                check(read)
             there |= {row.idx for row in read.rows}
         return there
 

@@ -22,6 +22,7 @@ from idrc_jax.certificates import Certificate, confidence_bounds, norms, samplin
 from idrc_jax.core import append_only, files, validate
 from idrc_jax.core.json_values import Json, as_json
 from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, read_manifest
+from idrc_jax.results.resume_check import guarantee_differences
 
 NAME = "certificates.tsv"
 MEMORY = Path("<memory>", NAME)  # of results that are on no disk yet
@@ -204,7 +205,7 @@ class Results:
                 files.lock_or_refuse(held.enter_context(path.open("r+b")).fileno(), path)
                 there = read_rows(path)
                 other = there.manifest is None or not {row.idx for row in there.rows} <= {row.idx for row in self.rows}
-            if other or (stored is not None and stored["guarantee"] != self.manifest["guarantee"]):
+            if other or (stored and guarantee_differences(stored["guarantee"], self.manifest["guarantee"])):
                 raise ValueError(f"Expected a place without other results, got {path.parent}: save them elsewhere.")
             write(self.rows, self.manifest, path.parent, path.name)
         return dataclasses.replace(self, path=path)

@@ -584,3 +584,21 @@ def test_a_manifest_that_does_not_say_which_images_were_clean_is_read(tmp_path):
     manifest = json.loads((tmp_path / "manifest.json").read_text()) | {"clean": {"right": 1, "images": 1}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     assert metrics.clean_accuracy(results.read_results(tmp_path)) is None
+
+
+def test_a_damaged_row_is_found_before_a_run_goes_on(tmp_path):
+    write(tmp_path, [row(0)])
+    write(tmp_path, [dataclasses.replace(row(20), radius=5.0)], name="certificates.1-of-2.tsv")
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    with pytest.raises(ValueError, match=r"Expected radius = .* of image 20 .*: the row was changed"):
+        write(tmp_path, [row(40)])
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+
+
+def test_results_are_saved_over_the_same_ones_of_before_norms_were_named(tmp_path):
+    write(tmp_path, [row(0)])
+    named = results.Results.in_memory([row(0), row(20)], GUARANTEE | {"norm": "l2"}, {})
+    assert named.save(tmp_path).rows == results.read_results(tmp_path).rows == (row(0), row(20))
+    other = results.Results.in_memory([row(0), row(20)], GUARANTEE | {"norm": "l1"}, {})
+    with pytest.raises(ValueError, match="a place without other results"):
+        other.save(tmp_path)
