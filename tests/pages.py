@@ -21,7 +21,7 @@ def write_run(folder, *, count=60, seed=0, abstain=False, gallery=False, channel
     """A run with `count` rows, a quarter wrong and some abstained (all with `abstain`); published radii so many times
     the valid ones; with a `gallery` of images of so many channels."""
     made = GUARANTEE | guarantee
-    level = float(schemes.drawn_level(schemes.from_description(made), 0.5))
+    level = float(schemes.drawn_level(schemes.from_description(made), 0.75))
     generator = np.random.default_rng(seed)
     labels = generator.integers(4, size=count)
     right, sure = generator.uniform(size=count) < 0.7, generator.uniform(size=count) > (1 if abstain else 0.1)
@@ -30,13 +30,13 @@ def write_run(folder, *, count=60, seed=0, abstain=False, gallery=False, channel
     votes[np.arange(count), selected] = np.where(sure, generator.integers(570, 1001, count), 500)
     votes[np.arange(count), (selected + 1) % 4] = 1000 - votes.sum(axis=1)
     certified = certificates.from_votes(
-        schemes.Gaussian(sigma=made["sigma"]), np.full(count, 0.5), selected, votes, plan=sampling_plans.Fixed(n=1000),
+        schemes.Gaussian(sigma=made["sigma"]), np.full(count, 0.75), selected, votes, plan=sampling_plans.Fixed(n=1000),
         alpha=made["alpha"], dim=made["dim"], certificate=made["certificate"],
     )  # fmt: skip
     rows = []
     for idx, one in enumerate(certified):
         radius = one.radius if published == 1 else one.radius_published / published
-        row = results.Row.from_certificate(one, idx, int(labels[idx]), 0.5)
+        row = results.Row.from_certificate(one, idx, int(labels[idx]), 0.75)
         rows.append(dataclasses.replace(row, radius=radius, sigma_x=level))
     session = {"weights": "w.safetensors", "started": "2026-01-01T00:00:00+00:00", "versions": {"jax": "0.10.2"}}
     manifest = {"schema_version": 1, "guarantee": made, "sessions": [session]}
