@@ -340,7 +340,7 @@ def _check_rows(rows: tuple[Row, ...], columns: tuple[str, ...], manifest: Manif
             )
 
 
-def _fits(row: Row, bounds: several_levels.Bounds, levels: Sequence[float], looks: set[int], classes: int) -> bool:
+def _fits(row: Row, bounds: several_levels.Bounds, levels: Sequence[Any], looks: set[int], classes: int) -> bool:
     """Whether a row's votes by level, at looks, are of levels as they follow each other, the row's own among them."""
     drawn = row.votes_by_level or ()
     if not several_levels.follow(bounds.scheme, drawn, row.n0 or 0):
