@@ -734,18 +734,6 @@ def test_logits_that_depend_on_place_or_chunk_are_counted():
     assert said[0].startswith("xla, 1 devices, chunk 2: logits of 73 of 150 images differ")
 
 
-@pytest.mark.evidence
-def test_jobs_that_are_killed_at_random_moments_end_as_if_nobody_had(tmp_path):
-    """As `make kills` does it: as many kills as the environment's KILLS says, a few without."""
-    own = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
-    kills = int(os.environ.get("KILLS", "3"))
-    command = [sys.executable, "-m", "benchmarks.kills", f"--kills={kills}", f"--out={tmp_path}"]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=own)
-    assert answer.returncode == 0, answer.stderr
-    assert sum(int(line.split()[2]) for line in answer.stdout.splitlines()) == kills
-    assert not list(tmp_path.rglob("*.partial"))
-
-
 @pytest.mark.parametrize("name", ["x.tsv", "x.json", "x.safetensors", "x.npz", "x.ocdbt"])
 def test_damage_is_drawn_from_a_seed_and_never_fails(name):
     draw = random.Random(0)
