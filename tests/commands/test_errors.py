@@ -218,7 +218,7 @@ BAD = [
     (
         "train.py",
         ["--config=nowhere.py"],
-        "denoised_cifar10.py, denoiser.py, imagenet.py, quickstart.py, got 'nowhere.py'",
+        "denoised_cifar10.py, denoiser.py, imagenet.py, quickstart.py, router.py, got 'nowhere.py'",
     ),
     ("train.py", ["--unknown=3"], "unknown"),
     ("train.py", ["stray"], "Expected only --flags, got 'stray'"),
