@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from idrc_jax.certificates.noise_scheme import STATISTICS, Array, Scheme
+from idrc_jax.certificates.noise_scheme import STATISTICS, Array, Scheme, nothing
 from idrc_jax.core import validate
 from idrc_jax.core.validate import SettingError
 
@@ -79,8 +79,28 @@ class Stepped(Scheme):
         return gap if self.by == "norm" else gap * math.sqrt(dim) * (1 - 2.0**-50)
 
 
+class _SeveralLevels(Scheme):
+    """Constant levels whose votes are drawn one after another, each with a share of the error probability alpha."""
+
+    shares: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.exact:
+            raise SettingError(
+                f"Expected exact = False for the scheme {self.name}, whose certificate does not pay for it.", "exact"
+            )
+
+    def statistic(self, images: Array) -> Array:
+        return nothing(images)
+
+    def parts_of(self, alpha: float) -> np.ndarray:
+        """What each share is of alpha, together no more than it: shares are 1 together to 1e-9."""
+        return alpha * (np.asarray(self.shares) / max(1.0, math.fsum(self.shares)))
+
+
 @dataclass(frozen=True)
-class Cascade(Scheme):
+class Cascade(_SeveralLevels):
     """Gaussian noise of several constant levels, the largest first: the first level that is sure decides.
 
     The smoothed classifier answers with class A at the first level under which A's probability exceeds the level's
@@ -100,10 +120,6 @@ class Cascade(Scheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.exact:
-            raise SettingError(
-                "Expected exact = False for the scheme cascade, whose certificate does not pay for it.", "exact"
-            )
         count = len(self.levels)
         if count < 2 or not validate.ascend(self.levels[::-1], above=0):
             raise SettingError(f"Expected levels, at least 2, to descend to above 0, got {self.levels}.", "levels")
@@ -125,10 +141,6 @@ class Cascade(Scheme):
         for name, values in (("levels", self.levels), ("thresholds", thresholds), ("shares", shares)):
             object.__setattr__(self, name, tuple(float(value) for value in values))
 
-    def statistic(self, images: Array) -> Array:
-        xp = images.__array_namespace__()
-        return xp.zeros(images.shape[:-3], dtype=images.dtype)
-
     def scale(self, statistic: Array) -> Array:
         """The largest level."""
         return self.sigma * self.levels[0] + 0 * statistic
@@ -138,7 +150,7 @@ class Cascade(Scheme):
 
 
 @dataclass(frozen=True)
-class Routed(Scheme):
+class Routed(_SeveralLevels):
     """Gaussian noise of a constant level that a smoothed router chooses (after Sun, Mao and Vechev 2026).
 
     A router, a network with one answer for each of the levels, has a level of noise of its own; the answer that is
@@ -162,10 +174,6 @@ class Routed(Scheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.exact:
-            raise SettingError(
-                "Expected exact = False for the scheme routed, whose certificate does not pay for it.", "exact"
-            )
         if len(self.levels) < 2:
             raise SettingError(f"Expected at least 2 levels for a router to choose from, got {self.levels}.", "levels")
         for name, values in (("levels", self.levels), ("router_level", (self.router_level,))):
@@ -183,10 +191,6 @@ class Routed(Scheme):
                 "shares",
             )
         object.__setattr__(self, "shares", shares)
-
-    def statistic(self, images: Array) -> Array:
-        xp = images.__array_namespace__()
-        return xp.zeros(images.shape[:-3], dtype=images.dtype)
 
     def scale(self, statistic: Array) -> Array:
         """The router's level."""

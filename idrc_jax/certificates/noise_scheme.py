@@ -30,6 +30,11 @@ def std(images: Array) -> Array:
     return xp.std(images, axis=_PIXEL_AXES)
 
 
+def nothing(images: Array) -> Array:
+    """0, where a level does not depend on the image."""
+    return images.__array_namespace__().zeros(images.shape[:-3], dtype=images.dtype)
+
+
 STATISTICS = {"mean_abs": mean_abs, "std": std, "norm": norm}
 
 

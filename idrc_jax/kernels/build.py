@@ -25,6 +25,7 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-ffp-contrac
 _NARROWER = {"": (), "128": ("-mno-avx512f", "-mno-avx"), "256": ("-mno-avx512f",), "512": ()}
 SOURCES = Path(__file__).parent / "cpp"
 _SELF_TEST_SECONDS = 300
+_LIBRARIES: dict[str, ctypes.CDLL] = {}  # that are registered, by source
 _SELF_TEST = "import ctypes, sys; sys.exit(ctypes.CDLL(sys.argv[1]).IdrcSelfTest())"
 
 
@@ -41,7 +42,7 @@ def register(source: str, symbols: tuple[tuple[str, str], ...]) -> bool:
       computes wrongly, one warning says why.
     """
     try:
-        library = ctypes.CDLL(str(_compiled(SOURCES / source)))
+        library = _LIBRARIES[source] = ctypes.CDLL(str(_compiled(SOURCES / source)))
         handlers = {target: jax.ffi.pycapsule(getattr(library, symbol)) for target, symbol in symbols}
     except (OSError, RuntimeError, AttributeError, subprocess.CalledProcessError) as error:
         output = getattr(error, "stderr", None) or str(error)
@@ -55,8 +56,8 @@ def register(source: str, symbols: tuple[tuple[str, str], ...]) -> bool:
 
 
 def asked(source: str, symbol: str, *numbers: int) -> bool:
-    """What a registered library's function of integers answers."""
-    return bool(getattr(ctypes.CDLL(str(_compiled(SOURCES / source))), symbol)(*numbers))
+    """What a function of integers of a library that is registered answers."""
+    return bool(getattr(_LIBRARIES[source], symbol)(*numbers))
 
 
 def _compiled(source: Path) -> Path:

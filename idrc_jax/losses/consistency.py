@@ -13,8 +13,6 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from idrc_jax.core import validate
-from idrc_jax.core.validate import SettingError
 from idrc_jax.losses import terms
 from idrc_jax.losses.loss import Batch, BySigma, Loss, Network, Outcome
 from idrc_jax.models import Tensors
@@ -39,22 +37,12 @@ class Consistency(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate.at_least("weight", self.weight, 0)
-        validate.at_least("entropy", self.entropy, 0)
-        if self.noises < 2:
-            raise SettingError(
-                f"Expected noises >= 2 for the loss consistency, as one copy agrees with itself, got {self.noises}.",
-                "noises",
-            )
+        terms.check_disagreement(self, weight=self.weight, entropy=self.entropy)
 
     def __call__(
         self, network: Network, params: Tensors, stats: Tensors, batch: Batch, key: jax.Array, epoch: jax.Array
     ) -> tuple[jax.Array, Outcome]:
         logits, losses, outcome = terms.classify(self, network, params, stats, batch)
-        log_p = terms.by_image(jax.nn.log_softmax(logits), batch.noises)
-        mean = terms.log_mean(log_p)
-        p = jnp.exp(mean)
-        apart = jnp.sum(p[:, None] * (mean[:, None] - log_p), axis=-1)
-        spread = -jnp.sum(p * mean, axis=-1)
+        _, apart, spread = terms.disagreement(logits, batch.noises)
         value = jnp.mean(losses) + self.weight * jnp.mean(apart) + self.entropy * jnp.mean(spread)
         return value, outcome

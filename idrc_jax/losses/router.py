@@ -15,7 +15,6 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from idrc_jax.core import validate
 from idrc_jax.core.validate import SettingError
 from idrc_jax.losses import terms
 from idrc_jax.losses.loss import Batch, Loss, Network, Outcome
@@ -40,13 +39,7 @@ class Router(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate.at_least("weight", self.weight, 0)
-        validate.at_least("entropy", self.entropy, 0)
-        if self.noises < 2:
-            raise SettingError(
-                f"Expected noises >= 2 for the loss router, as one copy agrees with itself, got {self.noises}.",
-                "noises",
-            )
+        terms.check_disagreement(self, weight=self.weight, entropy=self.entropy)
         if self.label_smoothing:
             raise SettingError(
                 f"Expected label_smoothing = 0 for the loss router, which has no labels, got {self.label_smoothing}.",
@@ -59,10 +52,6 @@ class Router(Loss):
         if batch.teacher is None:
             raise ValueError("Expected what the levels are worth for the loss router, got none.")
         logits, _, outcome = terms.classify(self, network, params, stats, batch)
-        log_p = terms.by_image(jax.nn.log_softmax(logits), batch.noises)
-        mean = terms.log_mean(log_p)
-        p = jnp.exp(mean)
-        lost = jnp.sum(p * (jnp.max(batch.teacher, axis=1, keepdims=True) - batch.teacher), axis=-1)
-        apart = jnp.sum(p[:, None] * (mean[:, None] - log_p), axis=-1)
-        spread = -jnp.sum(p * mean, axis=-1)
+        mean, apart, spread = terms.disagreement(logits, batch.noises)
+        lost = jnp.sum(jnp.exp(mean) * (jnp.max(batch.teacher, axis=1, keepdims=True) - batch.teacher), axis=-1)
         return jnp.mean(lost) + self.weight * jnp.mean(apart) + self.entropy * jnp.mean(spread), outcome

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from idrc_jax.core import validate
+from idrc_jax.core.validate import SettingError
 from idrc_jax.losses.loss import Batch, Loss, Network, Outcome
 from idrc_jax.models import Tensors
 
@@ -39,6 +41,29 @@ def classify(
     logits, stats = network.train(params, stats, noisy(batch, images))
     labels = copies(batch.labels, batch.noises)
     return logits, cross_entropy(logits, labels, loss.label_smoothing), Outcome(stats, accuracy(logits, labels))
+
+
+def disagreement(logits: jax.Array, noises: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What an image's copies say together, and how far each is from that.
+
+    Returns log of their mean probabilities [N, classes], the divergence of each copy from them, KL(mean || copy),
+    [N, m], and their entropy [N].
+    """
+    log_p = by_image(jax.nn.log_softmax(logits), noises)
+    mean = log_mean(log_p)
+    p = jnp.exp(mean)
+    return mean, jnp.sum(p[:, None] * (mean[:, None] - log_p), axis=-1), -jnp.sum(p * mean, axis=-1)
+
+
+def check_disagreement(loss: Loss, *, weight: float, entropy: float) -> None:
+    """SettingError unless a loss can weigh the divergence and the entropy of `disagreement` by these."""
+    validate.at_least("weight", weight, 0)
+    validate.at_least("entropy", entropy, 0)
+    if loss.noises < 2:
+        raise SettingError(
+            f"Expected noises >= 2 for the loss {loss.name}, as one copy agrees with itself, got {loss.noises}.",
+            "noises",
+        )
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:

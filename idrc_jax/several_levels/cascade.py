@@ -67,8 +67,7 @@ class Bounds:
     def errors(self) -> np.ndarray:
         """Error probability of each level's lower bound and, but for the last, of its upper bound."""
         last = len(self.levels) - 1
-        shares = np.asarray(self.scheme.shares) / max(1.0, math.fsum(self.scheme.shares))  # they are 1 to 1e-9
-        return self.alpha * shares / np.where(np.arange(last + 1) < last, 2, 1)
+        return self.scheme.parts_of(self.alpha) / np.where(np.arange(last + 1) < last, 2, 1)
 
     def classes(self, level: int, classes: int) -> int:
         """How many answers votes under a level choose from: the classifier's."""

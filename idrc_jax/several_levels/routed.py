@@ -49,8 +49,8 @@ class Bounds:
     @cached_property
     def errors(self) -> tuple[float, float]:
         """Error probabilities of the bound on the router's answer, and of that on the class."""
-        of_router, of_class = (share / max(1.0, math.fsum(self.scheme.shares)) for share in self.scheme.shares)
-        return self.alpha * of_router, self.alpha * of_class
+        of_router, of_class = self.scheme.parts_of(self.alpha).tolist()
+        return of_router, of_class
 
     def classes(self, level: int, classes: int) -> int:
         """How many answers votes under a level choose from, the classifier's being `classes`."""
