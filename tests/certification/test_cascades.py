@@ -4,8 +4,10 @@ import dataclasses
 import json
 import shlex
 
+import level_runs
 import numpy as np
 import pytest
+from level_runs import PLANS, without_time
 
 import idrc_jax as idrc
 from idrc_jax import certification, data, report, results, sampling
@@ -18,27 +20,15 @@ from idrc_jax.results.runs import Run
 from idrc_jax.sampling import random_keys
 
 SCHEME = schemes.Cascade(sigma=0.5, levels=(1.0, 0.3), thresholds=(0.6,))
-PLANS = {
-    "fixed": sampling_plans.Fixed(n0=20, n=200),
-    "to_radius": sampling_plans.ToRadius(n=1000, radii=(0.05, 0.2, 0.4)),
-}
 
 
 @pytest.fixture(scope="module")
 def dataset():
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (24, 4, 4, 1)).astype(np.uint8)
-    return data.from_arrays(images, generator.integers(0, 3, 24), name="made", classes=3)
+    return level_runs.made_images()
 
 
-def certify(linear, dataset, workdir, plan="to_radius", indices=range(24), chunk=64, **more):
-    settings = Settings(PLANS[plan], 0.01, seed=5)
-    certification.certify_dataset(linear, SCHEME, dataset, np.asarray(indices), settings, workdir, chunk=chunk, **more)
-    return results.read_results(workdir)
-
-
-def without_time(read):
-    return sorted(repr(row)[: repr(row).index("time=")] + repr(row.votes_by_level) for row in read.rows)
+def certify(linear, dataset, workdir, plan="to_radius", **more):
+    return level_runs.certify(linear, SCHEME, dataset, workdir, plan, **more)
 
 
 def test_no_two_stages_of_any_levels_share_a_key():
@@ -73,22 +63,7 @@ def test_votes_of_each_level_are_those_of_constant_noise_under_keys_of_their_own
 
 
 def test_rows_do_not_depend_on_chunk_order_restarts_or_workers(linear, dataset, tmp_path):
-    whole = without_time(certify(linear, dataset, tmp_path / "a"))
-    assert without_time(certify(linear, dataset, tmp_path / "b", indices=np.arange(24)[::-1], chunk=200)) == whole
-    certify(linear, dataset, tmp_path / "c")
-    path = tmp_path / "c" / "certificates.tsv"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:9])[:-3])  # killed within a row
-    with pytest.warns(UserWarning, match="cut off"):
-        results.read_results(tmp_path / "c")
-    assert without_time(certify(linear, dataset, tmp_path / "c")) == whole
-    for index in (0, 1):
-        settings = Settings(PLANS["to_radius"], 0.01, seed=5)
-        worker = sampling.batch_systems.Worker(index, 2)
-        certification.certify_dataset(
-            linear, SCHEME, dataset, np.arange(24), settings, tmp_path / "d", chunk=64, worker=worker
-        )
-    results.merge(results.result_files(tmp_path / "d"), tmp_path / "d")
-    assert without_time(results.read_results(tmp_path / "d")) == whole
+    level_runs.require_rows_that_depend_on_nothing_else(linear, SCHEME, dataset, tmp_path)
 
 
 def test_stored_votes_give_the_rows_again_and_other_settings_are_refused(linear, dataset, tmp_path):

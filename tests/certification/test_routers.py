@@ -5,15 +5,16 @@ import json
 import shlex
 
 import jax.numpy as jnp
+import level_runs
 import numpy as np
 import pytest
 from conftest import linear_logits
+from level_runs import PLANS, without_time
 
 import idrc_jax as idrc
-from idrc_jax import certification, data, models, report, results, sampling
-from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
+from idrc_jax import data, models, report, results, sampling
+from idrc_jax.certificates import confidence_bounds, schemes
 from idrc_jax.certificates.sampling_plans import LevelVotes, SelectionFree
-from idrc_jax.certification import Settings
 from idrc_jax.certification.in_memory import predict
 from idrc_jax.models import Classifier
 from idrc_jax.report import run_summaries
@@ -24,17 +25,11 @@ from idrc_jax.several_levels.routed import Bounds, PredictionCourse
 
 SCHEME = schemes.Routed(sigma=0.5, levels=(0.3, 1.0), router_level=0.4)
 LEVELS = (0.4, 0.3, 1.0)
-PLANS = {
-    "fixed": sampling_plans.Fixed(n0=20, n=200),
-    "to_radius": sampling_plans.ToRadius(n=1000, radii=(0.05, 0.2, 0.4)),
-}
 
 
 @pytest.fixture(scope="module")
 def dataset():
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (24, 4, 4, 1)).astype(np.uint8)
-    return data.from_arrays(images, generator.integers(0, 3, 24), name="made", classes=3)
+    return level_runs.made_images()
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +43,8 @@ def routed(linear, router):
     return linear.routed_by(router)
 
 
-def certify(routed, dataset, workdir, plan="to_radius", indices=range(24), chunk=64, **more):
-    settings = Settings(PLANS[plan], 0.01, seed=5)
-    certification.certify_dataset(routed, SCHEME, dataset, np.asarray(indices), settings, workdir, chunk=chunk, **more)
-    return results.read_results(workdir)
-
-
-def without_time(read):
-    return sorted(repr(row)[: repr(row).index("time=")] + repr(row.votes_by_level) for row in read.rows)
+def certify(routed, dataset, workdir, plan="to_radius", **more):
+    return level_runs.certify(routed, SCHEME, dataset, workdir, plan, **more)
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -93,22 +82,7 @@ def test_votes_are_the_routers_and_then_those_under_its_level_each_with_keys_of_
 
 
 def test_rows_do_not_depend_on_chunk_order_restarts_or_workers(routed, dataset, tmp_path):
-    whole = without_time(certify(routed, dataset, tmp_path / "a"))
-    assert without_time(certify(routed, dataset, tmp_path / "b", indices=np.arange(24)[::-1], chunk=200)) == whole
-    certify(routed, dataset, tmp_path / "c")
-    path = tmp_path / "c" / "certificates.tsv"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:9])[:-3])  # killed within a row
-    with pytest.warns(UserWarning, match="cut off"):
-        results.read_results(tmp_path / "c")
-    assert without_time(certify(routed, dataset, tmp_path / "c")) == whole
-    for index in (0, 1):
-        settings = Settings(PLANS["to_radius"], 0.01, seed=5)
-        worker = sampling.batch_systems.Worker(index, 2)
-        certification.certify_dataset(
-            routed, SCHEME, dataset, np.arange(24), settings, tmp_path / "d", chunk=64, worker=worker
-        )
-    results.merge(results.result_files(tmp_path / "d"), tmp_path / "d")
-    assert without_time(results.read_results(tmp_path / "d")) == whole
+    level_runs.require_rows_that_depend_on_nothing_else(routed, SCHEME, dataset, tmp_path)
 
 
 def test_stored_votes_give_the_rows_again_and_rows_that_were_changed_are_refused(routed, dataset, tmp_path):

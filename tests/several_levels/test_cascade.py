@@ -5,11 +5,12 @@ import itertools
 
 import numpy as np
 import pytest
+from level_runs import simulated, votes_of
 from scipy import special, stats
 
 from idrc_jax import certificates, several_levels
 from idrc_jax.certificates import sampling_plans, schemes
-from idrc_jax.certificates.sampling_plans import Fixed, LevelVotes, SelectionFree, ToPrecision, ToRadius
+from idrc_jax.certificates.sampling_plans import Fixed, SelectionFree, ToPrecision, ToRadius
 from idrc_jax.several_levels.cascade import Bounds, CascadeCourse
 
 ALPHA = 0.001
@@ -123,10 +124,6 @@ def test_the_radius_is_the_distance_of_the_nearest_break_where_every_level_has_i
     assert certain > 150
 
 
-def votes_of(level, *counts, selected=None):
-    return LevelVotes(level, int(np.argmax(counts[:-1])) if selected is None else selected, counts)
-
-
 def test_the_certificate_is_the_formula_by_scipy():
     made = bounds(Fixed(n=1000), levels=(1.0, 0.5, 0.25), thresholds=(0.7, 0.6), shares=(0.5, 0.3, 0.2))
     done = [votes_of(0, 500, 300, 190, 10), votes_of(1, 520, 240, 240, 0), votes_of(2, 990, 5, 4, 1)]
@@ -206,23 +203,7 @@ def test_errors_of_the_whole_procedure_add_up_to_at_most_alpha_exactly(threshold
 
 
 def drawn(made, probabilities, generator):
-    """The votes of one image, as the scheduler draws them, and how many."""
-    course, plan, found, level, total = CascadeCourse(made), made.plan, {}, 0, 0
-    while level is not None:
-        selected = None
-        if plan.selection:
-            selected = int(np.argmax(generator.multinomial(plan.selection, probabilities[level])))
-            total += plan.selection
-        votes = np.asarray(found[level].votes) if level in found else np.zeros(probabilities.shape[1] + 1, int)
-        for n in [look for look in plan.looks() if look > votes.sum()]:
-            more = n - votes.sum()
-            votes[:-1] += generator.multinomial(more, probabilities[level])
-            total += more
-            found[level] = votes_of(level, *votes.tolist(), selected=selected)
-            if n == plan.n or course.stops(list(found.values()), level):
-                break
-        level = course.next_level(list(found.values()))
-    return list(found.values()), total
+    return simulated(CascadeCourse(made), lambda level: probabilities[level], generator)
 
 
 @pytest.mark.evidence

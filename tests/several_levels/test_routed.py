@@ -4,11 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
+from level_runs import simulated, votes_of
 from scipy import optimize, special, stats
 
 from idrc_jax import certificates, several_levels
 from idrc_jax.certificates import sampling_plans, schemes
-from idrc_jax.certificates.sampling_plans import Fixed, LevelVotes, SelectionFree, ToPrecision, ToRadius
+from idrc_jax.certificates.sampling_plans import Fixed, SelectionFree, ToPrecision, ToRadius
 from idrc_jax.several_levels.routed import Bounds, RoutedCourse
 
 ALPHA = 0.001
@@ -133,10 +134,6 @@ def test_the_radius_is_the_distance_of_the_nearest_break_where_router_and_classi
     assert limits == {0, 1}
 
 
-def votes_of(level, *counts, selected=None):
-    return LevelVotes(level, int(np.argmax(counts[:-1])) if selected is None else selected, counts)
-
-
 def test_the_certificate_is_the_formula_by_scipy():
     made = bounds(Fixed(n=1000), levels=(0.5, 1.0, 2.0), router_level=0.8, shares=(0.3, 0.7))
     quantile, beta = stats.norm.ppf, stats.beta.ppf
@@ -223,23 +220,7 @@ def test_errors_of_the_whole_procedure_add_up_to_at_most_alpha_exactly():
 
 
 def drawn(made, answers, classes, generator):
-    """The votes of one image, as the scheduler draws them, and how many."""
-    course, plan, found, level, total = RoutedCourse(made), made.plan, {}, 0, 0
-    while level is not None:
-        law, selected = classes[level - 1] if level else answers, None
-        if plan.selection:
-            selected = int(np.argmax(generator.multinomial(plan.selection, law)))
-            total += plan.selection
-        votes = np.asarray(found[level].votes) if level in found else np.zeros(len(law) + 1, int)
-        for n in [look for look in plan.looks() if look > votes.sum()]:
-            more = n - votes.sum()
-            votes[:-1] += generator.multinomial(more, law)
-            total += more
-            found[level] = votes_of(level, *votes.tolist(), selected=selected)
-            if n == plan.n or course.stops(list(found.values()), level):
-                break
-        level = course.next_level(list(found.values()))
-    return list(found.values()), total
+    return simulated(RoutedCourse(made), lambda level: classes[level - 1] if level else answers, generator)
 
 
 @pytest.mark.evidence
