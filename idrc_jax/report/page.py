@@ -303,11 +303,7 @@ def _places(value: float | None) -> str:
 
 
 def _down(radius: float | None) -> str:
-    """A radius, rounded down to a thousandth; below .1, as in linf, to a hundredth of that."""
-    if radius is None or math.isnan(radius):
-        return "–"
-    places = 3 if radius >= 0.1 or radius == 0 else 5
-    return f"{math.floor(10**places * radius) / 10**places:.{places}f}"
+    return "–" if radius is None or math.isnan(radius) else metrics.value_text(radius)
 
 
 def _duration(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from idrc_jax.results.metrics import (
     require_rows,
     too_low,
     top_k,
+    value_text,
     within_reach,
 )
 from idrc_jax.results.result_rows import Results
@@ -102,7 +103,7 @@ def _reach(results: Results) -> list[str]:
         return []
     made = results.manifest["guarantee"]
     return [
-        f"No {norm_of([results])} radius above {_rounded(largest, math.ceil)} is within reach of n {made['n']:,}, "
+        f"No {norm_of([results])} radius above {value_text(largest, math.ceil)} is within reach of n {made['n']:,}, "
         f"alpha {made['alpha']:g} and sigma {made['sigma']:g}, even if all votes agree."
     ]
 
@@ -172,10 +173,4 @@ def _accuracy(radii: np.ndarray | None, radius: float) -> str:
 
 
 def _acr(radii: np.ndarray | None) -> str:
-    return "-" if radii is None else _rounded(float(np.mean(np.maximum(radii, 0))), math.floor)
-
-
-def _rounded(radius: float, rounding: Callable[[float], int]) -> str:
-    """To a thousandth, and below .1 (as in linf) to a hundredth of that."""
-    places = 3 if radius >= 0.1 or radius == 0 else 5
-    return f"{rounding(10**places * radius) / 10**places:.{places}f}"
+    return "-" if radii is None else value_text(float(np.mean(np.maximum(radii, 0))))

@@ -1,7 +1,7 @@
 """What a result file says about a data set: certified accuracy, average certified radius, abstentions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import stats
@@ -237,6 +237,12 @@ def radius_text(radius: float) -> str:
     """The label of a radius in a text table (`rounded_down`), to two places where no more are needed."""
     down = rounded_down(radius)
     return f"{down:.2f}" if down == round(down, 2) else f"{down:.4f}"
+
+
+def value_text(radius: float, rounding: Callable[[float], int] = math.floor) -> str:
+    """A radius to a thousandth; below .1, as in linf, to a hundredth of that."""
+    places = 3 if radius >= 0.1 or radius == 0 else 5
+    return f"{rounding(10**places * radius) / 10**places:.{places}f}"
 
 
 def _own_norm(made: Json) -> str:
