@@ -52,12 +52,12 @@ class Amx {
   }
   // 16 rows of 64 bytes that lie `step` bytes apart.
   template <int kTile>
-  static void Read(const void* from, std::ptrdiff_t step) {
-    for (int r = 0; r < 16; ++r) std::memcpy(tiles_[kTile] + 64 * r, static_cast<const char*>(from) + r * step, 64);
+  static void Read(const Half* from, std::ptrdiff_t step) {
+    for (int r = 0; r < 16; ++r) std::memcpy(tiles_[kTile] + 64 * r, reinterpret_cast<const char*>(from) + r * step, 64);
   }
   template <int kTile>
-  static void Write(float* to, std::ptrdiff_t step) {
-    for (int r = 0; r < 16; ++r) std::memcpy(reinterpret_cast<char*>(to) + r * step, tiles_[kTile] + 64 * r, 64);
+  static void Write(float* to) {
+    std::memcpy(to, tiles_[kTile], sizeof tiles_[kTile]);
   }
   // Adds to sums [16, 16] the product of left [16, 32] and right [16, 16, 2], whose pairs are neighbours in a column.
   template <int kSums, int kLeft, int kRight>
@@ -110,12 +110,12 @@ class Amx {
     asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
   }
   template <int kTile>
-  static void Read(const void* from, std::ptrdiff_t step) {
+  static void Read(const Half* from, std::ptrdiff_t step) {
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(step), "i"(kTile) : "memory");
   }
   template <int kTile>
-  static void Write(float* to, std::ptrdiff_t step) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(step), "i"(kTile) : "memory");
+  static void Write(float* to) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(std::ptrdiff_t{64}), "i"(kTile) : "memory");
   }
   template <int kSums, int kLeft, int kRight>
   static void Add() {

@@ -143,11 +143,11 @@ void MultiplyTiles(const std::vector<std::ptrdiff_t>& pieces, const Half* packed
     between();
   }
   constexpr int kSize = kTile * kTile;
-  Amx::Write<0>(sums, 64);
-  Amx::Write<1>(sums + kSize, 64);
+  Amx::Write<0>(sums);
+  Amx::Write<1>(sums + kSize);
   if constexpr (kRows * kColumns == 4) {
-    Amx::Write<2>(sums + 2 * kSize, 64);
-    Amx::Write<3>(sums + 3 * kSize, 64);
+    Amx::Write<2>(sums + 2 * kSize);
+    Amx::Write<3>(sums + 3 * kSize);
   }
 }
 

@@ -64,7 +64,7 @@ inline bool TilesAgree() {
   Amx::Read<4>(left, 2 * kTileDepth);
   Amx::Read<6>(right, 2 * kTileDepth);
   Amx::Add<0, 4, 6>();
-  Amx::Write<0>(sums, 4 * kTile);
+  Amx::Write<0>(sums);
   for (int r = 0; r < kTile; ++r) {
     for (int c = 0; c < kTile; ++c) {
       float sum = 0;
