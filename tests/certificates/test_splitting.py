@@ -79,7 +79,7 @@ def test_values_have_intervals_that_begin_in_different_places():
 @pytest.mark.parametrize("cases", [150, pytest.param(500, marks=pytest.mark.evidence)])
 def test_no_image_inside_the_radius_has_another_class_and_some_just_beyond_have(cases):
     """Classifiers of two values, random and worst: each of the 1,405 8-bit images around an image is decided by its own
-    votes, 2 million in the long test. None breaks a radius, and worst classifiers break many that are 2 % larger."""
+    votes, 700,000 in the long test. None breaks a radius, and worst classifiers break many that are 2 % larger."""
     generator, scheme = np.random.default_rng(0), schemes.Splitting(sigma=0.0566)
     width, worst, broken = scheme.positions, 0, 0
     assert width == 50
