@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from idrc_jax.certificates import normal_thresholds
 from idrc_jax.certificates.noise_scheme import STATISTICS, Array, Scheme, nothing
 from idrc_jax.core import validate
 from idrc_jax.core.validate import SettingError
@@ -79,17 +80,10 @@ class Stepped(Scheme):
         return gap if self.by == "norm" else gap * math.sqrt(dim) * (1 - 2.0**-50)
 
 
-class _SeveralLevels(Scheme):
+class SeveralLevels(Scheme):
     """Constant levels whose votes are drawn one after another, each with a share of the error probability alpha."""
 
     shares: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.exact:
-            raise SettingError(
-                f"Expected exact = False for the scheme {self.name}, whose certificate does not pay for it.", "exact"
-            )
 
     def statistic(self, images: Array) -> Array:
         return nothing(images)
@@ -98,9 +92,27 @@ class _SeveralLevels(Scheme):
         """What each share is of alpha, together no more than it: shares are 1 together to 1e-9."""
         return alpha * (np.asarray(self.shares) / max(1.0, math.fsum(self.shares)))
 
+    def gaps(self, levels: np.ndarray, dim: int) -> np.ndarray:
+        """What bounds on probabilities under these levels, as they are drawn, pay for exact noise; 0 without it.
+
+        Guarantee: under exact noise the probability of any class under the rounded normal law is within this of that
+        under the law drawn, of images of `dim` values.
+        """
+        return normal_thresholds.total_variation(levels, dim) if self.exact else np.zeros(len(levels))
+
+    def _check_level(self, name: str, factor: float) -> None:
+        """SettingError unless noise of sigma times a factor can be drawn."""
+        level = validate.level(f"sigma times {name}", self.sigma * factor)
+        if self.exact and level > normal_thresholds.LARGEST:
+            raise SettingError(
+                f"Expected sigma times {name} <= {normal_thresholds.LARGEST:g} under exact noise, got {level:g}.",
+                name.rpartition(" ")[2],
+                "sigma",
+            )
+
 
 @dataclass(frozen=True)
-class Cascade(_SeveralLevels):
+class Cascade(SeveralLevels):
     """Gaussian noise of several constant levels, the largest first: the first level that is sure decides.
 
     The smoothed classifier answers with class A at the first level under which A's probability exceeds the level's
@@ -124,7 +136,7 @@ class Cascade(_SeveralLevels):
         if count < 2 or not validate.ascend(self.levels[::-1], above=0):
             raise SettingError(f"Expected levels, at least 2, to descend to above 0, got {self.levels}.", "levels")
         for level in self.levels:
-            validate.level("sigma times each of levels", self.sigma * level)
+            self._check_level("each of levels", level)
         thresholds = tuple(self.thresholds) or (0.5,) * (count - 1)
         if len(thresholds) != count - 1 or not all(validate.finite(one) and 0.5 <= one < 1 for one in thresholds):
             raise SettingError(
@@ -150,7 +162,7 @@ class Cascade(_SeveralLevels):
 
 
 @dataclass(frozen=True)
-class Routed(_SeveralLevels):
+class Routed(SeveralLevels):
     """Gaussian noise of a constant level that a smoothed router chooses (after Sun, Mao and Vechev 2026).
 
     A router, a network with one answer for each of the levels, has a level of noise of its own; the answer that is
@@ -179,7 +191,7 @@ class Routed(_SeveralLevels):
         for name, values in (("levels", self.levels), ("router_level", (self.router_level,))):
             for value in values:
                 validate.positive(name, value)
-                validate.level(f"sigma times {'each of ' * (name == 'levels')}{name}", self.sigma * value)
+                self._check_level(f"{'each of ' * (name == 'levels')}{name}", value)
         object.__setattr__(self, "levels", tuple(float(level) for level in self.levels))
         object.__setattr__(self, "router_level", float(self.router_level))
         shares = tuple(float(share) for share in self.shares) or self._least_loss()

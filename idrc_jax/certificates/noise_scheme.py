@@ -48,8 +48,7 @@ class Scheme:
       norm: of its radii, a name in `norms.EXPONENTS`; "l2" for all of your own.
       sigma: the noise parameter, in pixel units of images in [0, 1]; > 0.
       exact: whether votes are drawn under integers whose law is known to the last bit (`normal_thresholds`) instead of
-        float32 normals: the classifier then sees 8-bit images with noise rounded to their grid. For the law "normal",
-        but not for `cascade` and `routed`.
+        float32 normals: the classifier then sees 8-bit images with noise rounded to their grid. For the law "normal".
     """
 
     name: ClassVar[str]

@@ -283,8 +283,7 @@ def make(
 
 
 def with_exact_noise(scheme: Scheme, exact: bool = True) -> Scheme:
-    """The same scheme with exact noise, or without; ValueError for a law that is not normal, and for `cascade` and
-    `routed`."""
+    """The same scheme with exact noise, or without; ValueError for a law that is not normal, or a level too large."""
     if scheme.exact == exact:
         return scheme
     try:

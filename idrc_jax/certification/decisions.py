@@ -58,4 +58,4 @@ class Decisions:
     @cached_property
     def _bounds(self) -> several_levels.Bounds | None:
         """Those of a scheme of several levels."""
-        return several_levels.bounds_of(self.scheme, self.settings.plan, self.settings.alpha)
+        return several_levels.bounds_of(self.scheme, self.settings.plan, self.settings.alpha, self.dim)

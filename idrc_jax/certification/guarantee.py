@@ -15,10 +15,10 @@ from idrc_jax.models import Classifier
 from idrc_jax.sampling import threefry
 
 
-def check_settings(scheme: Scheme, settings: Settings) -> None:
+def check_settings(classifier: Classifier, scheme: Scheme, settings: Settings) -> None:
     """ValueError for a certificate that the scheme does not have, or votes too few for each of its levels."""
     certificates.check_certificate(settings.certificate, scheme, settings.plan)
-    bounds = several_levels.bounds_of(scheme, settings.plan, settings.alpha)
+    bounds = several_levels.bounds_of(scheme, settings.plan, settings.alpha, _dim(classifier))
     if bounds is not None:
         bounds.check()
 
@@ -49,7 +49,7 @@ def describe_guarantee(
         "seed": settings.seed,
         "generator": threefry.NAME,
         "classes": classifier.classes,
-        "dim": int(np.prod(classifier.image_shape)),
+        "dim": _dim(classifier),
         "dtype": classifier.dtype,
         "weights_sha256": classifier.sha256 or models.fingerprint(classifier),
         "data": f"{dataset.name}/{dataset.split}",
@@ -58,6 +58,11 @@ def describe_guarantee(
     }
     _check_fields(scheme, others)
     return describe(scheme) | others
+
+
+def _dim(classifier: Classifier) -> int:
+    """Values of an image, H * W * C."""
+    return int(np.prod(classifier.image_shape))
 
 
 def _check_fields(scheme: Scheme, others: Collection[str]) -> None:

@@ -90,7 +90,7 @@ def certify(
     settings = Settings(
         plan or usual_plan(scheme, n0=n0, n=n), alpha, Settings.seed if named is None else named, certificate
     )
-    check_settings(scheme, settings)
+    check_settings(classifier, scheme, settings)
     pixels = data.to_unit(arguments.check_pixels(images, classifier))
     check_pixels(scheme, pixels)
     dataset = data.from_arrays(data.as_bytes(pixels), labels, split="memory")  # the hash is that of a file of them
@@ -171,7 +171,7 @@ def predict(
     """
     classifier, scheme = arguments.check_classifier(classifier), arguments.check_scheme(scheme, sigma)
     named = arguments.check_seed(seed, key)
-    check_prediction(scheme, n, alpha, classifier.classes, adaptive=adaptive)
+    check_prediction(classifier, scheme, n, alpha, adaptive=adaptive)
     pixels = data.to_unit(arguments.check_pixels(images, classifier))
     check_pixels(scheme, pixels)
     samples = len(pixels) * most_levels(scheme) * n
@@ -211,9 +211,9 @@ def predict_by(
     images = sampling.check_images(images, execution.classifier, scheme)
     statistic, levels = host_levels(scheme, images)
     counter = VoteCounter(execution, scheme, images, levels, indices=indices, key=random_keys.root(seed))
-    plan = prediction_plan(scheme, n, adaptive=adaptive)
+    plan, dim = prediction_plan(scheme, n, adaptive=adaptive), int(np.prod(images.shape[1:]))
     if isinstance(scheme, Routed):
-        both = routed.PredictionCourse(routed.Bounds(scheme, plan, alpha), _answer(adaptive))
+        both = routed.PredictionCourse(routed.Bounds(scheme, plan, alpha, dim), _answer(adaptive))
 
         def course(position: int) -> Course:
             return both
@@ -221,7 +221,7 @@ def predict_by(
         def answer(drawn: Drawn) -> int:
             return both.answer(drawn.levels)
     elif isinstance(scheme, Cascade):
-        decisions = Decisions(scheme, Settings(plan, alpha, seed), statistic, int(np.prod(images.shape[1:])))
+        decisions = Decisions(scheme, Settings(plan, alpha, seed), statistic, dim)
         course = decisions.course
 
         def answer(drawn: Drawn) -> int:
@@ -266,14 +266,13 @@ def prediction_plan(scheme: Scheme, n: int, *, adaptive: bool) -> Plan:
     return ToSignificance(n=n)
 
 
-def check_prediction(scheme: Scheme, n: int, alpha: float, classes: int, *, adaptive: bool) -> None:
+def check_prediction(classifier: Classifier, scheme: Scheme, n: int, alpha: float, *, adaptive: bool) -> None:
     """ValueError unless n votes, all for one class, name it.
 
     Args:
-      scheme: whose smoothed classifier predicts.
+      classifier, scheme: whose smoothed classifier predicts.
       n: samples of a prediction.
       alpha: its error probability.
-      classes: K, of the classifier.
       adaptive: as for `predict`.
     """
     validate.in_open_unit_interval("alpha", alpha)
@@ -282,12 +281,11 @@ def check_prediction(scheme: Scheme, n: int, alpha: float, classes: int, *, adap
     if isinstance(scheme, Splitting):
         return
     if isinstance(scheme, Cascade):
-        check_settings(scheme, Settings(prediction_plan(scheme, n, adaptive=adaptive), alpha))
+        check_settings(classifier, scheme, Settings(prediction_plan(scheme, n, adaptive=adaptive), alpha))
         return
-    answer, stages = _answer(adaptive), [(classes, alpha)]
+    answer, stages = _answer(adaptive), [(classifier.classes, alpha)]
     if isinstance(scheme, Routed):
-        errors = routed.Bounds(scheme, prediction_plan(scheme, n, adaptive=adaptive), alpha).errors
-        stages = list(zip((len(scheme.levels), classes), errors, strict=True))
+        stages = list(zip((len(scheme.levels), classifier.classes), scheme.parts_of(alpha).tolist(), strict=True))
 
     def enough(votes: int) -> bool:
         return all(

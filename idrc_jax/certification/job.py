@@ -233,7 +233,7 @@ def _prepare(
     worker: Worker,
 ) -> _Certification:
     """The worker's job, or ValueError for what cannot be certified; a warning where the network knows the images."""
-    check_settings(scheme, settings)
+    check_settings(classifier, scheme, settings)
     check_fits(classifier, dataset)
     indices = check_unique(check_indices(indices, dataset))
     checked = checked_scheme(scheme, dataset.images, indices)

@@ -84,10 +84,10 @@ class SmoothedClassifier:
         self._scheme = arguments.check_scheme(scheme, sigma)
         if chunk:
             validate.count("chunk", chunk, 2)
-        check_prediction(self._scheme, n_predict, alpha, classifier.classes, adaptive=True)
+        check_prediction(classifier, self._scheme, n_predict, alpha, adaptive=True)
         self._plan = usual_plan(self._scheme, n0=n0, n=n)
         self._settings, self._n_predict = Settings(self._plan, alpha), n_predict
-        check_settings(self._scheme, self._settings)
+        check_settings(classifier, self._scheme, self._settings)
         self._chunk, self._mesh = chunk, mesh
         self._execution: Execution | None = None
         self._longest = 0

@@ -40,9 +40,7 @@ def _predict(values: flags.FlagValues) -> int:
     if dataset.images.dtype != np.uint8:
         check_pixels(scheme, dataset.images[indices])
     asked = {"n": values.n, "alpha": settings.certify.alpha, "adaptive": values.adaptive}
-    certification.check_prediction(
-        scheme, values.n, settings.certify.alpha, classifier.classes, adaptive=values.adaptive
-    )
+    certification.check_prediction(classifier, scheme, values.n, settings.certify.alpha, adaptive=values.adaptive)
     execution = implementation_choice.choose(
         classifier, scheme, samples=len(indices) * most_levels(scheme) * values.n, mesh=mesh, chunk=settings.chunk
     )

@@ -68,7 +68,7 @@ def noise_scheme(config: Config) -> Scheme:
     return _as_asked(config, _scheme(config, noise.scheme, sigma=noise.sigma, ref=noise.ref, certified=True))
 
 
-@named("noise.exact", "noise.sigma")
+@named("noise.exact", "noise.sigma", "noise.levels", "noise.router_level")
 def _as_asked(config: Config, scheme: Scheme) -> Scheme:
     """The scheme with exact noise, if that is asked for."""
     return schemes.with_exact_noise(scheme) if config.noise.exact else scheme

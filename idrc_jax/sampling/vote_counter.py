@@ -1,6 +1,7 @@
 """Votes of a job's images, draw by draw: started on the devices at once, read when they are needed."""
 
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -88,11 +89,11 @@ class VoteCounter:
         """Compile, then time a few chunks of the first image, of each network that votes."""
         levels = {id(one): level for level, one in enumerate(self._executions)}.values()
 
-        def draw(samples: int) -> None:
+        def draw(samples: int, levels: Iterable[int]) -> None:
             for level in levels:
                 jax.block_until_ready(self.start(Draw(random_keys.ESTIMATION, level, [0], [0], [samples])))
 
-        draw(self.stride)
+        draw(self.stride, range(len(self._executions)))  # tables of exact noise differ in size, and so do programs
         begun = time.perf_counter()
-        draw(4 * self.stride)
+        draw(4 * self.stride, levels)
         return 4 * self.stride * len(levels) / (time.perf_counter() - begun)

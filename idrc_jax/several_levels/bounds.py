@@ -13,18 +13,19 @@ from idrc_jax.several_levels import cascade, routed
 Bounds = cascade.Bounds | routed.Bounds
 
 
-def bounds_of(scheme: Scheme, plan: Plan, alpha: float) -> Bounds | None:
-    """The bounds of a scheme of several levels; None for another scheme."""
+def bounds_of(scheme: Scheme, plan: Plan, alpha: float, dim: int) -> Bounds | None:
+    """The bounds of a scheme of several levels, for images of `dim` values; None for another scheme."""
     if isinstance(scheme, Cascade):
-        return cascade.Bounds(scheme, plan, alpha)
-    return routed.Bounds(scheme, plan, alpha) if isinstance(scheme, Routed) else None
+        return cascade.Bounds(scheme, plan, alpha, dim)
+    return routed.Bounds(scheme, plan, alpha, dim) if isinstance(scheme, Routed) else None
 
 
 def bounds_of_results(made: Json) -> Bounds | None:
     """The bounds of results under a scheme of several levels, by their manifest's guarantee; None for others."""
     if user_schemes.is_own(made):
         return None
-    return bounds_of(schemes.from_description(made), sampling_plans.from_description(made), made["alpha"])
+    scheme, plan = schemes.from_description(made), sampling_plans.from_description(made)
+    return bounds_of(scheme, plan, made["alpha"], made["dim"])
 
 
 def course(bounds: Bounds) -> Course:

@@ -27,31 +27,26 @@ from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
 from idrc_jax.certificates.confidence_bounds import Numbers
 from idrc_jax.certificates.level_schemes import Cascade
 from idrc_jax.certificates.radii import Certificate
-from idrc_jax.certificates.sampling_plans import LevelVotes, Plan
-from idrc_jax.core import validate
+from idrc_jax.certificates.sampling_plans import LevelVotes
 from idrc_jax.core.validate import SettingError
+from idrc_jax.several_levels.level_bounds import LevelBounds
 
 # SciPy's normal quantile is good to about 1e-15 of itself; differences lose 2**-40 (9e-13) of what is subtracted.
 _MARGIN = 2.0**-40
 
 
 @dataclass(frozen=True)
-class Bounds:
+class Bounds(LevelBounds):
     """What votes under the levels of a cascade prove.
 
     Attributes:
       scheme: the cascade.
-      plan: by which the votes of each level are drawn.
       alpha: error probability of an image. Level k has its share of it: half for the lower bound on its class, half for
         the upper bound on the others; the last level, which needs no upper bound, all for the lower bound.
+      Others: see `LevelBounds`.
     """
 
     scheme: Cascade
-    plan: Plan
-    alpha: float
-
-    def __post_init__(self) -> None:
-        validate.in_open_unit_interval("alpha", self.alpha)
 
     @cached_property
     def levels(self) -> np.ndarray:
@@ -75,7 +70,7 @@ class Bounds:
 
     def lower(self, level: int, k: int | np.ndarray, n: int | np.ndarray) -> Numbers:
         """The bound on a class with k of n votes under a level."""
-        return self.plan.lower(k, n, float(self.errors[level]))
+        return self.paid(level, self.plan.lower(k, n, float(self.errors[level])))
 
     def own(self, level: int, p: Numbers) -> Numbers:
         """s (Phi^-1(p) - Phi^-1(t)): how far the class keeps more than the threshold, p bounding it from below."""
@@ -111,7 +106,7 @@ class Bounds:
     def most_lower(self) -> float:
         """The largest lower bound that votes for one class alone give."""
         looks = np.asarray(self.plan.looks())
-        return float(np.max(self.plan.lower(looks, looks, float(np.max(self.errors)))))
+        return max(float(np.max(self.lower(level, looks, looks))) for level in range(len(self.levels)))
 
     def radii(self, drawn: Sequence[LevelVotes]) -> list[tuple[float, float]]:
         """R_k and the lower bound p of each of these levels, R_k not above 0 where it certifies nothing."""
@@ -134,7 +129,7 @@ class Bounds:
         for level, threshold in enumerate(self.thresholds.tolist()):
 
             def enough(n: int, level: int = level, threshold: float = threshold) -> bool:
-                return bool(replace(self.plan, n=n).lower(n, n, float(self.errors[level])) > threshold)
+                return bool(replace(self, plan=replace(self.plan, n=n)).lower(level, n, n) > threshold)
 
             if not enough(self.plan.n):
                 if not enough(sampling_plans.MOST):
@@ -231,6 +226,7 @@ class CascadeCourse:
             bounds = self.bounds
 
             def radius_of(p: np.ndarray) -> np.ndarray:
+                p = bounds.paid(level, p)
                 reached = bounds.own(level, p) if what == "own" else bounds.room(level, 1 - p)
                 return np.maximum(np.minimum(reached, most), least)
 
@@ -251,7 +247,7 @@ def _room_of(bounds: Bounds, one: LevelVotes, hoped: bool) -> np.ndarray:
     bound = bounds.plan.rival_hope if hoped else bounds.plan.rival_upper
     room = np.empty(len(classes))
     for winner, most in _rivals(classes):
-        room[winner] = bounds.room(one.level, bound(most, n, float(bounds.errors[one.level])))
+        room[winner] = bounds.room(one.level, bounds.risen(one.level, bound(most, n, float(bounds.errors[one.level]))))
     return room
 
 

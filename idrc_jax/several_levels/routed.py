@@ -22,29 +22,24 @@ import numpy as np
 from idrc_jax.certificates import confidence_bounds, radii, schemes
 from idrc_jax.certificates.level_schemes import Routed
 from idrc_jax.certificates.radii import Certificate
-from idrc_jax.certificates.sampling_plans import LevelVotes, Plan
-from idrc_jax.core import validate
+from idrc_jax.certificates.sampling_plans import LevelVotes
+from idrc_jax.several_levels.level_bounds import LevelBounds
 
 ROUTER = 0  # its level
 
 
 @dataclass(frozen=True)
-class Bounds:
+class Bounds(LevelBounds):
     """What votes of a router, and of a classifier under the level that it chooses, prove.
 
     Attributes:
       scheme: that of the router.
-      plan: by which the votes of each are drawn.
       alpha: error probability of an image, shared by the two bounds as the scheme says. A wrong answer of the router is
         an error like any other.
+      Others: see `LevelBounds`.
     """
 
     scheme: Routed
-    plan: Plan
-    alpha: float
-
-    def __post_init__(self) -> None:
-        validate.in_open_unit_interval("alpha", self.alpha)
 
     @cached_property
     def errors(self) -> tuple[float, float]:
@@ -68,7 +63,7 @@ class Bounds:
         """The bound on an answer or a class, `name`, by votes under a level; 0 for -1."""
         if name == confidence_bounds.ABSTAIN:
             return 0.0
-        return float(self.plan.lower(one.votes[name], sum(one.votes), self.error(one.level)))
+        return float(self.paid(one.level, self.plan.lower(one.votes[name], sum(one.votes), self.error(one.level))))
 
     def reached(self, one: LevelVotes, name: int, *, hoped: bool = False) -> float:
         """How far an answer or a class, `name`, stays.
@@ -83,7 +78,7 @@ class Bounds:
         """The largest radius that each level can give: the router's is its own, of the others it is cut by that."""
         looks, made = np.asarray(self.plan.looks()), []
         for level in range(schemes.level_count(self.scheme)):
-            unanimous = self.plan.lower(looks, looks, self.error(level))
+            unanimous = self.paid(level, self.plan.lower(looks, looks, self.error(level)))
             made.append(float(np.max(self.radius_of(level, unanimous))))
         return [made[ROUTER], *(min(made[ROUTER], one) for one in made[1:])]
 
@@ -96,7 +91,8 @@ class Bounds:
     def most_lower(self) -> float:
         """The largest lower bound on its class's probability that votes for one class alone give."""
         looks = np.asarray(self.plan.looks())
-        return float(np.max(self.plan.lower(looks, looks, self.errors[1])))
+        unanimous = self.plan.lower(looks, looks, self.errors[1])
+        return max(float(np.max(self.paid(level, unanimous))) for level in range(1, schemes.level_count(self.scheme)))
 
     def check(self) -> None:
         """ValueError unless n votes, all alike, certify something with the smaller share of alpha."""
@@ -146,7 +142,7 @@ def _reached(bounds: Bounds, one: LevelVotes, name: int, hoped: bool) -> float:
     """See `Bounds.reached`."""
     p = bounds.lower(one, name)
     if hoped and name != confidence_bounds.ABSTAIN:
-        p = bounds.plan.hope(one.votes[name], sum(one.votes), bounds.error(one.level))
+        p = float(bounds.paid(one.level, bounds.plan.hope(one.votes[name], sum(one.votes), bounds.error(one.level))))
     return float(bounds.radius_of(one.level, np.asarray(p)))
 
 
@@ -207,7 +203,7 @@ class RoutedCourse:
             bounds = self.bounds
 
             def radius_of(p: np.ndarray) -> np.ndarray:
-                return np.minimum(bounds.radius_of(level, p), most)
+                return np.minimum(bounds.radius_of(level, bounds.paid(level, p)), most)
 
             self._kept[level, most] = bounds.plan.stopping(radius_of, bounds.error(level))
         return self._kept[level, most]

@@ -250,7 +250,7 @@ def test_no_break_is_claimed_inside_a_valid_radius_and_none_is_there(kind, name)
 def test_no_break_of_a_cascade_is_claimed_inside_its_radius_and_none_is_there(kind):
     """60 images at 4 distances. Radii are the largest that are valid: of the true probabilities under each level."""
     images, classes, _, _ = images_and_truth(kind, CASCADE, 0.55, 0.9999, 60)
-    made = Bounds(CASCADE, Fixed(), 0.001)
+    made = Bounds(CASCADE, Fixed(), 0.001, DIM)
     p = np.stack([kind.probability(images.astype(np.float64), level) for level in made.levels])
     p = np.clip(np.where(classes == 0, p, 1 - p), 1e-8, 1 - 1e-8)
     radii = np.maximum(made.own(0, p[0]), np.minimum(made.own(1, p[1]), made.room(0, 1 - p[0])))

@@ -57,7 +57,7 @@ def searched():
     ways = generator.normal(size=(24, DIM)) * 0.15
     ways += (np.abs(generator.uniform(0.05, 0.6, 24)) - ways @ NORMAL)[:, None] * NORMAL
     images = (0.5 + ways).reshape(-1, *SHAPE).astype(np.float32)
-    made = Bounds(SCHEME, Fixed(), 0.001)
+    made = Bounds(SCHEME, Fixed(), 0.001, DIM)
     answer, inside = truth(images.astype(np.float64))
     assert np.all(answer > 0.5)
     p = np.clip(np.stack([answer, inside[:, 0]]), 1e-8, 1 - 1e-8)

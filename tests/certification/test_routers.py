@@ -178,7 +178,7 @@ def test_predictions_are_the_smoothed_classifiers_or_abstentions(linear, router,
 def test_predictions_of_a_torn_router_are_wrong_no_more_often_than_its_share_of_alpha():
     """The router is torn: with probability near 1/2 either level, and under each another class is certain."""
     alpha, generator, wrong = 0.2, np.random.default_rng(0), 0
-    course = PredictionCourse(Bounds(SCHEME, SelectionFree(n=50), alpha), confidence_bounds.predict)
+    course = PredictionCourse(Bounds(SCHEME, SelectionFree(n=50), alpha, 16), confidence_bounds.predict)
     for _ in range(1000):
         k = int(generator.binomial(50, 0.51))
         router = LevelVotes(0, int(k < 25), (k, 50 - k, 0))

@@ -16,8 +16,8 @@ from idrc_jax.several_levels.cascade import Bounds, CascadeCourse
 ALPHA = 0.001
 
 
-def bounds(plan=None, alpha=ALPHA, **fields):
-    return Bounds(schemes.Cascade(**{"sigma": 0.5, "levels": (1.0, 0.5)} | fields), plan or Fixed(n=1000), alpha)
+def bounds(plan=None, alpha=ALPHA, dim=48, **fields):
+    return Bounds(schemes.Cascade(**{"sigma": 0.5, "levels": (1.0, 0.5)} | fields), plan or Fixed(n=1000), alpha, dim)
 
 
 def answers(probabilities, thresholds):
@@ -187,7 +187,7 @@ def test_errors_of_the_whole_procedure_add_up_to_at_most_alpha_exactly(threshold
     that a radius is larger than the truth. Without alpha's parts it is above alpha."""
     alpha = 0.2
     made = bounds(SelectionFree(n=24), alpha, thresholds=(threshold,))
-    greedy = Greedy(made.scheme, made.plan, alpha)
+    greedy = Greedy(made.scheme, made.plan, alpha, made.dim)
     worst = {}
     for name, one in (("made", made), ("greedy", greedy)):
         predict, radius = outcomes(one)
@@ -323,9 +323,10 @@ def test_the_error_probabilities_add_up_to_alpha():
 
 
 def test_other_schemes_have_no_such_bounds_and_a_cascade_no_radius_of_one_bound():
-    assert several_levels.bounds_of(schemes.Gaussian(0.5), Fixed(), ALPHA) is None
-    described = schemes.describe(schemes.Cascade(0.5)) | sampling_plans.describe(ToRadius()) | {"alpha": ALPHA}
-    assert several_levels.bounds_of_results(described) == Bounds(schemes.Cascade(0.5), ToRadius(), ALPHA)
+    assert several_levels.bounds_of(schemes.Gaussian(0.5), Fixed(), ALPHA, 48) is None
+    described = schemes.describe(schemes.Cascade(0.5)) | sampling_plans.describe(ToRadius())
+    described |= {"alpha": ALPHA, "dim": 48}
+    assert several_levels.bounds_of_results(described) == Bounds(schemes.Cascade(0.5), ToRadius(), ALPHA, 48)
     with pytest.raises(ValueError, match="a scheme of one level, got cascade"):
         certificates.radius(schemes.Cascade(0.5), 0.0, 0.9, dim=48)
     with pytest.raises(ValueError, match="two_sided"):

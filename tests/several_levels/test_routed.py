@@ -15,9 +15,9 @@ from idrc_jax.several_levels.routed import Bounds, RoutedCourse
 ALPHA = 0.001
 
 
-def bounds(plan=None, alpha=ALPHA, **fields):
+def bounds(plan=None, alpha=ALPHA, dim=48, **fields):
     scheme = schemes.Routed(**{"sigma": 0.5, "levels": (0.5, 1.0), "router_level": 0.8} | fields)
-    return Bounds(scheme, plan or Fixed(n=1000), alpha)
+    return Bounds(scheme, plan or Fixed(n=1000), alpha, dim)
 
 
 def truth_of(made, answers, classes):
@@ -204,7 +204,7 @@ def test_errors_of_the_whole_procedure_add_up_to_at_most_alpha_exactly():
     alpha, grid = 0.2, np.linspace(0.05, 0.95, 13)
     made = bounds(SelectionFree(n=24), alpha, levels=(1.0, 1.0), router_level=1.0)
     worst = {}
-    for name, one in (("made", made), ("greedy", Greedy(made.scheme, made.plan, alpha))):
+    for name, one in (("made", made), ("greedy", Greedy(made.scheme, made.plan, alpha, made.dim))):
         predict, radius = outcomes(one)
         errors = []
         for q, *p in itertools.product(grid, repeat=3):
@@ -345,8 +345,8 @@ def test_too_few_samples_are_refused():
 
 def test_other_schemes_have_no_such_bounds_and_a_router_no_radius_of_one_bound():
     scheme = schemes.Routed(0.5)
-    described = schemes.describe(scheme) | sampling_plans.describe(ToRadius()) | {"alpha": ALPHA}
-    assert several_levels.bounds_of_results(described) == Bounds(scheme, ToRadius(), ALPHA)
+    described = schemes.describe(scheme) | sampling_plans.describe(ToRadius()) | {"alpha": ALPHA, "dim": 48}
+    assert several_levels.bounds_of_results(described) == Bounds(scheme, ToRadius(), ALPHA, 48)
     with pytest.raises(ValueError, match="a scheme of one level, got routed"):
         certificates.radius(scheme, 0.0, 0.9, dim=48)
     with pytest.raises(ValueError, match="two_sided"):
