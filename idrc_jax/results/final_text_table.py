@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from idrc_jax.certificates import confidence_bounds, schemes
+from idrc_jax.certificates import Exhaustive, confidence_bounds, schemes
 from idrc_jax.results.metrics import (
     RADII_IN,
     base_accuracy,
@@ -102,9 +102,11 @@ def _reach(results: Results) -> list[str]:
     if largest is None or results.manifest is None:
         return []
     made = results.manifest["guarantee"]
+    exact = made["plan"] == Exhaustive.name
+    votes = f"all {made['n']:,} offsets" if exact else f"n {made['n']:,}, alpha {made['alpha']:g}"
     return [
-        f"No {norm_of([results])} radius above {value_text(largest, math.ceil)} is within reach of n {made['n']:,}, "
-        f"alpha {made['alpha']:g} and sigma {made['sigma']:g}, even if all votes agree."
+        f"No {norm_of([results])} radius above {value_text(largest, math.ceil)} is within reach of {votes} and sigma "
+        f"{made['sigma']:g}, even if all votes agree."
     ]
 
 
@@ -157,10 +159,12 @@ def _title(results: Results) -> str:
     ref = f", ref {made['ref']:g}" if hasattr(schemes.SCHEMES.get(made["scheme"]), "ref") else ""
     drawn = f" drawn from {made['subsampled_from']:,}" if "subsampled_from" in made else ""
     several = f", ensemble of {len(made['members'])}" if "members" in made else ""
+    votes = f"n0 {made['n0']:,}, n {made['n']:,}{drawn}, alpha {made['alpha']:g}"
+    if made["plan"] == Exhaustive.name:
+        votes = f"exact: all {made['n']:,} offsets"
     return (
         f"{made['scheme']}, sigma {made['sigma']:g}{ref}{several}, {len(results.rows)} images of {made['data']}, "
-        f"n0 {made['n0']:,}, n {made['n']:,}{drawn}, alpha {made['alpha']:g}, {made['certificate']}"
-        + (f", k {made['k']}" if "k" in made else "")
+        f"{votes}, {made['certificate']}" + (f", k {made['k']}" if "k" in made else "")
     )
 
 
