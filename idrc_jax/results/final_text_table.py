@@ -55,7 +55,7 @@ def summary_table(results: Results, radii: Sequence[float] | None = None) -> str
         lines.append(
             f"{radius_text(radius):>6}" + "".join(f"  {_accuracy(own, radius):>22}" for own in columns.values())
         )
-    lines.append(f"{'ACR':>6}" + "".join(f"  {_acr(own):>22}" for own in columns.values()))
+    lines.append(f"{'ACR':>6}" + "".join(f"  {_acr(own, norm_of([results])):>22}" for own in columns.values()))
     lines += [*_accuracies(results), *_reach(results), *_counts(results)]
     if results.manifest and math.isfinite(last_radius(results)):
         lines.append(f"The plan {too_low(results)}")
@@ -104,8 +104,9 @@ def _reach(results: Results) -> list[str]:
     made = results.manifest["guarantee"]
     exact = made["plan"] == Exhaustive.name
     votes = f"all {made['n']:,} offsets" if exact else f"n {made['n']:,}, alpha {made['alpha']:g}"
+    norm = norm_of([results])
     return [
-        f"No {norm_of([results])} radius above {value_text(largest, math.ceil)} is within reach of {votes} and sigma "
+        f"No {norm} radius above {value_text(largest, norm, math.ceil)} is within reach of {votes} and sigma "
         f"{made['sigma']:g}, even if all votes agree."
     ]
 
@@ -176,5 +177,5 @@ def _accuracy(radii: np.ndarray | None, radius: float) -> str:
     return f"{count / len(radii):.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _acr(radii: np.ndarray | None) -> str:
-    return "-" if radii is None else value_text(float(np.mean(np.maximum(radii, 0))))
+def _acr(radii: np.ndarray | None, norm: str) -> str:
+    return "-" if radii is None else value_text(float(np.mean(np.maximum(radii, 0))), norm)
