@@ -168,10 +168,8 @@ def log_wealth(k: ArrayLike, n: ArrayLike, p: ArrayLike) -> Numbers:
     the probability that it ever reaches 1 / alpha is at most alpha (Ville), however often one looks.
     """
     k, n, p = np.broadcast_arrays(*(np.asarray(value, np.float64) for value in (k, n, p)))
-    a, b = k + 0.5, n - k + 0.5
     with np.errstate(divide="ignore"):
-        above = np.log(special.betaincc(a, b, p)) - np.log(special.betaincc(0.5, 0.5, p))
-    return special.betaln(a, b) - np.log(np.pi) - special.xlogy(k, p) - special.xlog1py(n - k, -p) + above
+        return _log_ratio(_log_scale(k, n), k, n, p) + (_log_above(k, n, p) - _log_above(0, 0, p))
 
 
 def betting_lower(k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
@@ -182,14 +180,10 @@ def betting_lower(k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
     Guarantee: for every p, P(lower(K_n, n) <= p for all n at once) >= 1 - alpha, K_n the successes among the first n
     independent trials: votes may be looked at as often as one likes, and sampling stopped at any look.
     """
-    k, n = _counts(k, n, alpha)
-    low, high = np.zeros(np.broadcast(k, n).shape), np.broadcast_to(k / n, np.broadcast(k, n).shape)
-    for _ in range(60):
-        middle = (low + high) / 2
-        with np.errstate(invalid="ignore"):
-            rejected = log_wealth(k, n, np.maximum(middle, 1e-300)) >= -np.log(alpha) + 1e-9
-        low, high = np.where(rejected, middle, low), np.where(rejected, high, middle)
-    return (low * (1 - 1e-9))[()]
+    k, n = np.broadcast_arrays(*_counts(k, n, alpha))
+    pairs, rows = np.unique([k.ravel(), n.ravel()], axis=1, return_inverse=True)
+    found = _largest_rejected(*pairs.astype(np.float64), -np.log(alpha) + 1e-9)
+    return (found * (1 - 1e-9))[rows.reshape(k.shape)][()]
 
 
 def betting_upper(k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
@@ -249,6 +243,49 @@ def proportion_interval(k: ArrayLike, m: ArrayLike, confidence: float = 0.95) ->
     """Two-sided Clopper-Pearson interval of a proportion seen k times in m: (low, high)."""
     tail = (1 - validate.in_open_unit_interval("confidence", confidence)) / 2
     return clopper_pearson_lower(k, m, tail), clopper_pearson_upper(k, m, tail)
+
+
+def _largest_rejected(k: np.ndarray, n: np.ndarray, goal: float) -> np.ndarray:
+    """The end, reached from 0, of where `log_wealth` is at least the goal: float64 [rows], by bisection up to k / n.
+
+    P(X > p) is most of the work. It falls in p, so that what it is at the ends of the interval bounds it between, to
+    the accuracy of SciPy: it is computed only where these bounds leave open on which side of the goal the wealth is.
+    """
+    low, high = np.zeros(len(k)), k / n
+    most, least = np.zeros(len(k)), np.full(len(k), -np.inf)  # of log P(X > p)
+    scale = _log_scale(k, n)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for _ in range(60):
+            middle = (low + high) / 2
+            inside = (low < middle) & (middle < high)
+            if not inside.any():
+                break
+            p = np.maximum(middle, 1e-300)
+            ratio, null = _log_ratio(scale, k, n, p), _log_above(0, 0, p)
+            rejected = ratio + (least - null) >= goal
+            (open_,) = np.nonzero(inside & ~rejected & (ratio + (most - null) >= goal))
+            if len(open_):
+                above = _log_above(k[open_], n[open_], p[open_])
+                rejected[open_] = met = ratio[open_] + (above - null[open_]) >= goal
+                most[open_[met]], least[open_[~met]] = above[met] + _MARGIN, above[~met] - _MARGIN
+            low, high = np.where(rejected, middle, low), np.where(rejected, high, middle)
+    return low
+
+
+def _log_scale(k: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """log of B(k + 1/2, n - k + 1/2) / B(1/2, 1/2)."""
+    return special.betaln(k + 0.5, n - k + 0.5) - np.log(np.pi)
+
+
+def _log_ratio(scale: np.ndarray, k: np.ndarray, n: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """The scale, as logarithm, less log of p^k (1 - p)^(n - k)."""
+    return scale - special.xlogy(k, p) - special.xlog1py(n - k, -p)
+
+
+def _log_above(k: ArrayLike, n: ArrayLike, p: np.ndarray) -> np.ndarray:
+    """log P(X > p) for X ~ Beta(k + 1/2, n - k + 1/2)."""
+    k = np.asarray(k)
+    return np.log(special.betaincc(k + 0.5, n - k + 0.5, p))
 
 
 def _counts(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

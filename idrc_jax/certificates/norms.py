@@ -36,24 +36,38 @@ def box(p_lower: ArrayLike, p_upper: ArrayLike) -> Numbers:
     Returns:
       float64; 0 where p_lower <= p_upper.
 
+    Raises:
+      ValueError: a bound outside [0, 1], or nan.
+
     Guarantee: at every image nearer than that the class is the likeliest. Rounding errs below.
     """
-    gap = np.asarray(p_lower, np.float64) - np.asarray(p_upper, np.float64) - _OF_PROBABILITIES
-    return np.maximum(BOX * (1 - _MARGIN) * gap, 0.0)[()]
+    lower, upper = _bounds(p_lower, p_upper)
+    return np.maximum(BOX * (1 - _MARGIN) * (lower - upper - _OF_PROBABILITIES), 0.0)[()]
 
 
 def laplace(p_lower: ArrayLike, p_upper: ArrayLike) -> Numbers:
     """The l1 radius under Laplace noise, in units of the noise level: lambda times the larger of
     log(p_lower / p_upper) / 2 and -log(1 - p_lower + p_upper), which is -log(2 (1 - p_lower)) at p_upper = 1 - p_lower.
 
-    Arguments, result and guarantee as of `box`; p_upper > 0.
+    Arguments, result, errors and guarantee as of `box`; a p_upper below 2.3e-308 counts as that, which keeps the radius
+    finite.
     """
-    lower, upper = np.asarray(p_lower, np.float64), np.asarray(p_upper, np.float64)
+    lower, upper = _bounds(p_lower, p_upper)
+    upper = np.maximum(upper, np.finfo(np.float64).tiny)
     with np.errstate(divide="ignore"):
         ratio = np.log(lower / upper) / 2
-        rest = -np.log((1 - lower + upper) * (1 + _OF_PROBABILITIES))
+    rest = -np.log((1 - lower + upper) * (1 + _OF_PROBABILITIES))
     found = np.maximum(ratio - _OF_PROBABILITIES, rest)
     return np.maximum(LAPLACE * (1 - _MARGIN) * found, 0.0)[()]
+
+
+def _bounds(p_lower: ArrayLike, p_upper: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """float64, or ValueError for what is no probability."""
+    lower, upper = np.asarray(p_lower, np.float64), np.asarray(p_upper, np.float64)
+    for name, bound in (("p_lower", lower), ("p_upper", upper)):
+        if not np.all((bound >= 0) & (bound <= 1)):
+            raise ValueError(f"Expected 0 <= {name} <= 1, got {bound}.")
+    return lower, upper
 
 
 def stated(radius: ArrayLike, norm: str, wanted: str, dim: int) -> Numbers:
@@ -69,11 +83,15 @@ def stated(radius: ArrayLike, norm: str, wanted: str, dim: int) -> Numbers:
       change); else radius * dim^(1/q - 1/p), p the exponent of `norm` and q that of `wanted`: R / sqrt(dim) for linf of
       an l2 radius.
 
+    Raises:
+      ValueError: another norm.
+
     Guarantee: every change that is shorter than the result in `wanted` is shorter than `radius` in `norm`
     (||z||_p <= dim^(1/p - 1/q) ||z||_q for p < q, and ||z||_p <= ||z||_q for p >= q). Rounded down by at most 1e-12 of
     itself.
     """
-    validate.one_of("norm", wanted, EXPONENTS)
+    for name in (norm, wanted):
+        validate.one_of("norm", name, EXPONENTS)
     loss = 1 / EXPONENTS[norm] - 1 / EXPONENTS[wanted]
     found = np.asarray(radius, np.float64)
     return (found * (dim**-loss * (1 - _MARGIN)) if loss > 0 else found)[()]

@@ -17,6 +17,7 @@ from scipy import special
 
 from idrc_jax.core.json_values import Json
 from idrc_jax.report.run_summaries import ClassRadii, Curve
+from idrc_jax.results import metrics
 
 KINDS = ("valid", "published", "same")  # of radii; a run has the first two or, where they are the same, the last
 COLOURS = 8  # of the page; runs beyond have them again, in thinner lines
@@ -62,7 +63,7 @@ def curves(several: Sequence[tuple[str, Mapping[str, Curve | None]]], norm: str 
     for kind, title in titles.items():
         tips = [
             ("run", "$name"),
-            ("radius", "@radius{0.000}" if top > 0.1 else "@radius{0.00000}"),
+            ("radius", f"@radius{_places(norm)}"),
             (title, "@accuracy{0.000} [@low{0.000}, @high{0.000}]"),
         ]
         _hover(plot, [line for which, line in lines if which == kind], tips)
@@ -124,9 +125,9 @@ def classes(kinds: Mapping[str, Sequence[ClassRadii] | None], norm: str = "l2") 
             renderer.tags = [part, kind, 1 if kind == "published" else 0]
         tips = [
             ("class", "@name"),
-            ("median", "@q50{0.000}"),
-            ("25 to 75 %", "@q25{0.000} to @q75{0.000}"),
-            ("5 to 95 %", "@q05{0.000} to @q95{0.000}"),
+            ("median", f"@q50{_places(norm)}"),
+            ("25 to 75 %", f"@q25{_places(norm)} to @q75{_places(norm)}"),
+            ("5 to 95 %", f"@q05{_places(norm)} to @q95{_places(norm)}"),
             ("right / wrong / abstained", "@right / @wrong / @abstained of @images"),
         ]
         plot.add_tools(HoverTool(renderers=[bar, middle], tooltips=tips, visible=False))
@@ -155,6 +156,11 @@ def _draw(plot: figure, columns: Json, kind: str, number: int, name: str) -> Dat
     line = plot.line("radius", "accuracy", source=source, line_width=width, line_dash=dash, name=name)
     line.tags = ["line", kind, number]
     return line
+
+
+def _places(norm: str) -> str:
+    """How Bokeh writes a radius."""
+    return f"{{0.{'0' * metrics.PLACES[norm]}}}"
 
 
 def _hover(plot: figure, lines: list[DataRenderer], tips: list[tuple[str, str]]) -> None:

@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jinja2
@@ -83,7 +84,7 @@ def render(
     }
     notes = [*notes, *_mixed(several), *filter(None, [equal_terms.warning(several)])]
     scripts = [Markup(text) for text in [*interactive_charts.library(), _file("report.js")]]
-    return _template().render(
+    return _template(norm).render(
         parts=parts,
         kinds=KINDS,
         published=any(part.summary["curves"]["published"] for part in parts),
@@ -284,7 +285,8 @@ def _policy(scripts: Sequence[str]) -> str:
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
 
 
-def _template() -> jinja2.Template:
+def _template(norm: str) -> jinja2.Template:
+    """The page's, for radii of this norm."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("idrc_jax.report", "pages"),
         autoescape=True,
@@ -293,7 +295,8 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # Bokeh's references follow the order of its keys
-    environment.filters |= {"places": _places, "down": _down, "label": metrics.rounded_down, "duration": _duration}
+    environment.filters |= {"places": _places, "label": metrics.rounded_down, "duration": _duration}
+    environment.filters["down"] = partial(_down, norm=norm)
     return environment.get_template("report.html")
 
 
@@ -302,8 +305,8 @@ def _places(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _down(radius: float | None) -> str:
-    return "–" if radius is None or math.isnan(radius) else metrics.value_text(radius)
+def _down(radius: float | None, norm: str) -> str:
+    return "–" if radius is None or math.isnan(radius) else metrics.value_text(radius, norm)
 
 
 def _duration(seconds: float) -> str:

@@ -22,6 +22,7 @@ SURE = (
     "p_lower; what makes up the ACR. Blank where n votes cannot show so much; a plan that stops early leaves p_lower "
     "where it stopped"
 )
+ACR = "ACR"  # the column of it
 PUBLISHED = "Accuracy at published {norm} radii, which are no certificates but for gaussian"
 _KINDS = {False: VALID, True: PUBLISHED}  # of radii, by whether they are the published ones
 _PAPER = "Rows of the paper are at its published radii (ResNet-110, n = 100,000)"
@@ -45,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of accuracies, ACR and counts; accuracies to the nearest thousandth, ACR rounded down.
+    """A table of accuracies, ACR and counts; accuracies to the nearest thousandth, ACR down, to the places of `norm`.
 
     `ranked` says of which columns the largest value above 0 is marked (see `_comparable`).
     """
@@ -54,10 +55,17 @@ class Table:
     columns: tuple[str, ...]
     ranked: tuple[bool, ...]
     rows: tuple[Row, ...]
+    norm: str = "l2"
 
     def cells(self) -> list[list[str]]:
-        """The values as printed: ours to three places, the paper's to its two."""
-        return [[_number(value, 3 if row.ours else 2) for value in row.values] for row in self.rows]
+        """The values as printed: the ACR to the places of its norm, others to three, the paper's to its two."""
+        return [
+            [
+                _number(value, metrics.PLACES[self.norm]) if name == ACR else _number(value, 3 if row.ours else 2)
+                for name, value in zip(self.columns, row.values, strict=True)
+            ]
+            for row in self.rows
+        ]
 
     def best(self) -> list[list[bool]]:
         """Which cells, as they are printed, are the largest of their column, of more than one: `[rows][columns]`."""
@@ -115,18 +123,19 @@ def by_run(
       published: show the paper's radii instead of the valid ones.
       paper_too: add the paper's own numbers.
     """
-    radii = metrics.RADII_IN[_norm(several)] if radii is None else radii
+    norm = _norm(several)
+    radii = metrics.RADII_IN[norm] if radii is None else radii
     rows = []
     for run in several:
         found = _radii(run, published)
-        acr = None if found is None else math.floor(1000 * np.mean(np.maximum(found, 0))) / 1000
+        acr = None if found is None else _rounded_down(float(np.mean(np.maximum(found, 0))), norm)
         abstained = metrics.abstention_rate(run.results)
         rows.append(Row(run.name, (len(run.results.rows), *_accuracies(found, radii), acr, abstained)))
         if paper_too and run.sigma in paper_numbers.ACCURACY.get(run.scheme, {}):
             rows.append(_of_paper(run.scheme, run.sigma, (None, *_paper(run.scheme, run.sigma, radii), None, None)))
-    columns = ("images", *map(_radius, radii), "ACR", "abstained")
+    columns = ("images", *map(_radius, radii), ACR, "abstained")
     ranked = (False, *_comparable(several, [*radii, math.inf]), False)
-    return Table(_caption(several, _KINDS[published], paper_too), columns, ranked, tuple(rows))
+    return Table(_caption(several, _KINDS[published], paper_too), columns, ranked, tuple(rows), norm)
 
 
 def by_sigma(
@@ -207,7 +216,7 @@ def by_probability(several: Sequence[Run], probabilities: Sequence[float] = metr
     """
     for probability in probabilities:
         validate.in_open_unit_interval("probability", probability)
-    rows = []
+    norm, rows = _norm(several), []
     for run in several:
         found = metrics.right_probabilities(run.results)
         if found is None:
@@ -216,13 +225,14 @@ def by_probability(several: Sequence[Run], probabilities: Sequence[float] = metr
         shares = [float(np.mean(found >= p)) if p <= most else None for p in probabilities]
         acr = easy = None
         if metrics.has_certificates(run.results):
-            acr = math.floor(1000 * metrics.average_certified_radius(run.results)) / 1000
+            acr = _rounded_down(metrics.average_certified_radius(run.results), norm)
             easy = metrics.radius_share(run.results, metrics.EASY) if most >= metrics.EASY else None
         rows.append(Row(run.name, (len(found), *shares, acr, easy)))
     at = [f"p ≥ {p:g}".replace(" 0.", " .") for p in (*probabilities, metrics.EASY)]
-    (ranked,) = _comparable(several, [math.inf])
-    columns = ("images", *at[:-1], "ACR", f"of it from {at[-1]}")
-    return Table(_caption(several, SURE), columns, (False, *[False] * len(probabilities), ranked, False), tuple(rows))
+    (best,) = _comparable(several, [math.inf])
+    columns = ("images", *at[:-1], ACR, f"of it from {at[-1]}")
+    ranked = (False, *[False] * len(probabilities), best, False)
+    return Table(_caption(several, SURE), columns, ranked, tuple(rows), norm)
 
 
 def _norm(several: Sequence[Run]) -> str:
@@ -294,6 +304,10 @@ def _caption(several: Sequence[Run], what: str, paper_too: bool = False) -> str:
     notes += [_TO_RADIUS] if "to_radius" in plans else []
     notes += [told.removesuffix(".")] if (told := equal_terms.differences(several)) else []
     return ". ".join(notes)
+
+
+def _rounded_down(radius: float, norm: str) -> float:
+    return float(metrics.value_text(radius, norm))
 
 
 def _radius(radius: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from idrc_jax.certificates import confidence_bounds, schemes
+from idrc_jax.certificates import Exhaustive, confidence_bounds, schemes
 from idrc_jax.results.metrics import (
     RADII_IN,
     base_accuracy,
@@ -55,7 +55,7 @@ def summary_table(results: Results, radii: Sequence[float] | None = None) -> str
         lines.append(
             f"{radius_text(radius):>6}" + "".join(f"  {_accuracy(own, radius):>22}" for own in columns.values())
         )
-    lines.append(f"{'ACR':>6}" + "".join(f"  {_acr(own):>22}" for own in columns.values()))
+    lines.append(f"{'ACR':>6}" + "".join(f"  {_acr(own, norm_of([results])):>22}" for own in columns.values()))
     lines += [*_accuracies(results), *_reach(results), *_counts(results)]
     if results.manifest and math.isfinite(last_radius(results)):
         lines.append(f"The plan {too_low(results)}")
@@ -102,9 +102,12 @@ def _reach(results: Results) -> list[str]:
     if largest is None or results.manifest is None:
         return []
     made = results.manifest["guarantee"]
+    exact = made["plan"] == Exhaustive.name
+    votes = f"all {made['n']:,} offsets" if exact else f"n {made['n']:,}, alpha {made['alpha']:g}"
+    norm = norm_of([results])
     return [
-        f"No {norm_of([results])} radius above {value_text(largest, math.ceil)} is within reach of n {made['n']:,}, "
-        f"alpha {made['alpha']:g} and sigma {made['sigma']:g}, even if all votes agree."
+        f"No {norm} radius above {value_text(largest, norm, math.ceil)} is within reach of {votes} and sigma "
+        f"{made['sigma']:g}, even if all votes agree."
     ]
 
 
@@ -157,10 +160,12 @@ def _title(results: Results) -> str:
     ref = f", ref {made['ref']:g}" if hasattr(schemes.SCHEMES.get(made["scheme"]), "ref") else ""
     drawn = f" drawn from {made['subsampled_from']:,}" if "subsampled_from" in made else ""
     several = f", ensemble of {len(made['members'])}" if "members" in made else ""
+    votes = f"n0 {made['n0']:,}, n {made['n']:,}{drawn}, alpha {made['alpha']:g}"
+    if made["plan"] == Exhaustive.name:
+        votes = f"exact: all {made['n']:,} offsets"
     return (
         f"{made['scheme']}, sigma {made['sigma']:g}{ref}{several}, {len(results.rows)} images of {made['data']}, "
-        f"n0 {made['n0']:,}, n {made['n']:,}{drawn}, alpha {made['alpha']:g}, {made['certificate']}"
-        + (f", k {made['k']}" if "k" in made else "")
+        f"{votes}, {made['certificate']}" + (f", k {made['k']}" if "k" in made else "")
     )
 
 
@@ -172,5 +177,5 @@ def _accuracy(radii: np.ndarray | None, radius: float) -> str:
     return f"{count / len(radii):.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _acr(radii: np.ndarray | None) -> str:
-    return "-" if radii is None else value_text(float(np.mean(np.maximum(radii, 0))))
+def _acr(radii: np.ndarray | None, norm: str) -> str:
+    return "-" if radii is None else value_text(float(np.mean(np.maximum(radii, 0))), norm)

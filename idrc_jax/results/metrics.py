@@ -17,6 +17,7 @@ from idrc_jax.results.runs import norm_of
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 RADII_IN = {"l1": RADII, "l2": RADII, "linf": tuple(grey / 510 for grey in (0, 1, 2, 3, 4, 6, 8))}  # by norm
+PLACES = {"l1": 3, "l2": 3, "linf": 5}  # of radii, by norm: those in linf are near .01
 PROBABILITIES = (0.5, 0.75, 0.9, 0.99, 0.999)
 EASY = 0.99  # the probability from which on an image is called easy
 
@@ -239,9 +240,9 @@ def radius_text(radius: float) -> str:
     return f"{down:.2f}" if down == round(down, 2) else f"{down:.4f}"
 
 
-def value_text(radius: float, rounding: Callable[[float], int] = math.floor) -> str:
-    """A radius to a thousandth; below .1, as in linf, to a hundredth of that."""
-    places = 3 if radius >= 0.1 or radius == 0 else 5
+def value_text(radius: float, norm: str, rounding: Callable[[float], int] = math.floor) -> str:
+    """A radius, or a mean of some, to the places of its norm."""
+    places = PLACES[norm]
     return f"{rounding(10**places * radius) / 10**places:.{places}f}"
 
 

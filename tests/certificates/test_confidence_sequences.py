@@ -87,6 +87,37 @@ def test_bound_is_the_smallest_proportion_not_rejected():
     assert confidence_bounds.betting_upper(3, 50, 0.01) == 1 - confidence_bounds.betting_lower(47, 50, 0.01)
 
 
+def halved(k, n, alpha):
+    """The bound by bisection alone: the whole wealth at every middle."""
+    low, high = np.zeros(k.shape), k / n
+    for _ in range(60):
+        middle = (low + high) / 2
+        with np.errstate(invalid="ignore"):
+            rejected = confidence_bounds.log_wealth(k, n, np.maximum(middle, 1e-300)) >= -np.log(alpha) + 1e-9
+        low, high = np.where(rejected, middle, low), np.where(rejected, high, middle)
+    return low * (1 - 1e-9)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_spared_changes_no_bit_of_a_bound(monkeypatch):
+    """Of all k at few votes, and of any; and most of the work is spared."""
+    generator, calls = np.random.default_rng(0), []
+    for n in (1, 2, 50, 230):
+        k = np.arange(n + 1)
+        for alpha in (0.5, 0.0005, 1e-9):
+            np.testing.assert_array_equal(confidence_bounds.betting_lower(k, n, alpha), halved(k, n, alpha))
+    above = confidence_bounds._log_above
+    for alpha in (0.3, 0.01, 0.0005, 1e-6):
+        n = (10 ** generator.uniform(0, 7, (20, 50))).astype(int)
+        k = generator.binomial(n, generator.choice([0, 0.5, 0.9, 0.999, 1], n.shape))
+        expected = halved(k, n, alpha)
+        with monkeypatch.context() as counting:
+            counting.setattr(confidence_bounds, "_log_above", lambda *of: calls.append(np.size(of[0])) or above(*of))
+            np.testing.assert_array_equal(confidence_bounds.betting_lower(k, n, alpha), expected)
+    assert sum(calls) < 25 * 4 * 1000  # of 60
+    assert confidence_bounds.betting_lower([[40, 45]], [[50], [60]], 0.01).shape == (2, 2)
+
+
 def test_coverage_by_simulation():
     """10**5 runs to 400 samples with a look at each: how often any bound along the path is too high."""
     runs, p, alpha = 100_000, 0.9, 0.01

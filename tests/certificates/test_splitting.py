@@ -224,6 +224,15 @@ def test_a_run_has_the_votes_of_all_offsets_and_predictions_are_its_classes(line
     assert "two_sided" in results.summary_table(run)
 
 
+def test_the_table_names_no_alpha_and_no_selection(run):
+    said = results.summary_table(run)
+    first, last = said.splitlines()[0], "of all 221 offsets and sigma 0.25, even if all votes agree."
+    assert first.endswith(" images of made/test, exact: all 221 offsets, two_sided")
+    assert last in said
+    assert "alpha" not in said
+    assert "n0" not in said
+
+
 def test_alpha_changes_nothing_and_fewer_votes_are_refused(run):
     other = recertify.recertify(run, alpha=0.3)
     assert repr(other.rows) == repr(run.rows)  # nan is not itself

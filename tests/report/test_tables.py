@@ -202,6 +202,23 @@ def test_probabilities_their_shares_and_what_they_make_up_of_the_acr(tmp_path):
     assert r"p $\geq$ .5" in two.latex()
 
 
+@pytest.mark.parametrize(("norm", "said"), [("linf", (".01234", ".01210")), ("l2", (".012", ".012"))])
+def test_radii_are_told_to_the_places_of_their_norm(norm, said):
+    """As the final table tells them, rounded down; the larger one of those that differ as told is the best."""
+    pair = []
+    for radius in (0.012349, 0.0121):
+        made = results([radius] * 2)
+        pair.append(
+            Run("a", dataclasses.replace(made, rows=tuple(dataclasses.replace(one, norm=norm) for one in made)))
+        )
+    for made in (tables.by_run(pair, [0.01]), tables.by_probability(pair)):
+        at = made.columns.index("ACR")
+        assert tuple(row[at] for row in made.cells()) == said
+        assert [row[at] for row in made.best()] == [True, said[0] == said[1]]
+    lines = summary_table(pair[0].results).splitlines()
+    assert [line.split() for line in lines if "  ACR" in line] == [["ACR", f"0{said[0]}"]]
+
+
 def test_probabilities_on_the_command_line(tmp_path):
     place = str(ROOT / "results/cifar10_resnet20_0.25/gaussian")
     status, out, error = running.run(command.main, "probabilities", place, "--at", "0.5", "0.99")
