@@ -31,9 +31,10 @@ def training(classifier: Classifier) -> Json:
 
 
 def trained_on(classifier: Classifier) -> set[str]:
-    """The hashes of the data on which the network, or any member of an ensemble, was trained, as far as weights say."""
-    described = classifier.description
-    trainings = [one.get("training", {}) for one in described.get("members", [described])]
+    """The hashes of the data on which the network, any member of an ensemble or that of any level was trained, as far
+    as weights say."""
+    described = [network.description for network in (classifier, *classifier.by_level)]
+    trainings = [one.get("training", {}) for of in described for one in of.get("members", [of])]
     return {one["data_sha256"] for one in trainings if "data_sha256" in one}
 
 
