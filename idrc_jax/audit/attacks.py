@@ -23,6 +23,7 @@ from idrc_jax.audit.balls import TINY, distances, length, per_image, projected, 
 from idrc_jax.certificates import schemes
 from idrc_jax.certificates.normal_thresholds import GRID
 from idrc_jax.certificates.schemes import Routed, Scheme, Stepped, host_scale
+from idrc_jax.core.validate import SettingError
 from idrc_jax.models import Classifier, check_logits
 from idrc_jax.sampling import ApplyFn, devices, noise_laws, random_keys
 
@@ -196,7 +197,7 @@ class Attacker:
     Attributes:
       classifier, scheme: what is attacked.
       key: a typed key of a stage of its own.
-      steps, samples: gradient steps of an attack; noise samples of a step.
+      steps, samples: gradient steps of an attack; noise samples of a step, one at least for each level's network.
       mesh: the devices, to which the targets are dealt; their number must be a multiple of the devices'.
     """
 
@@ -206,6 +207,11 @@ class Attacker:
     steps: int
     samples: int
     mesh: Mesh
+
+    def __post_init__(self) -> None:
+        least = len(self.classifier.by_level)
+        if self.samples < least:
+            raise SettingError(f"Expected samples >= {least}, networks by level, got {self.samples}.", "samples")
 
     @property
     def draws(self) -> int:

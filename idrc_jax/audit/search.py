@@ -20,7 +20,6 @@ from idrc_jax.audit.attacks import Attacker, Targets
 from idrc_jax.audit.settings import Settings
 from idrc_jax.certificates import Gaussian, Routed, Splitting, Stepped, confidence_bounds
 from idrc_jax.certificates.schemes import Scheme, drawn_level, host_levels, level_count, on_grid
-from idrc_jax.core.validate import SettingError
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import random_keys
 
@@ -104,7 +103,7 @@ class Searcher:
     """Searches around many images at once.
 
     Args:
-      classifier, scheme: what is attacked; of networks by level `settings.samples` must give each a sample of a step.
+      classifier, scheme: what is attacked.
       key: the run's typed key; the stages of the audit share no randomness with those of certification.
       norm: of the budgets.
       threshold: a break is claimed where the p-value of fresh votes is at most this (see `significance.threshold`).
@@ -123,9 +122,6 @@ class Searcher:
         chunk: int = 0,
         mesh: Mesh | None = None,
     ) -> None:
-        if settings.samples < len(classifier.by_level):
-            wanted = f"samples >= {len(classifier.by_level)}, one a step for each level's network"
-            raise SettingError(f"Expected {wanted}, got {settings.samples}.", "samples")
         self._execution = sampling.unmeasured(classifier, mesh, chunk).placed()
         self._scheme, self._settings, self._threshold, self._norm = scheme, settings, threshold, norm
         # A gradient keeps all intermediate results, votes only the largest.

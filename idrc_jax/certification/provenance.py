@@ -11,7 +11,7 @@ from idrc_jax import __version__, certificates, data
 from idrc_jax.certificates import schemes
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.core.json_values import Json
-from idrc_jax.models import Classifier
+from idrc_jax.models import Classifier, common_training
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
 _CHECKED = 16  # images at most, near which the bounds of a user's scheme are searched
@@ -26,7 +26,10 @@ def versions() -> Json:
 
 def training(classifier: Classifier) -> Json:
     """How the network was trained, where its weights say so; of an ensemble what its members have in common, and each
-    member's description."""
+    member's description; of networks by level what they have in common, and the same of each."""
+    if classifier.by_level:
+        common = common_training([one.description for one in classifier.by_level])
+        return {"training": common, "networks": [training(one) for one in classifier.by_level]}
     return {name: value for name, value in classifier.description.items() if name in ("training", "members")}
 
 
