@@ -23,6 +23,7 @@ from idrc_jax.audit.balls import TINY, distances, length, per_image, projected, 
 from idrc_jax.certificates import schemes
 from idrc_jax.certificates.normal_thresholds import GRID
 from idrc_jax.certificates.schemes import Routed, Scheme, Stepped, host_scale
+from idrc_jax.core.validate import SettingError
 from idrc_jax.models import Classifier, check_logits
 from idrc_jax.sampling import ApplyFn, devices, noise_laws, random_keys
 
@@ -190,12 +191,13 @@ class Attacker:
 
     They lower the margin of the class over its strongest rival, in the logarithm of the mean probability over noise
     samples (Salman et al. 2019): the mean softmax, or the share of votes whose gradient is taken to be the softmax's
-    (`straight_through`). Every step draws fresh samples, so that x' is fitted to the law and not to a few draws.
+    (`straight_through`). Every step draws fresh samples, so that x' is fitted to the law and not to a few draws. Where
+    each level has a network, a step's samples go to them in turn.
 
     Attributes:
       classifier, scheme: what is attacked.
       key: a typed key of a stage of its own.
-      steps, samples: gradient steps of an attack; noise samples of a step.
+      steps, samples: gradient steps of an attack; noise samples of a step, one at least for each level's network.
       mesh: the devices, to which the targets are dealt; their number must be a multiple of the devices'.
     """
 
@@ -205,6 +207,11 @@ class Attacker:
     steps: int
     samples: int
     mesh: Mesh
+
+    def __post_init__(self) -> None:
+        least = len(self.classifier.by_level)
+        if self.samples < least:
+            raise SettingError(f"Expected samples >= {least}, networks by level, got {self.samples}.", "samples")
 
     @property
     def draws(self) -> int:
@@ -252,14 +259,15 @@ class Attacker:
     def _directions(
         self, targets: Targets, moved: jax.Array, first: np.ndarray, straight_through: bool
     ) -> tuple[jax.Array, jax.Array]:
+        networks = self.classifier.by_level or (self.classifier,)
         return margin_directions(
-            self.classifier.params,
+            tuple(one.params for one in networks),
             self.key,
             moved,
             jnp.asarray(targets.indices, jnp.uint32),
             jnp.asarray(targets.classes, jnp.int32),
             jnp.asarray(first, jnp.uint32),
-            apply_fn=self.classifier.apply_fn,
+            apply_fns=tuple(one.apply_fn for one in networks),
             number=self.classifier.classes,
             scheme=self.scheme,
             samples=self.samples,
@@ -268,28 +276,33 @@ class Attacker:
         )
 
 
-@partial(jax.jit, static_argnames=("apply_fn", "number", "scheme", "samples", "straight_through", "mesh"))
+@partial(jax.jit, static_argnames=("apply_fns", "number", "scheme", "samples", "straight_through", "mesh"))
 def margin_directions(
-    params: Any,
+    params: tuple[Any, ...],
     key: jax.Array,
     moved: jax.Array,
     indices: jax.Array,
     classes: jax.Array,
     first: jax.Array,
     *,
-    apply_fn: ApplyFn,
+    apply_fns: tuple[ApplyFn, ...],
     number: int,
     scheme: Scheme,
     samples: int,
     straight_through: bool,
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
-    """Unit vectors in which the margins fall fastest [T, H, W, C], and whether the class loses the votes, bool [T]."""
+    """Unit vectors in which the margins fall fastest [T, H, W, C], and whether the class loses the votes, bool [T].
 
-    def on_one_device(params: Any, key: jax.Array, moved: jax.Array, *rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    Of one network, or of one for each level, each with its params.
+    """
+
+    def on_one_device(
+        params: tuple[Any, ...], key: jax.Array, moved: jax.Array, *rows: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         def total(moved: jax.Array) -> tuple[jax.Array, jax.Array]:
             indices, classes, first = rows
-            logits = _noisy_logits(apply_fn, number, scheme, params, key, moved, indices, first, samples)
+            logits = _noisy_logits(apply_fns, number, scheme, params, key, moved, indices, first, samples)
             margins, lost = _margins(logits, classes, straight_through=straight_through)
             return jnp.sum(margins), lost
 
@@ -305,18 +318,18 @@ def margin_directions(
 
 
 def _noisy_logits(
-    apply_fn: ApplyFn,
+    apply_fns: tuple[ApplyFn, ...],
     number: int,
     scheme: Scheme,
-    params: Any,
+    params: tuple[Any, ...],
     key: jax.Array,
     moved: jax.Array,
     indices: jax.Array,
     first: jax.Array,
     samples: int,
 ) -> jax.Array:
-    """Logits [T, samples, classes], classes being `number`, under each moved image's own noise, its levels in turn, of
-    `routed` those that the router chooses from."""
+    """Logits [T, samples, classes], in any order of the samples, classes being `number`, under each moved image's own
+    noise, its levels in turn, of `routed` those that the router chooses from."""
     shape = moved.shape[1:]
     levels = schemes.scales(scheme, scheme.statistic(moved))[..., int(isinstance(scheme, Routed)) :]
 
@@ -324,11 +337,19 @@ def _noisy_logits(
         return image + noise_laws.at(scheme.law, random_keys.sample(key, index, number), scale, image)
 
     numbers = first[:, None] + jnp.arange(samples, dtype=jnp.uint32)[None]
-    scales = jnp.take_along_axis(levels, (numbers % levels.shape[-1]).astype(jnp.int32), axis=1)
+    # A network sees the same places of every image's samples, so that one program serves all images.
+    turns = numbers if len(apply_fns) == 1 else jnp.broadcast_to(jnp.arange(samples), numbers.shape)
+    scales = jnp.take_along_axis(levels, (turns % levels.shape[-1]).astype(jnp.int32), axis=1)
     every_sample = jax.vmap(noisy, in_axes=(None, None, 0, 0))
     copies = jax.vmap(every_sample)(moved, indices, scales, numbers)
-    logits = check_logits(apply_fn(params, copies.reshape(-1, *shape)), len(moved) * samples, number)
-    return logits.reshape(len(moved), samples, number)
+
+    def logits(apply_fn: ApplyFn, params: Any, copies: jax.Array) -> jax.Array:
+        found = check_logits(apply_fn(params, copies.reshape(-1, *shape)), len(moved) * copies.shape[1], number)
+        return found.reshape(len(moved), -1, number)
+
+    count = len(apply_fns)
+    own = [logits(apply_fns[i], params[i], copies[:, i::count]) for i in range(count)]
+    return jnp.concatenate(own, axis=1)
 
 
 def _margins(logits: jax.Array, classes: jax.Array, *, straight_through: bool) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ import numpy as np
 from idrc_jax import certificates, data, models, sampling, several_levels
 from idrc_jax.certificates import sampling_plans
 from idrc_jax.certificates.sampling_plans import Plan
-from idrc_jax.certificates.schemes import Routed, Scheme, describe
+from idrc_jax.certificates.schemes import Cascade, Routed, Scheme, describe
 from idrc_jax.certification.settings import Settings
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import threefry
@@ -56,6 +56,8 @@ def describe_guarantee(
         "data_sha256": dataset.fingerprint(indices),
         **({"router": _router(classifier.router)} if classifier.router and isinstance(scheme, Routed) else {}),
     }
+    if classifier.by_level and isinstance(scheme, Cascade | Routed):
+        others["by_level"] = [_of_level(one) for one in classifier.by_level]
     _check_fields(scheme, others)
     return describe(scheme) | others
 
@@ -88,12 +90,17 @@ def _network(described: models.Description) -> dict[str, Any]:
 
 def _router(router: Classifier) -> dict[str, Any]:
     """What the votes of a router depend on."""
-    return {
-        "weights_sha256": router.sha256 or models.fingerprint(router),
-        "dtype": router.dtype,
-        "answers": router.classes,
-        **_network(router.description),
-    }
+    return {**_weights(router), "answers": router.classes, **_network(router.description)}
+
+
+def _of_level(network: Classifier) -> dict[str, Any]:
+    """What the votes of a level's own network depend on."""
+    denoiser = network.description.get("denoiser")
+    return {**_weights(network), **_network(network.description), **({"denoiser": denoiser} if denoiser else {})}
+
+
+def _weights(network: Classifier) -> dict[str, Any]:
+    return {"weights_sha256": network.sha256 or models.fingerprint(network), "dtype": network.dtype}
 
 
 def describe_prediction(
@@ -115,7 +122,8 @@ def describe_prediction(
 
 def check_fits(classifier: Classifier, dataset: data.Dataset) -> None:
     """ValueError unless the classifier gives logits of its classes and the data set's images and labels are its."""
-    classifier.check()
+    for network in (classifier, *classifier.by_level):
+        network.check()
     if dataset.images.shape[1:] != classifier.image_shape:
         height, width, channels = classifier.image_shape
         resized = dataset.files and height == width and dataset.images.shape[1:3] != (height, width)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from idrc_jax import data, results, sampling
 from idrc_jax.certificates.sampling_plans import Course, Plan
-from idrc_jax.certificates.schemes import Scheme, host_levels, most_levels
+from idrc_jax.certificates.schemes import Scheme, host_levels, level_count, most_levels
 from idrc_jax.certification.decisions import Decisions
 from idrc_jax.certification.guarantee import (
     check_fits,
@@ -289,5 +289,8 @@ def estimate(
     execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
     key = random_keys.root(settings.seed)
     rate = VoteCounter(execution, scheme, images, levels, indices=first, key=key).samples_per_second()
-    memory = sampling.memory_estimate(execution, scheme)
-    return Estimate(len(indices), samples, rate, samples / rate, memory)
+    every = [execution.at(scheme, level) for level in range(level_count(scheme))]
+    kinds = {one.classifier.structure: one for one in every}
+    memory = [sampling.memory_estimate(one, scheme) for one in kinds.values()]
+    most = None if None in memory else max(one for one in memory if one is not None)
+    return Estimate(len(indices), samples, rate, samples / rate, most)

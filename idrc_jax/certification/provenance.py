@@ -11,7 +11,7 @@ from idrc_jax import __version__, certificates, data
 from idrc_jax.certificates import schemes
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.core.json_values import Json
-from idrc_jax.models import Classifier
+from idrc_jax.models import Classifier, common_training
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
 _CHECKED = 16  # images at most, near which the bounds of a user's scheme are searched
@@ -26,14 +26,18 @@ def versions() -> Json:
 
 def training(classifier: Classifier) -> Json:
     """How the network was trained, where its weights say so; of an ensemble what its members have in common, and each
-    member's description."""
+    member's description; of networks by level what they have in common, and the same of each."""
+    if classifier.by_level:
+        common = common_training([one.description for one in classifier.by_level])
+        return {"training": common, "networks": [training(one) for one in classifier.by_level]}
     return {name: value for name, value in classifier.description.items() if name in ("training", "members")}
 
 
 def trained_on(classifier: Classifier) -> set[str]:
-    """The hashes of the data on which the network, or any member of an ensemble, was trained, as far as weights say."""
-    described = classifier.description
-    trainings = [one.get("training", {}) for one in described.get("members", [described])]
+    """The hashes of the data on which the network, any member of an ensemble or that of any level was trained, as far
+    as weights say."""
+    described = [network.description for network in (classifier, *classifier.by_level)]
+    trainings = [one.get("training", {}) for of in described for one in of.get("members", [of])]
     return {one["data_sha256"] for one in trainings if "data_sha256" in one}
 
 

@@ -18,39 +18,30 @@ from idrc_jax.models.denoised_classifier import denoised
 from idrc_jax.models.diffusion import Denoiser
 from idrc_jax.results import Results
 from idrc_jax.sampling import devices
+from idrc_jax.sampling.execution import check_networks
 
 
 @config.named(*config.NETWORK)
 def classifier_and_images(
     values: flags.FlagValues, scheme: Scheme, note: str = ""
 ) -> tuple[models.Classifier, data.Dataset, np.ndarray]:
-    """The classifier, behind its denoiser and with its router, if it has one; the data set; the indices of the images
-    to look at.
+    """The classifier, behind its denoiser and with its router and networks by level, if it has any; the data set; the
+    indices of the images to look at.
 
     When all of them are there, the note is told: what came from the run.
     """
     settings = values.config
-    consensus = settings.model.consensus
-    if settings.model.factory:
-        if consensus:
-            raise ValueError(f"Expected several model.weights with model.consensus = {consensus}, got model.factory.")
-        classifier = user_factory.load(settings.model.factory)
-        if "torch_difference" in classifier.description:
-            gap = classifier.description["torch_difference"]
-            told = f"{settings.model.factory}, translated to JAX, agrees with PyTorch to about {gap:.0e} in its logits"
-            print(f"note: {told}.", file=sys.stderr)
-    else:
-        classifier = models.load_classifier(
-            config.several(settings.model.weights) or values.workdir, dtype=settings.model.dtype,
-            kernel=settings.kernel, expect=_expected(values), consensus=consensus,
-        )  # fmt: skip
+    by_level = config.several(settings.model.by_level, "model.by_level")
+    networks = [_named_network(values, one) for one in by_level or [config.several(settings.model.weights)]]
     denoiser = denoiser_of(settings)
     if denoiser is not None:
         sigma = config.denoiser_sigma(settings, scheme)
-        classifier = denoised(classifier, denoiser, sigma=sigma, steps=settings.denoiser.steps)
+        networks = [denoised(one, denoiser, sigma=sigma, steps=settings.denoiser.steps) for one in networks]
+    classifier = networks[-1].at_levels(networks) if by_level else networks[0]
     router = _router_of(settings, scheme)
     if router is not None:
         classifier = classifier.routed_by(router)
+    check_networks(classifier, scheme)
     dataset = config.dataset(settings, "test")
     chosen = config.selection(settings, dataset)
     if note:
@@ -60,6 +51,25 @@ def classifier_and_images(
         told = f"one test image in {data.SKIPS[dataset.name]}, {len(chosen)} of {dataset.name}'s {len(dataset)}"
         print(f"note: {told}; --config.data.skip=1 takes all.", file=sys.stderr)
     return classifier, dataset, chosen
+
+
+def _named_network(values: flags.FlagValues, weights: str | tuple[str, ...]) -> models.Classifier:
+    """The network of some weights; of none the user's own, if there is one, or the workdir's."""
+    settings = values.config
+    factory, consensus = settings.model.factory, settings.model.consensus
+    if not factory:
+        return models.load_classifier(
+            weights or values.workdir, dtype=settings.model.dtype, kernel=settings.kernel, expect=_expected(values),
+            consensus=consensus,
+        )  # fmt: skip
+    if consensus:
+        raise ValueError(f"Expected several model.weights with model.consensus = {consensus}, got model.factory.")
+    classifier = user_factory.load(factory)
+    if "torch_difference" in classifier.description:
+        gap = classifier.description["torch_difference"]
+        told = f"{factory}, translated to JAX, agrees with PyTorch to about {gap:.0e} in its logits"
+        print(f"note: {told}.", file=sys.stderr)
+    return classifier
 
 
 def reference_of(values: flags.FlagValues, read: Results) -> models.Classifier:
@@ -124,7 +134,8 @@ def _router_of(settings: config.Config, scheme: Scheme) -> models.Classifier | N
 def _expected(values: flags.FlagValues) -> dict[str, Any]:
     """What the weights must be: the config's network or, of a file that the user names, what the command line says."""
     settings = values.config
-    said = config_flags.get_override_values(values["config"]) if settings.model.weights else config.FIELDS
+    named = settings.model.weights or settings.model.by_level
+    said = config_flags.get_override_values(values["config"]) if named else config.FIELDS
     names = ("architecture", "depth", "shortcut")
     return {name: settings.model[name] for name in names if f"model.{name}" in said}
 
@@ -137,6 +148,7 @@ def provenance(settings: config.Config) -> dict[str, Any]:
         **({"data_size": settings.data.size} if settings.data.size else {}),
         **({"denoiser": settings.denoiser.weights} if settings.denoiser.weights else {}),
         **({"router": settings.router.weights} if settings.router.weights else {}),
+        **({"by_level": settings.model.by_level} if settings.model.by_level else {}),
         **({"paired_run": settings.paired.run} if settings.paired.run else {}),
     }
 

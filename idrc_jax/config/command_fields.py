@@ -7,8 +7,8 @@ from idrc_jax.config.fields import FIELDS
 _ONE_CALL = ("seed", "max_minutes", "devices", "kernel")  # and how it runs
 _NETWORK = ("model.architecture", "model.depth", "model.shortcut", "model.dtype")
 _SMOOTHED = (
-    "chunk", "data", *_NETWORK, "model.weights", "model.consensus", "model.factory", "denoiser.weights",
-    "denoiser.sigma", "denoiser.steps", "router.weights",
+    "chunk", "data", *_NETWORK, "model.weights", "model.by_level", "model.consensus", "model.factory",
+    "denoiser.weights", "denoiser.sigma", "denoiser.steps", "router.weights",
 )  # fmt: skip
 
 # Fields, or groups of them, by the command's name behind `idrc-`.

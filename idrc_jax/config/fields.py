@@ -94,6 +94,11 @@ FIELDS = {
     "model.weights": Field(
         "", "certify with this file or run's folder, several with commas between as one network; empty: the workdir's"
     ),
+    "model.by_level": Field(
+        "",
+        "cascade, routed: instead of model.weights a network for each of noise.levels, in their order: files or runs' "
+        "folders with commas between; the last answers without noise",
+    ),
     "model.consensus": Field(
         0, "of several weights: take the class of the first so many where these agree; 0: always the mean of all"
     ),
@@ -250,11 +255,11 @@ FIELDS = {
 
 
 PATHS = (
-    "data.dir", "model.weights", "train.loss.teacher", "train.start", "denoiser.weights", "router.weights",
-    "router.classifier",
+    "data.dir", "model.weights", "model.by_level", "train.loss.teacher", "train.start", "denoiser.weights",
+    "router.weights", "router.classifier",
     "paired.run", "paired.weights",
 )  # fmt: skip
-_SEVERAL = "model.weights"  # which a config file may give as a tuple, and a command line with commas
+_SEVERAL = ("model.weights", "model.by_level")  # which a config file may give as a tuple, a command line with commas
 
 
 def base() -> Config:
@@ -267,7 +272,7 @@ def base() -> Config:
             if group not in inner:
                 inner[group] = ml_collections.ConfigDict()
             inner = inner[group]
-        several = path == _SEVERAL
+        several = path in _SEVERAL
         inner[name] = config_dict.FieldReference(field.default, field_type=object) if several else field.default
     return config.lock()
 
@@ -287,8 +292,8 @@ def put(config: Config, path: str, value: Any) -> None:
     config[name] = value
 
 
-def several(paths: object) -> tuple[str, ...]:
-    """The paths that a value names: one, several with commas between, or a tuple of them; none where it is empty.
+def several(paths: object, field: str = _SEVERAL[0]) -> tuple[str, ...]:
+    """The paths that a field's value names: one, several with commas between, a tuple of them; none where it is empty.
 
     A file or folder whose name has commas is one. ValueError for a value of another kind, or an empty path in it.
     """
@@ -296,7 +301,7 @@ def several(paths: object) -> tuple[str, ...]:
         text = os.fspath(paths)
         paths = (text,) if os.path.exists(os.path.expanduser(text)) else tuple(text.split(",")) if text else ()
     if not isinstance(paths, tuple) or not all(isinstance(path, str) and path.strip() for path in paths):
-        raise ValueError(f"Expected {_SEVERAL} to be a path, or several with commas between, got {paths!r}.")
+        raise ValueError(f"Expected {field} to be a path, or several with commas between, got {paths!r}.")
     return tuple(os.path.expanduser(path.strip()) for path in paths)
 
 
@@ -304,7 +309,7 @@ def expand_home(config: Config) -> None:
     """Put the home folder for the `~` that a path begins with, and commas between several paths."""
     for path in PATHS:
         value = get(config, path)
-        put(config, path, ",".join(several(value)) if path == _SEVERAL else os.path.expanduser(value))
+        put(config, path, ",".join(several(value, path)) if path in _SEVERAL else os.path.expanduser(value))
 
 
 def name_data(config: Config) -> None:

@@ -148,9 +148,10 @@ def take_from_run(values: flags.FlagValues, command: str) -> str:
       ValueError: a network that knows no sigma, for a command that takes one, and no flag or file that says it.
     """
     config = values.config
-    if config.model.factory and config.model.weights:
-        raise ValueError("Expected model.factory or model.weights, got both.")
-    where = config.model.weights or values.workdir
+    named = [path for path in ("model.factory", "model.weights", "model.by_level") if fields.get(config, path)]
+    if len(named) > 1:
+        raise ValueError(f"Expected {' or '.join(named)}, got both.")
+    where = config.model.by_level or config.model.weights or values.workdir
     run = None if config.model.factory else run_memory.read(where)
     given = config_of_file() if _config_file(sys.argv)[0] else None
     said = config_flags.get_override_values(values["config"])

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,7 @@ class Classifier(Interchangeable):
         `apply_fn` are replaced: results then name it by its `fingerprint`.
       description: what rebuilds the network, and how it was trained.
       router: the network that chooses the noise level under the scheme `routed` (see `routed_by`); else None.
+      by_level: the networks that vote under each level of `cascade` and `routed` (see `at_levels`); empty: this one.
       alternatives: see `Interchangeable`; given by `with_alternatives`.
 
     Raises ValueError for fewer than 2 classes or an impossible shape, and when it is first used, with the shapes, for
@@ -56,6 +57,7 @@ class Classifier(Interchangeable):
     sha256: str = ""
     description: Description = field(default_factory=dict)
     router: "Classifier | None" = field(default=None, repr=False)
+    by_level: "tuple[Classifier, ...]" = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if len(self.image_shape) != 3:
@@ -73,6 +75,7 @@ class Classifier(Interchangeable):
             what[0] += f" of {len(described['members'])}"
         height, width, channels = self.image_shape
         what += [f"{self.classes} classes", f"images {height}x{width}x{channels}", self.dtype, f"kernel {self.kernel}"]
+        what += [f"{len(self.by_level)} networks, one a level"] * bool(self.by_level)
         return f"Classifier({', '.join(what + [f'sha256 {self.sha256[:8]}'] * bool(self.sha256))})"
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -98,14 +101,40 @@ class Classifier(Interchangeable):
         """The same classifier, and its implementations, with a router: a network of the same images, whose answers
         choose among the levels of a scheme `routed`.
 
-        Raises ValueError for a router of other images, or one that has a router itself.
+        Raises ValueError for a router of other images, or one that has a router or networks by level itself.
         """
-        if router.image_shape != self.image_shape or router.router is not None:
+        if router.image_shape != self.image_shape or router.router is not None or router.by_level:
             raise ValueError(
                 f"Expected a router of images {self.image_shape}, as its classifier takes, without a router of its "
                 f"own, got one of {router.image_shape}."
             )
         first, *others = (dataclasses.replace(one, router=router) for one in self.implementations)
+        return first.with_alternatives(*others)
+
+    def at_levels(self, networks: "Sequence[Classifier]") -> "Classifier":
+        """The same classifier, and its implementations, with one network for each level of a `cascade` or `routed`.
+
+        The classifier itself is what answers without noise: by convention the network of a cascade's last level.
+
+        Args:
+          networks: that vote under each level, in the order of the scheme's `levels`.
+
+        Raises ValueError for networks of other images or classes, or with a router or networks by level of their own.
+        """
+        for number, one in enumerate(networks, 1):
+            if one.router is not None or one.by_level:
+                raise ValueError(f"Expected single networks by level, got more than one as number {number}.")
+            for name in ("image_shape", "classes"):
+                mine, other = getattr(self, name), getattr(one, name)
+                if mine != other:
+                    raise ValueError(f"Expected networks by level of {name} {mine}, got {other} as number {number}.")
+            known, names = (described.get("class_names") for described in (self.description, one.description))
+            if known and names and list(known) != list(names):
+                raise ValueError(
+                    f"Expected networks by level of the classes {', '.join(known[:5])} ..., got "
+                    f"{', '.join(names[:5])} ... as number {number}."
+                )
+        first, *others = (dataclasses.replace(one, by_level=tuple(networks)) for one in self.implementations)
         return first.with_alternatives(*others)
 
     @functools.cached_property

@@ -25,8 +25,11 @@ def denoised(classifier: Classifier, denoiser: Denoiser, *, sigma: float, steps:
       steps: see `Denoiser.denoise`.
 
     Raises:
-      ValueError: the channels differ, the classifier has a denoiser already, or this one cannot denoise that level.
+      ValueError: the channels differ, the classifier has a denoiser already or a network for each level, or this
+        denoiser cannot denoise that level.
     """
+    if classifier.by_level:
+        raise ValueError("Expected one network, got one for each level: put the denoiser in front of each of them.")
     if "denoiser" in classifier.description:
         raise ValueError("Expected a classifier without a denoiser, got one that has one in front already.")
     sigma, steps = float(sigma), validate.count("steps", steps, 1)

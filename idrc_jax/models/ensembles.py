@@ -75,10 +75,10 @@ def _check(members: Sequence[Classifier]) -> None:
                 )
         if one.sha256 and one.sha256 in [other.sha256 for other in members[: number - 1]]:
             raise ValueError(f"Expected each network once in an ensemble, got the weights of number {number} twice.")
-    if any("denoiser" in one.description or "members" in one.description for one in members):
+    if any("denoiser" in one.description or "members" in one.description or one.by_level for one in members):
         raise ValueError(
-            "Expected single networks in an ensemble, got one that is an ensemble itself or has a denoiser in front: "
-            "put the denoiser in front of the ensemble."
+            "Expected single networks in an ensemble, got one that is an ensemble itself, has a denoiser in front or a "
+            "network for each level: put the denoiser in front of the ensemble, an ensemble at each level."
         )
     names = [one.description["class_names"] for one in members if "class_names" in one.description]
     for other in names:

@@ -270,10 +270,11 @@ def _any_quantiles(by_class: ByKind) -> bool:
 
 
 def _flat(node: Json, prefix: str = "") -> Json:
-    """Nested entries, those of the members of an ensemble too, under dotted names."""
+    """Nested entries, those of an ensemble's members and of each level's network too, under dotted names."""
     flat: Json = {}
     for name, value in node.items():
-        value = dict(zip(map(str, range(len(value))), value, strict=True)) if name == "members" else value
+        listed = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+        value = dict(zip(map(str, range(len(value))), value, strict=True)) if listed else value
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 

@@ -175,7 +175,8 @@ def command(results: Results) -> str | None:
     another project's file, images that were in memory, a scheme of the user's own, a part of a run's votes, or a
     certificate that rests on another run.
 
-    FOLDER stands for the data set's place, WEIGHTS, DENOISER and ROUTER for weights that no call named.
+    FOLDER stands for the data set's place, WEIGHTS (WEIGHTS1, WEIGHTS2 ... by level), DENOISER and ROUTER for
+    weights that no call named.
     """
     if results.manifest is None:
         return None
@@ -201,7 +202,11 @@ def command(results: Results) -> str | None:
             fields[f"certify.{key}"] = value
         elif key != "plan":
             fields[f"sampling.{key}"] = value
-    if "factory" in made:
+    if "by_level" in made:
+        unknown = ",".join(f"WEIGHTS{number}" for number, _ in enumerate(made["by_level"], 1))
+        weights = next((one["by_level"] for one in reversed(sessions) if one.get("by_level")), unknown)
+        fields |= {"model.by_level": weights, "model.dtype": made["dtype"]}
+    elif "factory" in made:
         fields["model.factory"] = made["factory"]
     else:
         weights = next((one["weights"] for one in reversed(sessions) if one.get("weights")), "WEIGHTS")

@@ -160,6 +160,7 @@ def _title(results: Results) -> str:
     ref = f", ref {made['ref']:g}" if hasattr(schemes.SCHEMES.get(made["scheme"]), "ref") else ""
     drawn = f" drawn from {made['subsampled_from']:,}" if "subsampled_from" in made else ""
     several = f", ensemble of {len(made['members'])}" if "members" in made else ""
+    several = f", {len(made['by_level'])} networks, one a level" if "by_level" in made else several
     votes = f"n0 {made['n0']:,}, n {made['n']:,}{drawn}, alpha {made['alpha']:g}"
     if made["plan"] == Exhaustive.name:
         votes = f"exact: all {made['n']:,} offsets"

@@ -23,13 +23,13 @@ _GUARANTEE = {
 _MORE = {
     "ref?": float, "seed?": int, "k?": int, "subsampled_from?": int, "consensus?": int, "factory?": str,
     "radii?": [float], "levels?": [float], "edges?": [float], "thresholds?": [float], "shares?": [float],
-    "precision?": float, "members?": [dict], "denoiser_sigma?": float, "denoiser_steps?": int,
+    "precision?": float, "members?": [dict], "by_level?": [dict], "denoiser_sigma?": float, "denoiser_steps?": int,
 }  # fmt: skip
 _OF_PLANS = {"to_radius": {"radii": [float]}, "to_precision": {"precision": float}}
 TRAINING = {"scheme?": {"name": str, "sigma": float}, "recipe?": {"sigma_low?": float}, "data?": str}
 _SESSION = {
     "training?": TRAINING,
-    "weights?": str, "denoiser?": str, "data_size?": int,
+    "weights?": str, "by_level?": str, "denoiser?": str, "data_size?": int,
 }  # fmt: skip
 _WHOLE = {
     "guarantee": _GUARANTEE,

@@ -148,6 +148,7 @@ def _label(one: Results) -> str:
         return one.path.name
     made = one.manifest["guarantee"]
     network = f", ensemble of {len(made['members'])}" if "members" in made else ""
+    network = f", {len(made['by_level'])} networks" if "by_level" in made else network
     exact = ", exact noise" if made.get("exact") else ""
     more = (", denoised" if "denoiser_sigma" in made else "") + (f", top {made['k']}" if "k" in made else "")
     return f"{made['scheme']}, σ = {made['sigma']:g}{exact}{network}{more}"

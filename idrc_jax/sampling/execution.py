@@ -10,9 +10,10 @@ from typing import Any, Self
 import jax
 from jax.sharding import Mesh
 
-from idrc_jax.certificates.schemes import Routed, Scheme
+from idrc_jax.certificates.schemes import Cascade, Routed, Scheme
 from idrc_jax.core import validate
 from idrc_jax.models import Classifier
+from idrc_jax.models.tensors import PyTree
 from idrc_jax.sampling import devices
 
 _CPU_BYTES = 2**25  # of a chunk's largest intermediate result on a CPU
@@ -48,20 +49,22 @@ class Execution:
         return self.chunk * self.mesh.size
 
     def placed(self) -> Self:
-        """The same with the network's params, and its router's, on every device, so that no dispatch copies them."""
+        """The same with the params of all its networks on every device, once, so that no dispatch copies them."""
+        made: dict[int, PyTree] = {}
 
         def put(classifier: Classifier) -> Classifier:
-            return replace(classifier, params=jax.device_put(classifier.params, devices.replicated(self.mesh)))
+            name = id(classifier.params)
+            if name not in made:
+                made[name] = jax.device_put(classifier.params, devices.replicated(self.mesh))
+            return replace(classifier, params=made[name])
 
-        router = self.classifier.router
-        return replace(self, classifier=replace(put(self.classifier), router=put(router) if router else None))
+        own = self.classifier
+        router = put(own.router) if own.router else None
+        return replace(self, classifier=replace(put(own), router=router, by_level=tuple(map(put, own.by_level))))
 
     def at(self, scheme: Scheme, level: int) -> Self:
-        """How the network runs that votes under a level: under the first one of `routed`, the router."""
-        check_router(self.classifier, scheme)
-        if level or not isinstance(scheme, Routed) or self.classifier.router is None:
-            return self
-        return replace(self, classifier=self.classifier.router)
+        """How the network runs that votes under a level of `schemes.scales`."""
+        return replace(self, classifier=network_at(self.classifier, scheme, level))
 
     def describe(self) -> dict[str, Any]:
         """As a manifest's session holds it."""
@@ -76,8 +79,28 @@ class Execution:
         }
 
 
-def check_router(classifier: Classifier, scheme: Scheme) -> None:
-    """ValueError for a scheme `routed` and a classifier without a router, or with one of other answers."""
+def network_at(classifier: Classifier, scheme: Scheme, level: int) -> Classifier:
+    """The network that votes under a level of `schemes.scales`: under the first one of `routed`, the router; under
+    others that of the level, or the classifier that serves all of them."""
+    check_networks(classifier, scheme)
+    if isinstance(scheme, Routed):
+        if level == 0 and classifier.router is not None:
+            return classifier.router
+        level -= 1
+    return classifier.by_level[level] if classifier.by_level else classifier
+
+
+def check_networks(classifier: Classifier, scheme: Scheme) -> None:
+    """ValueError for a scheme `routed` and a classifier without a router, or with one of other answers; and for
+    networks by level under a scheme of one drawn level, or of another number."""
+    if classifier.by_level:
+        levels = len(scheme.levels) if isinstance(scheme, Cascade | Routed) else 0
+        if levels != len(classifier.by_level):
+            wanted = f"{levels} networks by level, one for each level of" if levels else "no networks by level for"
+            raise ValueError(
+                f"Expected {wanted} the scheme {scheme.name}, got "
+                f"{len(classifier.by_level)}: model.by_level, or classifier.at_levels in Python."
+            )
     if not isinstance(scheme, Routed):
         return
     wanted = f"a router with an answer for each of {len(scheme.levels)} levels"

@@ -48,17 +48,22 @@ def choose(
       trial: what runs the candidates.
       folder: of what is remembered; the user's cache by default.
 
-    A candidate that fails or disagrees is named in one warning, and so is a cache that cannot be written. A router is
-    chosen for by itself, on the same devices in the same chunk.
+    A candidate that fails or disagrees is named in one warning, and so is a cache that cannot be written. A router and
+    the network of each level are chosen for by themselves, on the same devices in the same chunk.
 
     Raises:
       ValueError: a chunk that cannot be (see `check_chunk`).
     """
     chosen = _choose(classifier, scheme, samples, seconds, mesh, chunk, trial, folder)
-    if classifier.router is None:
+    if classifier.router is None and not classifier.by_level:
         return chosen
-    router = _choose(classifier.router, scheme, samples, seconds, chosen.mesh, chosen.chunk, trial, folder)
-    return replace(chosen, classifier=replace(chosen.classifier, router=router.classifier))
+
+    def fastest(network: Classifier) -> Classifier:
+        return _choose(network, scheme, samples, seconds, chosen.mesh, chosen.chunk, trial, folder).classifier
+
+    router = fastest(classifier.router) if classifier.router else None
+    by_level = tuple(fastest(one) for one in classifier.by_level)
+    return replace(chosen, classifier=replace(chosen.classifier, router=router, by_level=by_level))
 
 
 def _choose(

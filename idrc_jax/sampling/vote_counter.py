@@ -87,7 +87,7 @@ class VoteCounter:
 
     def samples_per_second(self) -> float:
         """Compile, then time a few chunks of the first image, of each network that votes."""
-        levels = {id(one): level for level, one in enumerate(self._executions)}.values()
+        levels = {id(one.classifier): level for level, one in enumerate(self._executions)}.values()
 
         def draw(samples: int, levels: Iterable[int]) -> None:
             for level in levels:

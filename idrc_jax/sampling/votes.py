@@ -25,7 +25,7 @@ from idrc_jax.core import validate
 from idrc_jax.kernels.rounded_normal_cpu import Tables
 from idrc_jax.models import Classifier, check_logits
 from idrc_jax.sampling import devices, exact_noise, noise_laws, random_keys
-from idrc_jax.sampling.execution import Execution, check_router, unmeasured
+from idrc_jax.sampling.execution import Execution, check_networks, unmeasured
 
 PyTree = Any  # of arrays
 ApplyFn = Callable[[PyTree, jax.Array], jax.Array]
@@ -263,7 +263,7 @@ def count_votes(
 
 def check_images(images: np.ndarray, classifier: Classifier, scheme: Scheme | None = None) -> np.ndarray:
     """Float32 images that the classifier can take, of 8 bits if the scheme's noise is exact, or ValueError; also for a
-    scheme whose router the classifier has not."""
+    scheme whose router, or networks by level, the classifier has not."""
     images = np.asarray(images)
     if images.shape[1:] != classifier.image_shape:
         raise ValueError(
@@ -275,7 +275,7 @@ def check_images(images: np.ndarray, classifier: Classifier, scheme: Scheme | No
         )
     if scheme is not None:
         check_pixels(scheme, images)
-        check_router(classifier, scheme)
+        check_networks(classifier, scheme)
     return images
 
 

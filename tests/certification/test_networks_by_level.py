@@ -1,0 +1,174 @@
+"""A network for each level: whose votes are drawn under which level, what a run is held to, and what is refused."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import level_runs
+import numpy as np
+import pytest
+from conftest import linear_logits
+from level_runs import PLANS, without_time
+
+import idrc_jax as idrc
+from idrc_jax import data, models, results, sampling
+from idrc_jax.certificates import confidence_bounds, schemes
+from idrc_jax.certification import estimate
+from idrc_jax.certification.in_memory import predict
+from idrc_jax.models import Classifier, denoised, ensemble
+from idrc_jax.sampling import execution, random_keys
+from idrc_jax.sampling.vote_counter import VoteCounter
+
+CASCADE = schemes.Cascade(sigma=0.5, levels=(1.0, 0.3), thresholds=(0.6,))
+ROUTED = schemes.Routed(sigma=0.5, levels=(0.3, 1.0), router_level=0.4)
+
+
+def network(seed, answers=3):
+    params = np.random.default_rng(seed).normal(size=(answers, 16)).astype(np.float32)
+    return Classifier(apply_fn=linear_logits, params=jnp.asarray(params), classes=answers, image_shape=(4, 4, 1))
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return level_runs.made_images()
+
+
+@pytest.fixture(scope="module")
+def large():
+    return network(11)
+
+
+@pytest.fixture(scope="module")
+def two(linear, large):
+    """That of the large level of the cascade, and `linear` under the small one."""
+    return linear.at_levels([large, linear])
+
+
+def certify(classifier, dataset, workdir, scheme=CASCADE, **more):
+    return level_runs.certify(classifier, scheme, dataset, workdir, **more)
+
+
+def counted(classifier, scheme, level, dataset, idx, n):
+    sigma = float(schemes.drawn_levels(scheme, 0.0)[level])
+    key = random_keys.stage(random_keys.root(5), random_keys.stage_of_level(random_keys.ESTIMATION, level))
+    votes = sampling.count_votes(
+        classifier, schemes.Gaussian(sigma), data.to_unit(dataset.images[[idx]]), indices=np.array([idx]), n=n, key=key,
+        chunk=64,
+    )[0]  # fmt: skip
+    return {k: int(v) for k, v in enumerate(votes[:-1]) if v}
+
+
+def test_one_network_under_all_levels_gives_the_rows_that_it_gives_alone(linear, dataset, tmp_path):
+    alone = certify(linear, dataset, tmp_path / "alone")
+    both = certify(linear.at_levels([linear, linear]), dataset, tmp_path / "both")
+    assert without_time(both) == without_time(alone)
+    assert "by_level" not in alone.manifest["guarantee"]
+    named = {"weights_sha256": models.fingerprint(linear), "dtype": "float32"}
+    assert both.manifest["guarantee"] == alone.manifest["guarantee"] | {"by_level": [named, named]}
+
+
+@pytest.mark.parametrize("scheme", [CASCADE, ROUTED], ids=["cascade", "routed"])
+def test_votes_of_each_level_are_its_own_networks(linear, large, two, dataset, tmp_path, scheme):
+    networks, classifier = [large, linear], two
+    if scheme is ROUTED:
+        classifier = two.routed_by(network(2, 2))
+        networks = [classifier.router, *networks]
+    seen = set()
+    for row in certify(classifier, dataset, tmp_path, scheme).rows:
+        for one in row.votes_by_level:
+            n = sum(one.votes.values())
+            assert counted(networks[one.level], scheme, one.level, dataset, row.idx, n) == one.votes
+            seen.add(one.level)
+    assert seen == set(range(len(networks)))
+
+
+def test_votes_of_a_level_do_not_depend_on_the_networks_of_others(linear, large, two, dataset, tmp_path):
+    other = linear.at_levels([large, network(12)])
+    first, second = (
+        certify(one, dataset, tmp_path / str(number), plan="fixed", indices=range(8), chunk=64 + number).rows
+        for number, one in enumerate((two, other))
+    )
+    below = 0
+    for one, another in zip(first, second, strict=True):
+        assert one.votes_by_level[0] == another.votes_by_level[0]
+        below += one.votes_by_level[1:] != another.votes_by_level[1:]
+    assert below > 0
+
+
+def test_a_run_goes_on_with_its_own_networks_alone(linear, large, two, dataset, tmp_path):
+    certify(two, dataset, tmp_path, indices=range(3))
+    for other in (linear.at_levels([linear, large]), linear.at_levels([linear, linear]), linear):
+        with pytest.raises(ValueError, match="by_level"):
+            certify(other, dataset, tmp_path, indices=range(3))
+    assert len(certify(two, dataset, tmp_path, indices=range(3))) == 3
+    read = results.read_results(tmp_path)
+    assert repr(idrc.recertify.recertify(read).rows) == repr(read.rows)
+
+
+def test_networks_that_do_not_fit_are_refused(linear, large, two, dataset, tmp_path):
+    named = {"class_names": ["a", "b", "c"]}
+    for one, message in (
+        (dataclasses.replace(large, image_shape=(5, 5, 1)), r"image_shape \(4, 4, 1\), got \(5, 5, 1\) as number 2"),
+        (network(3, 2), "classes 3, got 2 as number 2"),
+        (two, "Expected single networks by level, got more than one as number 2"),
+        (linear.routed_by(network(2, 2)), "Expected single networks by level, got more than one as number 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            linear.at_levels([linear, one])
+    a, b = (dataclasses.replace(linear, description={"class_names": names}) for names in (["a", "b", "c"], ["a", "c"]))
+    with pytest.raises(ValueError, match=r"of the classes a, b, c \.\.\., got a, c \.\.\. as number 1"):
+        a.at_levels([b, a])
+    assert a.at_levels([linear, a]).description == named
+    three = linear.at_levels([linear, large, linear])
+    for classifier, scheme, wanted in (
+        (three, CASCADE, "2 networks by level, one for each level of the scheme cascade, got 3"),
+        (two, schemes.Gaussian(0.5), "no networks by level for the scheme gaussian, got 2"),
+        (two, schemes.Stepped(0.5, edges=(2.0,), levels=(0.5, 1.0)), "no networks by level for the scheme stepped"),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            level_runs.certify(classifier, scheme, dataset, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(ValueError, match="a router of images"):
+        linear.routed_by(two)
+    with pytest.raises(ValueError, match="the denoiser in front of each of them"):
+        denoised(two, None, sigma=0.5)
+    with pytest.raises(ValueError, match="Expected single networks in an ensemble"):
+        ensemble([two, linear])
+
+
+def test_networks_stay_with_each_implementation_are_chosen_for_by_themselves_and_placed_once(linear, large, dataset):
+    fast = dataclasses.replace(large, kernel="fast").with_alternatives(large)
+    made = dataclasses.replace(linear, kernel="y").with_alternatives(linear).at_levels([fast, linear, linear])
+    assert [len(one.by_level) for one in made.implementations] == [3, 3]
+    scheme = dataclasses.replace(CASCADE, levels=(1.0, 0.5, 0.3), thresholds=(), shares=())
+    chosen = sampling.implementation_choice.choose(made, scheme, samples=0, chunk=16)
+    assert [chosen.at(scheme, level).classifier.kernel for level in range(3)] == ["fast", "xla", "xla"]
+    placed = execution.unmeasured(made, chunk=16).placed().classifier
+    assert placed.params is placed.by_level[1].params is placed.by_level[2].params
+    assert placed.by_level[0].params is not placed.params
+    images = data.to_unit(dataset.images[:1])
+    levels = schemes.host_levels(scheme, images)[1]
+    counter = VoteCounter(chosen, scheme, images, levels, indices=np.zeros(1, int), key=random_keys.root(0))
+    assert counter.samples_per_second() > 0
+    settings = idrc.certification.Settings(PLANS["fixed"], 0.01)
+    assert estimate(made, scheme, dataset, np.arange(3), settings, chunk=16).samples == 3 * 3 * 220
+    assert "3 networks, one a level" in repr(made)
+
+
+def test_predictions_are_those_of_the_networks_or_abstentions(linear, large, two, dataset):
+    """Against the exact answers, by many votes."""
+    images, every = data.to_unit(dataset.images), np.arange(24)
+    shares = [
+        sampling.count_votes(
+            one, schemes.Gaussian(0.5 * level), images, indices=every, n=20_000, key=random_keys.root(9)
+        )[:, :-1] / 20_000
+        for one, level in zip((large, linear), CASCADE.levels, strict=True)
+    ]  # fmt: skip
+    sure = shares[0].max(axis=1) > 0.6
+    truth = np.where(sure, shares[0].argmax(axis=1), shares[1].argmax(axis=1))
+    made = predict(two, CASCADE, images, n=2000, alpha=0.01, seed=3, progress=False)
+    named = made != confidence_bounds.ABSTAIN
+    assert named.sum() > 8
+    np.testing.assert_array_equal(made[named], truth[named])
+    assert np.any(truth[named] != shares[1].argmax(axis=1)[named])
+    known = idrc.SmoothedClassifier(two, CASCADE, n=500, n_predict=2000, alpha=0.01, chunk=64).predict(images, seed=4)
+    assert np.all((known.classes == truth) | known.abstained)
