@@ -182,7 +182,8 @@ def betting_lower(k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
     """
     k, n = np.broadcast_arrays(*_counts(k, n, alpha))
     pairs, rows = np.unique([k.ravel(), n.ravel()], axis=1, return_inverse=True)
-    found = _largest_rejected(*pairs.astype(np.float64), -np.log(alpha) + 1e-9)
+    of_k, of_n = pairs.astype(np.float64)
+    found = _largest_rejected(of_k, of_n, -np.log(alpha) + 1e-9)
     return (found * (1 - 1e-9))[rows.reshape(k.shape)][()]
 
 
