@@ -216,10 +216,10 @@ def _check_terms(certificate: str, scheme: Scheme, plan: Plan | None) -> None:
             "Expected a scheme of drawn noise for pairs of votes, got splitting: certify the variant itself."
         )
     if plan is not None and isinstance(scheme, Splitting) and plan != Exhaustive(scheme.positions):
-        raise ValueError(
-            f"Expected the plan exhaustive with n = {scheme.positions}, all offsets of splitting at sigma "
-            f"{scheme.sigma:g}, got {plan.name} with n = {plan.n}."
-        )
+        name, got = ("n", plan.n) if isinstance(plan, Exhaustive) else ("plan", plan.name)
+        wanted = {"n": f"n = {scheme.positions}, all", "plan": f"plan exhaustive, all {scheme.positions}"}[name]
+        told = f"Expected {wanted} offsets of splitting at sigma {scheme.sigma:g}, got {got}."
+        raise validate.SettingError(told, name)
     if isinstance(plan, Exhaustive) and not isinstance(scheme, Splitting):
         raise ValueError(f"Expected another plan for {scheme.name}, got exhaustive, which is of splitting's offsets.")
     plans = _PLANS.get(certificate, (Plan,))

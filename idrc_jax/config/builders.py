@@ -220,12 +220,18 @@ def audit_settings(config: Config) -> audit.Settings:
 
 @named("certify.n", "certify.n0", *_group("sampling"))
 def plan(config: Config) -> sampling_plans.Plan:
-    """The sampling plan: `sampling.plan` with those of the other fields that it has; all offsets of `splitting`."""
-    if config.noise.scheme == schemes.Splitting.name and config.sampling.plan == FIELDS["sampling.plan"].default:
-        return certificates.usual_plan(noise_scheme(config), n0=config.certify.n0, n=config.certify.n)
-    chosen = sampling_plans.PLANS[validate.one_of("plan", config.sampling.plan, sampling_plans.PLANS)]
-    known = {"n0": config.certify.n0, "n": config.certify.n, **config.sampling}
-    return chosen(**{field.name: known[field.name] for field in fields(chosen)})
+    """The sampling plan: `sampling.plan` with those of the other fields that it has. `splitting` has all of its
+    offsets, whatever `certify.n`, which config files say for other schemes; ValueError for another plan."""
+    name, certify = config.sampling.plan, config.certify
+    scheme = noise_scheme(config) if config.noise.scheme == schemes.Splitting.name else None
+    if scheme is not None and name in ("", sampling_plans.Exhaustive.name):
+        return certificates.usual_plan(scheme, n0=certify.n0, n=certify.n)
+    chosen = sampling_plans.PLANS[validate.one_of("plan", name or sampling_plans.Fixed.name, sampling_plans.PLANS)]
+    known = {"n0": certify.n0, "n": certify.n, **config.sampling}
+    made = chosen(**{field.name: known[field.name] for field in fields(chosen)})
+    if scheme is not None:
+        certificates.check_certificate("one_sided", scheme, made)
+    return made
 
 
 @named(

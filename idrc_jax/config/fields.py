@@ -216,7 +216,9 @@ FIELDS = {
         "radius", "to train one: what a level is worth at an image: its radius, or accuracy at sampling.radii"
     ),
     "sampling.plan": Field(
-        "fixed", f"how many samples an image gets: {_any_of(sampling_plans.PLANS)}; see docs/explanation/plans.md"
+        "",
+        f"how many samples an image gets: {_any_of(sampling_plans.PLANS)}; empty: fixed, under splitting exhaustive; "
+        "see docs/explanation/plans.md",
     ),
     "sampling.sequence": Field("betting", "to_radius, to_precision: bound at every look: betting, union"),
     "sampling.radii": Field(
@@ -226,7 +228,9 @@ FIELDS = {
         sampling_plans.ToPrecision.precision, "to_precision: of the radius, as a fraction of it"
     ),
     "certify.n0": Field(sampling_plans.Fixed.n0, "samples that select the class; plan fixed only"),
-    "certify.n": Field(sampling_plans.Fixed.n, "samples that bound the class's probability; the most, of other plans"),
+    "certify.n": Field(
+        sampling_plans.Fixed.n, "samples that bound the class's probability; the most, of other plans; not of splitting"
+    ),
     "certify.alpha": Field(Settings.alpha, "probability with which an image's certificate may be wrong; in (0, 1)"),
     "certify.certificate": Field(
         Settings.certificate,

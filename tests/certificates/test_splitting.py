@@ -1,5 +1,7 @@
 """`splitting` against counting: intervals, votes and decisions at every neighbouring image, by code of this test."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,8 +162,12 @@ def test_radii_are_counts_whatever_alpha():
 
 
 def test_other_plans_and_certificates_are_refused():
-    for plan in (Fixed(), ToRadius(), Exhaustive(220)):
-        with pytest.raises(ValueError, match="plan exhaustive with n = 221"):
+    for plan, said in (
+        (Fixed(), "plan exhaustive, all 221 offsets of splitting at sigma 0.25, got fixed."),
+        (ToRadius(), "plan exhaustive, all 221 offsets of splitting at sigma 0.25, got to_radius."),
+        (Exhaustive(220), "n = 221, all offsets of splitting at sigma 0.25, got 220."),
+    ):
+        with pytest.raises(ValueError, match=f"^Expected {re.escape(said)}$"):
             certificates.check_certificate("one_sided", SCHEME, plan)
     with pytest.raises(ValueError, match="another plan for gaussian, got exhaustive"):
         certificates.check_certificate("one_sided", schemes.Gaussian(sigma=0.25), Exhaustive(221))
@@ -236,7 +242,7 @@ def test_the_table_names_no_alpha_and_no_selection(run):
 def test_alpha_changes_nothing_and_fewer_votes_are_refused(run):
     other = recertify.recertify(run, alpha=0.3)
     assert repr(other.rows) == repr(run.rows)  # nan is not itself
-    with pytest.raises(ValueError, match="plan exhaustive with n = 221"):
+    with pytest.raises(ValueError, match=r"^Expected n = 221, all offsets of splitting at sigma 0\.25, got 100\.$"):
         recertify.recertify(run, n=100)
     assert metrics.largest_radius(run) == pytest.approx(110.5 / 255, rel=1e-6)
     assert metrics.largest_probability(run) == 1 - 2.0**-53

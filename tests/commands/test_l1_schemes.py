@@ -5,7 +5,8 @@ import pytest
 import running
 from test_predict import FACTORY
 
-from idrc_jax import results
+from idrc_jax import config, results
+from idrc_jax.certificates.sampling_plans import Exhaustive, Fixed
 from idrc_jax.commands import certify, compare, predict, recertify
 
 GIVEN = ["--config.model.factory=brightness_of_images:make", "--config.devices=1", "--config.data.dir=own.npz"]
@@ -48,11 +49,24 @@ def test_certification_prediction_and_comparison_in_l1(place, name, n):
 
 def test_settings_that_do_not_go_with_splitting_are_one_line(place):
     scheme = ["--config.noise.scheme=splitting", "--config.noise.sigma=0.1", "--workdir=run"]
-    said = running.refused(certify.main, *GIVEN, *scheme, "--config.sampling.plan=to_radius")
-    assert "plan exhaustive with n = 88, all offsets of splitting at sigma 0.1, got to_radius" in said
+    for plan in ("fixed", "selection_free", "to_radius", "to_precision"):
+        said = running.refused(certify.main, *GIVEN, *scheme, f"--config.sampling.plan={plan}")
+        expected = "Expected sampling.plan exhaustive, all 88 offsets of splitting at sigma 0.1, got"
+        assert said == f"error: {expected} {plan}.\n"
     said = running.refused(certify.main, *GIVEN, *scheme, "--config.certify.certificate=runner_up")
     assert "runner_up" in said
     said = running.refused(
         certify.main, *GIVEN, "--config.noise.sigma=0.1", "--config.sampling.plan=exhaustive", "--workdir=other"
     )
     assert "another plan for gaussian, got exhaustive" in said
+
+
+@pytest.mark.parametrize("plan", ["", "exhaustive"])
+@pytest.mark.parametrize("n", [10_000, 7])
+def test_splitting_takes_all_offsets_whatever_a_config_file_says_of_n(plan, n):
+    made = config.load("quickstart.py")
+    made.noise.scheme, made.noise.sigma, made.sampling.plan, made.certify.n = "splitting", 0.1, plan, n
+    assert config.settings(made).plan == Exhaustive(88)
+    made.noise.scheme, made.sampling.plan = "gaussian", ""
+    made.certify.n = 1000
+    assert config.settings(made).plan == Fixed(n=1000, n0=made.certify.n0)
