@@ -27,7 +27,8 @@ class LevelWorth:
     """What each level of a scheme `routed` is worth at the images that a router learns from, by few votes of each.
 
     Attributes:
-      classifier: that the router is to choose levels for, loaded from a file, which names it.
+      classifier: that the router is to choose levels for, or its network of each level (`Classifier.at_levels`),
+        loaded from files, which name them.
       scheme: whose levels these are.
       samples: votes of each image under each level.
       worth: "radius", s Phi^-1((k + 1/2) / (n + 1)) for k of n votes for the true class, 0 where these are not more
@@ -44,7 +45,10 @@ class LevelWorth:
     def __post_init__(self) -> None:
         validate.count("samples", self.samples, 1)
         validate.one_of("worth", self.worth, WORTHS)
-        if not self.classifier.sha256:
+        count, levels = len(self.classifier.by_level), len(self.scheme.levels)
+        if count not in (0, levels):
+            raise ValueError(f"Expected one classifier, or one for each of {levels} levels, got {count} by level.")
+        if not all(one.sha256 for one in self._networks):
             raise ValueError("Expected a classifier loaded from a file, which names it, got one without a hash.")
 
     def of_votes(self, right: np.ndarray) -> np.ndarray:
@@ -89,6 +93,7 @@ class LevelWorth:
         """What a description of training says of it."""
         return {
             "weights_sha256": self.classifier.sha256,
+            **({"by_level": [one.sha256 for one in self.classifier.by_level]} if self.classifier.by_level else {}),
             "samples": self.samples,
             "worth": self.worth,
             "levels": self._levels.tolist(),
@@ -96,20 +101,34 @@ class LevelWorth:
         }
 
     @property
+    def _networks(self) -> tuple[Classifier, ...]:
+        """That of each level."""
+        return self.classifier.by_level or (self.classifier,) * len(self.scheme.levels)
+
+    @property
     def _levels(self) -> np.ndarray:
         return least_levels(self.scheme)[1:]
 
     def _held_out(self, train_set: data.Dataset) -> np.ndarray:
-        """The indices of the images that the classifier has not been trained on."""
-        trained = self.classifier.description.get("training", {})
-        if trained.get("data_sha256") != train_set.fingerprint():
-            return np.arange(len(train_set))
-        if not trained.get("held_out"):
+        """The indices of the images that no network has been trained on."""
+        kept, known = np.arange(len(train_set)), train_set.fingerprint()
+        for network in self._networks:
+            trained = network.description.get("training", {})
+            if trained.get("data_sha256") != known:
+                continue
+            if not trained.get("held_out"):
+                raise ValueError(
+                    "Expected a classifier that held images out in its training (train.held_out, half of them, say), "
+                    f"for a router to learn from, got one trained on all of {train_set.source}: its radii there say "
+                    "too much."
+                )
+            kept = np.intersect1d(kept, validation.held_out(trained["seed"], trained["held_out"], len(train_set)))
+        if not len(kept):
             raise ValueError(
-                "Expected a classifier that held images out in its training (train.held_out, half of them, say), for a "
-                f"router to learn from, got one trained on all of {train_set.source}: its radii there say too much."
+                f"Expected networks that all held some of the same images of {train_set.source} out in their training, "
+                "for a router to learn from, got none: train them with one seed and train.held_out."
             )
-        return validation.held_out(trained["seed"], trained["held_out"], len(train_set))
+        return kept
 
     def _right(self, images: np.ndarray, labels: np.ndarray, seed: int, file: Path) -> np.ndarray:
         """Votes for the true class under each level, int [N, levels]: counted, or read where a call before has."""
@@ -125,10 +144,10 @@ class LevelWorth:
         for first in range(0, len(images), _BLOCK):
             rows = np.arange(first, min(first + _BLOCK, len(images)))
             unit = data.to_unit(images[rows])
-            for number, (level, key) in enumerate(zip(self._levels.tolist(), keys, strict=True)):
-                votes = sampling.count_votes(
-                    self.classifier, Gaussian(level), unit, indices=rows, n=self.samples, key=key
-                )
+            for number, (level, network, key) in enumerate(
+                zip(self._levels.tolist(), self._networks, keys, strict=True)
+            ):
+                votes = sampling.count_votes(network, Gaussian(level), unit, indices=rows, n=self.samples, key=key)
                 right[rows, number] = votes[np.arange(len(rows)), labels[rows]]
             progress.update(len(rows) + first)
         progress.close()

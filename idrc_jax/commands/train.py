@@ -155,7 +155,9 @@ def _learned(
             f"{loss}, {settings.train.loss.teacher or 'none'} and {settings.train.held_out}."
         )
     asked = settings.router
-    classifier = models.load_classifier(asked.classifier, kernel=settings.kernel)
+    named = config.several(asked.classifier, "router.classifier")
+    networks = [models.load_classifier(one, kernel=settings.kernel) for one in named]
+    classifier = networks[-1].at_levels(networks) if len(networks) > 1 else networks[0]
     worth = LevelWorth(classifier, scheme, asked.samples, asked.worth, tuple(settings.sampling.radii))
     return worth.learned(train_set, settings.seed, workdir)
 

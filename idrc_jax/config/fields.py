@@ -210,7 +210,11 @@ FIELDS = {
     "denoiser.scale_shift": Field(False, "the time scales and shifts the normalised, instead of being added"),
     "denoiser.resample": Field("conv", "between resolutions: conv, resnet"),
     "router.weights": Field("", "routed: the router that chooses the noise level (file or run's folder)"),
-    "router.classifier": Field("", "train a router, for this classifier (file or run's folder); see configs/router.py"),
+    "router.classifier": Field(
+        "",
+        "train a router, for this classifier (file or run's folder), or several, one for each of noise.levels, with "
+        "commas between; see configs/router.py",
+    ),
     "router.samples": Field(100, "to train one: votes of each image under each level"),
     "router.worth": Field(
         "radius", "to train one: what a level is worth at an image: its radius, or accuracy at sampling.radii"
@@ -263,7 +267,8 @@ PATHS = (
     "router.weights", "router.classifier",
     "paired.run", "paired.weights",
 )  # fmt: skip
-_SEVERAL = ("model.weights", "model.by_level")  # which a config file may give as a tuple, a command line with commas
+# Which a config file may give as a tuple, and a command line with commas.
+_SEVERAL = ("model.weights", "model.by_level", "router.classifier")
 
 
 def base() -> Config:

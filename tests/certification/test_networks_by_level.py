@@ -14,7 +14,7 @@ from idrc_jax import data, models, results, sampling
 from idrc_jax.certificates import confidence_bounds, schemes
 from idrc_jax.certification import estimate
 from idrc_jax.certification.in_memory import predict
-from idrc_jax.models import Classifier, denoised, ensemble
+from idrc_jax.models import Classifier, ensemble
 from idrc_jax.sampling import execution, random_keys
 from idrc_jax.sampling.vote_counter import VoteCounter
 
@@ -96,7 +96,9 @@ def test_votes_of_a_level_do_not_depend_on_the_networks_of_others(linear, large,
 
 def test_a_run_goes_on_with_its_own_networks_alone(linear, large, two, dataset, tmp_path):
     certify(two, dataset, tmp_path, indices=range(3))
-    for other in (linear.at_levels([linear, large]), linear.at_levels([linear, linear]), linear):
+    denoised = dataclasses.replace(linear, description={"denoiser": {"sigma": 0.5}})  # says so alone, here
+    others = ([linear, large], [linear, linear], [large, denoised])
+    for other in (*(linear.at_levels(networks) for networks in others), linear):
         with pytest.raises(ValueError, match="by_level"):
             certify(other, dataset, tmp_path, indices=range(3))
     assert len(certify(two, dataset, tmp_path, indices=range(3))) == 3
@@ -130,7 +132,7 @@ def test_networks_that_do_not_fit_are_refused(linear, large, two, dataset, tmp_p
     with pytest.raises(ValueError, match="a router of images"):
         linear.routed_by(two)
     with pytest.raises(ValueError, match="the denoiser in front of each of them"):
-        denoised(two, None, sigma=0.5)
+        models.denoised(two, None, sigma=0.5)
     with pytest.raises(ValueError, match="Expected single networks in an ensemble"):
         ensemble([two, linear])
 

@@ -73,6 +73,36 @@ def test_a_router_learns_from_images_that_the_classifier_has_held_out(named, dat
         worth_of(named, worth="much")
 
 
+def test_a_level_is_worth_what_its_own_network_makes_of_it(named, dataset, tmp_path):
+    known = {"data_sha256": dataset.fingerprint(), "held_out": 40, "seed": 7}
+    first, last = (
+        dataclasses.replace(
+            named, params=named.params[::turn], sha256=str(turn) * 32, description={"training": known | {"seed": seed}}
+        )
+        for turn, seed in ((-1, 7), (1, 8))
+    )
+    worth = worth_of(last.at_levels([first, last]), samples=20)
+    learned, worths = worth.learned(dataset, 3, tmp_path / "both")
+    out = np.intersect1d(*(validation.held_out(seed, 40, len(dataset)) for seed in (7, 8)))
+    np.testing.assert_array_equal(learned.images, dataset.images[out])
+    assert worths.described["by_level"] == [first.sha256, last.sha256]
+    free = [dataclasses.replace(one, description={}) for one in (first, last)]
+    worth_of(free[1].at_levels(free), samples=20).learned(dataset, 3, tmp_path / "all")
+    both = np.load(tmp_path / "all" / "level_votes.npy")
+    for number, one in enumerate(free):
+        worth_of(one, samples=20).learned(dataset, 3, tmp_path / str(number))
+        np.testing.assert_array_equal(both[:, number], np.load(tmp_path / str(number) / "level_votes.npy")[:, number])
+    assert np.any(both[:, 0] != np.load(tmp_path / "1" / "level_votes.npy")[:, 0])
+    with pytest.raises(ValueError, match="one classifier, or one for each of 2 levels, got 1 by level"):
+        worth_of(last.at_levels([first]))
+    with pytest.raises(ValueError, match="without a hash"):
+        worth_of(last.at_levels([first, dataclasses.replace(last, sha256="")]))
+    few = dataclasses.replace(last, description={"training": known | {"held_out": 1, "seed": 14}})
+    assert validation.held_out(14, 1, len(dataset))[0] not in validation.held_out(7, 40, len(dataset))
+    with pytest.raises(ValueError, match="Expected networks that all held some of the same images"):
+        worth_of(last.at_levels([first, few])).learned(dataset, 3, tmp_path / "none")
+
+
 @pytest.fixture(scope="module")
 def bright():
     """Images of two kinds, dark and bright, all of class 0."""
