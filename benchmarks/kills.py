@@ -32,6 +32,7 @@ from idrc_jax.results import audit_rows
 _DATA = ("--config.data.name=synthetic", "--config.devices=1")
 _TRAINING = (*_DATA, "--config.train.epochs=3", "--config.train.checkpoint_minutes=0")
 _VOTES = ("--config.data.skip=1", "--config.certify.n=2000", "--config.chunk=256")
+_JOBS = ("training", "certification", "audit")
 _SEARCH = ("images=12", "votes=400", "steps=4", "screening=100", "fractions=1.0,4.0", "saved=4")
 
 
@@ -158,7 +159,8 @@ def _log(folder: Path) -> str:
 
 def main() -> None:
     flags = argparse.ArgumentParser(prog="python -m benchmarks.kills", description=__doc__.partition("\n")[0])
-    flags.add_argument("--kills", type=int, default=99, help="in all, a third of them of each job")
+    flags.add_argument("--kills", type=int, default=99, help="in all, as many of each job")
+    flags.add_argument("--jobs", nargs="+", choices=_JOBS, default=_JOBS, help="which are killed")
     flags.add_argument("--seed", type=int, default=0, help="of the moments")
     flags.add_argument("--out", type=Path, help="folder for the runs, which stay there; by default they do not")
     asked = flags.parse_args()
@@ -166,11 +168,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         out = asked.out or Path(made)
         out.mkdir(parents=True, exist_ok=True)
-        wholes = {name: out / name for name in ("training", "certification", "audit")}
-        for part, (name, job) in enumerate(jobs(wholes["training"], wholes["certification"]).items()):
+        wholes = {name: out / name for name in _JOBS}
+        for name, job in jobs(wholes["training"], wholes["certification"]).items():
             seconds = run_whole(job, wholes[name])
             whole, draw = job.lines(wholes[name]), random.Random(f"{asked.seed} {name}")
-            wanted, kills, runs = (asked.kills + part) // len(wholes), 0, 0
+            if name not in asked.jobs:
+                continue
+            wanted, kills, runs = (asked.kills + asked.jobs.index(name)) // len(asked.jobs), 0, 0
             while kills < wanted:
                 runs += 1
                 kills += killed(job, out / f"{name}-{runs}", whole, seconds, draw, wanted - kills)
