@@ -9,8 +9,7 @@ Guarantee: under "this way is not taken" the p-value is at most t with probabili
 union: some level below s is sure of A, P_k(A) > t_k, or s is not sure of B, P_s(B) <= t_s. Each has its exact binomial
 p-value, and the largest of them is at most t only if that of the one that is true is (intersection-union test). Under a
 router the union is: the answer that leads to s has no more than half of the probability, or B is no likelier than A.
-Votes of all offsets of `splitting` are the truth: the p-value is 0 where another class is its answer, else 1. Votes
-whose logits are not finite are for no class, under any scheme: where there are no others, no class is the answer.
+Votes of all offsets of `splitting` are the truth: the p-value is 0 where another class is its answer, else 1.
 """
 
 import numpy as np
@@ -57,7 +56,7 @@ def p_value(scheme: Scheme, votes: np.ndarray, predict: int, way: int) -> tuple[
     """That of fresh votes int [levels, K + 1] for a way chosen beforehand, and the level whose votes decide it."""
     last, (level, rival) = len(votes) - 1, divmod(way, votes.shape[-1] - 1)
     if isinstance(scheme, Splitting):
-        return float(confidence_bounds.select(votes[0]) in (predict, confidence_bounds.ABSTAIN)), 0
+        return float(confidence_bounds.select(votes[0]) == predict), 0
     if isinstance(scheme, Routed):
         router = votes[routed.ROUTER]
         found = [

@@ -404,20 +404,6 @@ def test_the_way_in_which_a_class_loses_under_a_cascade():
         assert one[1] == other[1]
 
 
-@pytest.mark.parametrize(
-    "scheme", [schemes.Splitting(sigma=0.0136), schemes.Gaussian(0.5), CASCADE, schemes.Routed(0.5)]
-)
-def test_votes_without_finite_logits_are_no_break(scheme):
-    """Under no scheme; under splitting a vote for another class is one, if it is the only one."""
-    votes = np.zeros((schemes.level_count(scheme), 4), int)
-    votes[:, -1] = 12
-    for way in range(3, 6) if isinstance(scheme, schemes.Routed) else range(3):
-        assert breaks.p_value(scheme, votes, 0, way)[0] == 1
-    if isinstance(scheme, schemes.Splitting):
-        for one, p_value in (([1, 0, 0, 11], 1), ([0, 1, 0, 11], 0), ([1, 1, 0, 10], 1), ([0, 0, 0, 0], 1)):
-            assert breaks.p_value(scheme, np.array([one]), 0, 1) == (p_value, 0)
-
-
 @pytest.mark.parametrize("way", [0 * 2 + 1, 1 * 2 + 1, 2 * 2 + 1])
 def test_a_false_claim_about_a_cascade_has_a_small_p_value_as_rarely_as_it_says(way):
     """By the exact law of the votes, n = 30, for probabilities of class 0 at which the way is just not taken."""
