@@ -9,7 +9,8 @@ Guarantee: under "this way is not taken" the p-value is at most t with probabili
 union: some level below s is sure of A, P_k(A) > t_k, or s is not sure of B, P_s(B) <= t_s. Each has its exact binomial
 p-value, and the largest of them is at most t only if that of the one that is true is (intersection-union test). Under a
 router the union is: the answer that leads to s has no more than half of the probability, or B is no likelier than A.
-Votes of all offsets of `splitting` are the truth: the p-value is 0 where another class is its answer, else 1.
+Votes of all offsets of `splitting` are the truth: the p-value is 0 where A is not its answer, else 1. No answer, where
+no vote is for a class, is not A: a certificate says that A keeps votes.
 """
 
 import numpy as np

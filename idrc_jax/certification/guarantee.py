@@ -134,7 +134,8 @@ def check_fits(classifier: Classifier, dataset: data.Dataset) -> None:
             f"Expected images of shape {classifier.image_shape} as the classifier takes, got "
             f"{dataset.images.shape[1:]} in {dataset.source}{hint}"
         )
-    names, known = dataset.class_names, classifier.description.get("class_names")
+    names, networks = dataset.class_names, (classifier, *classifier.by_level)
+    known = next((one.description["class_names"] for one in networks if one.description.get("class_names")), None)
     if names and (len(names) != classifier.classes or (known and list(names) != list(known))):
         wanted = f", {_few(known)}" if known else ""
         raise ValueError(

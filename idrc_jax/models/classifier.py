@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,16 +111,20 @@ class Classifier(Interchangeable):
         first, *others = (dataclasses.replace(one, router=router) for one in self.implementations)
         return first.with_alternatives(*others)
 
-    def at_levels(self, networks: "Sequence[Classifier]") -> "Classifier":
+    def at_levels(self, networks: "Iterable[Classifier]") -> "Classifier":
         """The same classifier, and its implementations, with one network for each level of a `cascade` or `routed`.
 
         The classifier itself is what answers without noise: by convention the network of a cascade's last level.
 
         Args:
-          networks: that vote under each level, in the order of the scheme's `levels`.
+          networks: that vote under each level, in the order of the scheme's `levels`; at least one.
 
         Raises ValueError for networks of other images or classes, or with a router or networks by level of their own.
         """
+        networks = tuple(networks)
+        if not networks:
+            raise ValueError("Expected a network for each level, got none.")
+        known: list[str] = list(self.description.get("class_names", ()))
         for number, one in enumerate(networks, 1):
             if one.router is not None or one.by_level:
                 raise ValueError(f"Expected single networks by level, got more than one as number {number}.")
@@ -128,14 +132,20 @@ class Classifier(Interchangeable):
                 mine, other = getattr(self, name), getattr(one, name)
                 if mine != other:
                     raise ValueError(f"Expected networks by level of {name} {mine}, got {other} as number {number}.")
-            known, names = (described.get("class_names") for described in (self.description, one.description))
-            if known and names and list(known) != list(names):
+            names = list(one.description.get("class_names", ()))
+            if known and names and known != names:
                 raise ValueError(
                     f"Expected networks by level of the classes {', '.join(known[:5])} ..., got "
                     f"{', '.join(names[:5])} ... as number {number}."
                 )
-        first, *others = (dataclasses.replace(one, by_level=tuple(networks)) for one in self.implementations)
+            known = known or names
+        first, *others = (dataclasses.replace(one, by_level=networks) for one in self.implementations)
         return first.with_alternatives(*others)
+
+    @property
+    def networks(self) -> "tuple[Classifier, ...]":
+        """Itself, its router and its networks by level, as far as it has them."""
+        return (self, *((self.router,) if self.router else ()), *self.by_level)
 
     @functools.cached_property
     def structure(self) -> str:

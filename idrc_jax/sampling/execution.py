@@ -111,9 +111,12 @@ def check_networks(classifier: Classifier, scheme: Scheme) -> None:
 
 
 def unmeasured(classifier: Classifier, mesh: Mesh | None = None, chunk: int = 0) -> Execution:
-    """The classifier as it is, on all local devices and in the default chunk unless others are given."""
+    """The classifier as it is, on all local devices and in the default chunk unless others are given.
+
+    That is the smallest of its own, its router's and the networks' by level, which run in the same.
+    """
     mesh = mesh or devices.mesh()
-    return Execution(classifier, mesh, chunk or default_chunk(classifier, mesh))
+    return Execution(classifier, mesh, chunk or min(default_chunk(one, mesh) for one in classifier.networks))
 
 
 def default_chunk(classifier: Classifier, mesh: Mesh, memory: int = 0) -> int:

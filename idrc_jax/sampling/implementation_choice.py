@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import devices
-from idrc_jax.sampling.execution import Execution, check_chunk, unmeasured
+from idrc_jax.sampling.execution import Execution, check_chunk, largest_chunk, unmeasured
 from idrc_jax.sampling.implementation_choice_cache import ChoiceCache, identity
 from idrc_jax.sampling.implementation_contest import Contest, Trial, disagreements
 
@@ -49,7 +49,8 @@ def choose(
       folder: of what is remembered; the user's cache by default.
 
     A candidate that fails or disagrees is named in one warning, and so is a cache that cannot be written. A router and
-    the network of each level are chosen for by themselves, on the same devices in the same chunk.
+    the network of each level are chosen for by themselves, on the same devices in the same chunk, which is no larger
+    than fits each of them.
 
     Raises:
       ValueError: a chunk that cannot be (see `check_chunk`).
@@ -57,6 +58,9 @@ def choose(
     chosen = _choose(classifier, scheme, samples, seconds, mesh, chunk, trial, folder)
     if classifier.router is None and not classifier.by_level:
         return chosen
+    if not chunk:
+        most = min(largest_chunk(one, chosen.mesh) for one in classifier.networks)
+        chosen = replace(chosen, chunk=min(chosen.chunk, most))
 
     def fastest(network: Classifier) -> Classifier:
         return _choose(network, scheme, samples, seconds, chosen.mesh, chosen.chunk, trial, folder).classifier

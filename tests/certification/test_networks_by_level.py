@@ -15,7 +15,7 @@ from idrc_jax.certificates import confidence_bounds, schemes
 from idrc_jax.certification import estimate
 from idrc_jax.certification.in_memory import predict
 from idrc_jax.models import Classifier, ensemble
-from idrc_jax.sampling import execution, random_keys
+from idrc_jax.sampling import devices, execution, random_keys
 from idrc_jax.sampling.vote_counter import VoteCounter
 
 CASCADE = schemes.Cascade(sigma=0.5, levels=(1.0, 0.3), thresholds=(0.6,))
@@ -120,6 +120,15 @@ def test_networks_that_do_not_fit_are_refused(linear, large, two, dataset, tmp_p
     with pytest.raises(ValueError, match=r"of the classes a, b, c \.\.\., got a, c \.\.\. as number 1"):
         a.at_levels([b, a])
     assert a.at_levels([linear, a]).description == named
+    with pytest.raises(ValueError, match=r"of the classes a, b, c \.\.\., got a, c \.\.\. as number 2"):
+        linear.at_levels([a, b])
+    with pytest.raises(ValueError, match="Expected a network for each level, got none"):
+        linear.at_levels([])
+    assert len(linear.at_levels(iter([large, linear])).by_level) == 2
+    other = dataclasses.replace(linear, description={"class_names": ["c", "b", "a"]})
+    labelled = dataclasses.replace(dataset, class_names=("a", "b", "c"))
+    with pytest.raises(ValueError, match="Expected the classifier's 3 classes, c, b, a, got 3"):
+        level_runs.certify(linear.at_levels([other, linear]), CASCADE, labelled, tmp_path / "none")
     three = linear.at_levels([linear, large, linear])
     for classifier, scheme, wanted in (
         (three, CASCADE, "2 networks by level, one for each level of the scheme cascade, got 3"),
@@ -154,6 +163,20 @@ def test_networks_stay_with_each_implementation_are_chosen_for_by_themselves_and
     settings = idrc.certification.Settings(PLANS["fixed"], 0.01)
     assert estimate(made, scheme, dataset, np.arange(3), settings, chunk=16).samples == 3 * 3 * 220
     assert "3 networks, one a level" in repr(made)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_chunk_that_is_not_given_fits_each_network(linear, monkeypatch, order):
+    def wide(params, images):
+        return linear_logits(params, images) + 0 * jnp.sum(jnp.zeros((len(images), 40_000)), axis=1, keepdims=True)
+
+    both = [linear, dataclasses.replace(linear, apply_fn=wide)][::order]
+    monkeypatch.setattr(devices, "memory", lambda mesh: 2**23)
+    for chosen in (
+        sampling.implementation_choice.choose(both[-1].at_levels(both), CASCADE, samples=0),
+        execution.unmeasured(both[-1].at_levels(both)),
+    ):
+        assert chosen.chunk <= 2**23 // 2 // (4 * 4 * 40_000)
 
 
 def test_predictions_are_those_of_the_networks_or_abstentions(linear, large, two, dataset):
