@@ -111,12 +111,9 @@ def check_networks(classifier: Classifier, scheme: Scheme) -> None:
 
 
 def unmeasured(classifier: Classifier, mesh: Mesh | None = None, chunk: int = 0) -> Execution:
-    """The classifier as it is, on all local devices and in the default chunk unless others are given.
-
-    That is the smallest of its own, its router's and the networks' by level, which run in the same.
-    """
+    """The classifier as it is, on all local devices and in the default chunk unless others are given."""
     mesh = mesh or devices.mesh()
-    return Execution(classifier, mesh, chunk or min(default_chunk(one, mesh) for one in classifier.networks))
+    return Execution(classifier, mesh, chunk or default_chunk(classifier, mesh))
 
 
 def default_chunk(classifier: Classifier, mesh: Mesh, memory: int = 0) -> int:
@@ -140,8 +137,9 @@ def default_chunk(classifier: Classifier, mesh: Mesh, memory: int = 0) -> int:
 
 
 def largest_chunk(classifier: Classifier, mesh: Mesh, memory: int = 0) -> int:
-    """Samples, at least 2, whose intermediate results half of a device's memory holds, as far as can be told."""
-    return max(2, (memory or devices.memory(mesh)) // 2 // (4 * classifier.largest_intermediate))
+    """Samples, at least 2, whose intermediate results half of a device's memory holds, as far as can be told, whichever
+    of the classifier's networks makes them."""
+    return max(2, (memory or devices.memory(mesh)) // 2 // (4 * _largest_intermediate(classifier)))
 
 
 def check_chunk(classifier: Classifier, mesh: Mesh | None, chunk: int) -> None:
@@ -150,9 +148,14 @@ def check_chunk(classifier: Classifier, mesh: Mesh | None, chunk: int) -> None:
         return
     validate.at_least("chunk", chunk, 2)
     memory = devices.memory(mesh or devices.mesh(1))
-    most = memory // classifier.largest_intermediate
+    most = memory // _largest_intermediate(classifier)
     if chunk > most:
         raise ValueError(
             f"Expected chunk <= {most:,}, as much of this network as {memory / 2**30:.1f} GiB of memory hold, got "
             f"{chunk:,}."
         )
+
+
+def _largest_intermediate(classifier: Classifier) -> int:
+    """Bytes a sample of the largest array that any of its networks computes: they run in chunks of one size."""
+    return max(one.largest_intermediate for one in classifier.networks)

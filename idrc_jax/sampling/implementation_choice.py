@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import devices
-from idrc_jax.sampling.execution import Execution, check_chunk, largest_chunk, unmeasured
+from idrc_jax.sampling.execution import Execution, check_chunk, unmeasured
 from idrc_jax.sampling.implementation_choice_cache import ChoiceCache, identity
 from idrc_jax.sampling.implementation_contest import Contest, Trial, disagreements
 
@@ -58,9 +58,6 @@ def choose(
     chosen = _choose(classifier, scheme, samples, seconds, mesh, chunk, trial, folder)
     if classifier.router is None and not classifier.by_level:
         return chosen
-    if not chunk:
-        most = min(largest_chunk(one, chosen.mesh) for one in classifier.networks)
-        chosen = replace(chosen, chunk=min(chosen.chunk, most))
 
     def fastest(network: Classifier) -> Classifier:
         return _choose(network, scheme, samples, seconds, chosen.mesh, chosen.chunk, trial, folder).classifier
