@@ -67,7 +67,7 @@ class Execution:
         return replace(self, classifier=network_at(self.classifier, scheme, level))
 
     def describe(self) -> dict[str, Any]:
-        """As a manifest's session holds it."""
+        """As a manifest's session holds it: of the classifier itself where others vote under some levels."""
         device = self.mesh.devices.flat[0].device_kind
         return {
             "devices": self.mesh.size,
