@@ -132,6 +132,9 @@ def test_weights_that_know_nothing_leave_all_to_the_config(run):
     assert "Expected --config.noise.sigma, in pixel units" in running.refused(certify.main, f"--workdir={run}", ONE)
     error = running.refused(certify.main, f"--workdir={run}", ONE, "--config.noise.sigma=0.5")
     assert "4 classes, got 9 in digits" in error
+    for name in ("model.by_level", "model.weights"):  # of several, too
+        error = running.refused(certify.main, f"--workdir={run / 'out'}", ONE, f"--config.{name}={run},{run}")
+        assert "Expected --config.noise.sigma, in pixel units" in error
 
 
 def test_data_that_are_gone_are_one_line_that_names_them(run):
