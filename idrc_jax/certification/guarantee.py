@@ -57,7 +57,7 @@ def describe_guarantee(
         **({"router": _router(classifier.router)} if classifier.router and isinstance(scheme, Routed) else {}),
     }
     if classifier.by_level and isinstance(scheme, Cascade | Routed):
-        others["by_level"] = [_of_level(one) for one in classifier.by_level]
+        others["by_level"] = [describe_network(one) for one in classifier.by_level]
     _check_fields(scheme, others)
     return describe(scheme) | others
 
@@ -93,8 +93,8 @@ def _router(router: Classifier) -> dict[str, Any]:
     return {**_weights(router), "answers": router.classes, **_network(router.description)}
 
 
-def _of_level(network: Classifier) -> dict[str, Any]:
-    """What the votes of a level's own network depend on."""
+def describe_network(network: Classifier) -> dict[str, Any]:
+    """What the votes of a network depend on, such as a level's own."""
     denoiser = network.description.get("denoiser")
     return {**_weights(network), **_network(network.description), **({"denoiser": denoiser} if denoiser else {})}
 

@@ -160,8 +160,10 @@ def predict(
       adaptive: stop as soon as the class is clear (`confidence_bounds.predict_sequential`), after at most n samples.
       Others: as for `certify`; an index may come twice, and there may be no image.
 
-    Guarantee: for each image on its own, with probability at least 1 - alpha it returns the smoothed
-    classifier's prediction or abstains.
+    Guarantee: for each image on its own, with probability at least 1 - alpha it returns the smoothed classifier's
+    prediction or abstains. Under exact noise at least 1 - alpha - n v, v being what the drawn law may be wrong by at
+    the image's level (`normal_thresholds.total_variation`), under `routed` the router level's and the chosen level's
+    together; a cascade's bounds have paid (docs/explanation/certificates.md).
 
     Returns:
       int64 [N]; -1 where the votes do not tell.

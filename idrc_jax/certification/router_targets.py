@@ -1,5 +1,6 @@
 """What a router learns from: how much each noise level is worth at images that its classifier was not trained on."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,15 +10,16 @@ from scipy import special
 
 from idrc_jax import data, sampling
 from idrc_jax.certificates.schemes import Gaussian, Routed, least_levels
-from idrc_jax.core import files, validate
-from idrc_jax.core.json_values import Json
+from idrc_jax.certification.guarantee import describe_network
+from idrc_jax.core import arrays, files, validate
+from idrc_jax.core.json_values import Json, as_json, differences, parsed, require
 from idrc_jax.core.progress import Progress
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import random_keys
 from idrc_jax.training import Worths, validation
 
 WORTHS = ("radius", "accuracy")
-_VOTES = "level_votes.npy"
+_VOTES = "level_votes.npz"
 _BLOCK = 500  # images
 _BRANCH = 4  # of the stage of training, and those after it: the keys of votes under the levels
 
@@ -132,12 +134,9 @@ class LevelWorth:
 
     def _right(self, images: np.ndarray, labels: np.ndarray, seed: int, file: Path) -> np.ndarray:
         """Votes for the true class under each level, int [N, levels]: counted, or read where a call before has."""
-        shape = (len(images), len(self._levels))
+        shape, of = (len(images), len(self._levels)), self._votes_of(images, labels, seed)
         if file.is_file():
-            right = np.load(file)
-            if right.shape != shape:
-                raise ValueError(f"Expected votes {list(shape)} in {file}, got {list(right.shape)}: remove it.")
-            return right
+            return _read(file, shape, of)
         stage = random_keys.stage(random_keys.root(seed), random_keys.TRAINING)
         keys = [jax.random.fold_in(stage, _BRANCH + number) for number in range(shape[1])]
         right, progress = np.zeros(shape, np.int64), Progress("router targets", len(images), 0, unit="images")
@@ -153,5 +152,38 @@ class LevelWorth:
         progress.close()
         files.make_folder(file.parent)
         with files.replacing(file) as fresh, fresh.open("wb") as stream:
-            np.save(stream, right)
+            np.savez(stream, right=right, of=json.dumps(of))
         return right
+
+    def _votes_of(self, images: np.ndarray, labels: np.ndarray, seed: int) -> Json:
+        """All that the votes depend on, as JSON gives it back."""
+        networks = [describe_network(network) for network in self._networks]
+        return as_json(
+            {
+                **{f"network.{number}.{name}": one for number, of in enumerate(networks) for name, one in of.items()},
+                "levels": self._levels.tolist(),
+                "samples": self.samples,
+                "seed": seed,
+                "data_sha256": data.from_arrays(images, labels).fingerprint(),
+            }
+        )
+
+
+def _read(file: Path, shape: tuple[int, int], of: Json) -> np.ndarray:
+    """Votes that a call before has counted; ValueError for a damaged file, or votes of anything else."""
+    try:
+        found = arrays.read_npz(file, ("right", "of"))
+        right, then = found["right"], parsed(str(found["of"]))
+        require(then, dict, "of", file)
+        if then == of and (right.shape, right.dtype) != (shape, np.int64):
+            raise ValueError(f"{right.dtype} {list(right.shape)} in the place of int64 {list(shape)}")
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"Expected the votes of each level in {file}, which is damaged ({error}): remove it."
+        ) from None
+    if then != of:
+        raise ValueError(
+            f"Expected votes of the same networks, images, levels, samples and seed in {file}, got others: "
+            f"{differences(then, of)}; use another workdir, or remove the file."
+        )
+    return right

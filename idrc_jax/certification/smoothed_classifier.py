@@ -108,7 +108,8 @@ class SmoothedClassifier:
           key: instead of the seed, a typed key.
 
         Guarantee: for each image on its own, with probability at least 1 - alpha over the noise, the class is that of
-        the smoothed classifier, or it abstains.
+        the smoothed classifier, or it abstains; under exact noise with that of
+        `idrc.predict`, n = n_predict.
         """
         seed, pixels = _seed(seed, key), data.to_unit(arguments.check_pixels(images, self._classifier))
         made = predict_by(

@@ -155,8 +155,9 @@ def take_from_run(values: flags.FlagValues, command: str) -> str:
     run = None if config.model.factory else run_memory.read(where)
     given = config_of_file() if _config_file(sys.argv)[0] else None
     said = config_flags.get_override_values(values["config"])
-    known = given is not None or "noise.sigma" in said or (run is not None and "noise.sigma" in run.settings)
-    there = config.model.factory or _are_weights(where)
+    remembered = {} if run is None else {**run.settings, **run.differing}
+    known = given is not None or "noise.sigma" in said or "noise.sigma" in remembered
+    there = config.model.factory or any(map(_are_weights, fields.several(where)))
     if there and not known and "noise.sigma" in command_fields.READS[command]:
         raise ValueError(
             "Expected --config.noise.sigma, in pixel units, such as 0.25, with a network that does not say under which "

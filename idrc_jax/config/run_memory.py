@@ -15,6 +15,7 @@ from typing import Any
 
 from idrc_jax import data
 from idrc_jax.certificates import schemes
+from idrc_jax.certificates.sampling_plans import Fixed
 from idrc_jax.config.command_fields import READS
 from idrc_jax.config.fields import FIELDS, PATHS, Config, get, put, several
 from idrc_jax.core import files
@@ -126,6 +127,10 @@ def _read_one(where: str) -> Run | None:
             f"Expected a run's settings, got {folder / NAME}, which is damaged: remove it, and name by flags what the "
             "weights do not know."
         ) from None
+    if file.get("sampling.plan") == Fixed.name:  # the default once: a file that names it looks like one that does not
+        file["sampling.plan"] = ""
+        if settings["sampling.plan"] == Fixed.name:
+            settings["sampling.plan"] = ""
     return Run(str(where), settings, file, training)
 
 

@@ -172,8 +172,8 @@ def spacing(indices: Sequence[int]) -> tuple[int, int, int] | None:
 
 def command(results: Results) -> str | None:
     """The command that makes a run's rows anew, on the classifier that its manifest names; None where it cannot: for
-    another project's file, images that were in memory, a scheme of the user's own, a part of a run's votes, or a
-    certificate that rests on another run.
+    another project's file, images that were in memory, a scheme of the user's own, a part of a run's votes, a
+    certificate that rests on another run, or networks by level that no `model.by_level` gives.
 
     FOLDER stands for the data set's place, WEIGHTS (WEIGHTS1, WEIGHTS2 ... by level), DENOISER and ROUTER for
     weights that no call named.
@@ -185,7 +185,7 @@ def command(results: Results) -> str | None:
         return None
     sessions = results.manifest["sessions"]
     plan, name = sampling_plans.from_description(made), made["data"].partition("/")[0]
-    if name == "arrays":
+    if name == "arrays" or not _alike(made.get("by_level", [])):
         return None
     scheme = schemes.describe(schemes.from_description(made))
     fields = {"data.name": name} if name in _WITHOUT_FILES else {"data.name": name, "data.dir": "FOLDER"}
@@ -223,6 +223,16 @@ def command(results: Results) -> str | None:
     config = "imagenet.py" if name == "imagenet" else "cifar10.py"
     arguments = [f"--config.{key}={_text(value)}" for key, value in fields.items() if value != ()]
     return shlex.join(["idrc-certify", f"--config={config}", "--workdir=OUT", *arguments])
+
+
+def _alike(networks: Sequence[Json]) -> bool:
+    """Whether a manifest's networks by level are as `model.by_level` has them: single ones from files, of one compute
+    type, behind one denoiser or none."""
+    return all(
+        not one.keys() & {"members", "factory"}
+        and all(one.get(name) == networks[-1].get(name) for name in ("dtype", "denoiser"))
+        for one in networks
+    )
 
 
 def _text(value: object) -> str:

@@ -1,6 +1,7 @@
 """Routers in training: what levels are worth, from which images, and that the router learns to choose."""
 
 import dataclasses
+import io
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +29,10 @@ def worth_of(classifier, **more):
     return LevelWorth(classifier, SCHEME, **{"samples": 50} | more)
 
 
+def votes_in(folder):
+    return np.load(folder / "level_votes.npz")["right"]
+
+
 def test_a_level_is_worth_its_radius_or_how_many_of_some_radii_it_reaches(named):
     right = np.array([[50, 50], [25, 30], [0, 26]])
     by_radius = worth_of(named).of_votes(right)
@@ -41,7 +46,7 @@ def test_a_level_is_worth_its_radius_or_how_many_of_some_radii_it_reaches(named)
 def test_worths_are_by_votes_under_each_level_and_labels_are_the_best_of_them(named, dataset, tmp_path):
     worth = worth_of(named, samples=40)
     learned, worths = worth.learned(dataset, 3, tmp_path)
-    kept = np.load(tmp_path / "level_votes.npy")
+    kept = votes_in(tmp_path)
     images, every = data.to_unit(dataset.images), np.arange(len(dataset.images))
     stage = random_keys.stage(random_keys.root(3), random_keys.TRAINING)
     for number, level in enumerate((1.0, 0.25)):
@@ -56,6 +61,46 @@ def test_worths_are_by_votes_under_each_level_and_labels_are_the_best_of_them(na
     assert set(learned.labels[~clear]) <= {1}  # the smaller level of equals
     again, _ = worth.learned(dataset, 3, tmp_path)
     np.testing.assert_array_equal(again.labels, learned.labels)
+
+
+def test_votes_of_anything_else_are_refused(named, dataset, tmp_path):
+    """Where only votes were counted before: other networks, their order, images, labels, levels, samples, seed."""
+    first, last = (
+        dataclasses.replace(named, params=named.params[::turn], sha256=str(turn + 1) * 32) for turn in (-1, 1)
+    )
+    worth, file = worth_of(last.at_levels([first, last]), samples=8), tmp_path / "level_votes.npz"
+    _, made = worth.learned(dataset, 3, tmp_path)
+    kept = file.read_bytes()
+    other = dataclasses.replace(dataset, images=255 - dataset.images)
+    named_anew = dataclasses.replace(dataset, labels=(dataset.labels + 1) % 3)
+    normalised = dataclasses.replace(last, description={"imported": True, "mean": [0.5]})
+    levels = schemes.Routed(sigma=0.5, levels=(0.5, 2.0), router_level=1.0)
+    for changed, images, seed, said in (
+        (dataclasses.replace(worth, classifier=last.at_levels([last, first])), dataset, 3, "network.0.weights_sha256"),
+        (dataclasses.replace(worth, classifier=last.at_levels([first, normalised])), dataset, 3, "network.1.mean"),
+        (dataclasses.replace(worth, scheme=levels), dataset, 3, "levels was"),
+        (dataclasses.replace(worth, samples=9), dataset, 3, "samples was 8, is 9"),
+        (worth, dataset, 4, "seed was 3, is 4"),
+        (worth, other, 3, "data_sha256 was"),
+        (worth, named_anew, 3, "data_sha256 was"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"^Expected votes of the same networks.*got others: {said}.*remove the file"
+        ):
+            changed.learned(images, seed, tmp_path)
+    for damaged in (kept[:-30], b"", b"no archive", np.arange(3).tobytes()):
+        file.write_bytes(damaged)
+        with pytest.raises(
+            ValueError, match=r"^Expected the votes of each level in .*npz, which is damaged \(.*\): remove"
+        ):
+            worth.learned(dataset, 3, tmp_path)
+    of = np.load(io.BytesIO(kept))["of"]
+    for right in (np.zeros((60, 3), np.int64), np.zeros((60, 2))):
+        np.savez(file, right=right, of=of)
+        with pytest.raises(ValueError, match=r"damaged \(\w+64 \[60, \d\] in the place of int64 \[60, 2\]\): remove"):
+            worth.learned(dataset, 3, tmp_path)
+    file.write_bytes(kept)
+    np.testing.assert_array_equal(worth.learned(dataset, 3, tmp_path)[1].values, made.values)
 
 
 def test_a_router_learns_from_images_that_the_classifier_has_held_out(named, dataset, tmp_path):
@@ -88,11 +133,11 @@ def test_a_level_is_worth_what_its_own_network_makes_of_it(named, dataset, tmp_p
     assert worths.described["by_level"] == [first.sha256, last.sha256]
     free = [dataclasses.replace(one, description={}) for one in (first, last)]
     worth_of(free[1].at_levels(free), samples=20).learned(dataset, 3, tmp_path / "all")
-    both = np.load(tmp_path / "all" / "level_votes.npy")
+    both = votes_in(tmp_path / "all")
     for number, one in enumerate(free):
         worth_of(one, samples=20).learned(dataset, 3, tmp_path / str(number))
-        np.testing.assert_array_equal(both[:, number], np.load(tmp_path / str(number) / "level_votes.npy")[:, number])
-    assert np.any(both[:, 0] != np.load(tmp_path / "1" / "level_votes.npy")[:, 0])
+        np.testing.assert_array_equal(both[:, number], votes_in(tmp_path / str(number))[:, number])
+    assert np.any(both[:, 0] != votes_in(tmp_path / "1")[:, 0])
     with pytest.raises(ValueError, match="one classifier, or one for each of 2 levels, got 1 by level"):
         worth_of(last.at_levels([first]))
     with pytest.raises(ValueError, match="without a hash"):

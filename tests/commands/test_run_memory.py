@@ -5,8 +5,10 @@ import shutil
 
 import pytest
 import running
+import trained_runs
 
 from idrc_jax import config, models, results
+from idrc_jax.certificates.sampling_plans import Exhaustive
 from idrc_jax.commands import audit, certify, predict, train
 from idrc_jax.config import run_memory
 
@@ -132,6 +134,9 @@ def test_weights_that_know_nothing_leave_all_to_the_config(run):
     assert "Expected --config.noise.sigma, in pixel units" in running.refused(certify.main, f"--workdir={run}", ONE)
     error = running.refused(certify.main, f"--workdir={run}", ONE, "--config.noise.sigma=0.5")
     assert "4 classes, got 9 in digits" in error
+    for name in ("model.by_level", "model.weights"):  # of several, too
+        error = running.refused(certify.main, f"--workdir={run / 'out'}", ONE, f"--config.{name}={run},{run}")
+        assert "Expected --config.noise.sigma, in pixel units" in error
 
 
 def test_data_that_are_gone_are_one_line_that_names_them(run):
@@ -172,6 +177,26 @@ def test_paths_are_kept_whole(monkeypatch, tmp_path):
     run_memory.save(tmp_path, config.base(), made)
     kept = json.loads((tmp_path / run_memory.NAME).read_text())
     assert (kept["file"]["data.dir"], kept["settings"]["data.dir"]) == ("", str(tmp_path / "images"))
+
+
+@pytest.mark.parametrize(
+    ("file", "trained", "taken"),
+    [("fixed", "fixed", ""), ("fixed", "to_radius", "to_radius"), ("", "fixed", "fixed")],
+)
+def test_a_plan_that_was_the_default_once_is_not_one_that_was_named(tmp_path, file, trained, taken):
+    """Under splitting all offsets are drawn where nobody named a plan; a config file without one changes nothing."""
+    trained_runs.save(tmp_path / "run", 0)
+    kept = json.loads((tmp_path / "run" / run_memory.NAME).read_text())
+    kept["file"]["sampling.plan"], kept["settings"]["sampling.plan"] = file, trained
+    (tmp_path / "run" / run_memory.NAME).write_text(json.dumps(kept))
+    made, run = config.base(), run_memory.read(tmp_path / "run")
+    assert run_memory.taken(run, ["sampling.plan"], {}, config.base()) == {"sampling.plan": taken}
+    told = run_memory.take(made, run, "certify", ["noise.scheme"], None)
+    assert made.sampling.plan == taken
+    assert ("sampling.plan" in told) == bool(taken)
+    made.noise.scheme, made.noise.sigma = "splitting", 0.1
+    if not taken:
+        assert config.settings(made).plan == Exhaustive(88)
 
 
 RUN = run_memory.Run(

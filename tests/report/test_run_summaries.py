@@ -149,6 +149,30 @@ def test_no_command_for_others_files_and_schemes_of_ones_own():
     assert run_summaries.command(results([0.5], scheme="my own")) is None
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_no_command_for_networks_by_level_that_none_gives(place):
+    """Ensembles, code, and levels of several compute types or denoisers, at either place."""
+    made = read_results(RUNS[0])
+
+    def asked(networks):
+        guarantee = made.manifest["guarantee"] | {"by_level": networks}
+        return run_summaries.command(dataclasses.replace(made, manifest=made.manifest | {"guarantee": guarantee}))
+
+    one = {"weights_sha256": "0" * 64, "dtype": made.manifest["guarantee"]["dtype"]}
+    behind = one | {"denoiser": {"sigma": 0.5, "steps": 1}}
+    for network, beside in (
+        (one | {"members": [one, one]}, one),
+        (one | {"members": [one, one, one], "consensus": 2}, one),
+        (one | {"factory": "mine:make"}, one),
+        (one | {"dtype": "bfloat16"}, one),
+        (behind, one),
+        (behind, one | {"denoiser": {"sigma": 1.0, "steps": 1}}),
+    ):
+        assert asked([network, beside] if place == 0 else [beside, network]) is None
+    for network in (one, behind):
+        assert "--config.model.by_level=WEIGHTS1,WEIGHTS2" in asked([network, network])
+
+
 def test_class_names(tmp_path):
     assert class_names.known("cifar10/test")[3] == "cat"
     assert class_names.known("digits/test") == ()
