@@ -308,6 +308,8 @@ def several(paths: object, field: str = _SEVERAL[0]) -> tuple[str, ...]:
     """
     if isinstance(paths, os.PathLike | str):
         text = os.fspath(paths)
+        if text.startswith("(") and not os.path.exists(text):
+            raise ValueError(f"Expected {field} to be a path, or several with commas between as in A,B, got {text}.")
         paths = (text,) if os.path.exists(os.path.expanduser(text)) else tuple(text.split(",")) if text else ()
     if not isinstance(paths, tuple) or not all(isinstance(path, str) and path.strip() for path in paths):
         raise ValueError(f"Expected {field} to be a path, or several with commas between, got {paths!r}.")

@@ -48,7 +48,10 @@ def weights_file(path: str | Path) -> Path:
     """Find the weights in a run's folder, or take the file itself; ValueError where there is none."""
     file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise ValueError(f"Expected trained weights at {file}, got no such file. Train first, or name another.")
+        raise ValueError(
+            f"Expected trained weights at {file}, got no such file. Train first, or name another: model.weights, or "
+            "model.by_level for one a level."
+        )
     return file
 
 

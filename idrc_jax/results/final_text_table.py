@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from idrc_jax.certificates import Exhaustive, confidence_bounds, schemes
+from idrc_jax.core.json_values import Json
 from idrc_jax.results.metrics import (
     RADII_IN,
     base_accuracy,
@@ -106,8 +107,8 @@ def _reach(results: Results) -> list[str]:
     votes = f"all {made['n']:,} offsets" if exact else f"n {made['n']:,}, alpha {made['alpha']:g}"
     norm = norm_of([results])
     return [
-        f"No {norm} radius above {value_text(largest, norm, math.ceil)} is within reach of {votes} and sigma "
-        f"{made['sigma']:g}, even if all votes agree."
+        f"No {norm} radius above {value_text(largest, norm, math.ceil)} is within reach of {votes} and {_noise(made)}, "
+        "even if all votes agree."
     ]
 
 
@@ -133,7 +134,7 @@ def _levels(results: Results) -> list[str]:
     if not any(row.votes_by_level for row in results.rows):
         return []
     drawn = sum(len(row.votes_by_level or ()) for row in results.rows) / len(results.rows)
-    told = ", ".join(f"{level:.4g} of {count}" for level, count in sorted(levels.items(), reverse=True))
+    told = ", ".join(f"{level:.4g} of {count} images" for level, count in sorted(levels.items(), reverse=True))
     return [f"The radius is from level {told or 'none'}; {drawn:.2f} levels an image had votes."]
 
 
@@ -164,10 +165,19 @@ def _title(results: Results) -> str:
     votes = f"n0 {made['n0']:,}, n {made['n']:,}{drawn}, alpha {made['alpha']:g}"
     if made["plan"] == Exhaustive.name:
         votes = f"exact: all {made['n']:,} offsets"
+    exact = ", exact noise" if made.get("exact") else ""
     return (
-        f"{made['scheme']}, sigma {made['sigma']:g}{ref}{several}, {len(results.rows)} images of {made['data']}, "
+        f"{made['scheme']}, {_noise(made)}{exact}{ref}{several}, {len(results.rows)} images of {made['data']}, "
         f"{votes}, {made['certificate']}" + (f", k {made['k']}" if "k" in made else "")
     )
+
+
+def _noise(made: Json) -> str:
+    """The parameter sigma or, under a scheme of several levels, these."""
+    if made["scheme"] not in (schemes.Cascade.name, schemes.Routed.name):
+        return f"sigma {made['sigma']:g}"
+    levels = "levels " + ", ".join(f"{made['sigma'] * level:g}" for level in made["levels"])
+    return levels + (f", router at {made['sigma'] * made['router_level']:g}" if "router_level" in made else "")
 
 
 def _accuracy(radii: np.ndarray | None, radius: float) -> str:

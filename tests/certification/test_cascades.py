@@ -83,7 +83,7 @@ def test_stored_votes_give_the_rows_again_and_other_settings_are_refused(linear,
     with pytest.raises(ValueError, match=r"threshold 0\.6 of level 0\.5"):
         certification.certify_dataset(linear, SCHEME, dataset, np.arange(24), few, tmp_path / "few", chunk=64)
     table = results.summary_table(read)
-    assert "cascade, sigma 0.5" in table
+    assert "cascade, levels 0.5, 0.15, " in table
     assert "The radius is from level 0.5 of " in table
     assert run_summaries.spending(read).samples == sum(row.samples for row in read.rows)
     assert {"--config.noise.levels=(1.0, 0.3,)", "--config.noise.thresholds=(0.6,)"} <= set(

@@ -94,7 +94,7 @@ def test_stored_votes_give_the_rows_again_and_rows_that_were_changed_are_refused
         idrc.recertify.recertify(read, n=100)
     assert results.largest_radius(read) >= max(row.radius for row in read.rows)
     table = results.summary_table(read)
-    assert "routed, sigma 0.5" in table
+    assert "routed, levels 0.15, 0.5, router at 0.2, " in table
     assert "The radius is from level 0." in table
     assert run_summaries.spending(read).samples == sum(row.samples for row in read.rows)
     assert {

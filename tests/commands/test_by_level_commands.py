@@ -33,11 +33,11 @@ def certified(place):
     out = place / "certified"
     status, told, error = running.run(certify.main, f"--workdir={out}", *CASCADE, by_level(place, 0, 1), *FEW)
     assert status == 0, error
-    return out, told
+    return out, told, error
 
 
 def test_networks_by_level_are_told_like_one_network(place, certified):
-    out, told = certified
+    out, told, error = certified
     made = json.loads((out / "manifest.json").read_text())
     guarantee, session = made["guarantee"], made["sessions"][0]
     first, last = (models.load_classifier(place / f"{number}").sha256 for number in range(2))
@@ -45,7 +45,10 @@ def test_networks_by_level_are_told_like_one_network(place, certified):
     assert guarantee["weights_sha256"] == last
     assert session["by_level"] == by_level(place, 0, 1).partition("=")[2]
     assert [one["training"]["seed"] for one in session["networks"]] == [0, 1]
-    assert "2 networks, one a level" in told
+    assert "cascade, levels 0.5, 0.25, 2 networks, one a level, " in told
+    assert "and levels 0.5, 0.25, even if all votes agree" in told
+    assert "note: network 2 was trained at σ = 0.5, and votes at 0.25.\n" in error
+    assert "network 1 was" not in error
     read = results.read_results(out)
     assert runs.trained_under(read) == "gaussian, σ = 0.5"
     command = run_summaries.command(read)
@@ -57,7 +60,7 @@ def test_networks_by_level_are_told_like_one_network(place, certified):
 
 
 def test_they_go_on_with_themselves_alone_are_audited_and_predict(place, certified):
-    out, _ = certified
+    out, _, _ = certified
     given = (by_level(place, 0, 1), ONE)
     light = [f"--config.audit.{name}" for name in ("images=1", "votes=100", "screening=100", "steps=1", "samples=8")]
     status, _, error = running.run(audit.main, str(out), *given, *light)
@@ -85,6 +88,10 @@ def test_what_cannot_be_is_one_line(place, tmp_path):
         ((*CASCADE, both, "--config.model.factory=a:b"), "Expected model.factory or model.by_level, got both"),
         ((*CASCADE, both, "--config.model.consensus=2"), "Expected model.consensus = 0 with 1 network, got 2"),
         ((*CASCADE, f"{both},"), "Expected model.by_level to be a path, or several with commas between, got"),
+        (
+            (*CASCADE, f"--config.model.by_level=('{place / '0'}','{place / '1'}')"),
+            "Expected model.by_level to be a path, or several with commas between as in A,B, got ('",
+        ),
         ((*CASCADE, by_level(place, 0, "none")), "Expected trained weights at"),
     ):
         assert message in running.refused(certify.main, work, ONE, *given)
