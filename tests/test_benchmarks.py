@@ -17,6 +17,7 @@ from scipy import stats
 
 from benchmarks import (
     any_network,
+    cascades,
     contest,
     ensembles,
     gpu,
@@ -32,7 +33,7 @@ from benchmarks import (
 )
 from benchmarks.contest import OURS, TORCH, Variant
 from benchmarks.fuzzing import mutations
-from idrc_jax import data, models, sampling, training
+from idrc_jax import data, models, results, sampling, training
 from idrc_jax.sampling import devices, random_keys
 
 WEIGHTS = ROOT / "checkpoints" / "cifar10_resnet20_gaussian_0.25.safetensors"
@@ -748,3 +749,15 @@ def test_damage_is_drawn_from_a_seed_and_never_fails(name):
     assert len(set(made)) > 100
     for damaged in (b"", *made):  # damage of what is damaged
         mutations.damaged(damaged, kinds, draw)
+
+
+def test_a_cascade_of_stored_votes_is_between_its_large_level_and_the_better_of_both():
+    folder = ROOT / "results"
+    large, small = (results.read_results(folder / f"cifar10_resnet20_{sigma}/consistency") for sigma in ("0.5", "0.25"))
+    found = cascades.radii(results.Results(large.rows[:60], large.manifest, large.path), small)
+    alone, either = found["σ = 0.5"], found["either"]
+    assert 20 < np.sum(alone > 0) < len(alone) == 60
+    assert np.all(found["cascade, threshold 0.5"] > alone - 0.03)
+    assert np.sum(found["cascade, threshold 0.9"] > alone) > 5
+    for threshold in cascades.THRESHOLDS:
+        assert np.all(found[f"cascade, threshold {threshold:g}"] <= either)

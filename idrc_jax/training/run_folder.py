@@ -33,9 +33,11 @@ def open_run(workdir: Path, description: Description, mesh: Mesh) -> TrainingChe
 def recorded_held_out(workdir: Path) -> int | None:
     """How many images the run in the folder holds out; None where none was begun there that can be read."""
     try:
-        return files.read_json(workdir / _CONFIG)["training"].get("held_out", 0)
-    except (OSError, ValueError, KeyError):
+        training = files.read_json(workdir / _CONFIG)["training"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    count = training.get("held_out", 0) if isinstance(training, dict) else None
+    return count if isinstance(count, int) else None
 
 
 def same_or_refuse(path: Path, description: Description) -> None:

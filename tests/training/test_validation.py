@@ -307,3 +307,20 @@ def test_weights_that_eval_only_cannot_judge_are_one_line(validated, tmp_path, c
 def test_eval_only_without_weights_is_one_line(tmp_path):
     said = running.refused(train.main, "--eval_only", f"--workdir={tmp_path / 'none'}", *GIVEN)
     assert str(tmp_path / "none") in said
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ('{"training": {"held_out": 7}}', 7),
+        ('{"training": {}}', 0),
+        ('{"training": "x"}', None),
+        ('{"training": {"held_out": "7"}}', None),
+        ("[1]", None),
+        ("{", None),
+        ("{}", None),
+    ],
+)
+def test_what_a_damaged_run_held_out_is_not_known(text, count, tmp_path):
+    (tmp_path / "train_config.json").write_text(text)
+    assert training.recorded_held_out(tmp_path) == count

@@ -1,0 +1,70 @@
+"""What a cascade of two runs' networks would certify, by the runs' own votes: a table of docs/how_to/choosing_noise.md.
+
+The runs are of constant noise on the same images, the larger level first, under a plan without selection votes. Each
+image's votes of both are certified as a cascade's, for several thresholds. "either" is no certificate: of each image
+the larger radius of both, as if it were known beforehand which level is the better one.
+
+A plan stops where its one level has reached a radius that was asked for, at which a cascade, with a share of alpha,
+just misses it: accuracies are taken .05 below.
+
+Command:   python -m benchmarks.cascades RUN OF_SMALLER_LEVEL
+"""
+
+import sys
+
+import numpy as np
+
+from idrc_jax import results
+from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
+from idrc_jax.certificates.sampling_plans import LevelVotes
+from idrc_jax.results import Results, Row
+from idrc_jax.several_levels import cascade
+
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+RADII = (0.2, 0.45, 0.7, 0.95, 1.2, 1.45)
+
+
+def right(row: Row) -> float:
+    """The radius of a rightly predicted image, else 0."""
+    return row.radius if row.correct else 0.0
+
+
+def of_cascade(bounds: cascade.Bounds, rows: tuple[Row, Row], classes: int) -> float:
+    """The radius at one image if its class is right, else 0; under each level its votes choose the class."""
+    drawn = []
+    for level, row in enumerate(rows):
+        counts = row.votes or {}
+        votes = tuple(counts.get(k, 0) for k in range(classes + 1))
+        drawn.append(LevelVotes(level, confidence_bounds.select(np.asarray(votes)), votes))
+    made = cascade.certificate(bounds, drawn)
+    return made.radius if made.predict == rows[0].label else 0.0
+
+
+def radii(large: Results, small: Results) -> dict[str, np.ndarray]:
+    """What each contender certifies, image by image."""
+    others = {row.idx: row for row in small.rows}
+    pairs = [(row, others[row.idx]) for row in large.rows if row.idx in others]
+    made, below = (one.manifest["guarantee"] for one in (large, small) if one.manifest)
+    plan, factor = sampling_plans.from_description(made), below["sigma"] / made["sigma"]
+    found = {f"σ = {one['sigma']:g}": [right(pair[n]) for pair in pairs] for n, one in enumerate((made, below))}
+    for threshold in THRESHOLDS:
+        scheme = schemes.Cascade(sigma=made["sigma"], levels=(1.0, factor), thresholds=(threshold,))
+        bounds = cascade.Bounds(scheme, plan, made["alpha"], made["dim"])
+        found[f"cascade, threshold {threshold:g}"] = [of_cascade(bounds, pair, made["classes"]) for pair in pairs]
+    found["either"] = [max(right(one), right(other)) for one, other in pairs]
+    return {name: np.asarray(values) for name, values in found.items()}
+
+
+def main() -> None:
+    large, small = (results.read_results(path) for path in sys.argv[1:3])
+    found = radii(large, small)
+    print(f"{len(found['either'])} images\n")
+    print("| certified accuracy at r | 0 | " + " | ".join(f"{r:g}" for r in RADII) + " | ACR |")
+    print("|---|" + "---|" * (len(RADII) + 2))
+    for name, values in found.items():
+        cells = [np.mean(values > 0), *(np.mean(values >= r) for r in RADII), np.mean(values)]
+        print(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
