@@ -761,3 +761,7 @@ def test_a_cascade_of_stored_votes_is_between_its_large_level_and_the_better_of_
     assert np.sum(found["cascade, threshold 0.9"] > alone) > 5
     for threshold in cascades.THRESHOLDS:
         assert np.all(found[f"cascade, threshold {threshold:g}"] <= either)
+    kept, left = zip(*(cascades.room(large, threshold) for threshold in cascades.THRESHOLDS), strict=True)
+    assert list(kept) == sorted(kept, reverse=True)
+    assert list(left) == sorted(left)
+    assert kept[0] == pytest.approx(np.mean([row.correct and row.radius >= 0.25 for row in large.rows]), abs=0.005)

@@ -12,6 +12,7 @@ from ml_collections import config_flags
 from idrc_jax import config, data, models
 from idrc_jax.certificates.schemes import Cascade, Routed, Scheme
 from idrc_jax.certification.provenance import versions
+from idrc_jax.config import run_memory
 from idrc_jax.data.folder import CLASSES
 from idrc_jax.interop import user_factory
 from idrc_jax.models.denoised_classifier import denoised
@@ -38,11 +39,11 @@ def classifier_and_images(
         sigma = config.denoiser_sigma(settings, scheme)
         networks = [denoised(one, denoiser, sigma=sigma, steps=settings.denoiser.steps) for one in networks]
     classifier = networks[-1].at_levels(networks) if by_level else networks[0]
-    _tell_other_levels(classifier, scheme)
     router = _router_of(settings, scheme)
     if router is not None:
         classifier = classifier.routed_by(router)
     check_networks(classifier, scheme)
+    _tell_other_levels(classifier, scheme)
     dataset = config.dataset(settings, "test")
     chosen = config.selection(settings, dataset)
     if note:
@@ -95,15 +96,13 @@ def reference_of(values: flags.FlagValues, read: Results) -> models.Classifier:
 
 def _tell_other_levels(classifier: models.Classifier, scheme: Scheme) -> None:
     """Say which networks by level were trained at another level than that under which they are to vote."""
-    if not isinstance(scheme, Cascade | Routed):
+    if not (classifier.by_level and isinstance(scheme, Cascade | Routed)):
         return
-    for number, (network, factor) in enumerate(zip(classifier.by_level, scheme.levels, strict=False), 1):
-        training, level = network.description.get("training", {}), scheme.sigma * factor
-        high = training.get("scheme", {}).get("sigma", level)
-        low = training.get("recipe", {}).get("sigma_low") or high
-        if not low * (1 - 1e-6) <= level <= high * (1 + 1e-6):
-            told = f"{high:g}" if low == high else f"{low:g} to {high:g}"
-            print(f"note: network {number} was trained at σ = {told}, and votes at {level:g}.", file=sys.stderr)
+    for number, (network, factor) in enumerate(zip(classifier.by_level, scheme.levels, strict=True), 1):
+        level = scheme.sigma * factor
+        trained = run_memory.other_levels(network.description.get("training", {}), level)
+        if trained:
+            print(f"note: network {number} was trained at σ = {trained}, and votes at {level:g}.", file=sys.stderr)
 
 
 def _tell_assumed_labels(classifier: models.Classifier, dataset: data.Dataset) -> None:

@@ -234,14 +234,21 @@ def _differences(run: Run, config: Config, command: str) -> list[str]:
         found.append(f"trained under {then}, {done} under {now}")
     elif now in schemes.SCHEMES:
         found += [f"trained at {name} = {old}, {done} at {new}" for name, old, new in _changed(scheme, config.noise)]
-    high = scheme["sigma"]
-    low = training.get("recipe", {}).get("sigma_low") or high
-    if not low <= config.noise.sigma <= high:
-        range_of = f"{high:g}" if low == high else f"{low:g} to {high:g}"
-        found.append(f"trained at σ = {range_of}, {done} at {config.noise.sigma:g}")
+    levels = other_levels(training, config.noise.sigma)
+    if levels:
+        found.append(f"trained at σ = {levels}, {done} at {config.noise.sigma:g}")
     if "denoiser" in training and not config.denoiser.weights:
         found.append(f"trained behind a denoiser, {done} without")
     return found
+
+
+def other_levels(training: Json, sigma: float) -> str:
+    """The levels of a training, where this is not one of them to a millionth; empty where it is, or none is known."""
+    high = training.get("scheme", {}).get("sigma", sigma)
+    low = training.get("recipe", {}).get("sigma_low") or high
+    if low * (1 - 1e-6) <= sigma <= high * (1 + 1e-6):
+        return ""
+    return f"{high:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def _changed(scheme: Json, noise: Config) -> list[tuple[str, Any, Any]]:
