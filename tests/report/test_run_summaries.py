@@ -113,7 +113,7 @@ def test_the_command_asks_for_the_same_certificates(folder, monkeypatch):
         assert (list(value) if isinstance(value, tuple) else value) == guarantee[name], name
     images = {row.idx for row in made.rows}
     evenly = range(asked.data.start, asked.data.stop, asked.data.skip)
-    assert images <= set(evenly) and {evenly[0], evenly[-1]} <= images
+    assert {evenly[0], evenly[-1]} <= images <= set(evenly)
     assert len(images) == len(evenly) or folder in CUT_OFF
     for name in ("weights", "by_level"):
         assert getattr(asked.model, name) == made.manifest["sessions"][-1].get(name, "")
