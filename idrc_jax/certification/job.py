@@ -159,8 +159,8 @@ def run(
     budget = budget or Budget(max_minutes)
     name = results.worker_file(worker.index, worker.count)
     status = workdir / name.replace("certificates", "certify_status").replace(".tsv", ".json")
-    session = {"worker": worker.index, "workers": worker.count, **(provenance or {}), **job.checked}
     total = len(job.indices)
+    session = {"worker": worker.index, "workers": worker.count, "images": total, **(provenance or {}), **job.checked}
 
     files.make_folder(workdir)
     with ResultsFile(workdir, guarantee=job.guarantee, session=session, name=name) as file:

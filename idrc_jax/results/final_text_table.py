@@ -13,6 +13,7 @@ from idrc_jax.results.metrics import (
     base_accuracy,
     clean_accuracy,
     correct_radii,
+    cut_short,
     explained,
     has_certificates,
     has_published,
@@ -60,6 +61,8 @@ def summary_table(results: Results, radii: Sequence[float] | None = None) -> str
     lines += [*_accuracies(results), *_reach(results), *_counts(results)]
     if results.manifest and math.isfinite(last_radius(results)):
         lines.append(f"The plan {too_low(results)}")
+    if told := cut_short(results):
+        lines.append(told)
     if certified is None:
         lines.append("This file has no valid radii, and published ones are not certificates: see idrc-recertify.")
     elif results.manifest:

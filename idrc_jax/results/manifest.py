@@ -30,6 +30,7 @@ TRAINING = {"scheme?": {"name": str, "sigma": float}, "recipe?": {"sigma_low?": 
 _SESSION = {
     "training?": TRAINING,
     "weights?": str, "by_level?": str, "denoiser?": str, "data_size?": int,
+    "worker?": int, "workers?": int, "images?": int,
 }  # fmt: skip
 _WHOLE = {
     "guarantee": _GUARANTEE,

@@ -2,13 +2,14 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from idrc_jax.core import append_only, files
 from idrc_jax.core.json_values import Json, require
-from idrc_jax.results import recertify, result_file, result_rows
+from idrc_jax.results import metrics, recertify, result_file, result_rows
 from idrc_jax.results.manifest import TRAINING
 from idrc_jax.results.result_rows import Results
 
@@ -33,7 +34,7 @@ class Run:
 
 def read(arguments: Sequence[str]) -> list[Run]:
     """The runs that a command line names, each FILE, FOLDER or NAME=FILE; ValueError for one that cannot be read
-    or has no row.
+    or has no row, a warning for one that was cut short.
 
     Without a name it is the scheme and sigma, or the file's name, and as much of the path as tells them apart.
     """
@@ -44,6 +45,8 @@ def read(arguments: Sequence[str]) -> list[Run]:
         found.append(recertify.read_results(path))
         if not found[-1].rows:
             raise ValueError(f"Expected at least one row in {found[-1].path}, got none.")
+        if told := metrics.cut_short(found[-1]):
+            warnings.warn(f"{found[-1].path}: {told}", stacklevel=2)
     return [Run(name or own, one) for name, own, one in zip(names, labels(found), found, strict=True)]
 
 

@@ -153,6 +153,9 @@ def test_workers_share_the_images_and_merge_to_the_same_file(linear, dataset, tm
     assert without_time(many) == without_time(tmp_path / "whole")
     sessions = results.read_results(many).manifest["sessions"]
     assert [(session["worker"], session["workers"]) for session in sessions] == [(2, 3), (0, 3), (1, 3)]
+    assert [session["images"] for session in sessions] == [len(Worker(index, 3).share(INDICES)) for index in (2, 0, 1)]
+    assert metrics.cut_short(results.read_results(many)) == ""
+    assert metrics.cut_short(results.read_results(many / "certificates.0-of-3.tsv"))
 
 
 @pytest.mark.parametrize("counts", [(2, 4, 1), (4, 2, 3), (3, 1)])

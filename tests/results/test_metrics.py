@@ -26,10 +26,25 @@ def results(radii, *, correct=None, published=None, predict=None, scheme="gaussi
     )  # fmt: skip
     guarantee = {"scheme": scheme, "sigma": 0.5, "ref": 1.0, "data": "x/test", "n0": 1, "n": 9, "alpha": 0.001}
     guarantee |= {"certificate": "one_sided", "plan": "fixed", "data_sha256": "0" * 64, "classes": 3, "dim": 48}
-    return Results(rows, {"guarantee": guarantee}, None)
+    return Results(rows, {"guarantee": guarantee, "sessions": []}, None)
 
 
 MIXED = results([0.0, 0.25, 0.6, 0.9], correct=[0, 1, 1, 0], predict=[-1, 1, 1, 2])
+
+
+def test_a_run_that_was_cut_short_says_so():
+    """By the images that its calls were asked for: the most of each worker's calls, of all workers."""
+
+    def told(*sessions):
+        made = {"sessions": [{"worker": worker, "workers": of, "images": n} for worker, of, n in sessions]}
+        return metrics.cut_short(dataclasses.replace(MIXED, manifest=MIXED.manifest | made))
+
+    for whole in ([], [(0, 1, 4)], [(0, 1, 2), (0, 1, 4)], [(0, 2, 2), (1, 2, 2)], [(0, 2, 2), (0, 2, 2)], [(0, 1, 3)]):
+        assert told(*whole) == ""
+    assert told((0, 1, 9), (0, 1, 4)).startswith("5 of 9 images have no row")
+    assert told((0, 2, 5), (1, 2, 4)).startswith("5 of 9 images")
+    assert told((0, 1, 9), (0, 2, 5), (1, 2, 4)).startswith("5 of 9 images")
+    assert metrics.cut_short(dataclasses.replace(MIXED, manifest=None)) == ""
 
 
 def test_labels_never_claim_a_larger_radius_and_tell_short_ones_as_they_are():

@@ -16,6 +16,7 @@ from pages import write_audit, write_run
 
 from idrc_jax.commands import compare, figures, recertify, report, tables
 from idrc_jax.core import command_line
+from idrc_jax.report.tables import by_run
 from idrc_jax.results import runs
 
 ROOM = ROOT / "results"
@@ -34,6 +35,16 @@ def test_names_tell_apart_what_the_scheme_does_not(tmp_path):
         shutil.copytree(ROOM / "plans/fixed", tmp_path / folder)
     pair = runs.read([str(tmp_path / "a/x"), str(tmp_path / "b/x")])
     assert [run.name for run in pair] == ["gaussian, σ = 0.25 (a/x)", "gaussian, σ = 0.25 (b/x)"]
+
+
+def test_a_run_that_was_cut_short_is_told_of(tmp_path):
+    folder = shutil.copytree(ROOM / "plans/fixed", tmp_path / "fixed")
+    made = json.loads((folder / "manifest.json").read_text())
+    made["sessions"][0] |= {"images": 500}
+    (folder / "manifest.json").write_text(json.dumps(made))
+    with pytest.warns(UserWarning, match="fixed/certificates.tsv: 400 of 500 images have no row"):
+        (run,) = runs.read([f"half={folder}"])
+    assert "Of “half” 400 of 500 images have no row" in by_run([run]).caption
 
 
 def test_names_of_the_users_own_and_paths_with_an_equals_sign(tmp_path):
