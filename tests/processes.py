@@ -2,13 +2,11 @@
 `python processes.py certify|certify_command|train ...`.
 """
 
-import atexit
 import functools
 import hashlib
 import os
 import signal
 import sys
-import types
 from pathlib import Path
 
 import jax
@@ -21,10 +19,8 @@ from idrc_jax.certificates.sampling_plans import Fixed
 from idrc_jax.certification import job
 from idrc_jax.commands import certify as certify_main
 from idrc_jax.commands import train as train_main
-from idrc_jax.core import time_budget
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import batch_systems, processes
-from idrc_jax.sampling.vote_counter import VoteCounter
 from idrc_jax.training import loop
 
 INDICES = np.arange(60)
@@ -71,24 +67,11 @@ def certify_command(cue, *arguments):
     """`certify.py`, in pieces of a chunk.
 
     Args:
-      cue: how to end and after how many rows, kill:K or interrupt:K; or slow:M, with a clock on which a piece takes M
-        minutes, and which is printed at the end.
+      cue: how to end and after how many rows, kill:K or interrupt:K.
     """
     how, _, count = cue.partition(":")
     job._SECONDS_A_PIECE = 1e-9
-    if how == "slow":
-        minutes, start = 0, VoteCounter.start
-
-        def timed(counter, draw):
-            nonlocal minutes
-            minutes += int(count)
-            return start(counter, draw)
-
-        VoteCounter.start = timed
-        time_budget.time = types.SimpleNamespace(monotonic=lambda: 60.0 * minutes)
-        atexit.register(lambda: print(f"{minutes} minutes"))
-    else:
-        results.ResultsFile.append = die_after(int(count), results.ResultsFile.append, SIGNALS[how])
+    results.ResultsFile.append = die_after(int(count), results.ResultsFile.append, SIGNALS[how])
     sys.argv = ["certify.py", *arguments]
     certify_main.main()
 

@@ -1,6 +1,7 @@
 """What reads each kind of file, as the commands do, and what a file that was read must be like."""
 
 import functools
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from idrc_jax import config, models, results
+from idrc_jax import config, data, models, results
 from idrc_jax.certification import prediction_file
 from idrc_jax.config import run_memory
 from idrc_jax.core import files
@@ -225,17 +226,29 @@ def _metrics(path: Path) -> Iterator[Step]:
 
 def _predictions(path: Path) -> Iterator[Step]:
     table = path.with_suffix("") if path.suffix == ".json" else path
-    columns = ("idx", "label", "predict", "correct")
+    dataset = data.load("synthetic", "test")
     yield lambda: prediction_file.tally(table, set(range(64)))
 
     def go_on() -> None:
-        made = _WHOLE.setdefault("guarantee", files.read_json(path.with_name("all.tsv.json"))["guarantee"])
-        with prediction_file.PredictionFile(table, columns, made) as file:
+        if "guarantee" not in _WHOLE:
+            _WHOLE["guarantee"] = files.read_json(path.with_name("all.tsv.json"))["guarantee"]
+        with prediction_file.PredictionFile(table, dataset, (), _WHOLE["guarantee"]) as file:
             if not file.done <= set(range(64)):
                 raise WrongError(f"predictions of {sorted(file.done)}")
+        for idx, label, predict, correct in _predicted(table):
+            if label != dataset.labels[idx] or not -1 <= predict < dataset.classes or correct != (predict == label):
+                raise WrongError(f"went on from image {idx} of label {label}, class {predict}, correct {correct}")
 
     yield go_on
     yield lambda: prediction_file.tally(table, set(range(64)))
+
+
+def _predicted(table: Path) -> list[list[int]]:
+    """The rows of a file of predictions that was gone on from."""
+    lines = table.read_text().splitlines()
+    if table.suffix == ".tsv":
+        return [[int(cell) for cell in line.split("\t")] for line in lines[1:]]
+    return [list(json.loads(line).values()) for line in lines]
 
 
 def _config(path: Path) -> Iterator[Step]:

@@ -247,11 +247,7 @@ def _same_certificates(
     changed = results.guarantee_differences(stored, json_values.as_json(made) | paired)
     if changed:
         raise ValueError(f"Expected the classifier and data that {read.path} was made with, got {changed}.")
-    for row in read.rows:
-        if not 0 <= row.idx < len(dataset) or dataset.labels[row.idx] != row.label:
-            raise ValueError(
-                f"Expected images and labels of {stored['data']} in {read.path}, got {row.idx}, {row.label}."
-            )
+    certification.check_rows(dataset, read)
     return stored, scheme
 
 

@@ -3,7 +3,7 @@
 Imports core, certificates, several_levels, results, report, data, models, sampling and training.
 """
 
-from idrc_jax.certification.guarantee import check_fits, describe_guarantee
+from idrc_jax.certification.guarantee import check_fits, check_rows, describe_guarantee
 from idrc_jax.certification.in_memory import certify, check_prediction, predict
 from idrc_jax.certification.incremental import certify_variant
 from idrc_jax.certification.job import certify_dataset, estimate
@@ -18,6 +18,7 @@ __all__ = [
     "certify_variant",
     "check_fits",
     "check_prediction",
+    "check_rows",
     "describe_guarantee",
     "estimate",
     "predict",

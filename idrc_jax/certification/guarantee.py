@@ -12,6 +12,7 @@ from idrc_jax.certificates.sampling_plans import Plan
 from idrc_jax.certificates.schemes import Cascade, Routed, Scheme, describe
 from idrc_jax.certification.settings import Settings
 from idrc_jax.models import Classifier
+from idrc_jax.results import Results
 from idrc_jax.sampling import threefry
 
 
@@ -152,6 +153,16 @@ def check_fits(classifier: Classifier, dataset: data.Dataset) -> None:
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+
+
+def check_rows(dataset: data.Dataset, read: Results) -> None:
+    """ValueError for a row of an image that the data set does not have, or has under another label."""
+    for row in read.rows:
+        if not 0 <= row.idx < len(dataset) or dataset.labels[row.idx] != row.label:
+            raise ValueError(
+                f"Expected images and labels of {dataset.name}/{dataset.split} in {read.path}, got image {row.idx} of "
+                f"label {row.label}, which none of its {len(dataset)} is: the row was changed."
+            )
 
 
 def check_unique(indices: np.ndarray) -> np.ndarray:

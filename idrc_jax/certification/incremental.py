@@ -18,7 +18,7 @@ from idrc_jax import data, models, sampling
 from idrc_jax.certificates import INCREMENTAL, Pairs, SelectionFree
 from idrc_jax.certificates.sampling_plans import Course, OneLevel
 from idrc_jax.certificates.schemes import Scheme, Splitting, host_levels, level_count
-from idrc_jax.certification.guarantee import check_fits, check_indices, check_unique, describe_guarantee
+from idrc_jax.certification.guarantee import check_fits, check_indices, check_rows, check_unique, describe_guarantee
 from idrc_jax.certification.job import Job, run, warn_of_training_images
 from idrc_jax.certification.provenance import checked_scheme
 from idrc_jax.certification.settings import Settings
@@ -154,7 +154,7 @@ class _Pairing(Job):
             np.asarray([old.statistic], np.float64),
             np.asarray([old.selected]),
             self.votes[[position]],
-            labels=self.labels[[position]],
+            labels=self.dataset.labels[self.indices[[position]]],
             lost=outcomes[[old.selected or 0]],
         )
         differing = by_class([*outcomes[:classes].tolist(), int(outcomes[classes + 1])])
@@ -188,6 +188,7 @@ def _prepare(
     indices = check_unique(check_indices(indices, dataset))
     checked = checked_scheme(scheme, dataset.images, indices)
     stored = _check_run(read, as_json(describe_guarantee(reference, scheme, dataset, indices, settings)))
+    check_rows(dataset, read)
     known = {row.idx: (row, votes) for row, votes in zip(read.rows, counts(read), strict=True)}
     missing = [int(index) for index in indices if index not in known]
     if missing:
@@ -208,7 +209,7 @@ def _prepare(
     rows = [known[int(index)][0] for index in share]
     votes = np.asarray([known[int(index)][1] for index in share]).reshape(len(share), -1)
     return _Pairing(
-        variant, scheme, share, dataset.labels[share], images, levels, SelectionFree(n=pairs.n), settings.seed,
+        variant, scheme, dataset, share, images, levels, SelectionFree(n=pairs.n), settings.seed,
         guarantee, checked, reference, rows, votes,
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from idrc_jax.certification.decisions import Decisions
 from idrc_jax.certification.guarantee import (
     check_fits,
     check_indices,
+    check_rows,
     check_settings,
     check_unique,
     describe_guarantee,
@@ -103,7 +105,7 @@ class Job:
 
     Attributes:
       classifier, scheme: what is certified, under which noise.
-      indices, labels: int [N], of the images in their data set.
+      dataset: whose images are certified; indices: int [N], of the share's.
       images: float32 [N, H, W, C] in [0, 1].
       levels: float64 [N, levels], their noise levels.
       plan: by which the samples are drawn; seed: of the key tree.
@@ -114,8 +116,8 @@ class Job:
 
     classifier: Classifier
     scheme: Scheme
+    dataset: data.Dataset
     indices: np.ndarray
-    labels: np.ndarray
     images: np.ndarray
     levels: np.ndarray
     plan: Plan
@@ -163,7 +165,8 @@ def run(
     session = {"worker": worker.index, "workers": worker.count, "images": total, **(provenance or {}), **job.checked}
 
     files.make_folder(workdir)
-    with ResultsFile(workdir, guarantee=job.guarantee, session=session, name=name) as file:
+    known = partial(check_rows, job.dataset)
+    with ResultsFile(workdir, guarantee=job.guarantee, session=session, name=name, check_rows=known) as file:
         todo = [position for position, index in enumerate(job.indices) if int(index) not in file.done]
         done = before = total - len(todo)
         write_status(status, "certify", done=done, total=total)
@@ -220,7 +223,8 @@ class _Certification(Job):
         return self.decisions.course(position)
 
     def row(self, drawn: Drawn, seconds: float) -> Row:
-        index, label = int(self.indices[drawn.position]), int(self.labels[drawn.position])
+        index = int(self.indices[drawn.position])
+        label = int(self.dataset.labels[index])
         return Row.from_certificate(self.decisions.certificate(drawn), index, label, seconds)
 
 
@@ -243,7 +247,7 @@ def _prepare(
     images = sampling.check_images(data.to_unit(dataset.images[share]), classifier, scheme)
     statistic, levels = host_levels(scheme, images)
     return _Certification(
-        classifier, scheme, share, dataset.labels[share], images, levels, settings.plan, settings.seed, guarantee,
+        classifier, scheme, dataset, share, images, levels, settings.plan, settings.seed, guarantee,
         checked, Decisions(scheme, settings, statistic, guarantee["dim"]),
     )  # fmt: skip
 

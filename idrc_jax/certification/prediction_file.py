@@ -12,7 +12,7 @@ from idrc_jax import data
 from idrc_jax.certificates.confidence_bounds import ABSTAIN
 from idrc_jax.core import append_only, files
 from idrc_jax.core.append_only import AppendOnlyTable
-from idrc_jax.core.json_values import Json, as_json, parsed
+from idrc_jax.core.json_values import Json, as_json, parsed, require
 from idrc_jax.report import class_names
 from idrc_jax.results.resume_check import same_guarantee
 
@@ -100,21 +100,21 @@ class PredictionFile:
 
     Args:
       path: ends in one of `SUFFIXES`.
-      columns: names of the values of a row.
-      guarantee: all that the predictions depend on, as JSON values.
+      dataset, names: whose images are classified, and what the classes are called.
+      guarantee: all that the predictions depend on, as JSON values; `classes` among them.
 
     Raises:
-      ValueError: predictions made under another guarantee (every difference is shown), a file that is not one of these,
-        or another process writes it.
+      ValueError: predictions made under another guarantee (every difference is shown), a row of an image, label, class
+        or name that is none of theirs, a file that is not one of these, or another process writes it.
 
     Guarantee: rows that are appended together are in the file whole or not at all, as `AppendOnlyTable` says.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], guarantee: Json) -> None:
+    def __init__(self, path: Path, dataset: data.Dataset, names: Sequence[str], guarantee: Json) -> None:
         self._path, self._manifest, self._guarantee = path, path.with_name(f"{path.name}.json"), as_json(guarantee)
         self._tsv = path.suffix == ".tsv"
-        self._columns = columns
-        self._table = AppendOnlyTable(path, columns if self._tsv else (), self._go_on)
+        self._dataset, self._names = dataset, names
+        self._table = AppendOnlyTable(path, columns(dataset, names) if self._tsv else (), self._go_on)
         self.done: set[int] = set()
 
     def __enter__(self) -> Self:
@@ -126,7 +126,7 @@ class PredictionFile:
 
     def append(self, rows: Sequence[Mapping[str, int | str]]) -> None:
         """Write rows and wait until they are on the disk; OSError, and the file as it was, if that fails."""
-        self._table.append("".join(map(as_tsv if self._tsv else as_json_line, rows)))
+        self._table.append("".join(map(self._line, rows)))
         self.done |= {int(one["idx"]) for one in rows}
 
     def _go_on(self, lines: list[bytes]) -> None:
@@ -138,6 +138,8 @@ class PredictionFile:
         stored = files.read_manifest(self._manifest, _SCHEMA_VERSION, "the manifest of predictions")
         if stored is None and self._path.stat().st_size:
             raise ValueError(f"Expected {self._manifest} beside {self._path}, got none: choose another --out.")
+        if stored is not None:
+            require(stored, {"guarantee": {"scheme?": str}}, "", self._manifest)
         if stored is not None and lines[int(self._tsv) :]:
             said = {name: self._guarantee[name] for name in _SAID_SINCE if name in self._guarantee}
             same_guarantee(said | stored["guarantee"], self._guarantee, self._path, **_OTHERWISE)
@@ -146,6 +148,24 @@ class PredictionFile:
 
     def _rows_of(self, lines: list[bytes]) -> set[int]:
         """The images whose rows these lines are, the first of a table's its header."""
-        if self._tsv and lines and lines[0] != "\t".join(self._columns).encode():
+        header = append_only.line(columns(self._dataset, self._names))
+        if self._tsv and lines and lines[0] != header[:-1].encode():
             raise ValueError(f"Expected predictions of these images in {self._path}, got something else.")
-        return {row["idx"] for row in _numbers(self._path, lines)} if lines else set()
+        found = _numbers(self._path, lines) if lines else []
+        for one, line in zip(found, lines[int(self._tsv) :], strict=True):
+            told = line.decode(errors="surrogateescape")
+            if told != self._written(one["idx"], one["predict"]):
+                raise ValueError(
+                    f"Expected predictions of {self._dataset.source} in {self._path}, got a row that cannot be one, "
+                    f"{told[:80]!r}: use another --out."
+                )
+        return {one["idx"] for one in found}
+
+    def _written(self, index: int, predict: int) -> str | None:
+        """The line of an image and its class; None where there is no such image or class."""
+        if index >= len(self._dataset) or predict >= self._guarantee["classes"]:
+            return None
+        return self._line(row(self._dataset, self._names, index, predict))[:-1]
+
+    def _line(self, values: Mapping[str, int | str]) -> str:
+        return as_tsv(values) if self._tsv else as_json_line(values)

@@ -65,7 +65,7 @@ def _predict(values: flags.FlagValues) -> int:
     guarantee = describe_prediction(
         classifier, scheme, dataset, indices, plan=plan, alpha=settings.certify.alpha, seed=settings.seed
     ) | {"columns": columns, "class_names": names}
-    with PredictionFile(out, columns, guarantee) as file:
+    with PredictionFile(out, dataset, names, guarantee) as file:
         predict(np.asarray([index for index in indices if index not in file.done]), file.append, show=True)
     abstained, right = prediction_file.tally(out, set(indices.tolist()))
     told = f"{abstained} abstained" + ("" if right is None else f", {right} right")

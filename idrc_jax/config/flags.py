@@ -118,6 +118,9 @@ def _parse(command: str, define: Callable[[flags.FlagValues], None] | None) -> t
         raise ValueError(_unknown_flag(error.flagname, command)) from error
     except (flags.Error, TypeError) as error:
         raise ValueError(_wrong_value(str(error))) from error
+    except (MemoryError, RecursionError) as error:  # of Python's parser, which reads the values of tuples
+        longest = max(sys.argv[1:], key=len)
+        raise ValueError(f"Expected fields without deep nesting, got {longest[:60]}...") from error
 
 
 def _config_file(arguments: list[str]) -> tuple[str, list[str]]:

@@ -1,5 +1,6 @@
 """From a description to a network and its tensors, and back."""
 
+import types
 from typing import Any
 
 import jax
@@ -21,6 +22,8 @@ SETTINGS = {
     "unet": {"unet", "diffusion"},
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# For shapes alone: the keys that `nnx.Rngs` counts inside a trace take a time quadratic in the layers.
+_ONE_KEY: Any = types.SimpleNamespace(params=lambda: jax.random.key(0))
 
 
 def build(
@@ -94,7 +97,7 @@ def abstract(
 ) -> tuple[nnx.GraphDef, Shapes, Shapes]:
     """Split the network without computing its values: shapes and types in place of tensors."""
     options = {"dtype": dtype, "convolution": convolution, "chain": chain, "attend": attend}
-    return _split(nnx.eval_shape(lambda: build(description, rngs=nnx.Rngs(0), **options)))
+    return _split(nnx.eval_shape(lambda: build(description, rngs=_ONE_KEY, **options)))
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Tensors, Tensors]:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +15,7 @@ from idrc_jax.results.recertify import check, read_results
 from idrc_jax.results.result_rows import (
     NAME,
     OURS,
+    Results,
     Row,
     columns_of,
     line_of,
@@ -40,6 +41,7 @@ class ResultsFile:
       guarantee: all that the certificates depend on, as JSON values; must be that of the rows already there.
       session: provenance of this call, kept in the manifest.
       name: of the file.
+      check_rows: called with the rows of each file that is there, before anything changes.
 
     Raises:
       ValueError: rows made under another guarantee (every difference is shown) or without their manifest, rows that do
@@ -48,9 +50,17 @@ class ResultsFile:
     Guarantee: a row is in the file whole or not at all, also when the process is killed or the disk is full.
     """
 
-    def __init__(self, workdir: Path, *, guarantee: Json, session: Json, name: str = NAME) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        guarantee: Json,
+        session: Json,
+        name: str = NAME,
+        check_rows: Callable[[Results], None] = lambda _: None,
+    ) -> None:
         self._workdir, self._guarantee, self._session = workdir, as_json(guarantee), as_json(session)
-        self._path = workdir / name
+        self._path, self._check_rows = workdir / name, check_rows
         self._table = AppendOnlyTable(self._path, columns_of(self._guarantee))
         self._confirmed = False
         self.done: set[int] = set()
@@ -113,6 +123,7 @@ class ResultsFile:
                 raise ValueError(f"Expected all columns of this project in {path}, to go on from it, got only six.")
             if read.rows:
                 check(read)
+                self._check_rows(read)
             there |= {row.idx for row in read.rows}
         return there
 

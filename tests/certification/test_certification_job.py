@@ -231,6 +231,24 @@ def test_going_on_with_other_pixels_or_weights_is_refused(linear, dataset, tmp_p
         run(dataclasses.replace(linear, sha256="other"), dataset, tmp_path)
 
 
+@pytest.mark.parametrize("changed", [{"idx": 60}, {"label": 1, "correct": 0}])
+def test_rows_of_images_that_are_not_there_are_not_gone_on_from(linear, dataset, tmp_path, changed):
+    """Before any vote is drawn, whatever file of the folder has the row; those of other images of the data stay."""
+    run(linear, dataset, tmp_path, indices=INDICES[:2])
+    run(linear, dataset, tmp_path, indices=INDICES[2:3], worker=Worker(0, 2))
+    assert run(linear, dataset, tmp_path, indices=INDICES[3:4])
+    read = results.read_results(tmp_path / "certificates.0-of-2.tsv")
+    (row,) = read.rows
+    assert row.label == row.predict == 2
+    results.write([dataclasses.replace(row, **changed)], read.manifest, tmp_path, read.path.name)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(
+        ValueError, match=r"^Expected images and labels of made/test in .*0-of-2\.tsv, got image .* changed"
+    ):
+        run(linear, dataset, tmp_path, indices=INDICES[4:5])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_the_guarantee_is_of_all_images_that_are_certified(linear, dataset, monkeypatch):
     monkeypatch.setattr(data.Dataset, "fingerprint", lambda self, indices: str(indices))
     made = certification.describe_guarantee(linear, SCHEME, dataset, INDICES, SETTINGS)

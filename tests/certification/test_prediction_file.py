@@ -11,18 +11,19 @@ from idrc_jax.certification.prediction_file import PredictionFile
 from idrc_jax.core import append_only, files
 
 NAMES = ("cat", "dog")
+MADE = {"n": 5, "classes": 2}
 
 
 @pytest.fixture(scope="module")
 def dataset():
-    return data.from_arrays(np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 1, 0]))
+    return data.from_arrays(np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 1, 0]), name="made")
 
 
 @pytest.mark.parametrize("suffix", prediction_file.SUFFIXES)
 def test_nothing_is_right_without_labels(tmp_path, suffix):
     unlabelled = data.from_arrays(np.zeros((4, 2, 2, 1), np.uint8))
-    path, columns = tmp_path / f"made{suffix}", prediction_file.columns(unlabelled, NAMES)
-    with PredictionFile(path, columns, {"n": 5}) as file:
+    path = tmp_path / f"made{suffix}"
+    with PredictionFile(path, unlabelled, NAMES, MADE) as file:
         file.append([prediction_file.row(unlabelled, NAMES, index, -index) for index in (0, 1)])
     assert prediction_file.tally(path, {0, 1}) == (1, None)
 
@@ -33,13 +34,13 @@ def rows(dataset, *indices, names=NAMES):
 
 @pytest.mark.parametrize("suffix", prediction_file.SUFFIXES)
 def test_a_file_goes_on_where_it_ended(dataset, tmp_path, suffix):
-    path, columns = tmp_path / f"made{suffix}", prediction_file.columns(dataset, NAMES)
-    with PredictionFile(path, columns, {"n": 5}) as file:
+    path = tmp_path / f"made{suffix}"
+    with PredictionFile(path, dataset, NAMES, MADE) as file:
         assert file.done == set()
         file.append(rows(dataset, 0, 2))
     with path.open("ab") as torn:
         torn.write(b"1\t1" if suffix == ".tsv" else b'{"idx": 1')
-    with PredictionFile(path, columns, {"n": 5}) as file:
+    with PredictionFile(path, dataset, NAMES, MADE) as file:
         assert file.done == {0, 2}
         file.append(rows(dataset, 3))
         assert file.done == {0, 2, 3}
@@ -48,7 +49,7 @@ def test_a_file_goes_on_where_it_ended(dataset, tmp_path, suffix):
     before = path.read_text()
     with (
         pytest.raises(ValueError, match=r"predictions in .*; use another --out, or .* n was 5, is 6\."),
-        PredictionFile(path, columns, {"n": 6}),
+        PredictionFile(path, dataset, NAMES, MADE | {"n": 6}),
     ):
         pass
     assert path.read_text() == before
@@ -69,10 +70,13 @@ def test_a_file_of_someone_elses_stays_as_it_is(dataset, tmp_path, suffix, manif
     if manifest:
         (tmp_path / f"{path.name}.json").write_text('{"schema_version": 1, "guarantee": {}}')
     else:
-        with pytest.raises(ValueError, match="got none: choose another --out"), PredictionFile(path, ("idx",), {}):
+        with (
+            pytest.raises(ValueError, match="got none: choose another --out"),
+            PredictionFile(path, dataset, NAMES, {}),
+        ):
             pass
     if manifest:
-        with pytest.raises(ValueError, match="got something else"), PredictionFile(path, ("idx",), {}):
+        with pytest.raises(ValueError, match="got something else"), PredictionFile(path, dataset, NAMES, {}):
             pass
     assert path.read_text() == "my notes\nwithout an end"
 
@@ -90,10 +94,10 @@ def test_a_file_of_someone_elses_stays_as_it_is(dataset, tmp_path, suffix, manif
     ],
 )
 @pytest.mark.parametrize("suffix", prediction_file.SUFFIXES)
-def test_rows_that_were_damaged_are_refused(tmp_path, suffix, line, why):
+def test_rows_that_were_damaged_are_refused(dataset, tmp_path, suffix, line, why):
     names = ("idx", "label", "predict", "correct", "class")
     path, whole = tmp_path / f"made{suffix}", dict(zip(names, (0, 0, 1, 0, "dog"), strict=True))
-    with PredictionFile(path, names, {"n": 5}) as file:
+    with PredictionFile(path, dataset, NAMES, MADE) as file:
         file.append([whole])
     assert prediction_file.tally(path, {0}) == (0, 0)
     if suffix == ".jsonl":
@@ -105,7 +109,7 @@ def test_rows_that_were_damaged_are_refused(tmp_path, suffix, line, why):
     before = path.read_bytes()
     with pytest.raises(ValueError, match=rf"each image's once, got something else: .*{why}"):
         prediction_file.tally(path, {0})
-    with pytest.raises(ValueError, match="got something else"), PredictionFile(path, names, {"n": 5}):
+    with pytest.raises(ValueError, match="got something else"), PredictionFile(path, dataset, NAMES, MADE):
         pass
     assert path.read_bytes() == before
     path.write_bytes(before[:-2] + b"\xff\n")
@@ -113,12 +117,63 @@ def test_rows_that_were_damaged_are_refused(tmp_path, suffix, line, why):
         prediction_file.tally(path, {0})
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"idx": 4},
+        {"idx": 2},
+        {"predict": 2, "correct": 0, "class": "2"},
+        {"label": 1, "correct": 0},
+        {"class": "dog"},
+    ],
+)
+@pytest.mark.parametrize("suffix", prediction_file.SUFFIXES)
+def test_rows_that_no_image_has_are_not_gone_on_from(dataset, tmp_path, suffix, changed):
+    """An image that is not there; another one's row; a class, label or name that it does not have."""
+    path, line = (
+        tmp_path / f"made{suffix}",
+        prediction_file.as_tsv if suffix == ".tsv" else prediction_file.as_json_line,
+    )
+    (own,) = rows(dataset, 0)
+    own |= {"predict": 0, "correct": 1, "class": "cat"}
+    with PredictionFile(path, dataset, NAMES, MADE) as file:
+        file.append(rows(dataset, 1))
+        file.append([own])
+    with PredictionFile(path, dataset, NAMES, MADE) as file:
+        assert file.done == {0, 1}
+    path.write_text(path.read_text().replace(line(own), line(own | changed)))
+    before = path.read_bytes()
+    with (
+        pytest.raises(ValueError, match=r"^Expected predictions of made in .* cannot be one, .*: use another --out\.$"),
+        PredictionFile(path, dataset, NAMES, MADE),
+    ):
+        pass
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("manifest", "why"),
+    [
+        ({}, "Expected guarantee in .*, got none"),
+        ({"guarantee": [1]}, "Expected guarantee in .* to be an object"),
+        ({"guarantee": MADE | {"scheme": ["gaussian"]}}, r"Expected guarantee\.scheme in .* to be a text"),
+    ],
+)
+def test_a_damaged_manifest_is_refused(dataset, tmp_path, manifest, why):
+    path = tmp_path / "made.tsv"
+    with PredictionFile(path, dataset, NAMES, MADE) as file:
+        file.append(rows(dataset, 0))
+    (tmp_path / "made.tsv.json").write_text(json.dumps({"schema_version": 1} | manifest))
+    with pytest.raises(ValueError, match=why), PredictionFile(path, dataset, NAMES, MADE):
+        pass
+
+
 def test_two_processes_do_not_write_one_file(dataset, tmp_path):
     path = tmp_path / "made.tsv"
-    with PredictionFile(path, ("idx",), {"n": 5}):
-        with pytest.raises(ValueError, match="no other process"), PredictionFile(path, ("idx",), {"n": 6}):
+    with PredictionFile(path, dataset, NAMES, MADE):
+        with pytest.raises(ValueError, match="no other process"), PredictionFile(path, dataset, NAMES, MADE | {"n": 6}):
             pass
-        assert json.loads((tmp_path / "made.tsv.json").read_text())["guarantee"] == {"n": 5}
+        assert json.loads((tmp_path / "made.tsv.json").read_text())["guarantee"] == MADE
 
 
 def test_the_manifest_is_there_before_anything_of_the_file(dataset, tmp_path, monkeypatch):
@@ -129,30 +184,30 @@ def test_the_manifest_is_there_before_anything_of_the_file(dataset, tmp_path, mo
 
     with monkeypatch.context() as patched:
         patched.setattr(append_only.AppendOnlyTable, "append", killed)
-        with pytest.raises(KeyboardInterrupt), PredictionFile(tmp_path / "made.tsv", ("idx",), {"n": 5}):
+        with pytest.raises(KeyboardInterrupt), PredictionFile(tmp_path / "made.tsv", dataset, NAMES, MADE):
             pass
-    assert json.loads((tmp_path / "made.tsv.json").read_text())["guarantee"] == {"n": 5}
+    assert json.loads((tmp_path / "made.tsv.json").read_text())["guarantee"] == MADE
     assert (tmp_path / "made.tsv").read_bytes() == b""
-    with PredictionFile(tmp_path / "made.tsv", ("idx",), {"n": 6}) as file:
+    with PredictionFile(tmp_path / "made.tsv", dataset, NAMES, MADE | {"n": 6}) as file:
         assert file.done == set()
 
 
 def test_the_manifest_that_counts_is_that_of_the_time_of_the_lock(dataset, tmp_path, monkeypatch):
     """Another process, between this one's start and its lock, writes predictions of other settings."""
     path, lock = tmp_path / "made.jsonl", files.lock_or_refuse
-    with PredictionFile(path, ("idx",), {"n": 5}):
+    with PredictionFile(path, dataset, NAMES, MADE):
         pass
 
     def late(descriptor, locked):
         monkeypatch.setattr(files, "lock_or_refuse", lock)
-        with PredictionFile(path, ("idx",), {"n": 6}) as other:
+        with PredictionFile(path, dataset, NAMES, MADE | {"n": 6}) as other:
             other.append(rows(dataset, 0))
         lock(descriptor, locked)
 
     monkeypatch.setattr(files, "lock_or_refuse", late)
-    with pytest.raises(ValueError, match="n was 6, is 5"), PredictionFile(path, ("idx",), {"n": 5}):
+    with pytest.raises(ValueError, match="n was 6, is 5"), PredictionFile(path, dataset, NAMES, MADE):
         pass
-    assert json.loads((tmp_path / "made.jsonl.json").read_text())["guarantee"] == {"n": 6}
+    assert json.loads((tmp_path / "made.jsonl.json").read_text())["guarantee"] == MADE | {"n": 6}
 
 
 def test_columns_are_those_that_are_known(tmp_path):

@@ -180,6 +180,7 @@ def test_other_plans_and_schemes_will_do(linear, variant, dataset, tmp_path, sch
         ({"indices": np.arange(0, 60, 3)}, "a row of each image in .*, got none of 15 of them, 3 first"),
         ({"read": "manifest"}, r"Expected manifest\.json beside"),
         ({"read": "paired"}, "a network's own votes in .*, got an incremental one"),
+        ({"read": "label"}, r"images and labels of made/test in .*, got image 4 of label \d"),
         ({"read": "k"}, ""),
     ],
 )
@@ -193,6 +194,9 @@ def test_what_is_no_variant_of_the_run_is_refused(linear, variant, dataset, read
     elif given["read"] == "paired":
         made = {**read.manifest, "guarantee": guarantee | {"paired": {}}}
         given["read"] = dataclasses.replace(read, manifest=made)
+    elif given["read"] == "label":
+        rows = tuple(dataclasses.replace(row, label=(row.label + (row.idx == 4)) % 3) for row in read.rows)
+        given["read"] = dataclasses.replace(read, rows=rows)
     elif given["read"] == "k":  # another certificate of the same votes is none the worse
         given["read"] = recertify.recertify(read, k=2)
     if message:

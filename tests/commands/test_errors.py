@@ -1,9 +1,10 @@
-"""The commands as a user runs them, each in a process of its own."""
+"""The commands as a user runs them: training, certification and what ends a process in processes of their own."""
 
 import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ import safetensors.numpy
 from conftest import ROOT
 
 from idrc_jax import config, data, results
+from idrc_jax.certification import job
 from idrc_jax.commands import audit, certify, predict, train
 from idrc_jax.config.command_fields import READS
-from idrc_jax.core import command_line
+from idrc_jax.core import command_line, time_budget
 from idrc_jax.models import Classifier
 from idrc_jax.results import gallery_file, runs
+from idrc_jax.sampling.vote_counter import VoteCounter
 
 SYNTHETIC = [
     "--config.data.name=synthetic", "--config.train.epochs=2", "--config.devices=1", "--config.data.skip=4",
@@ -60,6 +63,13 @@ def run(script, workdir, *arguments, status=0, **variables):
     out, error = process.communicate(timeout=200)
     assert process.returncode == status, error
     return out, error
+
+
+def certify_here(workdir, *arguments):
+    """What the command says, run in this process."""
+    status, out, error = running.run(certify.main, f"--workdir={workdir}", *synthetic("certify"), *arguments)
+    assert status == 0, error
+    return out
 
 
 def weights(workdir):
@@ -130,22 +140,32 @@ def test_certification_that_is_stopped_goes_on(trained, certified, tmp_path, cue
     assert set(after) >= set(range(12))
 
 
-def test_a_time_limit_ends_in_status_zero_and_says_so(trained, tmp_path):
+def test_a_time_limit_ends_in_status_zero_and_says_so(trained, tmp_path, monkeypatch):
     """By a clock on which a piece of 64 samples takes ten minutes: all 64 images would take 85 hours."""
+    pieces, begin = 0, VoteCounter.start
+
+    def counted(counter, draw):
+        nonlocal pieces
+        pieces += 1
+        return begin(counter, draw)
+
+    clock = types.SimpleNamespace(monotonic=lambda: 600.0 * pieces)
+    monkeypatch.setattr(job, "_SECONDS_A_PIECE", 1e-9)
+    monkeypatch.setattr(VoteCounter, "start", counted)
+    monkeypatch.setattr(time_budget, "time", clock)
     arguments = ("--config.data.skip=1", f"--config.model.weights={trained}", "--config.chunk=64")
-    out, _ = run("certify.py", tmp_path, *arguments, "--config.max_minutes=3000", cue="slow:10")
+    out = certify_here(tmp_path, *arguments, "--config.max_minutes=600")
     assert "stopped before its time limit" in out
-    assert int(out.split()[-2]) <= 3000
+    assert 0 < 10 * pieces <= 600
     status = json.loads((tmp_path / "certify_status.json").read_text())
     assert not status["finished"]
     assert 0 < status["done"] == len(results.read_results(tmp_path).rows) < 64
 
 
 def test_the_table_says_that_it_covers_more_images_than_this_call(trained, tmp_path):
-    given = [f"--workdir={tmp_path}", *synthetic("certify"), f"--config.model.weights={trained}"]
-    _, out, _ = running.run(certify.main, *given, "--config.data.skip=16")
-    assert "other calls" not in out
-    _, out, _ = running.run(certify.main, *given, "--config.data.skip=32", "--config.data.start=1")
+    network = f"--config.model.weights={trained}"
+    assert "other calls" not in certify_here(tmp_path, network, "--config.data.skip=16")
+    out = certify_here(tmp_path, network, "--config.data.skip=32", "--config.data.start=1")
     assert (
         f"of 6 images: 2 of this call's data.start, stop and skip, and 4 that other calls certified in {tmp_path}"
         in out
@@ -154,7 +174,7 @@ def test_the_table_says_that_it_covers_more_images_than_this_call(trained, tmp_p
 
 
 def test_a_dry_run_writes_nothing(trained, tmp_path):
-    out, _ = run("certify.py", tmp_path / "new", f"--config.model.weights={trained}", "--dry_run")
+    out = certify_here(tmp_path / "new", f"--config.model.weights={trained}", "--dry_run")
     assert "16 images, at most 8,000 samples (gaussian, sigma 0.5, n 400, plan fixed) at " in out
     assert "MiB" in out
     assert not (tmp_path / "new").exists()
@@ -162,16 +182,14 @@ def test_a_dry_run_writes_nothing(trained, tmp_path):
 
 def test_weights_that_are_named_say_themselves_what_they_are(trained, tmp_path):
     """Under a config of another depth; a depth on the command line must be theirs (see `BAD`)."""
-    arguments = (f"--config.model.weights={trained}", "--dry_run", "--config=cifar10.py")
-    out, _ = run("certify.py", tmp_path / "new", *arguments)
+    out = certify_here(tmp_path / "new", f"--config.model.weights={trained}", "--dry_run", "--config=cifar10.py")
     assert "16 images" in out
 
 
 def test_predict_prints_a_line_an_image(trained):
-    code = "from idrc_jax.commands import predict; predict.main()"
-    command = [sys.executable, "-c", code, f"--workdir={trained}", *synthetic("predict"), "--n=200"]
-    answer = subprocess.run(command, capture_output=True, text=True, env=environment(), check=True, cwd=ROOT)
-    lines = [line.split("\t") for line in answer.stdout.splitlines()]
+    status, out, error = running.run(predict.main, f"--workdir={trained}", *synthetic("predict"), "--n=200")
+    assert status == 0, error
+    lines = [line.split("\t") for line in out.splitlines()]
     assert lines[0] == ["idx", "label", "predict", "correct"]
     assert [int(line[0]) for line in lines[1:]] == list(range(0, 64, 4))
     assert sum(int(line[3]) for line in lines[1:]) > 4
@@ -268,6 +286,12 @@ REFUSED = [
     (certify.main, ["--config.noise.scheme=stepped", "--config.noise.edges=nan"], "noise.edges to ascend"),
     (certify.main, ["--config.noise.scheme=stepped"], "Expected noise.bins, to fit bins to the training images, or"),
     (train.main, ["--config.noise.scheme=stepped"], "Expected noise.bins, to fit bins to the training images, or"),
+    (
+        certify.main,
+        ["--config.sampling.radii=" + "(0.5," * 500 + ")" * 500],
+        "Expected fields without deep nesting, got",
+    ),
+    (certify.main, ["--config.noise.levels=" + "1+" * 20000 + "1"], "nesting, got --config.noise.levels=1+1"),
     (audit.main, ["--config.audit.fractions=('x',)"], "Expected audit.fractions > 0, got x."),
     (train.main, ["--config.model.mean=abc"], "Expected model.mean to be a number"),
     (
@@ -351,25 +375,22 @@ def test_images_without_labels_are_predicted_and_certified(trained, tmp_path):
 
 def test_a_workdir_that_cannot_be_made_or_written(trained, tmp_path):
     (tmp_path / "file").write_text("x")
-    _, error = run("train.py", tmp_path / "file" / "run", status=1)
+    error = running.refused(train.main, f"--workdir={tmp_path / 'file' / 'run'}", *synthetic("train"))
     assert error.startswith("error: Expected")
     assert "workdir" in error
 
 
-def test_a_shipped_config_is_found_by_its_name_from_anywhere(tmp_path):
-    code = f"import sys; sys.argv = ['x', '--config=cifar10.py:l1', '--workdir={tmp_path}', '--help']\n"
-    code += "from idrc_jax.commands import certify; certify.main()"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert answer.returncode == 0, answer.stderr
-    assert "noise.scheme = 'l1'" in answer.stdout
+def test_a_shipped_config_is_found_by_its_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "noise.scheme = 'l1'" in certify_here(tmp_path, "--config=cifar10.py:l1", "--help")
 
 
 def test_help_and_debug(tmp_path):
     _, out, _ = running.run(certify.main, f"--workdir={tmp_path / 'run'}", "--help")
     for word in ("--config", "--workdir", "--dry_run", "noise.sigma"):
         assert word in out
-    _, error = run("train.py", tmp_path / "run", "--debug", "--config.noise.sigma=0", status=1)
-    assert "Traceback" in error
+    with pytest.raises(ValueError, match="Expected sigma > 0"):  # and so its traceback
+        running.run(train.main, f"--workdir={tmp_path / 'run'}", "--debug", "--config.noise.sigma=0")
 
 
 @pytest.fixture(scope="module")

@@ -178,8 +178,12 @@ def test_the_names_of_classes_are_part_of_what_a_file_holds(place):
     for name in ("columns", "class_names"):
         del kept["guarantee"][name]
     (place / "made.jsonl.json").write_text(json.dumps(kept))
+    assert "a row that cannot be one, " in running.refused(
+        predict.main, *GIVEN, *given, "--n=100", "--classes=names.txt"
+    )
+    (place / "names.txt").write_text("dark\nbright\n")
     predicted(*given, "--classes=names.txt")
-    assert json.loads((place / "made.jsonl").read_text().splitlines()[-1])["class"] == "day"
+    assert json.loads((place / "made.jsonl").read_text().splitlines()[-1])["class"] == "bright"
 
 
 def test_the_classes_of_the_training_are_remembered_and_compared(place):

@@ -1,9 +1,12 @@
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from idrc_jax import models
 from idrc_jax.models.resnet import ResNet
 
 
@@ -148,3 +151,13 @@ def test_initial_values_have_pytorchs_spread():
 def test_depths_that_are_none_are_refused_before_anything_is_built(depth):
     with pytest.raises(ValueError, match=r"Expected a ResNet depth of 6n \+ 2 .* got"):
         ResNet(depth=depth, classes=3, mean=(0.5,), std=(0.5,), channels=1, rngs=nnx.Rngs(0))
+
+
+def test_the_shapes_of_a_deep_network_take_a_time_that_is_linear_in_its_depth():
+    """A description says how deep: 434 layers take 4 times what 110 take, not 16."""
+    described = {"architecture": "resnet", "classes": 3, "image_shape": (8, 8, 1), "shortcut": "projection"}
+    described |= {"mean": (0.5,), "std": (0.25,)}
+    started = time.process_time()
+    _, params, _ = models.abstract(described | {"depth": 434}, dtype="float32")
+    assert time.process_time() - started < 8
+    assert sum(name.endswith("kernel") for name in params) > 434
