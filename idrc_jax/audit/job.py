@@ -28,6 +28,7 @@ from idrc_jax.models import Classifier
 from idrc_jax.results import Results, Row, audit_rows, metrics
 from idrc_jax.results.audit_file import FindingsFile
 from idrc_jax.results.audit_rows import CLAIMS, TABLE, Finding
+from idrc_jax.results.manifest import flags, networks
 from idrc_jax.sampling import devices, implementation_choice, random_keys
 
 
@@ -244,7 +245,7 @@ def _same_certificates(
     made = certification.describe_guarantee(classifier, scheme, dataset, indices, settings)
     # What its votes rest on, and the norm that its radii are stated in: neither is the network's.
     paired = {name: stored[name] for name in ("paired", "norm") if name in stored}
-    changed = results.guarantee_differences(stored, json_values.as_json(made) | paired)
+    changed = results.guarantee_differences(stored, json_values.as_json(made) | paired, flags(networks(read.manifest)))
     if changed:
         raise ValueError(f"Expected the classifier and data that {read.path} was made with, got {changed}.")
     certification.check_rows(dataset, read)

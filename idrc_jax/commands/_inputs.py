@@ -17,7 +17,8 @@ from idrc_jax.data.folder import CLASSES
 from idrc_jax.interop import user_factory
 from idrc_jax.models.denoised_classifier import denoised
 from idrc_jax.models.diffusion import Denoiser
-from idrc_jax.results import Results
+from idrc_jax.results import Results, read_manifest
+from idrc_jax.results.manifest import networks
 from idrc_jax.sampling import devices
 from idrc_jax.sampling.execution import check_networks
 
@@ -39,11 +40,11 @@ def classifier_and_images(
         sigma = config.denoiser_sigma(settings, scheme)
         networks = [denoised(one, denoiser, sigma=sigma, steps=settings.denoiser.steps) for one in networks]
     classifier = networks[-1].at_levels(networks) if by_level else networks[0]
-    router = _router_of(settings, scheme)
+    router = _router_of(settings, scheme, values.workdir)
     if router is not None:
         classifier = classifier.routed_by(router)
     check_networks(classifier, scheme)
-    _tell_other_levels(classifier, scheme)
+    _tell_who_votes(classifier, scheme)
     dataset = config.dataset(settings, "test")
     chosen = config.selection(settings, dataset)
     if note:
@@ -94,9 +95,16 @@ def reference_of(values: flags.FlagValues, read: Results) -> models.Classifier:
     return denoised(classifier, denoiser, sigma=sigma, steps=settings.denoiser.steps)
 
 
-def _tell_other_levels(classifier: models.Classifier, scheme: Scheme) -> None:
-    """Say which networks by level were trained at another level than that under which they are to vote."""
-    if not (classifier.by_level and isinstance(scheme, Cascade | Routed)):
+def _tell_who_votes(classifier: models.Classifier, scheme: Scheme) -> None:
+    """Under a scheme of several levels, say of an ensemble that it votes under each, and which networks by level were
+    trained at another level than that under which they are to vote."""
+    if not isinstance(scheme, Cascade | Routed):
+        return
+    members = classifier.description.get("members", ())
+    if members and not classifier.by_level:
+        told = f"the {len(members)} networks of model.weights vote together, as one ensemble, under every level"
+        print(f"note: {told}; model.by_level gives each level its own.", file=sys.stderr)
+    if not classifier.by_level:
         return
     for number, (network, factor) in enumerate(zip(classifier.by_level, scheme.levels, strict=True), 1):
         level = scheme.sigma * factor
@@ -133,14 +141,19 @@ def denoiser_of(settings: config.Config) -> Denoiser | None:
     return models.load_denoiser(settings.denoiser.weights, dtype=settings.model.dtype, kernel=settings.kernel)
 
 
-def _router_of(settings: config.Config, scheme: Scheme) -> models.Classifier | None:
-    """The router that the user names, or ValueError for none under the scheme routed and for one under another."""
+def _router_of(settings: config.Config, scheme: Scheme, workdir: Path) -> models.Classifier | None:
+    """The router that the user names, or ValueError for none under the scheme routed, which names that of the results
+    in the workdir if there is one, and for one under another scheme."""
     named = settings.router.weights
-    if bool(named) != isinstance(scheme, Routed):
-        wanted = "router.weights, that of the router, for" if isinstance(scheme, Routed) else "no router.weights for"
-        raise ValueError(f"Expected {wanted} the scheme {scheme.name}, got {named or 'none'}.")
-    if not named:
+    if named and not isinstance(scheme, Routed):
+        raise ValueError(f"Expected no router.weights for the scheme {scheme.name}, got {named}.")
+    if not isinstance(scheme, Routed):
         return None
+    if not named:
+        there = read_manifest(workdir)
+        last = networks(there).get("router.weights") if there else None
+        told = f": the results in {workdir} have --config.router.weights={last}" if last else ""
+        raise ValueError(f"Expected router.weights, that of the router, for the scheme routed, got none{told}.")
     return models.load_classifier(config.several(named), dtype=settings.model.dtype, kernel=settings.kernel)
 
 

@@ -23,12 +23,13 @@ def main() -> None:
         )
         asked = parser.parse_args()
         a, b = runs.read([asked.a, asked.b])
+        told = []
         if asked.equal_terms:
             a, b, done = equal_terms.equalised(a, b)
-            print(done)
+            told.append(done)
         differ = equal_terms.differences([a, b])
         if differ:
-            print(differ if asked.equal_terms else f"{differ} {equal_terms.offer(a, b)}")
+            told.append(differ if asked.equal_terms else f"{differ} {equal_terms.offer(a, b)}")
         norm = runs.norm_of([a.results, b.results])
         asked_for = asked.at or metrics.RADII_IN[norm]
         radii = asked_for if asked.published else radii_to_compare(a.results, b.results, asked_for)
@@ -36,10 +37,10 @@ def main() -> None:
         acr = acr_difference(a.results, b.results, published=asked.published)
         left_out = [f"{metrics.rounded_down(radius):g}" for radius in asked_for if radius not in radii]
         if left_out:
-            print(f"Left out: {', '.join(left_out)}, which neither run could certify even if all votes agreed.")
+            told.append(f"Left out: {', '.join(left_out)}, which neither run could certify even if all votes agreed.")
         kind = f"{'Published' if asked.published else 'Valid'} {norm} radii"
         kind += ", no certificates but for gaussian" if asked.published else ""
-        print(table(a.name, b.name, made, acr, kind))
+        print(*told, table(a.name, b.name, made, acr, kind), sep="\n")
         for run in (a, b):
             if math.isfinite(metrics.last_radius(run.results)):
                 print(f"The plan of {run.name} {metrics.too_low(run.results)}")

@@ -155,6 +155,15 @@ def take_from_run(values: flags.FlagValues, command: str) -> str:
     if len(named) > 1:
         raise ValueError(f"Expected {' or '.join(named)}, got both.")
     where = config.model.by_level or config.model.weights or values.workdir
+    flagged = (
+        ""
+        if named or os.path.isfile(os.path.join(where, models.WEIGHTS))
+        else run_memory.of_results(where, command_fields.READS[command])
+    )
+    if flagged:
+        raise ValueError(
+            f"Expected trained weights in {where}, got none: give what the results there were made with, {flagged}"
+        )
     run = None if config.model.factory else run_memory.read(where)
     given = config_of_file() if _config_file(sys.argv)[0] else None
     said = config_flags.get_override_values(values["config"])

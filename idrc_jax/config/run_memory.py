@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from idrc_jax import data
-from idrc_jax.certificates import schemes
+from idrc_jax.certificates import schemes, user_schemes
 from idrc_jax.certificates.sampling_plans import Fixed
 from idrc_jax.config.command_fields import READS
 from idrc_jax.config.fields import FIELDS, PATHS, Config, get, put, several
 from idrc_jax.core import files
 from idrc_jax.core.json_values import Json
 from idrc_jax.models import WEIGHTS, common_training, read_description
+from idrc_jax.report.run_summaries import classifier_settings
+from idrc_jax.results import manifest
 
 NAME = "settings.json"
 _SCHEMA_VERSION = 1
@@ -262,6 +264,21 @@ def _changed(scheme: Json, noise: Config) -> list[tuple[str, Any, Any]]:
     return [
         (name, then[name], noise[name]) for name in ("ref", "by", *bins) if then.get(name, noise[name]) != noise[name]
     ]
+
+
+def of_results(folder: Path, reads: Collection[str]) -> str:
+    """The flags that name classifier and noise of the results in a folder, of those fields that a command reads; empty
+    where there are no results, or no call named a file of weights.
+
+    A scheme of the user's own is not told: a manifest never loads code.
+    """
+    found = manifest.read_manifest(folder)
+    if found is None or not manifest.networks(found):
+        return ""
+    made = found["guarantee"]
+    scheme = {} if user_schemes.is_own(made) else schemes.describe(schemes.from_description(made))
+    settings = classifier_settings(found) | {f"noise.{name}": value for name, value in scheme.items()}
+    return manifest.flags({path: value for path, value in settings.items() if path in reads})
 
 
 def absolute(path: str, value: Any) -> Any:

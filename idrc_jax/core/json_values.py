@@ -20,9 +20,9 @@ def differences(stored: Mapping[str, object], asked: Mapping[str, object]) -> st
     )
 
 
-def _short(value: object) -> object:
-    """A SHA-256 by its first eight digits; anything else as it is."""
-    return f"{value[:8]}..." if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else value
+def _short(value: object) -> str:
+    """A value as text, each SHA-256 in it by its first eight digits."""
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1...", str(value))
 
 
 def parsed(text: str | bytes) -> Any:

@@ -1,7 +1,6 @@
 """What a report says about one run, as plain values: curves, classes, confusions, samples, settings, the command."""
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from idrc_jax.certificates import CERTIFICATES, confidence_bounds, sampling_plan
 from idrc_jax.core.json_values import Json
 from idrc_jax.report import class_names
 from idrc_jax.results import Results, metrics
+from idrc_jax.results.manifest import Manifest, flags, networks
 
 MOST_CLASSES = 25  # that a page shows one by one
 _WITHOUT_FILES = ("digits", "synthetic")  # data sets
@@ -201,27 +201,30 @@ def command(results: Results) -> str | None:
             fields[f"certify.{key}"] = value
         elif key != "plan":
             fields[f"sampling.{key}"] = value
+    config = "imagenet.py" if name == "imagenet" else "cifar10.py"
+    return f"idrc-certify --config={config} --workdir=OUT {flags(fields | classifier_settings(results.manifest))}"
+
+
+def classifier_settings(manifest: Manifest) -> Json:
+    """The settings of a run's classifier; of weights that no call named WEIGHTS and the like (see `command`)."""
+    made, named = manifest["guarantee"], networks(manifest)
+    dtype = {"model.dtype": made["dtype"]} if "dtype" in made else {}
     if "by_level" in made:
         unknown = ",".join(f"WEIGHTS{number}" for number, _ in enumerate(made["by_level"], 1))
-        weights = next((one["by_level"] for one in reversed(sessions) if one.get("by_level")), unknown)
-        fields |= {"model.by_level": weights, "model.dtype": made["dtype"]}
+        fields = {"model.by_level": named.get("model.by_level", unknown), **dtype}
     elif "factory" in made:
-        fields["model.factory"] = made["factory"]
+        fields = {"model.factory": made["factory"]}
     else:
-        weights = next((one["weights"] for one in reversed(sessions) if one.get("weights")), "WEIGHTS")
-        fields |= {"model.weights": weights, "model.dtype": made["dtype"]}
+        fields = {"model.weights": named.get("model.weights", "WEIGHTS"), **dtype}
     fields |= {"model.consensus": made["consensus"]} if "consensus" in made else {}
     if "denoiser_sigma" in made:
-        weights = next((one["denoiser"] for one in reversed(sessions) if one.get("denoiser")), "DENOISER")
-        fields |= {"denoiser.weights": weights}
+        fields |= {"denoiser.weights": named.get("denoiser.weights", "DENOISER")}
         fields |= {f"denoiser.{name}": made[f"denoiser_{name}"] for name in ("sigma", "steps")}
-    elif any("denoiser" in one.get("training", {}) for one in sessions):  # which the run would remember
+    elif any("denoiser" in one.get("training", {}) for one in manifest["sessions"]):  # which the run would remember
         fields |= {"denoiser.weights": ""}
     if "router" in made:
-        fields["router.weights"] = next((one["router"] for one in reversed(sessions) if one.get("router")), "ROUTER")
-    config = "imagenet.py" if name == "imagenet" else "cifar10.py"
-    arguments = [f"--config.{key}={_text(value)}" for key, value in fields.items() if value != ()]
-    return shlex.join(["idrc-certify", f"--config={config}", "--workdir=OUT", *arguments])
+        fields["router.weights"] = named.get("router.weights", "ROUTER")
+    return fields
 
 
 def _alike(networks: Sequence[Json]) -> bool:
@@ -232,9 +235,3 @@ def _alike(networks: Sequence[Json]) -> bool:
         and all(one.get(name) == networks[-1].get(name) for name in ("dtype", "denoiser"))
         for one in networks
     )
-
-
-def _text(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return f"({', '.join(repr(one) for one in value)},)"
-    return repr(value) if isinstance(value, float) and math.isfinite(value) else str(value)

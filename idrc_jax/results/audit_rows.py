@@ -216,10 +216,13 @@ def claims(rows: Sequence[Finding]) -> list[Claim]:
 
 
 def distinct(told: Sequence[Claim], guarantee: Mapping[str, object]) -> list[Claim]:
-    """`claims` to be shown: one where the run's published radii are, by definition and in the file, the valid ones."""
+    """`claims` to be shown: one where the run's published radii are, by definition and in the file, the valid ones, or
+    where it has none, as under a scheme that is not in the paper."""
     valid, *others = ({name: value for name, value in claim.items() if name != "kind"} for claim in told)
     same = certificates.published_is_valid(guarantee) and all(other == valid for other in others)
-    return [{**told[0], "kind": "valid = published"}] if same else list(told)
+    if same:
+        return [{**told[0], "kind": "valid = published"}]
+    return [told[0], *(one for one in told[1:] if one["images"])]
 
 
 def robust_accuracy(rows: Sequence[Finding], radius: float, images: int) -> float:

@@ -55,7 +55,7 @@ def offer(first: Run, second: Run) -> str:
     """How two runs whose terms differ can be compared at one n and alpha, or why not; empty where they have one."""
     reason = _obstacle(first, second)
     if reason:
-        return f"They cannot be brought to equal terms: {reason}."
+        return f"They cannot be brought to equal terms: {reason}.{_fewer(first, second)}"
     if _same(first, second):
         return ""
     n, alpha = _common(first, second)
@@ -124,6 +124,24 @@ def _obstacle(first: Run, second: Run) -> str:
     if not _same(first, second) and any(sampling_plans.from_description(made).adaptive for made in (own, other)):
         return f"the plan {own['plan']} stops early, and {_UNSTORED}"
     return ""
+
+
+def _fewer(first: Run, second: Run) -> str:
+    """What brings two runs of different plans to one n at least; empty where they have one, or the votes of the one
+    with more cannot be taken in part."""
+    few, many = sorted((first, second), key=lambda run: _guarantee(run).get("n", 0))
+    n, made = _guarantee(few).get("n"), _guarantee(many)
+    plans = {_guarantee(run).get("plan") for run in (few, many)}
+    if not n or n == made["n"] or len(plans) < 2 or sampling_plans.Exhaustive.name in plans:
+        return ""
+    try:
+        recertify(replace(many.results, rows=()), n=n)
+    except ValueError:
+        return ""
+    return (
+        f" But idrc-recertify --n={n} of “{many.name}” takes as many votes of each image as “{few.name}” drew at most, "
+        "which leaves out what more votes are worth."
+    )
 
 
 def _guarantee(run: Run) -> Json:

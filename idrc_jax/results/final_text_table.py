@@ -30,6 +30,11 @@ from idrc_jax.results.metrics import (
 from idrc_jax.results.result_rows import Results
 from idrc_jax.results.runs import norm_of
 
+_LEVEL_OF_VOTES = {
+    schemes.Cascade.name: " of the level that certifies an image, else of its last",
+    schemes.Routed.name: " of the level that the router chose, if it did",
+}
+
 
 def summary_table(results: Results, radii: Sequence[float] | None = None) -> str:
     """A text table that says what its numbers are: certified accuracy with 95 % intervals at `radii`, ACR, accuracy of
@@ -95,8 +100,11 @@ def _accuracies(results: Results) -> list[str]:
         else f"Smoothed classifier: {right:.3f} right, abstentions are not."
     ]
     noisy, clean = base_accuracy(results), clean_accuracy(results)
-    told = [] if noisy is None else [f"{noisy:.3f} right under the noise (mean share of votes for the true class)"]
-    told += [] if clean is None else [f"{clean:.3f} right on clean images"]
+    made = results.manifest["guarantee"] if results.manifest else {}
+    noise = f"the noise{_LEVEL_OF_VOTES.get(made.get('scheme', ''), '')}"
+    told = [] if noisy is None else [f"{noisy:.3f} right under {noise} (mean share of votes for the true class)"]
+    which = " (the last level's network)" if "by_level" in made else ""
+    told += [] if clean is None else [f"{clean:.3f} right on clean images{which}"]
     return [*lines, f"Base classifier: {', '.join(told)}."] if told else lines
 
 

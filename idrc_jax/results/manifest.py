@@ -1,7 +1,9 @@
 """The manifest beside a result file."""
 
 import hashlib
-from collections.abc import Iterable
+import math
+import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
@@ -29,9 +31,15 @@ _OF_PLANS = {"to_radius": {"radii": [float]}, "to_precision": {"precision": floa
 TRAINING = {"scheme?": {"name": str, "sigma": float}, "recipe?": {"sigma_low?": float}, "data?": str}
 _SESSION = {
     "training?": TRAINING,
-    "weights?": str, "by_level?": str, "denoiser?": str, "data_size?": int,
+    "weights?": str, "by_level?": str, "denoiser?": str, "router?": str, "data_size?": int,
     "worker?": int, "workers?": int, "images?": int,
 }  # fmt: skip
+_NETWORKS = {
+    "weights": "model.weights",
+    "by_level": "model.by_level",
+    "denoiser": "denoiser.weights",
+    "router": "router.weights",
+}
 _WHOLE = {
     "guarantee": _GUARANTEE,
     "sessions": [_SESSION],
@@ -58,6 +66,23 @@ class Manifest(TypedDict):
 def indices_sha256(indices: Iterable[int]) -> str:
     """What names a set of images, in any order: the SHA-256 of their indices."""
     return hashlib.sha256(repr(sorted(indices)).encode()).hexdigest()
+
+
+def networks(manifest: Manifest) -> dict[str, str]:
+    """The settings that name a run's networks, as the last call that named files said; none that no call named."""
+    last = {name: said for one in manifest["sessions"] for name in _NETWORKS if (said := one.get(name))}
+    return {_NETWORKS[name]: said for name, said in last.items()}
+
+
+def flags(settings: Mapping[str, object]) -> str:
+    """Settings as flags of a command line, quoted for a shell; without those that are an empty tuple."""
+    return shlex.join(f"--config.{path}={_text(value)}" for path, value in settings.items() if value != ())
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return f"({', '.join(repr(one) for one in value)},)"
+    return repr(value) if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -10,7 +10,7 @@ from typing import Self
 from idrc_jax.core import append_only, files
 from idrc_jax.core.append_only import AppendOnlyTable
 from idrc_jax.core.json_values import Json, as_json
-from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, read_manifest
+from idrc_jax.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest, flags, networks, read_manifest
 from idrc_jax.results.recertify import check, read_results
 from idrc_jax.results.result_rows import (
     NAME,
@@ -99,8 +99,7 @@ class ResultsFile:
             self._table.append(line_of(row))
         else:
             with files.folder_lock(self._workdir):
-                stored = read_manifest(self._workdir)
-                same_guarantee(stored["guarantee"] if stored else {}, self._guarantee, self._workdir)
+                self._compare(read_manifest(self._workdir))
                 self._table.append(line_of(row))
             self._confirmed = True
         self.done.add(row.idx)
@@ -111,8 +110,13 @@ class ResultsFile:
             stored = Manifest(schema_version=SCHEMA_VERSION, guarantee=self._guarantee, sessions=[])
         if stored is None:
             raise ValueError(f"Expected {MANIFEST} beside the rows in {self._workdir}, got none: use another workdir.")
-        same_guarantee(stored["guarantee"], self._guarantee, self._workdir)
+        self._compare(stored)
         return {**stored, "guarantee": self._guarantee, "sessions": [*stored["sessions"], self._session]}
+
+    def _compare(self, stored: Manifest | None) -> None:
+        """ValueError unless the manifest has the guarantee of this call."""
+        made, named = (stored["guarantee"], flags(networks(stored))) if stored else ({}, "")
+        same_guarantee(made, self._guarantee, self._workdir, networks=named)
 
     def _rows_there(self) -> set[int]:
         """The images that have a row in any file of the folder."""

@@ -97,9 +97,13 @@ def test_votes_of_a_level_do_not_depend_on_the_networks_of_others(linear, large,
 def test_a_run_goes_on_with_its_own_networks_alone(linear, large, two, dataset, tmp_path):
     certify(two, dataset, tmp_path, indices=range(3))
     denoised = dataclasses.replace(linear, description={"denoiser": {"sigma": 0.5}})  # says so alone, here
-    others = ([linear, large], [linear, linear], [large, denoised])
-    for other in (*(linear.at_levels(networks) for networks in others), linear):
-        with pytest.raises(ValueError, match="by_level"):
+    for other, message in (
+        (linear.at_levels([linear, large]), "network 1's weights_sha256 was .*; network 2's weights_sha256 was"),
+        (linear.at_levels([linear, linear]), "were: network 1's weights_sha256 was [^;]*$"),
+        (linear.at_levels([large, denoised]), "were: network 2's denoiser was unset, is {'sigma': 0.5}.$"),
+        (linear, "were: by_level was 2 networks, is unset.$"),
+    ):
+        with pytest.raises(ValueError, match=message):
             certify(other, dataset, tmp_path, indices=range(3))
     assert len(certify(two, dataset, tmp_path, indices=range(3))) == 3
     read = results.read_results(tmp_path)

@@ -6,11 +6,13 @@ import subprocess
 import sys
 
 import pytest
+import running
+import trained_runs
 from conftest import ROOT
 
 from idrc_jax import config, results
 from idrc_jax.certificates import schemes
-from idrc_jax.commands import _inputs, train
+from idrc_jax.commands import _inputs, audit, certify, train
 from idrc_jax.config import fields
 from idrc_jax.results import recertify
 
@@ -31,14 +33,34 @@ def settings_with(**values):
     return made
 
 
-def test_a_router_is_named_where_the_scheme_has_one_and_nowhere_else():
-    assert _inputs._router_of(config.base(), schemes.Gaussian(0.5)) is None
-    with pytest.raises(ValueError, match=r"Expected router\.weights, .* for the scheme routed, got none"):
-        _inputs._router_of(config.base(), ROUTED)
+def test_a_router_is_named_where_the_scheme_has_one_and_nowhere_else(tmp_path):
+    assert _inputs._router_of(config.base(), schemes.Gaussian(0.5), tmp_path) is None
+    with pytest.raises(ValueError, match=r"Expected router\.weights, .* for the scheme routed, got none\.$"):
+        _inputs._router_of(config.base(), ROUTED, tmp_path)
     with pytest.raises(ValueError, match=r"Expected no router\.weights for the scheme gaussian, got here"):
-        _inputs._router_of(settings_with(router__weights="here"), schemes.Gaussian(0.5))
+        _inputs._router_of(settings_with(router__weights="here"), schemes.Gaussian(0.5), tmp_path)
     with pytest.raises(ValueError, match="Expected trained weights at nowhere"):
-        _inputs._router_of(settings_with(router__weights="nowhere"), ROUTED)
+        _inputs._router_of(settings_with(router__weights="nowhere"), ROUTED, tmp_path)
+
+
+def test_results_name_the_router_that_is_missing(tmp_path):
+    network, router, out = (str(tmp_path / name) for name in ("network", "router", "out"))
+    for seed, folder in enumerate((network, router)):
+        trained_runs.save(tmp_path / folder, seed)  # of as many classes as there are levels
+    named = [f"--config.model.weights={network}", f"--config.router.weights={router}"]
+    given = ["--config.data.skip=4", "--config.certify.n=200", "--config.devices=1", "--config.noise.scheme=routed"]
+    levels = "--config.noise.levels=(0.5,0.75,1.0,1.25)"
+    status, told, error = running.run(certify.main, f"--workdir={out}", *named, *given, levels)
+    assert status == 0, error
+    assert " right under the noise of the level that the router chose, if it did (" in told
+    one = "--config.devices=1"
+    line = running.refused(audit.main, out, one)
+    assert f"with, {named[0]} --config.model.dtype=float32 {named[1]}\n" in line
+    line = running.refused(audit.main, out, one, named[0])
+    assert line.endswith(f"for the scheme routed, got none: the results in {out} have {named[1]}.\n")
+    line = running.refused(audit.main, out, one, named[0], f"--config.router.weights={network}")
+    assert "got router's weights_sha256 was" in line
+    assert line.endswith(f"...; the run was made with {' '.join(named)}.\n")
 
 
 def test_settings_with_which_no_router_can_be_trained_are_refused(tmp_path):

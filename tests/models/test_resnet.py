@@ -157,7 +157,12 @@ def test_the_shapes_of_a_deep_network_take_a_time_that_is_linear_in_its_depth():
     """A description says how deep: 434 layers take 4 times what 110 take, not 16."""
     described = {"architecture": "resnet", "classes": 3, "image_shape": (8, 8, 1), "shortcut": "projection"}
     described |= {"mean": (0.5,), "std": (0.25,)}
-    started = time.process_time()
-    _, params, _ = models.abstract(described | {"depth": 434}, dtype="float32")
-    assert time.process_time() - started < 8
-    assert sum(name.endswith("kernel") for name in params) > 434
+
+    def seconds(depth):
+        started = time.process_time()
+        _, params, _ = models.abstract(described | {"depth": depth}, dtype="float32")
+        assert sum(name.endswith("kernel") for name in params) > depth
+        return time.process_time() - started
+
+    seconds(8)  # what a first call pays once
+    assert seconds(434) < 9 * seconds(110)

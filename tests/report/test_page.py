@@ -114,6 +114,8 @@ def test_claims_of_an_audit_are_one_only_where_they_say_the_same():
     other = [same[0], same[1] | {"broken": 2}]
     assert audit_rows.distinct(other, made) == other
     assert audit_rows.distinct(same, made | {"scheme": "l1"}) == same
+    none = [same[0], same[1] | {"images": 0}]  # published
+    assert audit_rows.distinct(none, made | {"scheme": "cascade"}) == same[:1]
 
 
 def test_radii_that_are_the_same_by_definition_are_shown_once(tmp_path):

@@ -82,6 +82,26 @@ def test_it_is_said_why_terms_stay_unequal(long, change, reason):
         equal_terms.equalised(a, b)
 
 
+def test_fewer_votes_are_offered_beside_another_plan_where_they_can_be_taken(long):
+    a, told = named("a", long), "idrc-recertify --n=50 of “a” takes as many votes of each image as “b” drew at most"
+    adaptive = {"plan": "to_radius", "radii": [0.5], "sequence": "betting"}
+    for other in ({"plan": "selection_free", "n0": 0}, adaptive):
+        b = named("b", long, **other, n=50)
+        assert told in equal_terms.offer(a, b)
+        assert told in equal_terms.offer(b, a)
+        assert "idrc-recertify" not in equal_terms.offer(named("a", long, subsampled_from=800), b)
+    for first, other in (
+        (a, named("b", long, plan="selection_free", n0=0)),  # as many
+        (a, named("b", long, plan="selection_free", n0=0, n=3)),  # so few that they certify nothing
+        (a, named("b", long, plan="exhaustive", n0=0, n=50)),  # of which n says nothing
+        (named("a", long, **adaptive), named("b", long, n=50)),  # where it stopped is not stored
+        (named("a", long, scheme="own", scheme_class="a:Own"), named("b", long, **adaptive, n=50)),
+    ):
+        assert equal_terms.offer(first, other).endswith("would have drawn.")
+    log = Run("log", dataclasses.replace(long, manifest=None))
+    assert equal_terms.offer(a, log).endswith("has no votes.")
+
+
 def test_votes_that_are_a_part_already_stay_as_they_are(long):
     a, b = named("a", recertify.recertify(long, n=100)), named("b", short(long))
     assert "“a” has 100 votes drawn from 400 already" in equal_terms.offer(a, b)
@@ -134,6 +154,13 @@ def test_the_comparison_warns_offers_and_does(pair):
     plans = [ROOT / "results/plans" / name for name in ("fixed", "to_radius")]
     assert "plan is fixed for" in running.run(compare.main, *plans)[1].splitlines()[0]
     assert "can be brought to equal terms" in running.refused(compare.main, *plans, "--equal-terms")
+
+
+def test_what_cannot_be_compared_is_refused_without_a_word_of_its_terms(pair, long, tmp_path):
+    made = recertify.recertify(long, alpha=0.01, norm="linf")
+    results.write(made.rows, made.manifest, tmp_path)
+    for more in ((), ("--equal-terms",)):
+        assert "Expected radii of one norm" in running.refused(compare.main, pair[0], tmp_path, *more)
 
 
 def test_tables_and_the_report_warn_in_one_line(pair, tmp_path):
