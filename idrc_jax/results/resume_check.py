@@ -35,4 +35,5 @@ def guarantee_differences(stored: Mapping[str, object], asked: Mapping[str, obje
     code = {name: one[name] for name in ("scheme_class", "scheme_sha256") for one in (stored, asked) if name in one}
     if stored.get("scheme") in SCHEMES:
         code = {}
-    return differences(*({"generator": "threefry2x32", "norm": "l2", **code, **one} for one in (stored, asked)))
+    older = {"generator": "threefry2x32", "norm": "l2"}
+    return differences(*(older | (code if "scheme_class" not in one else {}) | {**one} for one in (stored, asked)))

@@ -15,6 +15,7 @@ from idrc_jax.certification import Settings, arguments, certify_dataset
 from idrc_jax.certification.clean_accuracy import with_clean_accuracy
 from idrc_jax.commands import compare, recertify, report
 from idrc_jax.report import figures
+from idrc_jax.results.recertify import recertify as recertify_by
 
 SCHEME = schemes.Gaussian(sigma=0.5)
 LABELS = np.array([2, 2, 0, 0, 1])
@@ -247,6 +248,15 @@ def test_settings_that_cannot_be_are_refused(linear, pictures, scheme, more, mes
 def test_settings_of_certificates_that_cannot_be_are_refused(linear, pictures, more, message):
     with pytest.raises(ValueError, match=message):
         idrc.certify(linear, SCHEME, pictures, **more)
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**64 - 1])
+def test_the_largest_seeds_are_read_back(linear, pictures, seed, tmp_path):
+    made = idrc.certify(linear, SCHEME, pictures[:1], n=100, seed=seed, chunk=64, progress=False).save(tmp_path)
+    read = idrc.read_results(tmp_path)
+    assert read.manifest["guarantee"]["seed"] == seed
+    assert read.rows == made.rows
+    assert recertify_by(read, n=50).rows[0].n == 50
 
 
 @pytest.mark.parametrize(
