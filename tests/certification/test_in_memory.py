@@ -250,6 +250,30 @@ def test_settings_of_certificates_that_cannot_be_are_refused(linear, pictures, m
         idrc.certify(linear, SCHEME, pictures, **more)
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize(
+    ("scheme", "expected"),
+    [
+        (schemes.L1(0.25, ref=0.00625, exact=True), [2, 2, -1]),  # above the largest level of its tables
+        (schemes.L1(1e37, ref=0.01), [2, 2, -1]),  # infinite in float32
+        (schemes.L1(1e-37), [2, -1, 2]),  # denormal
+        (schemes.InverseSqrtNorm(0.25), [-1, 2, 2]),  # infinite
+        (schemes.Uniform(0.25), [2, 2, 2]),  # of a black image, none
+    ],
+)
+def test_there_is_no_prediction_without_the_noise(scheme, expected, adaptive):
+    """Of three images, the first black: a classifier that is sure of class 2 answers where their noise is drawn."""
+    sure = idrc.Classifier(lambda _, images: 0 * images[:, 0, 0] + np.array([0, 0, 1.0]), (), 3, (2, 2, 1))
+    images = np.stack([np.full((2, 2, 1), value, np.uint8) for value in (0, 10, 255)])
+    level = schemes.drawn_level(scheme, scheme.statistic(images / 255))
+    assert [one == -1 for one in expected[1:]] == (level[1:] == 0).tolist()
+    made = idrc.predict(sure, scheme, images, n=100, adaptive=adaptive, chunk=32, progress=False)
+    assert made.tolist() == expected
+    smoothed = idrc.SmoothedClassifier(sure, scheme, chunk=32)
+    assert smoothed.predict(images).classes.tolist() == expected
+    assert set(smoothed.certify(images).classes[np.array(expected) == -1]) == {-1} or -1 not in expected
+
+
 @pytest.mark.parametrize("seed", [2**63, 2**64 - 1])
 def test_the_largest_seeds_are_read_back(linear, pictures, seed, tmp_path):
     made = idrc.certify(linear, SCHEME, pictures[:1], n=100, seed=seed, chunk=64, progress=False).save(tmp_path)
