@@ -10,7 +10,7 @@ import running
 import idrc_jax as idrc
 from idrc_jax import certification, data, results
 from idrc_jax.certificates import schemes
-from idrc_jax.certificates.sampling_plans import Fixed, SelectionFree
+from idrc_jax.certificates.sampling_plans import Fixed, SelectionFree, ToSignificance
 from idrc_jax.certification import Settings, arguments, certify_dataset
 from idrc_jax.certification.clean_accuracy import with_clean_accuracy
 from idrc_jax.commands import compare, recertify, report
@@ -243,6 +243,8 @@ def test_settings_that_cannot_be_are_refused(linear, pictures, scheme, more, mes
         ({"plan": SelectionFree(n=200), "n": 300}, "Expected n0 and n in the plan alone"),
         ({"n": 5}, "Expected n >="),
         ({"certificate": "three_sided"}, "three_sided"),
+        ({"plan": ToSignificance(n=200)}, r"a plan of certificates, one of fixed, .* got ToSignificance\(n=200"),
+        ({"plan": "fixed"}, "a plan of certificates, .* got 'fixed'"),
     ],
 )
 def test_settings_of_certificates_that_cannot_be_are_refused(linear, pictures, more, message):
