@@ -237,11 +237,10 @@ def _same_certificates(
             f"Expected radii of the predicted class in {read.path}, got those of the true class among the "
             f"{stored['k']} likeliest: audit the run itself."
         )
-    settings = certification.Settings(
-        sampling_plans.from_description(stored), stored["alpha"], stored["seed"], stored["certificate"]
-    )
+    plan, seed = sampling_plans.from_description(stored), results.seed_of(stored, read.path)
+    settings = certification.Settings(plan, stored["alpha"], seed, stored["certificate"])
     certification.check_fits(classifier, dataset)
-    scheme = scheme or user_schemes.of_results(stored)
+    scheme = user_schemes.of_results(stored, scheme=scheme)
     made = certification.describe_guarantee(classifier, scheme, dataset, indices, settings)
     # What its votes rest on, and the norm that its radii are stated in: neither is the network's.
     paired = {name: stored[name] for name in ("paired", "norm") if name in stored}

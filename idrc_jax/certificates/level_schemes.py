@@ -17,6 +17,17 @@ from idrc_jax.core import validate
 from idrc_jax.core.validate import SettingError
 
 
+def _check_level(scheme: Scheme, name: str, factor: float) -> None:
+    """SettingError unless noise of sigma times a factor can be drawn."""
+    level = validate.level(f"sigma times {name}", scheme.sigma * factor)
+    if scheme.exact and level > normal_thresholds.LARGEST:
+        raise SettingError(
+            f"Expected sigma times {name} <= {normal_thresholds.LARGEST:g} under exact noise, got {level:g}.",
+            name.rpartition(" ")[2],
+            "sigma",
+        )
+
+
 @dataclass(frozen=True)
 class Stepped(Scheme):
     """Gaussian noise whose level is constant on each bin of a statistic of the image.
@@ -48,7 +59,7 @@ class Stepped(Scheme):
             )
         for level in self.levels:
             validate.positive("levels", level)
-            validate.level("sigma times each of levels", self.sigma * level)
+            _check_level(self, "each of levels", level)
         for name in ("edges", "levels"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
 
@@ -100,16 +111,6 @@ class SeveralLevels(Scheme):
         """
         return normal_thresholds.total_variation(levels, dim) if self.exact else np.zeros(len(levels))
 
-    def _check_level(self, name: str, factor: float) -> None:
-        """SettingError unless noise of sigma times a factor can be drawn."""
-        level = validate.level(f"sigma times {name}", self.sigma * factor)
-        if self.exact and level > normal_thresholds.LARGEST:
-            raise SettingError(
-                f"Expected sigma times {name} <= {normal_thresholds.LARGEST:g} under exact noise, got {level:g}.",
-                name.rpartition(" ")[2],
-                "sigma",
-            )
-
 
 @dataclass(frozen=True)
 class Cascade(SeveralLevels):
@@ -136,7 +137,7 @@ class Cascade(SeveralLevels):
         if count < 2 or not validate.ascend(self.levels[::-1], above=0):
             raise SettingError(f"Expected levels, at least 2, to descend to above 0, got {self.levels}.", "levels")
         for level in self.levels:
-            self._check_level("each of levels", level)
+            _check_level(self, "each of levels", level)
         thresholds = tuple(self.thresholds) or (0.5,) * (count - 1)
         if len(thresholds) != count - 1 or not all(validate.finite(one) and 0.5 <= one < 1 for one in thresholds):
             raise SettingError(
@@ -191,7 +192,7 @@ class Routed(SeveralLevels):
         for name, values in (("levels", self.levels), ("router_level", (self.router_level,))):
             for value in values:
                 validate.positive(name, value)
-                self._check_level(f"{'each of ' * (name == 'levels')}{name}", value)
+                _check_level(self, f"{'each of ' * (name == 'levels')}{name}", value)
         object.__setattr__(self, "levels", tuple(float(level) for level in self.levels))
         object.__setattr__(self, "router_level", float(self.router_level))
         shares = tuple(float(share) for share in self.shares) or self._least_loss()

@@ -22,6 +22,8 @@ from idrc_jax.core.json_values import Json
 # By what they are, without their `scale_bounds`.
 _CERTIFIED_AS_THEY_ARE = (Gaussian, L2, Uniform, Stepped, Cascade, Routed, Box, Laplace, Splitting)
 
+_CODE = ("scheme_class", "scheme_sha256")
+
 
 def check_own(scheme: Scheme) -> None:
     """ValueError for a scheme of the user's own that would be taken for one of this package: a subclass of one whose
@@ -73,16 +75,21 @@ def is_own(description: Json) -> bool:
     return description["scheme"] not in SCHEMES or "scheme_class" in description
 
 
-def of_results(described: Json, factory: str | None = None) -> Scheme:
+def of_results(described: Json, factory: str | None = None, *, scheme: Scheme | None = None) -> Scheme:
     """The scheme that results were made under.
 
     Args:
       described: by `schemes.describe`, as manifests hold it; other keys are ignored.
       factory: `load`'s name, for results made under a scheme of the user's own: a manifest never loads code.
+      scheme: that scheme itself, instead.
 
     Raises:
-      ValueError: results under a scheme of the user's and no factory, or one that makes another scheme than theirs.
+      ValueError: results under a scheme of the user's and neither of both, or another scheme than theirs: of another
+        name, class or source, or with other parameters.
     """
+    if scheme is not None:
+        check_own(scheme)
+        return _check_same(scheme, described)
     if not factory:
         if not is_own(described):
             return from_description(described)
@@ -94,9 +101,17 @@ def of_results(described: Json, factory: str | None = None) -> Scheme:
     made = load(factory, sigma=described["sigma"])
     if describe(made)["ref"] != described["ref"]:
         made = load(factory, sigma=described["sigma"], ref=described["ref"])
-    made = with_exact_noise(made, described.get("exact", False))
-    now = json_values.as_json(describe(made))
-    changed = json_values.differences({key: described.get(key, value) for key, value in now.items()}, now)
+    return _check_same(with_exact_noise(made, described.get("exact", False)), described, f" by {factory}")
+
+
+def _check_same(made: Scheme, described: Json, by: str = "") -> Scheme:
+    """The scheme, or ValueError unless it is the one described: in results made before code was named, by any code."""
+    own = is_own(described)
+    then = described if own else json_values.as_json(describe(from_description(described)))
+    now = {"exact": False, **json_values.as_json(describe(made))}
+    older = {name: now[name] for name in _CODE if name in now} if own and "scheme_class" not in then else {}
+    then = {"exact": False, **older, **{name: then[name] for name in (*now, *_CODE) if name in then}}
+    changed = json_values.differences(then, now)
     if changed:
-        raise ValueError(f"Expected the scheme that the results were made under, got another by {factory}: {changed}.")
+        raise ValueError(f"Expected the scheme that the results were made under, got another{by}: {changed}.")
     return made

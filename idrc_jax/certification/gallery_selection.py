@@ -10,6 +10,7 @@ from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.models.diffusion import Denoiser
 from idrc_jax.results import Results, gallery_file
 from idrc_jax.results.gallery_file import Gallery
+from idrc_jax.results.manifest import seed_of
 from idrc_jax.sampling import exact_noise, noise_laws, random_keys
 
 
@@ -25,7 +26,7 @@ def gallery(
       scheme: that of the run, if it is the user's own.
 
     Raises:
-      ValueError: other images or another denoiser than the run's, or a run without rows or manifest.
+      ValueError: other images or another denoiser or scheme than the run's, or a run without rows, manifest or seed.
     """
     if read.manifest is None or not read.rows:
         raise ValueError(f"Expected a run with rows and a manifest, got {read.path}.")
@@ -34,9 +35,9 @@ def gallery(
     if certified[-1] >= len(dataset) or dataset.fingerprint(certified) != made["data_sha256"]:
         raise ValueError(f"Expected the images of {read.path}, {made['data']}, got others in {dataset.name}.")
     chosen = np.asarray([row.idx for row in gallery_file.choose(read.rows)], np.int64)
-    images, scheme = data.to_unit(dataset.images[chosen]), scheme or user_schemes.of_results(made)
+    images, scheme = data.to_unit(dataset.images[chosen]), user_schemes.of_results(made, scheme=scheme)
     _, sigma_x = schemes.host_scale(scheme, images)
-    noisy = add_first_noise(scheme, images, sigma_x, indices=chosen, seed=made["seed"])
+    noisy = add_first_noise(scheme, images, sigma_x, indices=chosen, seed=seed_of(made, read.path))
     denoised = None
     if denoiser is not None:
         if denoiser.sha256 != made.get("denoiser_weights_sha256"):

@@ -12,7 +12,7 @@ from idrc_jax import data, sampling
 from idrc_jax.certificates import Certificate, Splitting, confidence_bounds, sampling_plans, usual_plan
 from idrc_jax.certificates.level_schemes import Cascade, Routed
 from idrc_jax.certificates.sampling_plans import Course, Fixed, OneLevel, Plan, SelectionFree, ToRadius, ToSignificance
-from idrc_jax.certificates.schemes import Scheme, check_pixels, host_levels, most_levels
+from idrc_jax.certificates.schemes import Scheme, check_pixels, host_levels, most_levels, scales
 from idrc_jax.certification import arguments, clean_accuracy, provenance
 from idrc_jax.certification.decisions import Decisions
 from idrc_jax.certification.guarantee import check_fits, check_settings, check_unique, describe_guarantee
@@ -166,7 +166,8 @@ def predict(
     together; a cascade's bounds have paid (docs/explanation/certificates.md).
 
     Returns:
-      int64 [N]; -1 where the votes do not tell.
+      int64 [N]; -1 where the votes do not tell, or where noise of the image's level cannot be drawn
+      (`schemes.drawn_levels`).
 
     Raises:
       ValueError: so few samples that not even unanimous votes could tell, or arguments that cannot be.
@@ -239,8 +240,16 @@ def predict_by(
             return name_class(np.asarray(drawn.levels[0].votes), alpha)
 
     scheduler = Scheduler(counter, plan, course, piece=_STRIDES * counter.stride, stage=random_keys.PREDICTION)
+    without = _without_noise(scheme, statistic, levels)
     for drawn in scheduler.run(range(len(images))):
-        yield drawn.position, answer(drawn)
+        yield drawn.position, confidence_bounds.ABSTAIN if without[drawn.position] else answer(drawn)
+
+
+def _without_noise(scheme: Scheme, statistic: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """bool [N]: images that were voted on without noise, the levels drawn [N, levels] being 0, though the scheme has
+    noise for them; not a black image under `l1`, which has none."""
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.any((levels == 0) & (scales(scheme, statistic) != 0), axis=1)
 
 
 def _shown(made: Iterable[tuple[int, _Answer]], title: str, total: int, show: bool) -> Iterator[tuple[int, _Answer]]:

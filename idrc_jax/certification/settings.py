@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from idrc_jax.certificates.sampling_plans import Fixed, Plan
+from idrc_jax.certificates.sampling_plans import PLANS, Fixed, Plan
 from idrc_jax.core import validate
 from idrc_jax.sampling import random_keys
 
@@ -17,7 +17,8 @@ class Settings:
       seed: of the key tree.
       certificate: "one_sided", "two_sided" or "runner_up" (see `certificates.from_votes`).
 
-    Raises ValueError for settings under which not even unanimous votes could certify.
+    Raises ValueError for a plan that no manifest can name, such as that of a prediction, and for settings under which
+    not even unanimous votes could certify.
     """
 
     plan: Plan = field(default_factory=Fixed)
@@ -28,4 +29,6 @@ class Settings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", float(validate.in_open_unit_interval("alpha", self.alpha)))
         random_keys.check_seed(self.seed)
+        if type(self.plan) not in PLANS.values():
+            raise ValueError(f"Expected a plan of certificates, one of {', '.join(PLANS)}, got {self.plan!r}.")
         self.plan.check(self.alpha)

@@ -47,7 +47,7 @@ def main() -> None:
                 )
             sizes = (one["data_size"] for one in reversed(read.manifest["sessions"]) if one.get("data_size"))
             size = asked.size or next(sizes, 0)
-            dataset = data.load(name, split, directory=asked.data, seed=made["seed"], size=size)
+            dataset = data.load(name, split, directory=asked.data, seed=results.seed_of(made, read.path), size=size)
             scheme = user_schemes.of_results(made, asked.factory)
             gallery_file.write(gallery(read, dataset, denoiser, scheme), read.path.parent)
             print(f"Gallery: {read.path.parent / gallery_file.NAME}")

@@ -51,7 +51,7 @@ def positive(name: str, value: float) -> float:
 
 def level(name: str, value: float) -> float:
     """Return `value` if it is > 0 and neither 0 nor infinite in float32, else raise ValueError."""
-    if not 2.0**-126 <= float(positive(name, value)) < 2.0**128:
+    if not 2.0**-126 <= float(positive(name, value)) < 2.0**128 - 2.0**103:
         raise _refusal(name, f"Expected {name} from 1.2e-38 to 3.4e38, the range of float32, got {value}.")
     return value
 

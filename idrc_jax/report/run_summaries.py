@@ -172,7 +172,7 @@ def command(results: Results) -> str | None:
     """The command that makes a run's rows anew (of one that was cut off also those that lie evenly spaced between
     them), on the classifier that its manifest names; None where it cannot: for
     another project's file, images that were in memory, a scheme of the user's own, a part of a run's votes, a
-    certificate that rests on another run, or networks by level that no `model.by_level` gives.
+    certificate that rests on another run, noise of no known seed, or networks by level that no `model.by_level` gives.
 
     FOLDER stands for the data set's place, WEIGHTS (WEIGHTS1, WEIGHTS2 ... by level), DENOISER and ROUTER for
     weights that no call named.
@@ -184,7 +184,7 @@ def command(results: Results) -> str | None:
         return None
     sessions = results.manifest["sessions"]
     plan, name = sampling_plans.from_description(made), made["data"].partition("/")[0]
-    if name == "arrays" or not _alike(made.get("by_level", [])):
+    if name == "arrays" or "seed" not in made or not _alike(made.get("by_level", [])):
         return None
     scheme = schemes.describe(schemes.from_description(made))
     fields = {"data.name": name} if name in _WITHOUT_FILES else {"data.name": name, "data.dir": "FOLDER"}

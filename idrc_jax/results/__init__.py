@@ -4,7 +4,7 @@ Imports core, certificates and several_levels. No JAX, so that results are read 
 """
 
 from idrc_jax.results.final_text_table import summary_table
-from idrc_jax.results.manifest import MANIFEST, read_manifest
+from idrc_jax.results.manifest import MANIFEST, read_manifest, seed_of
 from idrc_jax.results.metrics import (
     RADII,
     abstention_rate,
@@ -66,6 +66,7 @@ __all__ = [
     "read_manifest",
     "read_results",
     "result_files",
+    "seed_of",
     "summary_table",
     "to_pandas",
     "too_low",

@@ -23,7 +23,7 @@ _GUARANTEE = {
 }  # fmt: skip
 # Names that fields of a scheme of the user's own may have, of any kind, but for what its plan has written there.
 _MORE = {
-    "ref?": float, "seed?": int, "k?": int, "subsampled_from?": int, "consensus?": int, "factory?": str,
+    "ref?": float, "k?": int, "subsampled_from?": int, "consensus?": int, "factory?": str,
     "radii?": [float], "levels?": [float], "edges?": [float], "thresholds?": [float], "shares?": [float],
     "precision?": float, "members?": [dict], "by_level?": [dict], "denoiser_sigma?": float, "denoiser_steps?": int,
 }  # fmt: skip
@@ -85,6 +85,14 @@ def _text(value: object) -> str:
     return repr(value) if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
+def seed_of(made: Json, where: Path) -> int:
+    """The seed of results at `where`, by their guarantee; ValueError for none in 0 .. 2**64 - 1."""
+    seed = made.get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise ValueError(f"Expected guarantee.seed in 0 .. 2**64 - 1 in {MANIFEST} of {where}, got {seed!r:.60}.")
+    return seed
+
+
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest in a folder, None without one; ValueError for another file in its place, or a damaged one."""
     found = files.read_manifest(folder / MANIFEST, SCHEMA_VERSION, "a manifest of this project")
@@ -93,4 +101,6 @@ def read_manifest(folder: Path) -> Manifest | None:
         made = found["guarantee"]
         more = _OF_PLANS.get(made["plan"], {}) if user_schemes.is_own(made) else _MORE
         require(made, more, "guarantee", folder / MANIFEST)
+        if "seed" in made and not user_schemes.is_own(made):
+            seed_of(made, folder)
     return cast("Manifest | None", found)

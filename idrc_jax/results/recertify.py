@@ -31,7 +31,7 @@ from idrc_jax.certificates.schemes import L1, Gaussian, InverseSqrtNorm, Scheme
 from idrc_jax.core import validate
 from idrc_jax.core.json_values import Json, as_json
 from idrc_jax.results import result_rows
-from idrc_jax.results.manifest import MANIFEST, Manifest
+from idrc_jax.results.manifest import MANIFEST, Manifest, seed_of
 from idrc_jax.results.result_rows import Results, Row
 
 _FOLLOW = ("p_lower", "predict", "radius_published", "radius", "sigma_x")  # from the votes
@@ -110,6 +110,7 @@ def recertify(
     made = read.manifest["guarantee"]
     made = _terms(made, alpha, certificate, k, norm, read)
     plan = sampling_plans.from_description(made)
+    scheme = user_schemes.of_results(made, scheme=scheme)
     bounds = several_levels.bounds_of_results(made)
     if bounds is not None:
         return Results(_levelled_rows(read, made, bounds, n), {**read.manifest, "guarantee": made}, read.path)
@@ -123,13 +124,14 @@ def recertify(
             )
         plan = _shorter(plan, n, made["alpha"], read.path)
         made = {**made, "subsampled_from": made["n"], "n": plan.n}
-        drawn = [_drawn(own, n, made["seed"], row.idx) for own, row in zip(votes, read.rows, strict=True)]
+        seed = seed_of(made, read.path)
+        drawn = [_drawn(own, n, seed, row.idx) for own, row in zip(votes, read.rows, strict=True)]
         votes = np.reshape(drawn, votes.shape).astype(np.int64)
         if not plan.selection:
             selected = np.asarray([confidence_bounds.select(own) for own in votes], np.int64)
     found = certificates_of(
         made,
-        scheme or user_schemes.of_results(made),
+        scheme,
         np.asarray([row.statistic for row in read.rows], np.float64),
         selected,
         votes,

@@ -193,9 +193,11 @@ def test_schemes_are_hashable_values():
         ("routed", {"sigma": 1.0, "shares": (0.5, 0.6)}, "shares > 0 of alpha, one for the router and one for the"),
         ("routed", {"sigma": 1.0, "shares": (1.0, 0.0)}, "shares > 0"),
         ("routed", {"sigma": 9.0, "levels": (1.0, 2.0), "exact": True}, "sigma times each of levels <= 16 under exact"),
+        ("stepped", {"sigma": 10.0, "levels": (2.0,), "exact": True}, "each of levels <= 16 under exact noise, got 20"),
         ("cascade", {"sigma": 17.0, "levels": (0.2, 0.1), "exact": True}, "sigma <= 16 under exact noise, got 17"),
         ("gaussian", {"sigma": 1e-50}, "sigma from 1.2e-38 to 3.4e38, the range of float32, got 1e-50"),
         ("l1", {"sigma": 1e39}, "sigma from 1.2e-38"),
+        ("l1", {"sigma": 2.0**128 - 2.0**103}, "sigma from 1.2e-38"),  # infinite in float32
         ("l2", {"sigma": "loud"}, "sigma > 0, got loud"),
     ],
 )

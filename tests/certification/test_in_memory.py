@@ -10,11 +10,12 @@ import running
 import idrc_jax as idrc
 from idrc_jax import certification, data, results
 from idrc_jax.certificates import schemes
-from idrc_jax.certificates.sampling_plans import Fixed, SelectionFree
+from idrc_jax.certificates.sampling_plans import Fixed, SelectionFree, ToSignificance
 from idrc_jax.certification import Settings, arguments, certify_dataset
 from idrc_jax.certification.clean_accuracy import with_clean_accuracy
 from idrc_jax.commands import compare, recertify, report
 from idrc_jax.report import figures
+from idrc_jax.results.recertify import recertify as recertify_by
 
 SCHEME = schemes.Gaussian(sigma=0.5)
 LABELS = np.array([2, 2, 0, 0, 1])
@@ -242,11 +243,46 @@ def test_settings_that_cannot_be_are_refused(linear, pictures, scheme, more, mes
         ({"plan": SelectionFree(n=200), "n": 300}, "Expected n0 and n in the plan alone"),
         ({"n": 5}, "Expected n >="),
         ({"certificate": "three_sided"}, "three_sided"),
+        ({"plan": ToSignificance(n=200)}, r"a plan of certificates, one of fixed, .* got ToSignificance\(n=200"),
+        ({"plan": "fixed"}, "a plan of certificates, .* got 'fixed'"),
     ],
 )
 def test_settings_of_certificates_that_cannot_be_are_refused(linear, pictures, more, message):
     with pytest.raises(ValueError, match=message):
         idrc.certify(linear, SCHEME, pictures, **more)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize(
+    ("scheme", "expected"),
+    [
+        (schemes.L1(0.25, ref=0.00625, exact=True), [2, 2, -1]),  # above the largest level of its tables
+        (schemes.L1(1e37, ref=0.01), [2, 2, -1]),  # infinite in float32
+        (schemes.L1(1e-37), [2, -1, 2]),  # denormal
+        (schemes.InverseSqrtNorm(0.25), [-1, 2, 2]),  # infinite
+        (schemes.Uniform(0.25), [2, 2, 2]),  # of a black image, none
+    ],
+)
+def test_there_is_no_prediction_without_the_noise(scheme, expected, adaptive):
+    """Of three images, the first black: a classifier that is sure of class 2 answers where their noise is drawn."""
+    sure = idrc.Classifier(lambda _, images: 0 * images[:, 0, 0] + np.array([0, 0, 1.0]), (), 3, (2, 2, 1))
+    images = np.stack([np.full((2, 2, 1), value, np.uint8) for value in (0, 10, 255)])
+    level = schemes.drawn_level(scheme, scheme.statistic(images / 255))
+    assert [one == -1 for one in expected[1:]] == (level[1:] == 0).tolist()
+    made = idrc.predict(sure, scheme, images, n=100, adaptive=adaptive, chunk=32, progress=False)
+    assert made.tolist() == expected
+    smoothed = idrc.SmoothedClassifier(sure, scheme, chunk=32)
+    assert smoothed.predict(images).classes.tolist() == expected
+    assert set(smoothed.certify(images).classes[np.array(expected) == -1]) == {-1} or -1 not in expected
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**64 - 1])
+def test_the_largest_seeds_are_read_back(linear, pictures, seed, tmp_path):
+    made = idrc.certify(linear, SCHEME, pictures[:1], n=100, seed=seed, chunk=64, progress=False).save(tmp_path)
+    read = idrc.read_results(tmp_path)
+    assert read.manifest["guarantee"]["seed"] == seed
+    assert read.rows == made.rows
+    assert recertify_by(read, n=50).rows[0].n == 50
 
 
 @pytest.mark.parametrize(

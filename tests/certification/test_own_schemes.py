@@ -89,7 +89,7 @@ def with_field(name, value=2.0):
     return dataclasses.make_dataclass("Named", [(name, object, value)], bases=(Own,), frozen=True)(sigma=0.5)
 
 
-@pytest.mark.parametrize("name", ["alpha", "seed", "n", "dim", "scheme", "scheme_class"])
+@pytest.mark.parametrize("name", ["alpha", "seed", "n", "dim", "scheme", "scheme_class", "k", "paired"])
 def test_a_field_that_a_manifest_would_lose_is_refused(no_votes, linear, pictures, name):
     with pytest.raises(ValueError, match=f"fields of Named with other names than the settings beside them, got {name}"):
         idrc.certify(linear, with_field(name), pictures, n=100)

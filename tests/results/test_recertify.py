@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -6,13 +7,17 @@ import numpy as np
 import pytest
 import running
 from conftest import ROOT
+from own_schemes import Own
 from scipy import stats
 
 from idrc_jax import certification, results
 from idrc_jax.audit import job as audit_job
 from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.certification import Settings
+from idrc_jax.certification.gallery_selection import gallery
 from idrc_jax.commands import recertify as command
+from idrc_jax.core import user_code
+from idrc_jax.core.json_values import as_json
 from idrc_jax.report import run_summaries
 from idrc_jax.results import equal_terms, recertify, runs
 
@@ -165,17 +170,94 @@ def test_images_without_labels_have_no_true_class_among_the_likeliest(tmp_path):
         recertify.recertify(dataclasses.replace(read, rows=rows), k=1)
 
 
-def drawn_run(folder, count, *, n=400, p=0.8, alpha=0.05, plan="fixed", **more):
+@dataclasses.dataclass(frozen=True)
+class Narrow(Own):
+    """Of the same levels, with bounds that do not hold."""
+
+    def scale_bounds(self, statistic, distance, dim):
+        return self.scale(statistic), self.scale(statistic)
+
+
+def drawn_run(folder, count, *, n=400, p=0.8, alpha=0.05, plan="fixed", scheme=SCHEMES["gaussian"], **more):
     """Rows of so many images whose votes are drawn by the class's probability; class 1 has the rest but for 3 %."""
     votes = np.random.default_rng(0).multinomial(n, [p, 0.97 - p, 0.03], size=count)
-    made = schemes.describe(SCHEMES["gaussian"]) | sampling_plans.describe(sampling_plans.PLANS[plan](n=n)) | more
+    made = as_json(schemes.describe(scheme)) | sampling_plans.describe(sampling_plans.PLANS[plan](n=n))
     made |= {"alpha": alpha, "certificate": "one_sided", "classes": 2, "dim": 16, "seed": 5, "data": "made/test"}
-    made |= {"data_sha256": "0" * 64, "weights_sha256": "1" * 64, "dtype": "float32"}
+    made |= {"data_sha256": "0" * 64, "weights_sha256": "1" * 64, "dtype": "float32"} | more
     rows = tuple(
         results.Row(i, 0, 0, 0.1, 1, 0.0, 0.1, 0, 0.0, 0.5, 0.6, n, made["n0"], dict(zip((0, 1, -1), own, strict=True)))
         for i, own in enumerate(votes.tolist())
     )
-    return recertify.recertify(results.Results(rows, {"schema_version": 1, "guarantee": made, "sessions": []}, folder))
+    read = results.Results(rows, {"schema_version": 1, "guarantee": made, "sessions": []}, folder)
+    return recertify.recertify(read, scheme=scheme)
+
+
+def stepped(*levels):
+    return schemes.Stepped(sigma=0.5, edges=(2.2,), levels=levels)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "other", "changed"),
+    [
+        (schemes.L2(0.5), schemes.Gaussian(0.5), "scheme was l2, is gaussian."),
+        (schemes.Box(0.5), schemes.Laplace(0.5), "scheme was box, is laplace."),
+        (schemes.Gaussian(0.5), schemes.Gaussian(0.25), "sigma was 0.5, is 0.25."),
+        (schemes.Gaussian(0.5, exact=True), schemes.Gaussian(0.5), "exact was True, is False."),
+        (schemes.Gaussian(0.5), schemes.Gaussian(0.5, exact=True), "exact was False, is True."),
+        (stepped(1.0, 1.5), stepped(1.0, 1.0), "levels was [1.0, 1.5], is [1.0, 1.0]."),
+        (Own(0.5), schemes.Gaussian(0.5), "scheme was own, is gaussian; scheme_class was own_schemes:Own, is unset;"),
+        (schemes.Gaussian(0.5), Own(0.5), "scheme was gaussian, is own; scheme_class was unset, is own_schemes:Own;"),
+        (Own(0.5), Narrow(0.5), "scheme_class was own_schemes:Own, is test_recertify:Narrow; scheme_sha256 was"),
+    ],
+)
+def test_another_scheme_than_the_files_is_refused(tmp_path, scheme, other, changed):
+    """Also one of the same levels, whose radii would be other ones."""
+    read = drawn_run(tmp_path, 3, scheme=scheme, norm=scheme.norm)
+    assert repr(recertify.recertify(read, scheme=scheme)) == repr(read)
+    message = f"Expected the scheme that the results were made under, got another: {changed}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        recertify.recertify(read, scheme=other, alpha=0.01)
+
+
+def test_an_own_scheme_of_another_source_is_refused(tmp_path, linear, dataset, monkeypatch):
+    """Before it certifies, audits or pictures anything; also one whose source nobody knows."""
+    read = drawn_run(tmp_path, 3, scheme=Own(0.5), data_sha256=dataset.fingerprint(np.arange(3)))
+    calls = (
+        lambda: recertify.recertify(read, scheme=Own(0.5)),
+        lambda: audit_job._same_certificates(read, linear, dataset, np.arange(3), Own(0.5)),
+        lambda: gallery(read, dataset, scheme=Own(0.5)),
+    )
+    calls[0](), calls[2]()
+    for more, told in (({"sha256": "ab" * 32}, "is abababab..."), ({}, "is unset")):
+        monkeypatch.setattr(user_code, "describe", lambda made, more=more: {"class": "own_schemes:Own", **more})
+        for call in calls:
+            with pytest.raises(ValueError, match=rf"^Expected the scheme .* another: scheme_sha256 was .*, {told}\.$"):
+                call()
+        asked = read.manifest["guarantee"] | schemes.describe(Own(0.5))
+        if not more:
+            del asked["scheme_sha256"]
+        assert results.guarantee_differences(read.manifest["guarantee"], asked).endswith(told)
+    older = {name: one for name, one in read.manifest["guarantee"].items() if not name.startswith("scheme_")}
+    unnamed = dataclasses.replace(read, manifest=read.manifest | {"guarantee": older})
+    assert repr(recertify.recertify(unnamed, scheme=Own(0.5)).rows) == repr(read.rows)  # nan is not itself
+
+
+def test_a_file_that_names_no_seed_is_refused_where_that_is_needed(tmp_path, linear, dataset):
+    read = drawn_run(tmp_path, 3, data_sha256=dataset.fingerprint(np.arange(3)))
+    for seed, told in ((None, "None"), ("x" * 99, "'xxx.*"), (2**64, "18446744073709551616"), (True, "True")):
+        guarantee = read.manifest["guarantee"] | {"seed": seed}
+        if seed is None:
+            del guarantee["seed"]
+        one = dataclasses.replace(read, manifest=read.manifest | {"guarantee": guarantee})
+        assert recertify.recertify(one, alpha=0.01).rows
+        assert (run_summaries.command(one) is None) == (seed is None)
+        for call in (
+            lambda one=one: recertify.recertify(one, n=100),
+            lambda one=one: audit_job._same_certificates(one, linear, dataset, np.arange(3), None),
+            lambda one=one: gallery(one, dataset),
+        ):
+            with pytest.raises(ValueError, match=rf"^Expected guarantee\.seed in 0 \.\. 2\*\*64 - 1 .*, got {told}\.$"):
+                call()
 
 
 @pytest.mark.parametrize("plan", ["fixed", "selection_free"])
