@@ -303,7 +303,7 @@ def _caption(several: Sequence[Run], what: str, paper_too: bool = False) -> str:
     ]
     notes += [_TO_RADIUS] if "to_radius" in plans else []
     notes += [told.removesuffix(".")] if (told := equal_terms.differences(several)) else []
-    cut = {run.name: metrics.cut_short(run.results) for run in several}
+    cut = {run.name: runs.cut_short(run.results) for run in several}
     notes += [f"Of “{name}” {told.removesuffix('.')}" for name, told in cut.items() if told]
     return ". ".join(notes)
 

@@ -13,7 +13,6 @@ from idrc_jax.results.metrics import (
     base_accuracy,
     clean_accuracy,
     correct_radii,
-    cut_short,
     explained,
     has_certificates,
     has_published,
@@ -28,7 +27,7 @@ from idrc_jax.results.metrics import (
     within_reach,
 )
 from idrc_jax.results.result_rows import Results
-from idrc_jax.results.runs import norm_of
+from idrc_jax.results.runs import cut_short, norm_of
 
 _LEVEL_OF_VOTES = {
     schemes.Cascade.name: " of the level that certifies an image, else of its last",

@@ -217,25 +217,6 @@ def too_low(results: Results) -> str:
     return f"asked for radii up to {last:g}: accuracy above, and the ACR, are too low to compare."
 
 
-def cut_short(results: Results) -> str:
-    """What to say of a run with fewer rows than its calls were asked for, as the manifest has it; empty of others.
-
-    Plans decide images in an order that depends on their votes: those that a stop left undecided are no random part.
-    """
-    asked: dict[int, dict[int, int]] = {}  # workers -> worker -> images
-    for one in results.manifest["sessions"] if results.manifest else []:
-        if "images" in one:
-            shares, worker = asked.setdefault(one.get("workers", 1), {}), one.get("worker", 0)
-            shares[worker] = max(one["images"], shares.get(worker, 0))
-    most = max((sum(shares.values()) for shares in asked.values()), default=0)
-    if most <= len(results.rows):
-        return ""
-    return (
-        f"{most - len(results.rows):,} of {most:,} images have no row. Where a run was stopped, its votes chose which: "
-        "accuracies of the rest are not those of all. The command that made the rows goes on."
-    )
-
-
 def explained(results: Results) -> str:
     """What the radii are worth, and whether they are stated in another norm than their certificate's; empty without a
     manifest."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from idrc_jax.core import append_only, files
 from idrc_jax.core.json_values import Json, require
-from idrc_jax.results import metrics, recertify, result_file, result_rows
+from idrc_jax.results import recertify, result_file, result_rows
 from idrc_jax.results.manifest import TRAINING
 from idrc_jax.results.result_rows import Results
 
@@ -45,9 +45,28 @@ def read(arguments: Sequence[str]) -> list[Run]:
         found.append(recertify.read_results(path))
         if not found[-1].rows:
             raise ValueError(f"Expected at least one row in {found[-1].path}, got none.")
-        if told := metrics.cut_short(found[-1]):
+        if told := cut_short(found[-1]):
             warnings.warn(f"{found[-1].path}: {told}", stacklevel=2)
     return [Run(name or own, one) for name, own, one in zip(names, labels(found), found, strict=True)]
+
+
+def cut_short(results: Results) -> str:
+    """What to say of a run with fewer rows than its calls were asked for, as the manifest has it; empty of others.
+
+    Plans decide images in an order that depends on their votes: those that a stop left undecided are no random part.
+    """
+    asked: dict[int, dict[int, int]] = {}  # workers -> worker -> images
+    for one in results.manifest["sessions"] if results.manifest else []:
+        if "images" in one:
+            shares, worker = asked.setdefault(one.get("workers", 1), {}), one.get("worker", 0)
+            shares[worker] = max(one["images"], shares.get(worker, 0))
+    most = max((sum(shares.values()) for shares in asked.values()), default=0)
+    if most <= len(results.rows):
+        return ""
+    return (
+        f"{most - len(results.rows):,} of {most:,} images have no row. Where a run was stopped, its votes chose which: "
+        "accuracies of the rest are not those of all. The command that made the rows goes on."
+    )
 
 
 def with_rows(arguments: Sequence[str]) -> list[str]:
