@@ -40,7 +40,7 @@ _TINY = {
 # Committed weights, which are what parity is about; a pair's are those of its classifier.
 _COMMITTED = {
     "ResNet-20": WEIGHTS,
-    "ResNet-110": contest.CHECKPOINTS / "cifar10_resnet110_gaussian_0.25_unfinished.safetensors",
+    "ResNet-110": contest.CHECKPOINTS / "cifar10_resnet110_gaussian_0.25.safetensors",
     "U-Net+ResNet-20": WEIGHTS,
 }
 _TYPES = {  # of parity: dtype and the precision of products
