@@ -105,12 +105,13 @@ def of_results(described: Json, factory: str | None = None, *, scheme: Scheme | 
 
 
 def _check_same(made: Scheme, described: Json, by: str = "") -> Scheme:
-    """The scheme, or ValueError unless it is the one described: in results made before code was named, by any code."""
+    """The scheme, or ValueError unless it is the one described: in results made before code was named, by any code,
+    which may have gained fields since."""
     own = is_own(described)
     then = described if own else json_values.as_json(describe(from_description(described)))
     now = {"exact": False, **json_values.as_json(describe(made))}
-    older = {name: now[name] for name in _CODE if name in now} if own and "scheme_class" not in then else {}
-    then = {"exact": False, **older, **{name: then[name] for name in (*now, *_CODE) if name in then}}
+    older = now if own and "scheme_class" not in then else {}
+    then = {**older, "exact": False, **{name: then[name] for name in (*now, *_CODE) if name in then}}
     changed = json_values.differences(then, now)
     if changed:
         raise ValueError(f"Expected the scheme that the results were made under, got another{by}: {changed}.")

@@ -157,11 +157,14 @@ def _few(names: Sequence[str]) -> str:
 
 def check_rows(dataset: data.Dataset, read: Results) -> None:
     """ValueError for a row of an image that the data set does not have, or has under another label."""
+    of = f"{dataset.name}/{dataset.split}"
     for row in read.rows:
-        if not 0 <= row.idx < len(dataset) or dataset.labels[row.idx] != row.label:
+        if not 0 <= row.idx < len(dataset):
+            raise ValueError(f"Expected images 0 .. {len(dataset) - 1} of {of} in {read.path}, got {row.idx}.")
+        if dataset.labels[row.idx] != row.label:
             raise ValueError(
-                f"Expected images and labels of {dataset.name}/{dataset.split} in {read.path}, got image {row.idx} of "
-                f"label {row.label}, which none of its {len(dataset)} is: the row was changed."
+                f"Expected image {row.idx} of {of} in {read.path} with its label {dataset.labels[row.idx]}, got "
+                f"{row.label}."
             )
 
 

@@ -20,7 +20,7 @@ from idrc_jax.certificates.sampling_plans import Course, OneLevel
 from idrc_jax.certificates.schemes import Scheme, Splitting, host_levels, level_count
 from idrc_jax.certification.guarantee import check_fits, check_indices, check_rows, check_unique, describe_guarantee
 from idrc_jax.certification.job import Job, run, warn_of_training_images
-from idrc_jax.certification.provenance import checked_scheme
+from idrc_jax.certification.provenance import asked, checked_scheme
 from idrc_jax.certification.settings import Settings
 from idrc_jax.core.json_values import Json, as_json
 from idrc_jax.core.time_budget import Budget
@@ -210,7 +210,7 @@ def _prepare(
     votes = np.asarray([known[int(index)][1] for index in share]).reshape(len(share), -1)
     return _Pairing(
         variant, scheme, dataset, share, images, levels, SelectionFree(n=pairs.n), settings.seed,
-        guarantee, checked, reference, rows, votes,
+        guarantee, checked, asked(indices), reference, rows, votes,
     )  # fmt: skip
 
 

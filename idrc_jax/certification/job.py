@@ -29,7 +29,7 @@ from idrc_jax.certification.guarantee import (
     check_unique,
     describe_guarantee,
 )
-from idrc_jax.certification.provenance import checked_scheme, trained_on
+from idrc_jax.certification.provenance import asked, checked_scheme, trained_on
 from idrc_jax.certification.settings import Settings
 from idrc_jax.core import files
 from idrc_jax.core.progress import Progress, require_progress, write_status
@@ -111,6 +111,7 @@ class Job:
       plan: by which the samples are drawn; seed: of the key tree.
       guarantee: what the certificates of all workers depend on.
       checked: what the search of a user's own scheme's bounds found.
+      asked: which images all workers are to certify.
       stage: of the samples that follow the selection.
     """
 
@@ -124,6 +125,7 @@ class Job:
     seed: int
     guarantee: dict[str, Any]
     checked: dict[str, Any]
+    asked: dict[str, Any]
     stage: ClassVar[int] = random_keys.ESTIMATION
 
     def execution(self, samples: int, seconds: float, mesh: Mesh | None, chunk: int) -> Execution:
@@ -162,7 +164,7 @@ def run(
     name = results.worker_file(worker.index, worker.count)
     status = workdir / name.replace("certificates", "certify_status").replace(".tsv", ".json")
     total = len(job.indices)
-    session = {"worker": worker.index, "workers": worker.count, "images": total, **(provenance or {}), **job.checked}
+    session = {"worker": worker.index, "workers": worker.count, **(provenance or {}), **job.checked}
 
     files.make_folder(workdir)
     known = partial(check_rows, job.dataset)
@@ -193,6 +195,8 @@ def run(
             with budget:
                 for drawn in scheduler.run(todo, over=lambda images: budget.over(margin_ticks=images)):
                     now = time.perf_counter()
+                    if done == before:  # a call that adds no row leaves none out
+                        file.note(job.asked)
                     file.append(job.row(drawn, now - since))
                     done, since = done + 1, now
                     budget.tick()
@@ -248,7 +252,7 @@ def _prepare(
     statistic, levels = host_levels(scheme, images)
     return _Certification(
         classifier, scheme, dataset, share, images, levels, settings.plan, settings.seed, guarantee,
-        checked, Decisions(scheme, settings, statistic, guarantee["dim"]),
+        checked, asked(indices), Decisions(scheme, settings, statistic, guarantee["dim"]),
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from idrc_jax.certificates import schemes
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.core.json_values import Json
 from idrc_jax.models import Classifier, common_training
+from idrc_jax.report.run_summaries import spacing
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
 _CHECKED = 16  # images at most, near which the bounds of a user's scheme are searched
@@ -22,6 +23,13 @@ def versions() -> Json:
     found = {name: importlib.metadata.version(name) for name in _PACKAGES} | {"idrc_jax": __version__}
     started = datetime.now(UTC).isoformat(timespec="seconds")
     return {"versions": found, "python": platform.python_version(), "started": started}
+
+
+def asked(indices: np.ndarray) -> Json:
+    """The images that a call of all workers is to certify, as ranges: one of indices that are evenly spaced."""
+    listed = indices.tolist()
+    evenly = spacing(listed)
+    return {"images": [list(evenly)] if evenly else [[index, index + 1, 1] for index in listed]}
 
 
 def training(classifier: Classifier) -> Json:

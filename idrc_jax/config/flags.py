@@ -7,7 +7,7 @@ limit exits 0 and says in its status file how far it got; Ctrl-C exits 130.
 import os
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -104,7 +104,7 @@ def _parse(command: str, define: Callable[[flags.FlagValues], None] | None) -> t
             flags.DEFINE(PathFlag(), "workdir", workdir, f"Folder of the run, {workdir} by default.", values)
         if define:
             define(values)
-        rest = values(arguments)[1:]
+        rest = _read(values, arguments)
         if command:
             given = config_flags.get_override_values(values["config"])
             command_fields.check(command, given)
@@ -118,8 +118,14 @@ def _parse(command: str, define: Callable[[flags.FlagValues], None] | None) -> t
         raise ValueError(_unknown_flag(error.flagname, command)) from error
     except (flags.Error, TypeError) as error:
         raise ValueError(_wrong_value(str(error))) from error
+
+
+def _read(values: flags.FlagValues, arguments: Sequence[str]) -> list[str]:
+    """Give the flags their values; what is no flag."""
+    try:
+        return values(arguments)[1:]
     except (MemoryError, RecursionError) as error:  # of Python's parser, which reads the values of tuples
-        longest = max(sys.argv[1:], key=len)
+        longest = max(arguments[1:], key=len)
         raise ValueError(f"Expected fields without deep nesting, got {longest[:60]}...") from error
 
 

@@ -268,12 +268,12 @@ def _changed(scheme: Json, noise: Config) -> list[tuple[str, Any, Any]]:
 
 def of_results(folder: Path, reads: Collection[str]) -> str:
     """The flags that name classifier and noise of the results in a folder, of those fields that a command reads; empty
-    where there are no results, or no call named a file of weights.
+    where there are no results, or no call named the classifier's weights.
 
     A scheme of the user's own is not told: a manifest never loads code.
     """
     found = manifest.read_manifest(folder)
-    if found is None or not manifest.networks(found):
+    if found is None or not manifest.networks(found).keys() & {"model.weights", "model.by_level"}:
         return ""
     made = found["guarantee"]
     scheme = {} if user_schemes.is_own(made) else schemes.describe(schemes.from_description(made))

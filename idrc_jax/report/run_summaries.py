@@ -1,6 +1,6 @@
 """What a report says about one run, as plain values: curves, classes, confusions, samples, settings, the command."""
 
-import math
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,16 +161,16 @@ def spending(results: Results) -> Spending:
 
 
 def spacing(indices: Sequence[int]) -> tuple[int, int, int] | None:
-    """(start, stop, skip) of the fewest evenly spaced indices that hold all of these; None of none."""
-    if not indices:
+    """(start, stop, skip) of indices that are evenly spaced, None of others and of none."""
+    ordered = sorted(indices)
+    steps = {b - a for a, b in itertools.pairwise(ordered)}
+    if not ordered or len(steps) > 1:
         return None
-    first, last = min(indices), max(indices)
-    return first, last + 1, math.gcd(*(index - first for index in indices)) or 1
+    return ordered[0], ordered[-1] + 1, steps.pop() if steps else 1
 
 
 def command(results: Results) -> str | None:
-    """The command that makes a run's rows anew (of one that was cut off also those that lie evenly spaced between
-    them), on the classifier that its manifest names; None where it cannot: for
+    """The command that makes a run's rows anew, on the classifier that its manifest names; None where it cannot: for
     another project's file, images that were in memory, a scheme of the user's own, a part of a run's votes, a
     certificate that rests on another run, noise of no known seed, or networks by level that no `model.by_level` gives.
 

@@ -139,8 +139,8 @@ def _fewer(first: Run, second: Run) -> str:
     except ValueError:
         return ""
     return (
-        f" But idrc-recertify --n={n} of “{many.name}” takes as many votes of each image as “{few.name}” drew at most, "
-        "which leaves out what more votes are worth."
+        f" But idrc-recertify --n={n} of “{many.name}” takes as many votes of each image as “{few.name}” drew at most: "
+        "then they differ by their plans alone."
     )
 
 

@@ -13,6 +13,7 @@ from idrc_jax.core.json_values import Json, require
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+_MOST_IMAGES = 2**22
 
 
 # What a manifest must hold, and of what kind the rest is, where it is there. Schemes and plans check their own.
@@ -32,7 +33,7 @@ TRAINING = {"scheme?": {"name": str, "sigma": float}, "recipe?": {"sigma_low?": 
 _SESSION = {
     "training?": TRAINING,
     "weights?": str, "by_level?": str, "denoiser?": str, "router?": str, "data_size?": int,
-    "worker?": int, "workers?": int, "images?": int,
+    "images?": [(int, int, int)],
 }  # fmt: skip
 _NETWORKS = {
     "weights": "model.weights",
@@ -66,6 +67,16 @@ class Manifest(TypedDict):
 def indices_sha256(indices: Iterable[int]) -> str:
     """What names a set of images, in any order: the SHA-256 of their indices."""
     return hashlib.sha256(repr(sorted(indices)).encode()).hexdigest()
+
+
+def asked(manifest: Manifest, where: Path) -> set[int]:
+    """The images that the calls which added rows were to certify, as far as they said so; ValueError for ranges that
+    no data set has."""
+    spans = {tuple(span) for one in manifest["sessions"] for span in one.get("images", [])}
+    for start, stop, skip in spans:
+        if not (0 <= start < stop <= _MOST_IMAGES and skip > 0):
+            raise ValueError(f"Expected ranges of images in {MANIFEST} of {where}, got {start}, {stop}, {skip}.")
+    return {index for span in spans for index in range(*span)}
 
 
 def networks(manifest: Manifest) -> dict[str, str]:

@@ -132,6 +132,12 @@ class ResultsFile:
         return there
 
 
+def of_one_worker(path: Path) -> bool:
+    """Whether a result file is by its name one worker's of several."""
+    found = _FILE.fullmatch(path.name)
+    return found is not None and found[1] is not None
+
+
 def result_files(folder: Path) -> list[Path]:
     """A run's result files: `certificates.tsv` and those of its workers (see `worker_file`), no copies of them."""
     return sorted(path for path in folder.glob("certificates*.tsv") if _FILE.fullmatch(path.name))

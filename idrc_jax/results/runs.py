@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from idrc_jax.certificates import sampling_plans
+from idrc_jax.certificates.level_schemes import Cascade, Routed
 from idrc_jax.core import append_only, files
 from idrc_jax.core.json_values import Json, require
 from idrc_jax.results import recertify, result_file, result_rows
-from idrc_jax.results.manifest import TRAINING
+from idrc_jax.results.manifest import TRAINING, asked
 from idrc_jax.results.result_rows import Results
 
 
@@ -51,21 +53,22 @@ def read(arguments: Sequence[str]) -> list[Run]:
 
 
 def cut_short(results: Results) -> str:
-    """What to say of a run with fewer rows than its calls were asked for, as the manifest has it; empty of others.
+    """What to say of a run that has no row of some images that it was to certify, and whose votes chose which; empty of
+    others, and of one worker's file of several.
 
-    Plans decide images in an order that depends on their votes: those that a stop left undecided are no random part.
+    An adaptive plan decides images in an order that depends on their votes, and so does any under several levels: those
+    that a stop left undecided are no random part.
     """
-    asked: dict[int, dict[int, int]] = {}  # workers -> worker -> images
-    for one in results.manifest["sessions"] if results.manifest else []:
-        if "images" in one:
-            shares, worker = asked.setdefault(one.get("workers", 1), {}), one.get("worker", 0)
-            shares[worker] = max(one["images"], shares.get(worker, 0))
-    most = max((sum(shares.values()) for shares in asked.values()), default=0)
-    if most <= len(results.rows):
+    if results.manifest is None or result_file.of_one_worker(results.path):
+        return ""
+    made, wanted = results.manifest["guarantee"], asked(results.manifest, results.path)
+    several = made["scheme"] in (Cascade.name, Routed.name)
+    missing = len(wanted - {row.idx for row in results.rows})
+    if not missing or not (several or sampling_plans.from_description(made).adaptive):
         return ""
     return (
-        f"{most - len(results.rows):,} of {most:,} images have no row. Where a run was stopped, its votes chose which: "
-        "accuracies of the rest are not those of all. The command that made the rows goes on."
+        f"{missing:,} of {len(wanted):,} images have no row, and votes chose which: accuracies of the rest are not "
+        "those of all. The command that made the rows goes on."
     )
 
 

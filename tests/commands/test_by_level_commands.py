@@ -105,7 +105,7 @@ def test_in_the_folder_of_results_alone_their_networks_and_noise_are_named(place
     line = running.refused(audit.main, str(tmp_path), ONE)
     assert f"with, --config.model.weights={place / '0'} --config.model.dtype=float32\n" in line
     made = json.loads((tmp_path / "manifest.json").read_text())
-    made["sessions"][0]["weights"] = ""  # that were beside the results
+    made["sessions"][0] |= {"weights": "", "denoiser": "some.safetensors"}  # weights that were beside the results
     (tmp_path / "manifest.json").write_text(json.dumps(made))
     assert "Train first, or name another" in running.refused(audit.main, str(tmp_path), ONE)
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from idrc_jax.certificates import sampling_plans
 from idrc_jax.certificates.sampling_plans import ToRadius
-from idrc_jax.results import Results, Row, metrics, read_results, runs, summary_table
+from idrc_jax.results import Results, Row, metrics, read_results, summary_table
 from idrc_jax.results.manifest import indices_sha256
 
 
@@ -30,21 +30,6 @@ def results(radii, *, correct=None, published=None, predict=None, scheme="gaussi
 
 
 MIXED = results([0.0, 0.25, 0.6, 0.9], correct=[0, 1, 1, 0], predict=[-1, 1, 1, 2])
-
-
-def test_a_run_that_was_cut_short_says_so():
-    """By the images that its calls were asked for: the most of each worker's calls, of all workers."""
-
-    def told(*sessions):
-        made = {"sessions": [{"worker": worker, "workers": of, "images": n} for worker, of, n in sessions]}
-        return runs.cut_short(dataclasses.replace(MIXED, manifest=MIXED.manifest | made))
-
-    for whole in ([], [(0, 1, 4)], [(0, 1, 2), (0, 1, 4)], [(0, 2, 2), (1, 2, 2)], [(0, 2, 2), (0, 2, 2)], [(0, 1, 3)]):
-        assert told(*whole) == ""
-    assert told((0, 1, 9), (0, 1, 4)).startswith("5 of 9 images have no row")
-    assert told((0, 2, 5), (1, 2, 4)).startswith("5 of 9 images")
-    assert told((0, 1, 9), (0, 2, 5), (1, 2, 4)).startswith("5 of 9 images")
-    assert runs.cut_short(dataclasses.replace(MIXED, manifest=None)) == ""
 
 
 def test_labels_never_claim_a_larger_radius_and_tell_short_ones_as_they_are():

@@ -239,7 +239,11 @@ def test_an_own_scheme_of_another_source_is_refused(tmp_path, linear, dataset, m
         assert results.guarantee_differences(read.manifest["guarantee"], asked).endswith(told)
     older = {name: one for name, one in read.manifest["guarantee"].items() if not name.startswith("scheme_")}
     unnamed = dataclasses.replace(read, manifest=read.manifest | {"guarantee": older})
-    assert repr(recertify.recertify(unnamed, scheme=Own(0.5)).rows) == repr(read.rows)  # nan is not itself
+    grown = dataclasses.make_dataclass("Grown", [("slope", float, 1.0)], bases=(Own,), frozen=True)
+    for made in (Own(0.5), grown(0.5)):  # any code was meant, also of fields that it has gained since
+        assert repr(recertify.recertify(unnamed, scheme=made).rows) == repr(read.rows)  # nan is not itself
+    with pytest.raises(ValueError, match="another: exact was False, is True"):
+        recertify.recertify(unnamed, scheme=Own(0.5, exact=True))
 
 
 def test_a_file_that_names_no_seed_is_refused_where_that_is_needed(tmp_path, linear, dataset):

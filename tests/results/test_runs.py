@@ -17,7 +17,7 @@ from pages import write_audit, write_run
 from idrc_jax.commands import compare, figures, recertify, report, tables
 from idrc_jax.core import command_line
 from idrc_jax.report.tables import by_run
-from idrc_jax.results import runs
+from idrc_jax.results import read_results, runs, summary_table
 
 ROOM = ROOT / "results"
 
@@ -37,14 +37,38 @@ def test_names_tell_apart_what_the_scheme_does_not(tmp_path):
     assert [run.name for run in pair] == ["gaussian, σ = 0.25 (a/x)", "gaussian, σ = 0.25 (b/x)"]
 
 
-def test_a_run_that_was_cut_short_is_told_of(tmp_path):
-    folder = shutil.copytree(ROOM / "plans/fixed", tmp_path / "fixed")
+def cut(folder, *sessions, **guarantee):
+    """The run of a folder as if each of these calls had been for images in such ranges."""
     made = json.loads((folder / "manifest.json").read_text())
-    made["sessions"][0] |= {"images": 500}
+    made |= {"sessions": [{"images": spans} for spans in sessions] + [{}]}
+    made["guarantee"] |= guarantee
     (folder / "manifest.json").write_text(json.dumps(made))
-    with pytest.warns(UserWarning, match="fixed/certificates.tsv: 400 of 500 images have no row"):
-        (run,) = runs.read([f"half={folder}"])
-    assert "Of “half” 400 of 500 images have no row" in by_run([run]).caption
+    return read_results(folder)
+
+
+def test_a_run_that_was_cut_short_is_told_of(tmp_path):
+    folder = shutil.copytree(ROOM / "plans/to_radius", tmp_path / "run")  # every 100th image
+    for whole in ([], [[[0, 9901, 100]]], [[[0, 4901, 100]], [[5000, 9901, 100]]], [[[0, 1, 1], [100, 101, 1]]]):
+        assert runs.cut_short(cut(folder, *whole)) == ""
+    told = "300 of 400 images have no row, and votes chose which"
+    for calls in ([[[0, 9976, 25]]], [[[0, 4976, 25]], [[5000, 9976, 25]]], [[[0, 9976, 25]], [[0, 9901, 100]]]):
+        assert runs.cut_short(cut(folder, *calls)).startswith(told)
+    with pytest.warns(UserWarning, match=rf"run/certificates\.tsv: {told}"):
+        (run,) = runs.read([f"some={folder}"])
+    assert f"Of “some” {told}" in by_run([run]).caption
+    assert told in summary_table(run.results)
+    (folder / "certificates.tsv").rename(folder / "certificates.0-of-2.tsv")
+    assert runs.cut_short(read_results(folder / "certificates.0-of-2.tsv")) == ""
+    for damaged in ([0, 2**40, 1], [0, 5, 0], [5, 5, 1], [-1, 5, 1]):
+        with pytest.raises(ValueError, match=r"Expected ranges of images in manifest\.json of .*certificates\.tsv"):
+            runs.cut_short(cut(shutil.copytree(ROOM / "plans/to_radius", tmp_path / f"{damaged}"), [damaged]))
+
+
+def test_votes_do_not_choose_the_images_of_a_fixed_plan_that_was_cut_short(tmp_path):
+    read = cut(shutil.copytree(ROOM / "plans/fixed", tmp_path / "run"), [[0, 10000, 1]])
+    assert runs.cut_short(read) == ""
+    manifest = read.manifest | {"guarantee": read.manifest["guarantee"] | {"scheme": "cascade"}}
+    assert runs.cut_short(dataclasses.replace(read, manifest=manifest))
 
 
 def test_names_of_the_users_own_and_paths_with_an_equals_sign(tmp_path):
