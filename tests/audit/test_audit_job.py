@@ -270,7 +270,7 @@ def test_what_cannot_be_audited_is_refused(linear, dataset, certified, tmp_path)
     with pytest.raises(ValueError, match="radius_published, got only six"):
         run(linear, dataset, dataclasses.replace(certified, rows=six), tmp_path / "a")
     strange = (dataclasses.replace(certified.rows[0], idx=60),)
-    with pytest.raises(ValueError, match="Expected images and labels of made/test"):
+    with pytest.raises(ValueError, match=r"Expected images 0 \.\. 59 of made/test in .*, got 60\."):
         run(linear, dataset, dataclasses.replace(certified, rows=strange), tmp_path / "a")
     with pytest.raises(ValueError, match=r"Expected votes >= \d\d, the fewest that can claim a break"):
         run(linear, dataset, certified, tmp_path / "a", dataclasses.replace(SETTINGS, votes=10))

@@ -180,7 +180,7 @@ def test_other_plans_and_schemes_will_do(linear, variant, dataset, tmp_path, sch
         ({"indices": np.arange(0, 60, 3)}, "a row of each image in .*, got none of 15 of them, 3 first"),
         ({"read": "manifest"}, r"Expected manifest\.json beside"),
         ({"read": "paired"}, "a network's own votes in .*, got an incremental one"),
-        ({"read": "label"}, r"images and labels of made/test in .*, got image 4 of label \d"),
+        ({"read": "label"}, r"Expected image 4 of made/test in .* with its label \d, got \d"),
         ({"read": "k"}, ""),
     ],
 )
