@@ -86,6 +86,7 @@ fuzz: $(VENV)/.fuzz  ## Read damaged files, MINUTES of each kind in FUZZ="result
 kills: $(VENV)/.quickstart  ## Kill training, certification and audit at KILLS=99 random moments: does a row differ in the end?
 	$(BIN)/python -m benchmarks.kills --kills $(KILLS) $(ARGS)
 
+FULL = results/cifar10_resnet110_0.25/gaussian
 NOISE_025 = results/cifar10_resnet20_0.25
 RANGE = results/cifar10_resnet20_0.1-0.45
 FIRST_RUNS = $(NOISE_025)/gaussian $(NOISE_025)/l1 $(NOISE_025)/l2 $(NOISE_025)/inverse_sqrt_norm $(NOISE_025)/uniform
@@ -108,7 +109,11 @@ figures: $(VENV)/.quickstart  ## Make the README's figure and tables from result
 	$(BIN)/idrc-figures accuracy $(FIRST_RUNS) --title "CIFAR-10, ResNet-20, n = 2,000" \
 	  --out docs/images/cifar10_resnet20_0.25.png
 	$(BIN)/idrc-figures probabilities $(NOISE_025)/gaussian $(RANGE)/gaussian --out docs/images/probabilities.png
-	$(BIN)/idrc-tables runs $(NOISE_025)/gaussian --kind valid --paper --at 0 .25 .5 .75 --out README.md --mark gaussian
+	$(BIN)/idrc-figures accuracy "ResNet-110"=$(FULL) "ResNet-20"=$(NOISE_025)/gaussian --title "CIFAR-10, gaussian, σ = .25" \
+	  --out docs/images/cifar10_resnet110_0.25.png
+	$(BIN)/idrc-tables runs "ResNet-110"=$(FULL) "ResNet-20"=$(NOISE_025)/gaussian --kind valid --paper --at 0 .25 .5 .75 \
+	  --out README.md --mark gaussian
+	$(BIN)/idrc-tables sigmas $(FULL) --kind valid --paper --at .25 .5 .75 --out docs/paper.md --mark column-a
 	$(BIN)/idrc-tables runs $(wordlist 2,5,$(FIRST_RUNS)) --at 0 .25 .5 .75 --out docs/reference/results.md --mark schemes
 	$(BIN)/idrc-tables runs "gaussian, σ = .3"=$(RANGE)/gaussian \
 	  "stepped, 2 bins: σ = .246, .354"=$(RANGE)/stepped_2_bins \

@@ -25,6 +25,7 @@ def refused(main, *arguments):
     """The one line of a command that refuses its input and says nothing else but notes of what it took."""
     status, out, error = run(main, *arguments)
     assert (status, out) == (1, "")
-    (line,) = (one for one in error.splitlines(keepends=True) if not one.startswith("note: "))
-    assert line.startswith("error: ")
-    return line
+    lines = [one for one in error.splitlines(keepends=True) if not one.startswith("note: ")]
+    assert len(lines) == 1, error
+    assert lines[0].startswith("error: ")
+    return lines[0]

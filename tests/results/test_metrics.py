@@ -10,7 +10,7 @@ from scipy import stats
 
 from idrc_jax.certificates import sampling_plans
 from idrc_jax.certificates.sampling_plans import ToRadius
-from idrc_jax.results import Results, Row, metrics, read_results, summary_table
+from idrc_jax.results import MEMORY, Results, Row, metrics, read_results, summary_table
 from idrc_jax.results.manifest import indices_sha256
 
 
@@ -26,7 +26,7 @@ def results(radii, *, correct=None, published=None, predict=None, scheme="gaussi
     )  # fmt: skip
     guarantee = {"scheme": scheme, "sigma": 0.5, "ref": 1.0, "data": "x/test", "n0": 1, "n": 9, "alpha": 0.001}
     guarantee |= {"certificate": "one_sided", "plan": "fixed", "data_sha256": "0" * 64, "classes": 3, "dim": 48}
-    return Results(rows, {"guarantee": guarantee, "sessions": []}, None)
+    return Results(rows, {"guarantee": guarantee, "sessions": []}, MEMORY)
 
 
 MIXED = results([0.0, 0.25, 0.6, 0.9], correct=[0, 1, 1, 0], predict=[-1, 1, 1, 2])
