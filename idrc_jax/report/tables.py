@@ -28,7 +28,7 @@ _KINDS = {False: VALID, True: PUBLISHED}  # of radii, by whether they are the pu
 _PAPER = "Rows of the paper are at its published radii (ResNet-110, n = 100,000)"
 _MIXED = "The runs are not of the same images, so none is marked as the best"
 _TO_RADIUS = (
-    "Under the plan to_radius accuracy above the radii that it was asked for, and the ACR, are too low to compare"
+    "Under the plan to_radius the ACR, and accuracy at radii that it was not asked for (0, too), are too low to compare"
 )
 
 

@@ -214,7 +214,7 @@ def top_k(results: Results) -> int:
 def too_low(results: Results) -> str:
     """What to say of a plan whose `last_radius` is finite."""
     last = rounded_down(last_radius(results))
-    return f"asked for radii up to {last:g}: accuracy above, and the ACR, are too low to compare."
+    return f"asked for radii up to {last:g}: the ACR, and accuracy at others (0, too), are too low to compare."
 
 
 def explained(results: Results) -> str:

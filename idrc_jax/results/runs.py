@@ -67,8 +67,8 @@ def cut_short(results: Results) -> str:
     if not missing or not (several or sampling_plans.from_description(made).adaptive):
         return ""
     return (
-        f"{missing:,} of {len(wanted):,} images have no row, and votes chose which: accuracies of the rest are not "
-        "those of all. The command that made the rows goes on."
+        f"{missing:,} of {len(wanted):,} images have no row, and votes chose which: accuracies are not those of all "
+        "images. Call the command that made the rows again, to finish."
     )
 
 
