@@ -140,10 +140,12 @@ def test_a_kind_of_radii_that_no_file_has_is_said(tmp_path):
 def test_a_plan_that_stops_at_its_radii_is_said():
     stopped = run("s", "gaussian")
     stopped.results.manifest["guarantee"] |= {"plan": "to_radius", "radii": [0.25, 0.5], "sequence": "betting"}
-    assert "Under the plan to_radius the ACR, and accuracy at radii that it was not asked for" in tables.by_run([GAUSSIAN, stopped]).caption
+    caption = tables.by_run([GAUSSIAN, stopped]).caption
+    assert "Under the plan to_radius the ACR, and accuracy at radii that it was not asked for" in caption
     assert "to_radius" not in tables.by_run([GAUSSIAN, L1]).caption
     said = [summary_table(one.results) for one in (stopped, GAUSSIAN)]
-    assert ["The plan asked for radii up to 0.5: the ACR, and accuracy at others" in text for text in said] == [True, False]
+    told = "The plan asked for radii up to 0.5: the ACR, and accuracy at others"
+    assert [told in text for text in said] == [True, False]
 
 
 def test_what_makes_no_table_is_refused():
