@@ -163,8 +163,8 @@ def run(
     budget = budget or Budget(max_minutes)
     name = results.worker_file(worker.index, worker.count)
     status = workdir / name.replace("certificates", "certify_status").replace(".tsv", ".json")
-    total = len(job.indices)
     session = {"worker": worker.index, "workers": worker.count, **(provenance or {}), **job.checked}
+    total = len(job.indices)
 
     files.make_folder(workdir)
     known = partial(check_rows, job.dataset)
