@@ -193,7 +193,7 @@ def explain(scheme: str, certificate: str = "one_sided") -> str:
         "splitting": "The radius is Levine and Feizi's (2021), valid in l1 for sure: all offsets voted.",
         "cascade": "The radius is Cohen et al.'s (2019) with the level that decides, cut where a larger level could be "
         "sure of another class.",
-        "routed": "The radius is Cohen et al.'s (2019) at the level chosen, cut where the router's own radius ends.",
+        "routed": "The radius is Cohen et al.'s (2019) at the level chosen, cut where another may decide otherwise.",
     }.get(scheme, input_dependent)
 
 

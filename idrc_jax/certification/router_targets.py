@@ -1,4 +1,4 @@
-"""What a router learns from: how much each noise level is worth at images that its classifier was not trained on."""
+"""What a router learns from: how much each noise level is worth at training images."""
 
 import json
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from idrc_jax.sampling import random_keys
 from idrc_jax.training import Worths, validation
 
 WORTHS = ("radius", "accuracy")
+IMAGES = ("held_out", "all")
 _VOTES = "level_votes.npz"
 _BLOCK = 500  # images
 _BRANCH = 4  # of the stage of training, and those after it: the keys of votes under the levels
@@ -36,6 +37,8 @@ class LevelWorth:
       worth: "radius", s Phi^-1((k + 1/2) / (n + 1)) for k of n votes for the true class, 0 where these are not more
         than half; or "accuracy", the share of `radii` that this reaches.
       radii: in pixel units, of "accuracy".
+      images: "held_out", those that no network was trained on; or "all", for networks that are as sure of the images
+        that they were trained on as of others. No certificate depends on it.
     """
 
     classifier: Classifier
@@ -43,10 +46,12 @@ class LevelWorth:
     samples: int = 100
     worth: str = "radius"
     radii: tuple[float, ...] = ()
+    images: str = "held_out"
 
     def __post_init__(self) -> None:
         validate.count("samples", self.samples, 1)
         validate.one_of("worth", self.worth, WORTHS)
+        validate.one_of("images", self.images, IMAGES)
         count, levels = len(self.classifier.by_level), len(self.scheme.levels)
         if count not in (0, levels):
             raise ValueError(f"Expected one classifier, or one for each of {levels} levels, got {count} by level.")
@@ -70,13 +75,13 @@ class LevelWorth:
           workdir: the router's run, whose folder keeps the votes for the calls that go on.
 
         Returns:
-          Those of the images that the classifier has held out, or all where it was trained on another set, each
-          labelled with its best level (the smallest of equals); and what the levels are worth at them.
+          Those of `images`, all where the classifier was trained on another set, each labelled with its best level (the
+          smallest of equals); and what the levels are worth at them.
 
         Raises:
-          ValueError: a classifier that was trained on all of the images, or images that are not its own.
+          ValueError: a classifier that has held no images out where those are asked for, or images of another shape.
         """
-        kept = self._held_out(train_set)
+        kept = self._held_out(train_set) if self.images == "held_out" else np.arange(len(train_set))
         images, labels = np.asarray(train_set.images[kept]), train_set.labels[kept]
         if images.shape[1:] != self.classifier.image_shape or not train_set.labelled:
             raise ValueError(
@@ -100,6 +105,7 @@ class LevelWorth:
             "worth": self.worth,
             "levels": self._levels.tolist(),
             **({"radii": list(self.radii)} if self.worth == "accuracy" else {}),
+            **({"images": self.images} if self.images != "held_out" else {}),
         }
 
     @property
@@ -121,14 +127,15 @@ class LevelWorth:
             if not trained.get("held_out"):
                 raise ValueError(
                     "Expected a classifier that held images out in its training (train.held_out, half of them, say), "
-                    f"for a router to learn from, got one trained on all of {train_set.source}: its radii there say "
-                    "too much."
+                    f"for a router to learn from, got one trained on all of {train_set.source}: its radii there may "
+                    "say too much; router.images=all takes them as they are."
                 )
             kept = np.intersect1d(kept, validation.held_out(trained["seed"], trained["held_out"], len(train_set)))
         if not len(kept):
             raise ValueError(
                 f"Expected networks that all held some of the same images of {train_set.source} out in their training, "
-                "for a router to learn from, got none: train them with one seed and train.held_out."
+                "for a router to learn from, got none: train them with one seed and train.held_out, or take all, "
+                "router.images=all."
             )
         return kept
 

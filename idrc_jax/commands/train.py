@@ -141,7 +141,7 @@ def _teacher(settings: config.Config) -> training.Teacher | None:
     return training.Teacher(models.load_classifier(asked.teacher, kernel=settings.kernel), asked.teacher_samples)
 
 
-@config.named(worth="router.worth", samples="router.samples")
+@config.named(worth="router.worth", samples="router.samples", images="router.images")
 def _learned(
     settings: config.Config, train_set: data.Dataset, teacher: training.Teacher | None, workdir: Path
 ) -> tuple[data.Dataset, training.Worths]:
@@ -158,7 +158,7 @@ def _learned(
     named = config.several(asked.classifier, "router.classifier")
     networks = [models.load_classifier(one, kernel=settings.kernel) for one in named]
     classifier = networks[-1].at_levels(networks) if len(networks) > 1 else networks[0]
-    worth = LevelWorth(classifier, scheme, asked.samples, asked.worth, tuple(settings.sampling.radii))
+    worth = LevelWorth(classifier, scheme, asked.samples, asked.worth, tuple(settings.sampling.radii), asked.images)
     return worth.learned(train_set, settings.seed, workdir)
 
 

@@ -15,7 +15,7 @@ _SMOOTHED = (
 _DECLARED = {
     "train": (
         *_ONE_CALL, "workers", "data.name", "data.dir", "data.size", "noise", *_NETWORK, "model.mean", "model.std",
-        "train", "denoiser", "router.classifier", "router.samples", "router.worth", "sampling.radii",
+        "train", "denoiser", "router.classifier", "router.samples", "router.worth", "router.images", "sampling.radii",
     ),
     "certify": (*_ONE_CALL, "workers", *_SMOOTHED, "noise", "sampling", "certify", "paired"),
     "predict": ("seed", "devices", "kernel", *_SMOOTHED, "noise", "certify.alpha"),

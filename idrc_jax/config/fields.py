@@ -130,7 +130,10 @@ FIELDS = {
         "batch", "what a batch normalisation sees: the whole batch, or each device its share (device); not a denoiser's"
     ),
     "train.ema": Field(0.0, "keep a running mean of the weights, of which a step keeps so much; in [0, 1); 0: none"),
-    "train.start": Field("", "weights of the same network to start from, a file or a run's folder; empty: new ones"),
+    "train.start": Field(
+        "",
+        "weights to start from, of the same network or one of other classes, a file or a run's folder; empty: new ones",
+    ),
     "train.held_out": Field(
         -1,
         "training images to validate on instead of training on them; -1: 500 or, of fewer than 5,000, a tenth (a run "
@@ -218,6 +221,10 @@ FIELDS = {
     "router.samples": Field(100, "to train one: votes of each image under each level"),
     "router.worth": Field(
         "radius", "to train one: what a level is worth at an image: its radius, or accuracy at sampling.radii"
+    ),
+    "router.images": Field(
+        "held_out",
+        "to train one: the training images that the classifier has held out, or all, if it is as sure of others",
     ),
     "sampling.plan": Field(
         "",

@@ -144,7 +144,7 @@ def base_accuracy(results: Results) -> float | None:
 
     None for images without labels, files without votes, and incremental runs, whose votes are another network's. Under
     a plan that stops early it is a little off, because where that stops depends on the votes; under a cascade it is of
-    the level that an image's radius is from, or the last, and a router leaves out the images on which it is undecided.
+    the level that an image's radius is from, or the last, and a router leaves out images without votes for a class.
     """
     require_rows(results)
     if results.manifest and "paired" in results.manifest["guarantee"]:

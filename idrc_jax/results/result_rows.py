@@ -326,7 +326,7 @@ def _check_rows(rows: tuple[Row, ...], columns: tuple[str, ...], manifest: Manif
         told = ", ".join(map(str, own))
         if max(row.label, row.predict, row.selected or 0) >= made["classes"]:
             raise ValueError(f"Expected {made['classes']} classes in {path}, got another at image {row.idx}.")
-        seen = looks | {0} if isinstance(scheme, schemes.Routed) else looks  # 0 where the router is undecided
+        seen = looks | {0} if isinstance(scheme, schemes.Routed) else looks  # 0 without votes for a class
         if row.n not in seen or row.n0 != plan.selection or row.sigma_x not in own:
             raise ValueError(
                 f"Expected rows under {MANIFEST} in {path}, with n at most {plan.n}, n0 = {plan.selection} (plan "

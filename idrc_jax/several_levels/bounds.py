@@ -62,10 +62,11 @@ def follow(scheme: Scheme, drawn: Sequence[OfLevel], selection: int) -> bool:
     levels = [one.level for one in drawn]
     if not isinstance(scheme, Routed):
         return levels == list(range(min(len(levels), schemes.level_count(scheme))))
-    if len(levels) == 2 and selection:
-        return levels == [routed.ROUTER, routed.level_of(drawn[0].selected)]
-    router, *chosen = levels or [-1]
-    return router == routed.ROUTER and len(chosen) < 2 and all(0 < one < schemes.level_count(scheme) for one in chosen)
+    router, *of_classes = levels or [-1]
+    if of_classes and selection and of_classes[0] != routed.level_of(drawn[0].selected):
+        return False
+    known = all(0 < one < schemes.level_count(scheme) for one in of_classes)
+    return router == routed.ROUTER and known and len(set(of_classes)) == len(of_classes)
 
 
 def about_classes(scheme: Scheme, drawn: Sequence[_Drawn]) -> list[_Drawn]:

@@ -1,13 +1,15 @@
 """The certificate of `routed`: a smoothed router chooses the noise level (after Sun, Mao and Vechev 2026).
 
 The router's answer at an image x is the likeliest under noise of its own level r; let it be k, with a probability of at
-least q > 1/2. The smoothed classifier's class at x is the likeliest under s_k; let it be A, with a probability of at
-least p > 1/2. Then both are the same at every image nearer than
+least q, and Q = r Phi^-1(q) where q > 1/2, else 0. The smoothed classifier's class at x is the likeliest under s_k; let
+it be A, and R_j = s_j Phi^-1(p_j), p_j > 1/2 bounding from below how likely A is under s_j; 0 without such a bound.
+Then the class is A at every image nearer than
 
-    R = min( r Phi^-1(q), s_k Phi^-1(p) ):
+    R = min( R_k, max( Q, min over j != k of R_j ) ):
 
-inside the first radius the router's answer, and so the law of the noise, does not change; inside the second the class
-does not, under that law. The proof, and what part of alpha each bound has, are in docs/explanation/certificates.md.
+inside Q the router's answer is k, whose level keeps A inside R_k; inside all of the R_j every level keeps A, whatever
+the router answers. So votes under another level than the router's serve where the router alone would cut the radius.
+The proof, and what part of alpha each bound has, are in docs/explanation/certificates.md.
 """
 
 import functools
@@ -34,8 +36,8 @@ class Bounds(LevelBounds):
 
     Attributes:
       scheme: that of the router.
-      alpha: error probability of an image, shared by the two bounds as the scheme says. A wrong answer of the router is
-        an error like any other.
+      alpha: error probability of an image: the router's bound has its share, and the bound on the class under each
+        level an equal part of the other. A wrong answer of the router is an error like any other.
       Others: see `LevelBounds`.
     """
 
@@ -43,9 +45,9 @@ class Bounds(LevelBounds):
 
     @cached_property
     def errors(self) -> tuple[float, float]:
-        """Error probabilities of the bound on the router's answer, and of that on the class."""
+        """Error probabilities of the bound on the router's answer, and of that on the class under each level."""
         of_router, of_class = self.scheme.parts_of(self.alpha).tolist()
-        return of_router, of_class
+        return of_router, of_class / len(self.scheme.levels)
 
     def classes(self, level: int, classes: int) -> int:
         """How many answers votes under a level choose from, the classifier's being `classes`."""
@@ -75,17 +77,39 @@ class Bounds(LevelBounds):
 
     @cached_property
     def reaches(self) -> list[float]:
-        """The largest radius that each level can give: the router's is its own, of the others it is cut by that."""
+        """How far what is voted on under each level stays at most, the router's answer first."""
         looks, made = np.asarray(self.plan.looks()), []
         for level in range(schemes.level_count(self.scheme)):
             unanimous = self.paid(level, self.plan.lower(looks, looks, self.error(level)))
             made.append(float(np.max(self.radius_of(level, unanimous))))
-        return [made[ROUTER], *(min(made[ROUTER], one) for one in made[1:])]
+        return made
+
+    def radius(self, drawn: Sequence[LevelVotes]) -> float:
+        """That of the class of the level that the router chose, by votes of the router, of that level, and others."""
+        router, chosen, *others = drawn
+        own = self.reached(chosen, chosen.selected)
+        return min(own, max(self.reached(router, answer_of(chosen)), self.without_router(chosen, others)))
+
+    def without_router(self, chosen: LevelVotes, others: Sequence[LevelVotes], *, hoped: bool = False) -> float:
+        """How far all levels but the chosen one keep its class; 0 while there are levels without votes.
+
+        Args:
+          hoped: how far they may, instead, where the plan can draw more votes, be it under levels without any.
+        """
+        found = {one.level: self.reached(one, chosen.selected, hoped=hoped) for one in others}
+        missing = self.reaches if hoped else [0.0] * len(self.reaches)
+        levels = [level for level in range(ROUTER + 1, len(missing)) if level != chosen.level]
+        return min(found.get(level, missing[level]) for level in levels)
+
+    def within_reach(self, chosen: int, router: float) -> float:
+        """The largest radius under a chosen level, the router's answer for it reaching so far."""
+        others = [reach for level, reach in enumerate(self.reaches) if level not in (ROUTER, chosen)]
+        return min(self.reaches[chosen], max(router, min(others)))
 
     @property
     def largest_radius(self) -> float:
         """The largest that any votes give."""
-        return max(self.reaches[ROUTER + 1 :])
+        return max(self.within_reach(level, self.reaches[ROUTER]) for level in range(ROUTER + 1, len(self.reaches)))
 
     @cached_property
     def most_lower(self) -> float:
@@ -108,20 +132,21 @@ def certificate(bounds: Bounds, drawn: Sequence[LevelVotes]) -> Certificate:
 
     Args:
       bounds: of the router, its plan and alpha.
-      drawn: votes of the router and, unless it is undecided, of the classifier under the level that the router chose.
+      drawn: votes of the router, of the classifier under the level that the router chose, if there are any, and under
+        others.
 
     Returns:
-      That of the class, with the classifier's numbers; for an undecided router an abstention without a class and
-      without votes for one. All votes are in `votes_by_level`.
+      That of the class, with the classifier's numbers under the chosen level; without its votes an abstention without a
+      class. All votes are in `votes_by_level`.
 
     Guarantee: with probability at least 1 - alpha over the votes, `radius` is valid for the smoothed classifier whose
     level is the router's exact answer, not the estimated one.
     """
-    router, chosen = drawn[0], drawn[-1]
+    chosen = drawn[min(1, len(drawn) - 1)]
     selected, p, radius, votes = confidence_bounds.ABSTAIN, 0.0, 0.0, (0,)
     if chosen.level != ROUTER:
         selected, votes, p = chosen.selected, chosen.votes, bounds.lower(chosen, chosen.selected)
-        radius = min(bounds.reached(router, answer_of(chosen)), bounds.reached(chosen, selected))
+        radius = bounds.radius(drawn)
     return Certificate(
         predict=selected if radius > 0 else confidence_bounds.ABSTAIN,
         radius=radius,
@@ -158,10 +183,12 @@ def level_of(answer: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class RoutedCourse:
-    """The course of one image: the router's votes, the class's under the level that it chose, more of the router's.
+    """The course of one image: the router's votes, the class's under the level that it chose, more of the router's,
+    and, where these cut the radius, the class's under the other levels.
 
     The router is first asked for no more than a majority for an answer. Votes for the class are then drawn as far as
-    the router may come, and at last the router is gone on with, as far as the class has come, but no farther.
+    they may count, and the router is gone on with, as far as the class has come, but no farther. If it does not come
+    that far, the other levels are asked to.
     """
 
     bounds: Bounds
@@ -170,43 +197,55 @@ class RoutedCourse:
     def next_level(self, drawn: Sequence[LevelVotes]) -> int | None:
         bounds, router = self.bounds, drawn[0]
         if len(drawn) == 1:
-            return level_of(router.selected) if self._has_answer(router) and self._is_of_use(router) else None
-        answer, most = answer_of(drawn[1]), bounds.reached(drawn[1], drawn[1].selected)
-        now, best = (min(bounds.reached(router, answer, hoped=hoped), most) for hoped in (False, True))
-        return ROUTER if sum(router.votes) < bounds.plan.n and bounds.plan.worthwhile(now, best) else None
+            if router.selected == confidence_bounds.ABSTAIN:
+                return None
+            level = level_of(router.selected)
+            return level if bounds.plan.worthwhile(0.0, self._best(router, level)) else None
+        chosen, others = drawn[1], drawn[2:]
+        most, now = bounds.reached(chosen, chosen.selected), bounds.radius(drawn)
+        routed = bounds.reached(router, answer_of(chosen), hoped=True)
+        if sum(router.votes) < bounds.plan.n and bounds.plan.worthwhile(now, min(most, routed)):
+            return ROUTER
+        missing = set(range(ROUTER + 1, len(bounds.reaches))) - {one.level for one in drawn}
+        best = min(most, bounds.without_router(chosen, others, hoped=True))
+        return min(missing) if missing and bounds.plan.worthwhile(now, best) else None
 
     def stops(self, drawn: Sequence[LevelVotes], level: int) -> bool:
         bounds, router = self.bounds, drawn[0]
         if len(drawn) == 1:
-            return self._has_answer(router) or not self._is_of_use(router)
-        chosen, answer = drawn[1], answer_of(drawn[1])
-        if level == ROUTER:
-            own = router.votes[answer]
-            votes = np.asarray([own, sum(router.votes) - own])
-            return self._rule(ROUTER, bounds.reached(chosen, chosen.selected))(votes)
-        return self._rule(level, bounds.reached(router, answer, hoped=True))(np.asarray(chosen.votes))
+            return bounds.reached(router, router.selected) > 0 or not self._may_decide(router)
+        chosen, others = drawn[1], drawn[2:]
+        if level == chosen.level:
+            return self._rule(level, self._best(router, level))(np.asarray(chosen.votes))
+        under_way = router if level == ROUTER else others[-1]
+        name = answer_of(chosen) if level == ROUTER else chosen.selected
+        most, now = bounds.reached(chosen, chosen.selected), 0.0
+        if level != ROUTER:
+            now = min(most, bounds.reached(router, answer_of(chosen)))
+            most = min(most, bounds.without_router(chosen, others[:-1], hoped=True))
+        own = under_way.votes[name]
+        return self._rule(level, most, now)(np.asarray([own, sum(under_way.votes) - own]))
 
-    def _has_answer(self, router: LevelVotes) -> bool:
-        """Whether the router's votes show a majority for an answer."""
-        return self.bounds.reached(router, router.selected) > 0
-
-    def _is_of_use(self, router: LevelVotes) -> bool:
-        """Whether the router and the level of its answer may come as far as the plan asks, be it how little."""
+    def _may_decide(self, router: LevelVotes) -> bool:
+        """Whether the router may come as far as the plan asks, be it how little."""
         if router.selected == confidence_bounds.ABSTAIN:
             return sum(router.votes) < self.bounds.plan.n
-        best = self.bounds.reached(router, router.selected, hoped=True)
-        return self.bounds.plan.worthwhile(0.0, min(best, self.bounds.reaches[level_of(router.selected)]))
+        return self.bounds.plan.worthwhile(0.0, self.bounds.reached(router, router.selected, hoped=True))
 
-    def _rule(self, level: int, most: float) -> Callable[[np.ndarray], bool]:
-        """The plan's stop rule of a level, whose radius is cut at `most`."""
-        if (level, most) not in self._kept:
+    def _best(self, router: LevelVotes, level: int) -> float:
+        """The largest radius that may come under a level, by the router's votes."""
+        return self.bounds.within_reach(level, self.bounds.reached(router, level - 1, hoped=True))
+
+    def _rule(self, level: int, most: float, least: float = 0.0) -> Callable[[np.ndarray], bool]:
+        """The plan's stop rule of a level, whose radius is cut at `most` and counts from `least`."""
+        if (level, most, least) not in self._kept:
             bounds = self.bounds
 
             def radius_of(p: np.ndarray) -> np.ndarray:
-                return np.minimum(bounds.radius_of(level, bounds.paid(level, p)), most)
+                return np.maximum(np.minimum(bounds.radius_of(level, bounds.paid(level, p)), most), least)
 
-            self._kept[level, most] = bounds.plan.stopping(radius_of, bounds.error(level))
-        return self._kept[level, most]
+            self._kept[level, most, least] = bounds.plan.stopping(radius_of, bounds.error(level))
+        return self._kept[level, most, least]
 
 
 @dataclass(frozen=True)
@@ -218,7 +257,7 @@ class PredictionCourse:
       name: votes [K + 1] and an error probability -> what they name, or -1.
 
     Guarantee: if `name` errs with at most the error probability that it is given, `answer` is another class than the
-    smoothed classifier's with probability at most alpha.
+    smoothed classifier's with probability at most alpha. Two things are named, each at its share of alpha.
     """
 
     bounds: Bounds
@@ -236,4 +275,5 @@ class PredictionCourse:
         return confidence_bounds.ABSTAIN if drawn[-1].level == ROUTER else self._named(drawn[-1])
 
     def _named(self, one: LevelVotes) -> int:
-        return self.name(np.asarray(one.votes), self.bounds.error(one.level))
+        shares = self.bounds.scheme.parts_of(self.bounds.alpha)
+        return self.name(np.asarray(one.votes), float(shares[min(one.level, 1)]))

@@ -23,29 +23,35 @@ from idrc_jax.training.steps import State
 
 
 class Start(NamedTuple):
-    """Weights to start from, float32, and the hash of the file's; nothing and empty for new ones."""
+    """Weights to start from, float32, and the hash of the file's; nothing and empty where all are drawn anew."""
 
     tensors: Arrays
     sha256: str = ""
 
 
 def read_start(job: Job) -> Start:
-    """Read the weights that the job starts from, which must be of the very network that is to be trained."""
+    """Read the weights that the job starts from, which must be of the very network that is to be trained; but a
+    classifier may be one of other classes, whose last layer is left out."""
     if not job.start:
         return Start({})
     tensors, found = models.read_weights(job.start)
     same = found["architecture"] == job.description["architecture"]
-    names = job.comparable if same else ("architecture",)
+    names = [name for name in job.comparable if name != "classes"] if same else ["architecture"]
     compared = ({name: _entry(one, name) for name in names} for one in (found, job.description))
     changed = json_values.differences(*(models.flatten(json_values.as_json(one)) for one in compared))
     if changed:
         raise SettingError(
             f"Expected start to be the network that is to be trained, got {changed} in {job.start}.", "start"
         )
-    _, params, stats = models.abstract(job.description, dtype=job.description["dtype"])
+    _, params, stats = models.abstract(found, dtype=job.description["dtype"])
     models.check_tensors(tensors, params | stats, job.start)
-    floats = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
-    return Start(floats, models.hash_tensors(tensors))
+    kept = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
+    before, now = (one.get("classes") for one in (found, job.description))
+    if before != now:
+        kept = {name: value for name, value in kept.items() if not name.startswith("head.")}
+        if jax.process_index() == 0:
+            warnings.warn(f"{job.start} has {before} classes, not {now}: the last layer is drawn anew.", stacklevel=2)
+    return Start(kept, models.hash_tensors(tensors))
 
 
 def _entry(description: Description, name: str) -> Any:
@@ -58,8 +64,7 @@ def new(job: Job, start: Start, optimiser: optax.GradientTransformation, mesh: M
     key = random_keys.stage(random_keys.root(job.seed), random_keys.INITIALISATION)
     network = models.build(job.description, dtype=job.description["dtype"], rngs=nnx.Rngs(key))
     _, params, stats = models.split(network)
-    if start.tensors:
-        params, stats = ({name: start.tensors[name] for name in part} for part in (params, stats))
+    params, stats = ({name: start.tensors.get(name, one) for name, one in part.items()} for part in (params, stats))
     params, stats = jax.tree.map(jnp.asarray, (params, stats))
     return devices.replicate(_state(job, optimiser, params, stats), mesh)
 

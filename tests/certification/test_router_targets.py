@@ -110,8 +110,14 @@ def test_a_router_learns_from_images_that_the_classifier_has_held_out(named, dat
     out = validation.held_out(7, 20, len(dataset))
     np.testing.assert_array_equal(learned.images, dataset.images[out])
     greedy = dataclasses.replace(named, description={"training": known | {"held_out": 0}})
-    with pytest.raises(ValueError, match=r"Expected a classifier that held images out .*train\.held_out"):
+    with pytest.raises(ValueError, match=r"Expected a classifier that held images out .*train\.held_out.*images=all"):
         worth_of(greedy).learned(dataset, 0, tmp_path / "none")
+    for one in (taught, greedy):
+        learned, worths = worth_of(one, images="all").learned(dataset, 0, tmp_path / f"all {one.description}")
+        np.testing.assert_array_equal(learned.images, dataset.images)
+        assert worths.described["images"] == "all"
+    with pytest.raises(SettingError, match="images to be one of all, held_out"):
+        worth_of(named, images="some")
     with pytest.raises(ValueError, match="loaded from a file, which names it"):
         worth_of(dataclasses.replace(named, sha256=""))
     with pytest.raises(SettingError, match="worth to be one of"):

@@ -62,7 +62,7 @@ def test_every_bound_of_a_cascade_pays_the_part_of_its_own_level():
         )
 
 
-def test_both_bounds_of_a_router_pay_the_part_of_their_own_level():
+def test_all_bounds_of_a_router_pay_the_part_of_their_own_level():
     made = routed_bounds()
     for top, chosen, limit in (
         (700, votes_of(2, 3, 990, 7, 0), 4.0 * QUANTILE(BETA(made.errors[0], 700, 301) - gap(4.0))),
@@ -73,6 +73,9 @@ def test_both_bounds_of_a_router_pay_the_part_of_their_own_level():
         assert one.radius == pytest.approx(limit, rel=1e-9)
         assert one.p_lower == pytest.approx(BETA(made.errors[1], max(chosen.votes), 1001 - max(chosen.votes)) - gap(2))
         assert 0 < one.radius < several_levels.certificate(plain(made), drawn).radius
+    drawn = [votes_of(0, 480, 520, 0), votes_of(2, 3, 990, 7, 0), votes_of(1, 3, 990, 7, 0)]
+    limit = 0.5 * QUANTILE(BETA(made.errors[1], 990, 11) - gap(0.5))
+    assert several_levels.certificate(made, drawn).radius == pytest.approx(limit, rel=1e-9)
 
 
 @pytest.mark.parametrize("made", [cascade_bounds(), routed_bounds()])

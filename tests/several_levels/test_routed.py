@@ -21,15 +21,20 @@ def bounds(plan=None, alpha=ALPHA, dim=48, **fields):
 
 
 def truth_of(made, answers, classes):
-    """Class and radius from the exact probabilities of the router's answers [K] and of classes [K levels, classes].
+    """Class and the three radii of the formula, the router's, the class's under its level and under the others, from
+    the exact probabilities of the router's answers [K] and of classes [K levels, classes].
 
     Within 1e-8 of 0 and 1, where float64 rounds them too coarsely, that much is taken for the bound.
     """
     answer = int(np.argmax(answers))
     name = int(np.argmax(classes[answer]))
-    p = np.clip([answers[answer], classes[answer, name]], 1e-8, 1 - 1e-8)
-    of_router, of_class = (made.radius_of(level, one) for level, one in zip((0, answer + 1), p, strict=True))
-    return name, float(of_router), float(of_class)
+    p = np.clip([answers[answer], *classes[:, name]], 1e-8, 1 - 1e-8)
+    of_router, *of_class = (float(made.radius_of(level, one)) for level, one in enumerate(p))
+    return name, of_router, of_class.pop(answer), min(of_class)
+
+
+def whole(of_router, of_class, of_others):
+    return min(of_class, max(of_router, of_others))
 
 
 class Plane:
@@ -78,7 +83,7 @@ class Balls:
         return special.chndtr(square / levels**2, 48, distance**2 / levels**2)
 
 
-def refuted(kind, count, enlarge=lambda of_router, of_class: min(of_router, of_class)):
+def refuted(kind, count, enlarge=whole):
     """Of so many random routers and classifiers: those certified above 0, and those with another class inside."""
     generator = np.random.default_rng(0)
     seen = wrong = 0
@@ -86,9 +91,9 @@ def refuted(kind, count, enlarge=lambda of_router, of_class: min(of_router, of_c
         made = bounds(levels=tuple(generator.uniform(0.1, 1.5, 2)), router_level=generator.uniform(0.2, 1.5))
         truth, (router, *levels) = kind(generator, number % 2), schemes.least_levels(made.scheme)
         here = np.zeros((1, 2))
-        name, *two = truth_of(made, truth.answers(here, router)[0], truth.classes(here, np.asarray(levels))[0])
-        radius = enlarge(*two)
-        if not min(two) > 1e-6:
+        name, *three = truth_of(made, truth.answers(here, router)[0], truth.classes(here, np.asarray(levels))[0])
+        radius = enlarge(*three)
+        if not whole(*three) > 1e-6:
             continue
         seen += 1
         around = np.linspace(0, 2 * np.pi, 49)
@@ -107,12 +112,23 @@ def test_no_image_inside_the_radius_has_another_class(kind):
     assert wrong == 0
 
 
+def test_votes_under_the_other_level_serve_at_many_images():
+    """Radii that the router alone, which is of the published certificate, would cut."""
+    seen, _ = refuted(Plane, 400)
+    cut, _ = refuted(Plane, 400, lambda of_router, of_class, of_others: min(of_router, of_class))
+    larger = []
+    refuted(Plane, 400, lambda *three: larger.append(whole(*three) > min(three[:2]) + 0.01) or whole(*three))
+    assert seen == cut
+    assert np.mean(larger) > 0.1
+
+
 @pytest.mark.parametrize(
     "enlarge",
     [
-        lambda of_router, of_class: of_class,
-        lambda of_router, of_class: of_router,
-        lambda of_router, of_class: 1.05 * min(of_router, of_class),
+        lambda of_router, of_class, of_others: of_class,
+        lambda of_router, of_class, of_others: max(of_router, of_others),
+        lambda of_router, of_class, of_others: max(min(of_router, of_class), of_others),
+        lambda *three: 1.05 * whole(*three),
     ],
 )
 def test_the_truth_refutes_a_radius_without_the_router_without_the_class_or_one_that_is_too_large(enlarge):
@@ -120,18 +136,20 @@ def test_the_truth_refutes_a_radius_without_the_router_without_the_class_or_one_
 
 
 def test_the_radius_is_the_distance_of_the_nearest_break_where_router_and_classifier_are_the_worst():
-    """Half-spaces across one direction, of another class beyond the router's: lost just beyond, not just before."""
+    """Half-spaces across one direction, or across two: lost just beyond in one of both, and just before in none."""
     generator, limits = np.random.default_rng(1), set()
     for _ in range(400):
         made = bounds(levels=(2.0, 0.4), router_level=generator.uniform(0.3, 2))
-        router, own, _ = schemes.least_levels(made.scheme)
+        levels = schemes.least_levels(made.scheme)
         q, p = generator.uniform(0.5, 0.99999, 2)
-        _, *two = truth_of(made, np.asarray([q, 1 - q]), np.asarray([[p, 1 - p], [0, 1]]))
-        limits.add(int(np.argmin(two)))
-        for place, kept in ((min(two) * (1 - 1e-9), True), (min(two) * (1 + 1e-9) + 1e-12, False)):
-            routed = special.ndtr(special.ndtri(q) - place / router) > 0.5
-            assert (routed and special.ndtr(special.ndtri(p) - place / own) > 0.5) == kept
-    assert limits == {0, 1}
+        other = generator.uniform(0.0, 0.99999)
+        _, *three = truth_of(made, np.asarray([q, 1 - q]), np.asarray([[p, 1 - p], [other, 1 - other]]))
+        radius = whole(*three)
+        limits.add(three.index(radius))
+        for place, kept in ((radius * (1 - 1e-9), True), (radius * (1 + 1e-9) + 1e-12, False)):
+            router, own, others = special.ndtr(special.ndtri([q, p, other]) - place / levels) > 0.5
+            assert (own and (router or others)) == kept
+    assert limits == {0, 1, 2}
 
 
 def test_the_certificate_is_the_formula_by_scipy():
@@ -141,7 +159,7 @@ def test_the_certificate_is_the_formula_by_scipy():
     for top, limits in ((990, "router"), (900, "class")):
         chosen = votes_of(2, 5, top, 1000 - top - 8, 2, 1)
         one = several_levels.certificate(made, [router, chosen])
-        p = beta(0.7 * ALPHA, top, 1000 - top + 1)
+        p = beta(0.7 / 3 * ALPHA, top, 1000 - top + 1)
         two = {"router": 0.4 * quantile(beta(0.3 * ALPHA, 970, 31)), "class": 0.5 * quantile(p)}
         assert min(two, key=two.get) == limits
         assert one.radius == pytest.approx(two[limits], rel=1e-7)
@@ -150,6 +168,16 @@ def test_the_certificate_is_the_formula_by_scipy():
         assert one.p_lower == pytest.approx(p, rel=1e-10)
         assert (one.votes, one.votes_by_level) == (chosen.votes, (router, chosen))
         assert np.isnan(one.radius_published)
+    first, last = votes_of(1, 3, 995, 0, 1, 1), votes_of(3, 600, 390, 9, 1)  # the last one of another class
+    assert several_levels.certificate(made, [router, chosen, first]).radius == one.radius  # one of them has no votes
+    assert several_levels.certificate(made, [router, chosen, first, last]).radius == one.radius
+    torn, sure = votes_of(0, 300, 400, 300, 0), votes_of(2, 0, 999, 0, 0, 1)
+    assert several_levels.certificate(made, [torn, sure, first]).radius == 0
+    last = votes_of(3, 100, 890, 9, 1)
+    found = several_levels.certificate(made, [torn, sure, last, first])
+    other = [factor * quantile(beta(0.7 / 3 * ALPHA, k, 1001 - k)) for factor, k in ((0.25, 995), (1.0, 890))]
+    assert found.radius == pytest.approx(min(other), rel=1e-7)
+    assert (found.predict, found.sigma_x, found.votes) == (1, 0.5, sure.votes)
 
 
 def test_what_is_not_sure_abstains_and_an_undecided_router_has_no_votes_for_classes():
@@ -177,21 +205,29 @@ def test_the_votes_of_the_answer_that_led_to_a_level_bound_it_though_another_lea
 
 
 def outcomes(made):
-    """Class and radius by counts: of answer 0 of two, and then of class 0 of two, [n + 1, n + 1] each."""
+    """Class and radius by counts: of answer 0 of two, and of class 0 of two under each level, [n + 1] * 3 each."""
     n = made.plan.n
-    found = np.zeros((2, n + 1, n + 1))
-    for k, j in itertools.product(range(n + 1), repeat=2):
+    found = np.zeros((2, n + 1, n + 1, n + 1))
+    for k in range(n + 1):
         drawn = [votes_of(0, k, n - k, 0)]
-        level = RoutedCourse(made).next_level(drawn)
-        if level is not None:
-            drawn.append(votes_of(level, j, n - j, 0))
-        one = several_levels.certificate(made, drawn)
-        found[:, k, j] = one.predict, one.radius
+        first = RoutedCourse(made).next_level(drawn)
+        for j in range(n + 1):
+            begun = [*drawn, votes_of(first, j, n - j, 0)]
+            second = RoutedCourse(made).next_level(begun)
+            for i in range(n + 1):
+                more = [] if second is None else [votes_of(second, i, n - i, 0)]
+                one = several_levels.certificate(made, [*begun, *more])
+                where = (j, i) if first == 1 else (i, j)
+                found[:, k, *where] = one.predict, one.radius
+                if second is None:
+                    where = (j, slice(None)) if first == 1 else (slice(None), j)
+                    found[0, k, *where], found[1, k, *where] = one.predict, one.radius
+                    break
     return found
 
 
 class Greedy(Bounds):
-    """As if either bound alone were uncertain, and the names not chosen by the same votes."""
+    """As if each bound alone were uncertain, and the names not chosen by the same votes."""
 
     @property
     def errors(self):
@@ -202,18 +238,16 @@ def test_errors_of_the_whole_procedure_add_up_to_at_most_alpha_exactly():
     """Two answers, two classes, every triple of probabilities of a grid, the worst router and classifier: the chance
     that a radius is larger than the truth. Without alpha's parts it is above alpha."""
     alpha, grid = 0.2, np.linspace(0.05, 0.95, 13)
-    made = bounds(SelectionFree(n=24), alpha, levels=(1.0, 1.0), router_level=1.0)
+    made = bounds(SelectionFree(n=18), alpha, levels=(1.0, 1.0), router_level=1.0)
     worst = {}
     for name, one in (("made", made), ("greedy", Greedy(made.scheme, made.plan, alpha, made.dim))):
         predict, radius = outcomes(one)
         errors = []
         for q, *p in itertools.product(grid, repeat=3):
-            truth, *two = truth_of(made, np.asarray([q, 1 - q]), np.asarray([[p[0], 1 - p[0]], [p[1], 1 - p[1]]]))
-            wrong = (radius > 0) & ((predict != truth) | (radius > min(two)))
-            of_router, *of_class = (stats.binom.pmf(np.arange(25), 24, one) for one in (q, *p))
-            first = np.arange(25) >= 12  # of two answers with equal votes the first one is chosen
-            chance = of_router[:, None] * np.where(first[:, None], of_class[0], of_class[1])
-            errors.append(chance[wrong].sum())
+            truth, *three = truth_of(made, np.asarray([q, 1 - q]), np.asarray([[p[0], 1 - p[0]], [p[1], 1 - p[1]]]))
+            wrong = (radius > 0) & ((predict != truth) | (radius > whole(*three)))
+            each = [stats.binom.pmf(np.arange(19), 18, one) for one in (q, *p)]
+            errors.append(np.einsum("kji,k,j,i->", wrong, *each, optimize=True))
         worst[name] = max(errors)
     assert alpha / 20 < worst["made"] <= alpha
     assert worst["greedy"] > alpha
@@ -241,11 +275,11 @@ def test_coverage_of_a_whole_run_by_simulation(plan):
     made = bounds(plan, alpha, levels=(1.0, 0.5), router_level=1.0)
     for q, p in itertools.product((0.502, 0.6), repeat=2):
         answers, classes = np.asarray([q, 1 - q]), np.asarray([[p, 1 - p, 0], [0, p, 1 - p]])
-        truth, *two = truth_of(made, answers, classes)
+        truth, *three = truth_of(made, answers, classes)
         wrong = 0
         for _ in range(runs):
             one = several_levels.certificate(made, drawn(made, answers, classes, generator)[0])
-            wrong += one.radius > 0 and (one.predict != truth or one.radius > min(two))
+            wrong += one.radius > 0 and (one.predict != truth or one.radius > whole(*three))
         assert wrong / runs <= alpha + 3 * np.sqrt(alpha / runs)
 
 
@@ -266,8 +300,8 @@ def test_stages_stop_and_follow_each_other_for_each_of_their_reasons():
     assert follows(router(0, 50)) == 2
     assert not stops(router(30, 20), level=0)
     assert stops(router(500, 500), level=0)  # plainly none goes as far as the least of the radii
-    assert follows(router(500, 500)) is None
-    assert follows(router(6_000, 4_000)) is None  # sure, but the least of the radii is out of reach
+    assert follows(router(500, 500)) == 1  # but all levels may
+    assert follows(votes_of(0, 0, 0, 1000, selected=-1)) is None
     assert not stops(router(0, 50), large(50, 0, 0), level=2)
     assert stops(router(0, 50), large(6_000, 0, 0), level=2)  # all radii are certified
     assert stops(router(100, 900), large(300, 8, 0), level=2)  # .5 is; 1. is out of the router's reach
@@ -279,6 +313,17 @@ def test_stages_stop_and_follow_each_other_for_each_of_their_reasons():
     assert follows(router(50, 0), small(5_000, 5_000, 0)) is None  # there is nothing to come to
     assert stops(router(0, 60), large(500, 190, 0), level=2) == stops(router(0, 90), large(500, 190, 0), level=2)
     assert follows(router(0, 90), large(3_000, 600, 0)) is None  # .25 is what the class has, and the router, too
+    torn, sure = router(500, 500), small(2_000, 0, 0)
+    assert follows(torn, sure) == 2  # .5 is what the class has, and the router nothing
+    assert follows(router(6_000, 4_000), sure) == 2
+    assert follows(router(800, 200), sure) == 0
+    assert follows(router(4_000, 1_000), sure) == 2  # the router has .25 and does not get .5
+    assert not stops(router(4_000, 1_000), sure, large(200, 20, 0), level=2)
+    assert stops(router(4_000, 1_000), sure, large(2_000, 200, 0), level=2)
+    assert not stops(torn, sure, large(30, 20, 0), level=2)
+    assert stops(torn, sure, large(10, 1_000, 0), level=2)  # sure of another class
+    assert stops(torn, sure, large(6_000, 4_000, 0), level=2)
+    assert follows(torn, sure, large(6_000, 4_000, 0)) is None
 
 
 def test_a_router_costs_at_most_three_fifths_more_than_its_level_where_the_decisions_are_the_same():
@@ -311,14 +356,14 @@ def test_alpha_is_shared_so_that_the_larger_loss_is_least_and_no_more_than_alpha
         scheme = schemes.Routed(0.5, levels=levels, router_level=router_level)
 
         def loss(share, router_level=router_level, levels=levels):
-            return max(router_level * np.log(1 / share), max(levels) * np.log(1 / (1 - share)))
+            return max(router_level * np.log(1 / share), max(levels) * np.log(len(levels) / (1 - share)))
 
         best = optimize.minimize_scalar(loss, bounds=(0.01, 0.99), method="bounded", options={"xatol": 1e-9})
         assert scheme.shares[0] == pytest.approx(best.x, abs=1e-6)
         assert sum(scheme.shares) == pytest.approx(1, abs=1e-15)
-    assert schemes.Routed(0.5).shares[0] == pytest.approx(0.5)
+    assert schemes.Routed(0.5).shares[0] == pytest.approx(1 / 3)  # as much for the router and for each level
     more = bounds(shares=(0.5, 0.5 + 9e-10)).errors  # taken for 1 together, and no more than alpha is spent
-    assert sum(more) <= ALPHA * (1 + 1e-15)
+    assert more[0] + 2 * more[1] <= ALPHA * (1 + 1e-15)
 
 
 def test_the_calculated_split_loses_less_than_others_at_its_worst_by_the_bounds_themselves():
@@ -334,7 +379,7 @@ def test_the_calculated_split_loses_less_than_others_at_its_worst_by_the_bounds_
         )
 
     best = loss(schemes.Routed(0.5, levels=levels, router_level=router_level).shares)
-    assert best < min(loss((share, 1 - share)) for share in (0.1, 0.3, 0.5, 0.75, 0.9))
+    assert best < min(loss((share, 1 - share)) for share in (0.1, 0.3, 0.4, 0.6, 0.75, 0.9))
 
 
 def test_too_few_samples_are_refused():
@@ -352,5 +397,6 @@ def test_other_schemes_have_no_such_bounds_and_a_router_no_radius_of_one_bound()
     with pytest.raises(ValueError, match="two_sided"):
         certificates.check_certificate("two_sided", scheme)
     made = bounds()
-    assert made.largest_radius == max(made.reaches[1:]) <= made.reaches[0]
+    router, small, large = made.reaches
+    assert made.largest_radius == max(small, min(large, router))
     assert made.most_lower == pytest.approx(stats.beta.ppf(made.errors[1], 1000, 1), rel=1e-9)

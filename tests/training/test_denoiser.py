@@ -171,6 +171,18 @@ def test_a_classifier_is_tuned_on_denoised_images_from_given_weights(digits, fin
         training.train(
             digits, scheme, first, description | {"depth": 14}, tmp_path / "x", start=str(tmp_path / "clean")
         )
+    # Of other classes all but the last layer, which is new.
+    few = data.from_arrays(digits.images, digits.labels % 3, name="digits", classes=3)
+    with pytest.warns(UserWarning, match=r"clean has 10 classes, not 3: the last layer is drawn anew"):
+        assert training.train(
+            few, scheme, dataclasses.replace(first, epochs=1, lr=1e-12), description | {"classes": 3},
+            tmp_path / "few", start=str(tmp_path / "clean"),
+        )  # fmt: skip
+    other, _ = models.read_weights(tmp_path / "few")
+    assert other["head.kernel"].shape == (64, 3)
+    assert 0 < np.abs(other["head.kernel"]).max() < 1
+    same = [name for name in clean if name.endswith("kernel") and not name.startswith("head")]
+    assert all(np.abs(other[name] - clean[name]).max() < 1e-9 for name in same)
     with pytest.raises(ValueError, match=r"Expected scheme = gaussian with a denoiser, got l1"):
         training.train(digits, schemes.L1(sigma=0.5), first, description, tmp_path / "x", denoiser=denoiser)
 
