@@ -28,12 +28,14 @@ from benchmarks import (
     ours,
     report,
     roofline,
+    routers,
     throughput,
     workers,
 )
 from benchmarks.contest import OURS, TORCH, Variant
 from benchmarks.fuzzing import mutations
 from idrc_jax import data, models, results, sampling, training
+from idrc_jax.certificates.sampling_plans import LevelVotes
 from idrc_jax.sampling import devices, random_keys
 
 WEIGHTS = ROOT / "checkpoints" / "cifar10_resnet20_gaussian_0.25.safetensors"
@@ -765,3 +767,29 @@ def test_a_cascade_of_stored_votes_is_between_its_large_level_and_the_better_of_
     assert list(kept) == sorted(kept, reverse=True)
     assert list(left) == sorted(left)
     assert kept[0] == pytest.approx(np.mean([row.correct and row.radius >= 0.25 for row in large.rows]), abs=0.005)
+
+
+def test_a_router_of_stored_votes_takes_each_level_where_it_is_sure_and_both_where_it_is_torn():
+    folder = ROOT / "results"
+    large, small = (results.read_results(folder / f"cifar10_resnet20_{sigma}/consistency") for sigma in ("0.5", "0.25"))
+    bounds, rows, known = routers.courses(results.Results(large.rows[:60], large.manifest, large.path), small)
+    assert len(rows) == 60
+    sure, torn = 20_000, 10_000
+    found = {}
+    for name, votes in (("small", (sure, 0, 0)), ("large", (0, sure, 0)), ("torn", (torn, torn, 0))):
+        router = {position: LevelVotes(0, int(np.argmax(votes[:2])), votes) for position in range(60)}
+        found[name] = routers.radii(bounds, rows, known, router)
+        assert all(one.stops([router[position]], 0) for position, one in enumerate(known))
+        needed = sum(routers.needed(bounds, one, router[position]) for position, one in enumerate(known))
+        of_level = [sum(one.levels[1 + (name == "large")].votes) for one in known]
+        assert (needed > sum(of_level) + 60 * sure) == (name == "torn")
+    others = {row.idx: row for row in small.rows}
+    for name, of in (("large", rows), ("small", [others[row.idx] for row in rows])):
+        alone = np.asarray([cascades.right(row) for row in of])
+        for made in found[name].values():
+            np.testing.assert_array_equal(made, np.minimum(made, alone))
+            assert np.mean(made) > np.mean(np.minimum(alone, routers.RADII[-1])) - 0.02
+    whole, published = found["torn"].values()
+    assert np.all(published == 0)
+    assert np.mean(whole >= 0.2) > 0.3
+    assert np.all(whole <= np.minimum(*(found[name]["router"] for name in ("small", "large"))))
