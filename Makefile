@@ -104,6 +104,9 @@ define recertify
 
 endef
 PLAN_RUNS = "gaussian, plan fixed"=results/plans/fixed "gaussian, plan to_radius"=results/plans/to_radius
+TRAINED = results/cifar10_resnet20_0.5
+TRAINED_RUNS = "noise augmentation, σ = .5"=$(TRAINED)/gaussian "consistency, σ = .5"=$(TRAINED)/consistency \
+  "smoothadv, σ = .5"=$(TRAINED)/smoothadv "consistency, σ = .25"=$(NOISE_025)/consistency "ResNet-110, σ = .25"=$(FULL)
 
 figures: $(VENV)/.quickstart  ## Make the README's figure and tables from results/; with DATA=FOLDER the report with its pictures.
 	$(BIN)/idrc-figures accuracy $(FIRST_RUNS) --title "CIFAR-10, ResNet-20, n = 2,000" \
@@ -133,7 +136,7 @@ ifneq ($(DATA),)
 	$(BIN)/idrc-gallery $(FIRST_RUNS) $(SECOND_RUNS) results/plans/fixed results/plans/to_radius --data $(DATA)
 	$(BIN)/idrc-gallery $(BEHIND)/denoised_0.25 $(BEHIND)/tuned_0.5 --denoiser $(DENOISER) --data $(DATA)
 	$(BIN)/idrc-figures noisy $(FIRST_RUNS) $(SECOND_RUNS) --out docs/images/noisy.png
-	$(BIN)/idrc-report $(FIRST_RUNS) $(SECOND_RUNS) $(PLAN_RUNS) \
+	$(BIN)/idrc-report $(FIRST_RUNS) $(SECOND_RUNS) $(PLAN_RUNS) $(TRAINED_RUNS) \
 	  denoised=$(BEHIND)/denoised_0.25 "denoised, fine-tuned"=$(BEHIND)/tuned_0.5 --pictures 5 --out docs/report
 endif
 
