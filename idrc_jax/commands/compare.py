@@ -5,7 +5,7 @@ import sys
 
 from idrc_jax.core import command_line
 from idrc_jax.results import equal_terms, metrics, runs
-from idrc_jax.results.compare import acr_difference, compare, radii_to_compare, table
+from idrc_jax.results.compare import acr_difference, compare, radii_to_compare, table, usual_radii
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
         parser = command_line.Parser("idrc-compare", main.__doc__)
         parser.add_argument("a", metavar="A", help="a run's folder, a result file, or NAME=FILE")
         parser.add_argument("b", metavar="B", help="a second run over the same images")
-        parser.add_argument("--at", type=float, nargs="+", help="radii")
+        parser.add_argument("--at", type=float, nargs="+", help="radii; by default those that plans asked for")
         parser.add_argument(
             "--published", action="store_true", help="compare published radii, which are no certificates"
         )
@@ -31,7 +31,7 @@ def main() -> None:
         if differ:
             told.append(differ if asked.equal_terms else f"{differ} {equal_terms.offer(a, b)}")
         norm = runs.norm_of([a.results, b.results])
-        asked_for = asked.at or metrics.RADII_IN[norm]
+        asked_for = asked.at or usual_radii(a.results, b.results)
         radii = asked_for if asked.published else radii_to_compare(a.results, b.results, asked_for)
         made = compare(a.results, b.results, radii, published=asked.published)
         acr = acr_difference(a.results, b.results, published=asked.published)

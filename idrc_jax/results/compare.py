@@ -4,6 +4,7 @@ At each radius only the images that one run certifies and the other does not tel
 exact: if neither certified more, each of them would fall to either run with probability 1/2.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,6 +74,17 @@ def compare(
         accuracies = float(np.mean(a >= radius)), float(np.mean(b >= radius))
         made.append((radius, *accuracies, only_first, only_second, *interval, p_values[-1]))
     return [Difference(*one, p_holm=corrected) for one, corrected in zip(made, holm(p_values), strict=True)]
+
+
+def usual_radii(first: Results, second: Results) -> tuple[float, ...]:
+    """Those of `metrics.RADII_IN` that a plan which asks for radii asked for, in both runs; all where that leaves none.
+
+    At others accuracy under such a plan is too low to compare.
+    """
+    radii = metrics.RADII_IN[runs.norm_of([first, second])]
+    asked = [found for found in map(metrics.asked_radii, (first, second)) if found]
+    kept = [one for one in radii if all(any(math.isclose(one, each) for each in found) for found in asked)]
+    return tuple(kept) or radii
 
 
 def radii_to_compare(first: Results, second: Results, radii: Sequence[float]) -> tuple[float, ...]:

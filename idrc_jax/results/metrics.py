@@ -197,13 +197,19 @@ def within_reach(several: Sequence[Results], radii: Sequence[float]) -> tuple[fl
     return tuple(radius for radius in radii if radius <= top)
 
 
-def last_radius(results: Results) -> float:
-    """The largest radius that the plan asked for, in the norm of the file, up to which accuracies compare; infinite but
-    for `to_radius`."""
+def asked_radii(results: Results) -> tuple[float, ...]:
+    """The radii that the plan asked for, in the norm of the file, at which accuracies compare; none but for
+    `to_radius`."""
     made = results.manifest["guarantee"] if results.manifest else {}
     if made.get("plan") != "to_radius":
-        return math.inf
-    return float(norms.stated(max(made["radii"]), _own_norm(made), norm_of([results]), made["dim"]))
+        return ()
+    norm = norm_of([results])
+    return tuple(float(norms.stated(radius, _own_norm(made), norm, made["dim"])) for radius in made["radii"])
+
+
+def last_radius(results: Results) -> float:
+    """The largest radius that the plan asked for, as `asked_radii` has it; infinite without any."""
+    return max(asked_radii(results), default=math.inf)
 
 
 def top_k(results: Results) -> int:
