@@ -252,28 +252,47 @@ class RoutedCourse:
 class PredictionCourse:
     """The course of a prediction: the router's votes until they name an answer, then the class's until they do.
 
+    If the router's do not, those of the class under every level, as long as they name the same one.
+
     Attributes:
       bounds: with the plan of the prediction.
       name: votes [K + 1] and an error probability -> what they name, or -1.
 
     Guarantee: if `name` errs with at most the error probability that it is given, `answer` is another class than the
-    smoothed classifier's with probability at most alpha. Two things are named, each at its share of alpha.
+    smoothed classifier's with probability at most alpha. The router's answer is named at its share of alpha. The class
+    has the other one, whole under the router's level and in equal parts under all: which it is hangs on the router's
+    votes alone.
     """
 
     bounds: Bounds
     name: Callable[[np.ndarray, float], int]
 
     def next_level(self, drawn: Sequence[LevelVotes]) -> int | None:
-        answer = self._named(drawn[0])
-        return None if len(drawn) > 1 or answer == confidence_bounds.ABSTAIN else level_of(answer)
+        answer, classes = self._answer(drawn), self._classes(drawn)
+        if answer != confidence_bounds.ABSTAIN:
+            return None if classes else level_of(answer)
+        agree = len(set(classes)) < 2 and confidence_bounds.ABSTAIN not in classes
+        return len(drawn) if agree and len(drawn) < schemes.level_count(self.bounds.scheme) else None
 
     def stops(self, drawn: Sequence[LevelVotes], level: int) -> bool:
-        return self._named(drawn[-1]) != confidence_bounds.ABSTAIN
+        named = self._classes(drawn)[-1] if len(drawn) > 1 else self._answer(drawn)
+        return named != confidence_bounds.ABSTAIN
 
     def answer(self, drawn: Sequence[LevelVotes]) -> int:
-        """The class, or -1 where router or classifier are undecided."""
-        return confidence_bounds.ABSTAIN if drawn[-1].level == ROUTER else self._named(drawn[-1])
+        """The class; -1 where it is undecided, or the router is and the levels have not all named the same class."""
+        classes = self._classes(drawn)
+        enough = 1 if self._answer(drawn) != confidence_bounds.ABSTAIN else len(self.bounds.scheme.levels)
+        return classes[0] if len(classes) == enough and len(set(classes)) == 1 else confidence_bounds.ABSTAIN
 
-    def _named(self, one: LevelVotes) -> int:
-        shares = self.bounds.scheme.parts_of(self.bounds.alpha)
-        return self.name(np.asarray(one.votes), float(shares[min(one.level, 1)]))
+    def _answer(self, drawn: Sequence[LevelVotes]) -> int:
+        """What the router's votes name."""
+        return self.name(np.asarray(drawn[0].votes), self._shares[0])
+
+    def _classes(self, drawn: Sequence[LevelVotes]) -> list[int]:
+        """What the votes for classes name, level by level."""
+        parts = 1 if self._answer(drawn) != confidence_bounds.ABSTAIN else len(self.bounds.scheme.levels)
+        return [self.name(np.asarray(one.votes), self._shares[1] / parts) for one in drawn[1:]]
+
+    @property
+    def _shares(self) -> list[float]:
+        return self.bounds.scheme.parts_of(self.bounds.alpha).tolist()

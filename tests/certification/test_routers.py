@@ -177,14 +177,43 @@ def test_predictions_of_a_torn_router_are_wrong_no_more_often_than_its_share_of_
     course = PredictionCourse(Bounds(SCHEME, SelectionFree(n=50), alpha, 16), confidence_bounds.predict)
     for _ in range(1000):
         k = int(generator.binomial(50, 0.51))
-        router = LevelVotes(0, int(k < 25), (k, 50 - k, 0))
-        level = course.next_level([router])
-        if level is not None:
+        drawn = [LevelVotes(0, int(k < 25), (k, 50 - k, 0))]
+        while (level := course.next_level(drawn)) is not None:
             votes = (50, 0, 0, 0) if level == 1 else (0, 50, 0, 0)
-            wrong += course.answer([router, LevelVotes(level, level - 1, votes)]) == 1
-        else:
-            assert course.answer([router]) == -1
+            drawn.append(LevelVotes(level, level - 1, votes))
+        named = course.answer(drawn)
+        assert len(drawn) == (2 if named >= 0 else 3)
+        wrong += named == 1
     assert wrong / 1000 <= alpha * SCHEME.shares[0]
+
+
+def test_predictions_of_an_undecided_router_are_the_class_that_every_level_names():
+    scheme = schemes.Routed(sigma=0.5, levels=(0.3, 1.0, 2.0), router_level=0.4)
+    course = PredictionCourse(Bounds(scheme, SelectionFree(n=50), 0.01, 16), confidence_bounds.predict)
+    torn, own, other = LevelVotes(0, 0, (25, 25, 0, 0)), (3, 47, 0, 0), (47, 3, 0, 0)
+    torn_class = (25, 25, 0, 0)
+    one, two, three, differs, undecided = (
+        LevelVotes(level, 1, votes) for level, votes in ((1, own), (2, own), (3, own), (2, other), (2, torn_class))
+    )
+    assert course.answer([torn]) == course.answer([torn, one]) == course.answer([torn, one, two]) == -1
+    assert [course.next_level([torn, one, two][:count]) for count in (1, 2, 3)] == [1, 2, 3]
+    assert course.answer([torn, one, two, three]) == 1
+    assert course.next_level([torn, one, two, three]) is None
+    for last in (differs, undecided):
+        assert course.next_level([torn, one, last]) is None
+        assert course.answer([torn, one, last]) == -1
+    assert course.answer([torn, one, differs, three]) == -1
+    sure = LevelVotes(0, 2, (0, 0, 50, 0))
+    assert course.next_level([sure]) == 3
+    assert course.answer([sure, three]) == 1
+    assert not course.stops([torn], 0)
+    assert course.stops([torn, one], 1)
+    assert not course.stops([torn, undecided], 2)
+    # Votes that name a class at the whole share of alpha, as under the router's level, and not at a third of it.
+    close = [LevelVotes(level, 1, (15, 35, 0, 0)) for level in (1, 2, 3)]
+    assert course.answer([sure, close[2]]) == 1
+    assert course.next_level([torn, close[0]]) is None
+    assert course.answer([torn, *close]) == -1
 
 
 def test_reports_and_comparisons_take_routers(routed, dataset, tmp_path):
