@@ -109,6 +109,14 @@ def needed(bounds: routed.Bounds, known: Known, router: LevelVotes) -> int:
     return sum(sum(one.votes) for one in (made if cut else made[:2]))
 
 
+def kept(of_large: np.ndarray, of_small: np.ndarray, of_router: np.ndarray, radius: float) -> list[tuple[float, float]]:
+    """How many images the larger level alone certifies up to a radius, the smaller alone, and both; and for how many of
+    each the router does."""
+    large, small, router = (values >= radius for values in (of_large, of_small, of_router))
+    groups = (large & ~small, small & ~large, large & small)
+    return [(float(np.mean(group)), float(np.mean(group & router))) for group in groups]
+
+
 def main() -> None:
     weights, *runs, folder = sys.argv[1:]
     large, small = (results.read_results(path) for path in runs)
@@ -119,8 +127,8 @@ def main() -> None:
     smaller = {row.idx: row for row in small.rows}
     factor = bounds.scheme.levels[0]
     alone = {
-        f"σ = {bounds.scheme.sigma:g}": [right(row) for row in rows],
-        f"σ = {bounds.scheme.sigma * factor:g}": [right(smaller[row.idx]) for row in rows],
+        f"σ = {bounds.scheme.sigma:g}": np.asarray([right(row) for row in rows]),
+        f"σ = {bounds.scheme.sigma * factor:g}": np.asarray([right(smaller[row.idx]) for row in rows]),
     }
     found = alone | radii(bounds, rows, known, router) | {"either": np.max([*alone.values()], axis=0)}
     print(f"{len(rows)} images, {sum(sum(one.votes) for one in router.values()):,} votes of the router\n")
@@ -130,6 +138,11 @@ def main() -> None:
         counted = np.minimum(values, RADII[-1])
         cells = [np.mean(counted > 0), *(np.mean(counted >= r) for r in RADII), np.mean(counted)]
         print(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
+    print("\n| certified up to r, and by the router of these | the larger level alone | the smaller alone | both |")
+    print("|---|---|---|---|")
+    for radius in RADII:
+        groups = kept(*alone.values(), found["router"], radius)
+        print(f"| {radius:g} | " + " | ".join(f"{share:.3f}, {held:.3f}" for share, held in groups) + " |")
     shares = np.asarray([router[position].votes[1] / sum(router[position].votes) for position in range(len(rows))])
     told = ", ".join(f"{np.quantile(shares, q):.3f} ({q:.0%})" for q in (0.05, 0.25, 0.5, 0.75, 0.95))
     print(f"\nThe larger level is chosen at {np.mean(shares > 0.5):.3f} of the images; quantiles of its votes: {told}.")

@@ -789,6 +789,8 @@ def test_a_router_of_stored_votes_takes_each_level_where_it_is_sure_and_both_whe
         for made in found[name].values():
             np.testing.assert_array_equal(made, np.minimum(made, alone))
             assert np.mean(made) > np.mean(np.minimum(alone, routers.RADII[-1])) - 0.02
+    groups = routers.kept(np.array([1.0, 1, 0, 0, 1]), np.array([1.0, 0, 1, 0, 1]), np.array([1.0, 1, 0, 0, 0]), 0.5)
+    assert groups == [(0.2, 0.2), (0.2, 0.0), (0.4, 0.2)]
     whole, published = found["torn"].values()
     assert np.all(published == 0)
     assert np.mean(whole >= 0.2) > 0.3
