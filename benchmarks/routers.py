@@ -2,7 +2,7 @@
 
 The runs are of constant noise on the same images, the larger level first, under a plan without selection votes. The
 router answers 0 for the smaller level. Its votes are drawn under the larger one, of each image as many as the plan asks
-for where the votes under both levels are these. "published" is the certificate of the same votes without those of the
+for to come as far as the class does under the chosen level. "published" is the certificate without votes under the
 other level; "either" is none: of each image the larger radius of both, as if it were known beforehand which is better.
 
 A plan stops where its one level has reached a radius that was asked for, at which a router, with a share of alpha, just
@@ -48,10 +48,10 @@ class Known:
         router = drawn[0]
         if router.selected == confidence_bounds.ABSTAIN:
             return False
-        made = self.drawn(router)
-        own = self.bounds.reached(made[1], made[1].selected)
-        hoped = self.bounds.reached(router, router.selected, hoped=True)
-        return not self.bounds.plan.worthwhile(self.bounds.radius(made), min(own, hoped))
+        _, chosen, *_ = self.drawn(router)
+        own = self.bounds.reached(chosen, chosen.selected)
+        now, best = (min(own, self.bounds.reached(router, router.selected, hoped=hoped)) for hoped in (False, True))
+        return not self.bounds.plan.worthwhile(now, best)
 
 
 def of_row(row: Row, level: int, classes: int) -> LevelVotes:
@@ -103,9 +103,11 @@ def radii(
 
 
 def needed(bounds: routed.Bounds, known: Known, router: LevelVotes) -> int:
-    """Samples that a run would draw: the other level's only where the router's own radius is the smaller one."""
+    """Samples that a run would draw, at most: those stored of the other level where they could raise the radius."""
     made = known.drawn(router)
-    cut = bounds.radius(made[:2]) < bounds.radius(made)
+    _, chosen, other = made
+    best = min(bounds.reached(chosen, chosen.selected), bounds.reaches[other.level])
+    cut = bounds.plan.worthwhile(bounds.radius(made[:2]), best)
     return sum(sum(one.votes) for one in (made if cut else made[:2]))
 
 

@@ -175,11 +175,10 @@ class Routed(SeveralLevels):
     Attributes:
       levels: of the router's answers, at least two, > 0: the noise level of answer k is sigma * levels[k].
       router_level: > 0: the router's noise level is sigma * router_level.
-      shares: of the error probability alpha, for the bound on the router's answer and for those on the class, of which
-        each level's has the same part, > 0 and 1 together. Empty: the split under which the larger of the two losses of
+      shares: of the error probability alpha, for the bound on the router's answer and for those on the class, which
+        have it whole under each level, > 0 and 1 together. Empty: the split under which the larger of the two losses of
         radius is least. A bound that has a share s of alpha costs a radius under level s_k about s_k * log(1 / s), up
-        to a factor that is the same for both, so of K levels the router's share solves
-        s^router_level = ((1 - s) / K)^max(levels).
+        to a factor that is the same for both, so the router's share solves s^router_level = (1 - s)^max(levels).
     """
 
     name: ClassVar[str] = "routed"
@@ -219,8 +218,7 @@ class Routed(SeveralLevels):
         low, high = 0.01, 0.99
         for _ in range(60):
             middle = (low + high) / 2
-            of_class = math.log(len(self.levels) / (1 - middle))
-            larger = self.router_level * math.log(1 / middle) > max(self.levels) * of_class
+            larger = self.router_level * math.log(1 / middle) > max(self.levels) * math.log(1 / (1 - middle))
             low, high = (middle, high) if larger else (low, middle)
         return low, 1 - low
 

@@ -162,8 +162,8 @@ def predict(
 
     Guarantee: for each image on its own, with probability at least 1 - alpha it returns the smoothed classifier's
     prediction or abstains. Under exact noise at least 1 - alpha - n v, v being what the drawn law may be wrong by at
-    the image's level (`normal_thresholds.total_variation`), under `routed` the router level's and that of the chosen
-    level, or of all, together; a cascade's bounds have paid (docs/explanation/certificates.md).
+    the image's level (`normal_thresholds.total_variation`), under `routed` the router level's and the chosen level's
+    together; a cascade's bounds have paid (docs/explanation/certificates.md).
 
     Returns:
       int64 [N]; -1 where the votes do not tell, or where noise of the image's level cannot be drawn

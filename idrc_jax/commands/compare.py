@@ -14,7 +14,9 @@ def main() -> None:
         parser = command_line.Parser("idrc-compare", main.__doc__)
         parser.add_argument("a", metavar="A", help="a run's folder, a result file, or NAME=FILE")
         parser.add_argument("b", metavar="B", help="a second run over the same images")
-        parser.add_argument("--at", type=float, nargs="+", help="radii; by default those that plans asked for")
+        parser.add_argument(
+            "--at", type=float, nargs="+", help="radii; by default those that both plans asked for, or 0, .25 ..."
+        )
         parser.add_argument(
             "--published", action="store_true", help="compare published radii, which are no certificates"
         )

@@ -132,7 +132,8 @@ FIELDS = {
     "train.ema": Field(0.0, "keep a running mean of the weights, of which a step keeps so much; in [0, 1); 0: none"),
     "train.start": Field(
         "",
-        "weights to start from, of the same network or one of other classes, a file or a run's folder; empty: new ones",
+        "weights of the same network to start from, a file or a run's folder; if they have another number of classes "
+        "the last layer is new; empty: all new",
     ),
     "train.held_out": Field(
         -1,

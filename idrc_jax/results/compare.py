@@ -77,14 +77,14 @@ def compare(
 
 
 def usual_radii(first: Results, second: Results) -> tuple[float, ...]:
-    """Those of `metrics.RADII_IN` that a plan which asks for radii asked for, in both runs; all where that leaves none.
+    """The radii that the plans asked for, in both runs if both plans ask for some; where there are none
+    `metrics.RADII_IN`.
 
     At others accuracy under such a plan is too low to compare.
     """
-    radii = metrics.RADII_IN[runs.norm_of([first, second])]
-    asked = [found for found in map(metrics.asked_radii, (first, second)) if found]
-    kept = [one for one in radii if all(any(math.isclose(one, each) for each in found) for found in asked)]
-    return tuple(kept) or radii
+    one, *others = [found for found in map(metrics.asked_radii, (first, second)) if found] or [()]
+    kept = [radius for radius in one if all(any(math.isclose(radius, each) for each in other) for other in others)]
+    return tuple(kept) or metrics.RADII_IN[runs.norm_of([first, second])]
 
 
 def radii_to_compare(first: Results, second: Results, radii: Sequence[float]) -> tuple[float, ...]:

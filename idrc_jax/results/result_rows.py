@@ -343,7 +343,7 @@ def _check_rows(rows: tuple[Row, ...], columns: tuple[str, ...], manifest: Manif
 def _fits(row: Row, bounds: several_levels.Bounds, levels: Sequence[Any], looks: set[int], classes: int) -> bool:
     """Whether a row's votes by level, at looks, are of levels as they follow each other, the row's own among them."""
     drawn = row.votes_by_level or ()
-    if not several_levels.follow(bounds.scheme, drawn, row.n0 or 0):
+    if not several_levels.follow(bounds, drawn):
         return False
     for one in drawn:
         if sum(one.votes.values()) not in looks or max([one.selected, *one.votes]) >= bounds.classes(
@@ -351,7 +351,8 @@ def _fits(row: Row, bounds: several_levels.Bounds, levels: Sequence[Any], looks:
         ):
             return False
     own = [(levels[one.level], one.selected, one.votes) for one in several_levels.about_classes(bounds.scheme, drawn)]
-    own = own or [(levels[0], confidence_bounds.ABSTAIN, {})]
+    if isinstance(bounds.scheme, schemes.Routed):
+        own = own[:1] or [(levels[0], confidence_bounds.ABSTAIN, {})]
     return (row.sigma_x, row.selected, row.votes) in own and row.n == sum((row.votes or {}).values())
 
 

@@ -53,20 +53,20 @@ class OfLevel(Protocol):
 _Drawn = TypeVar("_Drawn", bound=OfLevel)
 
 
-def follow(scheme: Scheme, drawn: Sequence[OfLevel], selection: int) -> bool:
+def follow(bounds: Bounds, drawn: Sequence[OfLevel]) -> bool:
     """Whether votes may be of an image's levels in this order.
 
-    Args:
-      selection: samples that select a class beforehand; without any, later votes may point to another level.
+    A router that votes for no answer leads to no level. Under an adaptive plan its later votes may point to another.
     """
-    levels = [one.level for one in drawn]
-    if not isinstance(scheme, Routed):
-        return levels == list(range(min(len(levels), schemes.level_count(scheme))))
-    router, *of_classes = levels or [-1]
-    if of_classes and selection and of_classes[0] != routed.level_of(drawn[0].selected):
+    levels, count = [one.level for one in drawn], schemes.level_count(bounds.scheme)
+    if not isinstance(bounds, routed.Bounds):
+        return levels == list(range(min(len(levels), count)))
+    if not levels or levels[0] != routed.ROUTER:
         return False
-    known = all(0 < one < schemes.level_count(scheme) for one in of_classes)
-    return router == routed.ROUTER and known and len(set(of_classes)) == len(of_classes)
+    of_classes, led_to = levels[1:], routed.level_of(drawn[0].selected)
+    if of_classes and (led_to == routed.ROUTER or not (bounds.plan.adaptive or of_classes[0] == led_to)):
+        return False
+    return all(0 < one < count for one in of_classes) and len(set(of_classes)) == len(of_classes)
 
 
 def about_classes(scheme: Scheme, drawn: Sequence[_Drawn]) -> list[_Drawn]:

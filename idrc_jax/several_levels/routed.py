@@ -37,7 +37,7 @@ class Bounds(LevelBounds):
     Attributes:
       scheme: that of the router.
       alpha: error probability of an image: the router's bound has its share, and the bound on the class under each
-        level an equal part of the other. A wrong answer of the router is an error like any other.
+        level the other, whole. A wrong answer of the router is an error like any other.
       Others: see `LevelBounds`.
     """
 
@@ -47,7 +47,7 @@ class Bounds(LevelBounds):
     def errors(self) -> tuple[float, float]:
         """Error probabilities of the bound on the router's answer, and of that on the class under each level."""
         of_router, of_class = self.scheme.parts_of(self.alpha).tolist()
-        return of_router, of_class / len(self.scheme.levels)
+        return of_router, of_class
 
     def classes(self, level: int, classes: int) -> int:
         """How many answers votes under a level choose from, the classifier's being `classes`."""
@@ -259,9 +259,9 @@ class PredictionCourse:
       name: votes [K + 1] and an error probability -> what they name, or -1.
 
     Guarantee: if `name` errs with at most the error probability that it is given, `answer` is another class than the
-    smoothed classifier's with probability at most alpha. The router's answer is named at its share of alpha. The class
-    has the other one, whole under the router's level and in equal parts under all: which it is hangs on the router's
-    votes alone.
+    smoothed classifier's with probability at most alpha. The router's answer and the class under a level are named each
+    at its share of alpha. A class that all levels name is wrong only if the name under one level is, that of the
+    router's exact answer.
     """
 
     bounds: Bounds
@@ -286,13 +286,8 @@ class PredictionCourse:
 
     def _answer(self, drawn: Sequence[LevelVotes]) -> int:
         """What the router's votes name."""
-        return self.name(np.asarray(drawn[0].votes), self._shares[0])
+        return self.name(np.asarray(drawn[0].votes), self.bounds.error(ROUTER))
 
     def _classes(self, drawn: Sequence[LevelVotes]) -> list[int]:
         """What the votes for classes name, level by level."""
-        parts = 1 if self._answer(drawn) != confidence_bounds.ABSTAIN else len(self.bounds.scheme.levels)
-        return [self.name(np.asarray(one.votes), self._shares[1] / parts) for one in drawn[1:]]
-
-    @property
-    def _shares(self) -> list[float]:
-        return self.bounds.scheme.parts_of(self.bounds.alpha).tolist()
+        return [self.name(np.asarray(one.votes), self.bounds.error(one.level)) for one in drawn[1:]]

@@ -211,8 +211,8 @@ def train(
       workdir: gets `checkpoints/`, `metrics.csv`, `train_status.json` and at the end `weights.safetensors`.
       seed: of all that is drawn.
       mesh: the devices that share a batch; None takes all of every process.
-      start: weights of the same network to start from (a file or a run's folder) instead of new ones; if it has other
-        classes, its last layer is new.
+      start: weights of the same network to start from (a file or a run's folder) instead of new ones; if it has
+        another number of classes, its last layer is new.
       denoiser, denoiser_steps: take the noise off before the network sees the images, told the scheme's sigma.
       held_out: images that are not trained on, chosen by the seed; their accuracy, clean and noisy, is logged.
       statistics: see `make_step`; weights then follow from the number of devices, which must stay the same.

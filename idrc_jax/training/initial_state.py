@@ -31,7 +31,7 @@ class Start(NamedTuple):
 
 def read_start(job: Job) -> Start:
     """Read the weights that the job starts from, which must be of the very network that is to be trained; but a
-    classifier may be one of other classes, whose last layer is left out."""
+    classifier may have another number of classes: its last layer is left out."""
     if not job.start:
         return Start({})
     tensors, found = models.read_weights(job.start)
@@ -49,8 +49,6 @@ def read_start(job: Job) -> Start:
     before, now = (one.get("classes") for one in (found, job.description))
     if before != now:
         kept = {name: value for name, value in kept.items() if not name.startswith("head.")}
-        if jax.process_index() == 0:
-            warnings.warn(f"{job.start} has {before} classes, not {now}: the last layer is drawn anew.", stacklevel=2)
     return Start(kept, models.hash_tensors(tensors))
 
 
@@ -64,6 +62,9 @@ def new(job: Job, start: Start, optimiser: optax.GradientTransformation, mesh: M
     key = random_keys.stage(random_keys.root(job.seed), random_keys.INITIALISATION)
     network = models.build(job.description, dtype=job.description["dtype"], rngs=nnx.Rngs(key))
     _, params, stats = models.split(network)
+    if start.tensors and params.keys() - start.tensors.keys() and jax.process_index() == 0:
+        told = f"{job.start} has another number of classes: the last layer is drawn anew."
+        warnings.warn(told, stacklevel=2)
     params, stats = ({name: start.tensors.get(name, one) for name, one in part.items()} for part in (params, stats))
     params, stats = jax.tree.map(jnp.asarray, (params, stats))
     return devices.replicate(_state(job, optimiser, params, stats), mesh)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shlex
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from conftest import linear_logits
 from level_runs import PLANS, without_time
 
 import idrc_jax as idrc
-from idrc_jax import data, models, report, results, sampling
+from idrc_jax import data, models, report, results, sampling, several_levels
 from idrc_jax.certificates import confidence_bounds, schemes
 from idrc_jax.certificates.sampling_plans import LevelVotes, SelectionFree
 from idrc_jax.certification.in_memory import predict
@@ -115,6 +116,36 @@ def test_stored_votes_give_the_rows_again_and_rows_that_were_changed_are_refused
             results.read_results(tmp_path)
 
 
+def test_a_router_without_a_finite_answer_has_a_row_without_votes_for_classes(linear, router, dataset, tmp_path):
+    mute = dataclasses.replace(router, params=router.params * np.nan)
+    for plan in PLANS:
+        read = certify(linear.routed_by(mute), dataset, tmp_path / plan, plan, indices=range(3))
+        for row in read.rows:
+            (only,) = row.votes_by_level
+            assert (only.level, only.selected, set(only.votes)) == (0, -1, {-1})
+            assert (row.predict, row.radius, row.votes, row.n, row.selected) == (-1, 0, {}, 0, -1)
+            assert row.sigma_x == np.float32(0.2)
+        assert repr(idrc.recertify.recertify(read).rows) == repr(read.rows)
+        path = tmp_path / plan / "certificates.tsv"
+        path.write_text(re.sub(r"(0/-1/-1:(\d+))", r"\1;1/0/0:\2", path.read_text()))
+        with pytest.raises(ValueError, match=r"votes_by_level of image"):
+            results.read_results(tmp_path / plan)
+
+
+def test_votes_by_level_of_another_order_than_a_plan_that_looks_once_are_refused():
+    level = lambda number, selected: LevelVotes(number, selected, (10, 0, 0))  # noqa: E731
+    for plan, again in ((PLANS["to_radius"], True), (PLANS["fixed"], False), (SelectionFree(n=50), False)):
+        made = Bounds(SCHEME, plan, 0.01, 16)
+        assert several_levels.follow(made, [level(0, 1), level(2, 0), level(1, 0)])
+        assert several_levels.follow(made, [level(0, 0), level(2, 0)]) == again  # the router went on, to another answer
+        for drawn in (
+            [], [level(1, 0)], [level(0, -1), level(1, 0)], [level(0, 0), level(1, 0), level(1, 0)],
+            [level(0, 0), level(1, 0), level(0, 0)], [level(0, 0), level(1, 0), level(3, 0)],
+        ):  # fmt: skip
+            assert not several_levels.follow(made, drawn)
+        assert several_levels.follow(made, [level(0, -1)])
+
+
 def test_another_router_or_none_is_refused(linear, router, routed, dataset, tmp_path):
     certify(routed, dataset, tmp_path, indices=range(3))
     other = dataclasses.replace(router, params=router.params + 1)
@@ -209,11 +240,9 @@ def test_predictions_of_an_undecided_router_are_the_class_that_every_level_names
     assert not course.stops([torn], 0)
     assert course.stops([torn, one], 1)
     assert not course.stops([torn, undecided], 2)
-    # Votes that name a class at the whole share of alpha, as under the router's level, and not at a third of it.
+    # The class is named at the whole of its share of alpha, and not at a third of it.
     close = [LevelVotes(level, 1, (15, 35, 0, 0)) for level in (1, 2, 3)]
-    assert course.answer([sure, close[2]]) == 1
-    assert course.next_level([torn, close[0]]) is None
-    assert course.answer([torn, *close]) == -1
+    assert course.answer([sure, close[2]]) == course.answer([torn, *close]) == 1
 
 
 def test_reports_and_comparisons_take_routers(routed, dataset, tmp_path):

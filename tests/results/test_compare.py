@@ -165,15 +165,16 @@ def test_radii_that_a_plan_did_not_ask_for_are_left_out_unless_named():
     """Under `to_radius` accuracy there, at 0 too, is of images that the plan left undecided."""
     folders = [ROOT / "results/cifar10_resnet20_0.5" / name for name in ("gaussian", "consistency")]
     a, b = (read_results(path) for path in folders)
-    assert usual_radii(a, b) == (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+    assert usual_radii(a, b) == (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     few = dataclasses.replace(b, manifest=json.loads(json.dumps(b.manifest)))
     few.manifest["guarantee"]["radii"] = [0.3, 0.5, 1.0]
     assert usual_radii(a, few) == usual_radii(few, a) == (0.5, 1.0)
     few.manifest["guarantee"]["radii"] = [0.3]
     fixed = read_results(RUNS / "gaussian")
     assert usual_radii(a, few) == usual_radii(fixed, fixed) == metrics.RADII
+    assert usual_radii(few, fixed) == (0.3,)
     assert usual_radii(fixed, b) == usual_radii(a, b)
     _, out, _ = running.run(command.main, *folders)
-    assert "At 5 % for the 6 radii together (Holm): B certifies more at 0.75, 1, 1.25, 1.5." in out
+    assert "At 5 % for the 7 radii together (Holm): B certifies more at 0.75, 1, 1.25, 1.5, 1.75." in out
     _, out, _ = running.run(command.main, *folders, "--at", 0, 0.75)
     assert "Holm): A certifies more at 0; B certifies more at 0.75." in out

@@ -114,11 +114,8 @@ def test_no_image_inside_the_radius_has_another_class(kind):
 
 def test_votes_under_the_other_level_serve_at_many_images():
     """Radii that the router alone, which is of the published certificate, would cut."""
-    seen, _ = refuted(Plane, 400)
-    cut, _ = refuted(Plane, 400, lambda of_router, of_class, of_others: min(of_router, of_class))
     larger = []
     refuted(Plane, 400, lambda *three: larger.append(whole(*three) > min(three[:2]) + 0.01) or whole(*three))
-    assert seen == cut
     assert np.mean(larger) > 0.1
 
 
@@ -159,7 +156,7 @@ def test_the_certificate_is_the_formula_by_scipy():
     for top, limits in ((990, "router"), (900, "class")):
         chosen = votes_of(2, 5, top, 1000 - top - 8, 2, 1)
         one = several_levels.certificate(made, [router, chosen])
-        p = beta(0.7 / 3 * ALPHA, top, 1000 - top + 1)
+        p = beta(0.7 * ALPHA, top, 1000 - top + 1)
         two = {"router": 0.4 * quantile(beta(0.3 * ALPHA, 970, 31)), "class": 0.5 * quantile(p)}
         assert min(two, key=two.get) == limits
         assert one.radius == pytest.approx(two[limits], rel=1e-7)
@@ -175,7 +172,7 @@ def test_the_certificate_is_the_formula_by_scipy():
     assert several_levels.certificate(made, [torn, sure, first]).radius == 0
     last = votes_of(3, 100, 890, 9, 1)
     found = several_levels.certificate(made, [torn, sure, last, first])
-    other = [factor * quantile(beta(0.7 / 3 * ALPHA, k, 1001 - k)) for factor, k in ((0.25, 995), (1.0, 890))]
+    other = [factor * quantile(beta(0.7 * ALPHA, k, 1001 - k)) for factor, k in ((0.25, 995), (1.0, 890))]
     assert found.radius == pytest.approx(min(other), rel=1e-7)
     assert (found.predict, found.sigma_x, found.votes) == (1, 0.5, sure.votes)
 
@@ -356,14 +353,14 @@ def test_alpha_is_shared_so_that_the_larger_loss_is_least_and_no_more_than_alpha
         scheme = schemes.Routed(0.5, levels=levels, router_level=router_level)
 
         def loss(share, router_level=router_level, levels=levels):
-            return max(router_level * np.log(1 / share), max(levels) * np.log(len(levels) / (1 - share)))
+            return max(router_level * np.log(1 / share), max(levels) * np.log(1 / (1 - share)))
 
         best = optimize.minimize_scalar(loss, bounds=(0.01, 0.99), method="bounded", options={"xatol": 1e-9})
         assert scheme.shares[0] == pytest.approx(best.x, abs=1e-6)
         assert sum(scheme.shares) == pytest.approx(1, abs=1e-15)
-    assert schemes.Routed(0.5).shares[0] == pytest.approx(1 / 3)  # as much for the router and for each level
+    assert schemes.Routed(0.5).shares[0] == pytest.approx(0.5)
     more = bounds(shares=(0.5, 0.5 + 9e-10)).errors  # taken for 1 together, and no more than alpha is spent
-    assert more[0] + 2 * more[1] <= ALPHA * (1 + 1e-15)
+    assert sum(more) <= ALPHA * (1 + 1e-15)
 
 
 def test_the_calculated_split_loses_less_than_others_at_its_worst_by_the_bounds_themselves():
@@ -379,7 +376,7 @@ def test_the_calculated_split_loses_less_than_others_at_its_worst_by_the_bounds_
         )
 
     best = loss(schemes.Routed(0.5, levels=levels, router_level=router_level).shares)
-    assert best < min(loss((share, 1 - share)) for share in (0.1, 0.3, 0.4, 0.6, 0.75, 0.9))
+    assert best < min(loss((share, 1 - share)) for share in (0.1, 0.3, 0.5, 0.75, 0.9))
 
 
 def test_too_few_samples_are_refused():

@@ -173,7 +173,7 @@ def test_a_classifier_is_tuned_on_denoised_images_from_given_weights(digits, fin
         )
     # Of other classes all but the last layer, which is new.
     few = data.from_arrays(digits.images, digits.labels % 3, name="digits", classes=3)
-    with pytest.warns(UserWarning, match=r"clean has 10 classes, not 3: the last layer is drawn anew"):
+    with pytest.warns(UserWarning, match=r"clean has another number of classes: the last layer is drawn anew"):
         assert training.train(
             few, scheme, dataclasses.replace(first, epochs=1, lr=1e-12), description | {"classes": 3},
             tmp_path / "few", start=str(tmp_path / "clean"),
