@@ -6,8 +6,8 @@ for to come as far as the class does under the chosen level. "published" is the 
 other level; "either" is none: of each image the larger radius of both, as if it were known beforehand which is better.
 
 A plan stops where its one level has reached a radius that was asked for, at which a router, with a share of alpha, just
-misses it: accuracies are taken .05 below, the router's votes are drawn for these radii, and none counts for more than
-the largest of them.
+misses it: accuracies are taken .05 below, the router's votes are drawn for these radii, 10,000 at most, and none counts
+for more than the largest of them.
 
 Command:   python -m benchmarks.routers ROUTER RUN OF_SMALLER_LEVEL FOLDER
 """
@@ -27,6 +27,8 @@ from idrc_jax.sampling import implementation_choice, random_keys
 from idrc_jax.sampling.dispatch_ahead import Scheduler
 from idrc_jax.sampling.vote_counter import VoteCounter
 from idrc_jax.several_levels import routed
+
+MOST = 10_000  # votes of the router
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def courses(large: Results, small: Results) -> tuple[routed.Bounds, list[Row], l
     """The bounds of a router of both levels; the larger level's rows; and the courses at their images."""
     made, below = (one.manifest["guarantee"] for one in (large, small) if one.manifest)
     scheme = schemes.Routed(sigma=made["sigma"], levels=(below["sigma"] / made["sigma"], 1.0))
-    plan = sampling_plans.ToRadius(n=made["n"], radii=RADII, sequence=made["sequence"])
+    plan = sampling_plans.ToRadius(n=MOST, radii=RADII, sequence=made["sequence"])
     bounds = routed.Bounds(scheme, plan, made["alpha"], made["dim"])
     others = {row.idx: row for row in small.rows}
     rows = [row for row in large.rows if row.idx in others]
