@@ -220,7 +220,7 @@ class Routed(SeveralLevels):
             middle = (low + high) / 2
             larger = self.router_level * math.log(1 / middle) > max(self.levels) * math.log(1 / (1 - middle))
             low, high = (middle, high) if larger else (low, middle)
-        return low, 1 - low
+        return round(low, 12), 1 - round(low, 12)
 
 
 def fit_stepped(images: np.ndarray, *, sigma: float, by: str = "norm", bins: int = 4) -> Stepped:

@@ -72,7 +72,6 @@ __all__ = [
     "least_levels",
     "level_count",
     "make",
-    "most_levels",
     "on_grid",
     "scales",
     "with_exact_noise",
@@ -331,11 +330,6 @@ def level_count(scheme: Scheme) -> int:
     if not isinstance(scheme, Cascade | Routed):
         return 1
     return len(scheme.levels) + isinstance(scheme, Routed)
-
-
-def most_levels(scheme: Scheme) -> int:
-    """The most levels that votes of one image are drawn under: of a router's levels its own and the chosen one."""
-    return 2 if isinstance(scheme, Routed) else level_count(scheme)
 
 
 def drawn_levels(scheme: Scheme, statistic: ArrayLike) -> np.ndarray:

@@ -12,7 +12,7 @@ from idrc_jax import data, sampling
 from idrc_jax.certificates import Certificate, Splitting, confidence_bounds, sampling_plans, usual_plan
 from idrc_jax.certificates.level_schemes import Cascade, Routed
 from idrc_jax.certificates.sampling_plans import Course, Fixed, OneLevel, Plan, SelectionFree, ToRadius, ToSignificance
-from idrc_jax.certificates.schemes import Scheme, check_pixels, host_levels, most_levels, scales
+from idrc_jax.certificates.schemes import Scheme, check_pixels, host_levels, level_count, scales
 from idrc_jax.certification import arguments, clean_accuracy, provenance
 from idrc_jax.certification.decisions import Decisions
 from idrc_jax.certification.guarantee import check_fits, check_settings, check_unique, describe_guarantee
@@ -99,7 +99,7 @@ def certify(
     every = np.arange(len(pixels))
     checked = provenance.checked_scheme(scheme, pixels, every)
     guarantee = as_json(describe_guarantee(classifier, scheme, dataset, indices, settings))
-    samples = len(pixels) * most_levels(scheme) * settings.plan.most
+    samples = len(pixels) * level_count(scheme) * settings.plan.most
     execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
     session = provenance.versions() | provenance.training(classifier) | execution.describe() | checked
     made = certify_by(execution, scheme, pixels, settings, indices=indices)
@@ -177,7 +177,7 @@ def predict(
     check_prediction(classifier, scheme, n, alpha, adaptive=adaptive)
     pixels = data.to_unit(arguments.check_pixels(images, classifier))
     check_pixels(scheme, pixels)
-    samples = len(pixels) * most_levels(scheme) * n
+    samples = len(pixels) * level_count(scheme) * n
     execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
     made = predict_by(
         execution,

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from idrc_jax import data, results, sampling
 from idrc_jax.certificates.sampling_plans import Course, Plan
-from idrc_jax.certificates.schemes import Scheme, host_levels, level_count, most_levels
+from idrc_jax.certificates.schemes import Scheme, host_levels, level_count
 from idrc_jax.certification.decisions import Decisions
 from idrc_jax.certification.guarantee import (
     check_fits,
@@ -177,7 +177,7 @@ def run(
                 print(f"note: all {total} images were certified already, in {workdir}.", file=sys.stderr)
             return True
         seconds = 60 * budget.minutes
-        execution = job.execution(len(todo) * most_levels(job.scheme) * job.plan.most, seconds, mesh, chunk)
+        execution = job.execution(len(todo) * level_count(job.scheme) * job.plan.most, seconds, mesh, chunk)
         file.note(execution.describe())
         counter = job.counter(execution)
         rate = counter.samples_per_second()
@@ -293,7 +293,7 @@ def estimate(
     checked_scheme(scheme, dataset.images, indices)
     images = sampling.check_images(data.to_unit(dataset.images[first]), classifier, scheme)
     _, levels = host_levels(scheme, images)
-    samples = len(indices) * most_levels(scheme) * settings.plan.most
+    samples = len(indices) * level_count(scheme) * settings.plan.most
     execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
     key = random_keys.root(settings.seed)
     rate = VoteCounter(execution, scheme, images, levels, indices=first, key=key).samples_per_second()

@@ -54,7 +54,9 @@ class LevelWorth:
         validate.one_of("images", self.images, IMAGES)
         count, levels = len(self.classifier.by_level), len(self.scheme.levels)
         if count not in (0, levels):
-            raise ValueError(f"Expected one classifier, or one for each of {levels} levels, got {count} by level.")
+            raise ValueError(
+                f"Expected one classifier, or one for each of {levels} levels, got {count} by level: noise.levels."
+            )
         if not all(one.sha256 for one in self._networks):
             raise ValueError("Expected a classifier loaded from a file, which names it, got one without a hash.")
 

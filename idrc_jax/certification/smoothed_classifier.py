@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from idrc_jax import data
 from idrc_jax.certificates import confidence_bounds, usual_plan
 from idrc_jax.certificates.sampling_plans import Fixed
-from idrc_jax.certificates.schemes import Scheme, most_levels
+from idrc_jax.certificates.schemes import Scheme, level_count
 from idrc_jax.certification import arguments, provenance
 from idrc_jax.certification.guarantee import check_settings
 from idrc_jax.certification.in_memory import PREDICTION_SAMPLES, certify_by, check_prediction, predict_by
@@ -113,7 +113,7 @@ class SmoothedClassifier:
         """
         seed, pixels = _seed(seed, key), data.to_unit(arguments.check_pixels(images, self._classifier))
         made = predict_by(
-            self._choose(len(pixels) * most_levels(self._scheme) * self._n_predict),
+            self._choose(len(pixels) * level_count(self._scheme) * self._n_predict),
             self._scheme,
             pixels,
             indices=np.arange(len(pixels)),
@@ -141,7 +141,7 @@ class SmoothedClassifier:
         if not self._searched:
             self._searched = bool(provenance.checked_scheme(self._scheme, pixels, np.arange(len(pixels))))
         made = certify_by(
-            self._choose(len(pixels) * most_levels(self._scheme) * self._plan.most),
+            self._choose(len(pixels) * level_count(self._scheme) * self._plan.most),
             self._scheme,
             pixels,
             replace(self._settings, seed=seed),

@@ -96,14 +96,16 @@ def reference_of(values: flags.FlagValues, read: Results) -> models.Classifier:
 
 
 def _tell_who_votes(classifier: models.Classifier, scheme: Scheme) -> None:
-    """Under a scheme of several levels, say of an ensemble that it votes under each, and which networks by level were
-    trained at another level than that under which they are to vote."""
+    """Under a scheme of several levels, say of an ensemble that it votes under each, and which networks by level, or
+    whether a router, were trained at another level than that under which they are to vote, or for others."""
     if not isinstance(scheme, Cascade | Routed):
         return
     members = classifier.description.get("members", ())
     if members and not classifier.by_level:
         told = f"the {len(members)} networks of model.weights vote together, as one ensemble, under every level"
         print(f"note: {told}; model.by_level gives each level its own.", file=sys.stderr)
+    if isinstance(scheme, Routed) and classifier.router:
+        _tell_of_router(classifier.router.description.get("training", {}), scheme)
     if not classifier.by_level:
         return
     for number, (network, factor) in enumerate(zip(classifier.by_level, scheme.levels, strict=True), 1):
@@ -111,6 +113,21 @@ def _tell_who_votes(classifier: models.Classifier, scheme: Scheme) -> None:
         trained = run_memory.other_levels(network.description.get("training", {}), level)
         if trained:
             print(f"note: network {number} was trained at σ = {trained}, and votes at {level:g}.", file=sys.stderr)
+
+
+def _tell_of_router(training: dict[str, Any], scheme: Routed) -> None:
+    """Say it of a router that was trained at another level than that under which it is to vote, or for others."""
+    level, levels = scheme.sigma * scheme.router_level, [scheme.sigma * factor for factor in scheme.levels]
+    trained = run_memory.other_levels(training, level)
+    if trained:
+        print(f"note: the router was trained at σ = {trained}, and votes at {level:g}.", file=sys.stderr)
+    known = training.get("teacher", {}).get("levels", levels)
+    if not np.allclose(known, levels, rtol=1e-6):
+        told = " and ".join(", ".join(f"{one:g}" for one in several) for several in (known, levels))
+        print(
+            f"note: the levels that the router was trained for, and those that it chooses from, differ: {told}.",
+            file=sys.stderr,
+        )
 
 
 def _tell_assumed_labels(classifier: models.Classifier, dataset: data.Dataset) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from absl import flags
 
 from idrc_jax import certification, config, data
-from idrc_jax.certificates.schemes import check_pixels, most_levels
+from idrc_jax.certificates.schemes import check_pixels, level_count
 from idrc_jax.certification import prediction_file
 from idrc_jax.certification.guarantee import describe_prediction
 from idrc_jax.certification.in_memory import PREDICTION_SAMPLES, predict_by, prediction_plan
@@ -42,7 +42,7 @@ def _predict(values: flags.FlagValues) -> int:
     asked = {"n": values.n, "alpha": settings.certify.alpha, "adaptive": values.adaptive}
     certification.check_prediction(classifier, scheme, values.n, settings.certify.alpha, adaptive=values.adaptive)
     execution = implementation_choice.choose(
-        classifier, scheme, samples=len(indices) * most_levels(scheme) * values.n, mesh=mesh, chunk=settings.chunk
+        classifier, scheme, samples=len(indices) * level_count(scheme) * values.n, mesh=mesh, chunk=settings.chunk
     )
     names = _names(values, dataset, classifier)
     columns = prediction_file.columns(dataset, names)

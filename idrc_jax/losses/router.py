@@ -1,12 +1,16 @@
-"""What a router loses by its choices of a noise level (for `routed`, after Sun, Mao and Vechev 2026).
+"""A router that chooses the noise level which is worth most (for `routed`, after Sun, Mao and Vechev 2026).
 
 Of an image, worth_k is what level k is worth there: a certified radius, or the share of some radii that is certified.
 With F the softmax and Fbar = mean_i F(x + eps_i), the mean over images of
 
-    sum_k Fbar_k (max_j worth_j - worth_k) + weight * mean_i KL(Fbar || F(x + eps_i)) + entropy * H(Fbar),
+    mean_i sum_k (worth_k - min_j worth_j) * -log F_k(x + eps_i)
+      + weight * mean_i KL(Fbar || F(x + eps_i)) + entropy * H(Fbar),
 
-gradients through Fbar, too. The first term is what is expected to be lost against the best level. The others, as in
-`consistency`, widen margins: a router's certificate is cut where its own answer is not sure. One pass of all copies.
+gradients through Fbar, too. The first term is a cross-entropy that counts an image by what its choice is worth: where
+it is least, the likeliest answer to images that look alike is the level that is worth most to them on average. (What
+the soft choice is expected to lose, sum_k Fbar_k (max_j worth_j - worth_k), has no gradient at a sure wrong answer:
+routers trained by that ended in one answer for all.) The others, as in `consistency`, widen margins: a router's
+certificate is cut where its own answer is not sure. One pass of all copies.
 """
 
 from dataclasses import dataclass
@@ -34,8 +38,8 @@ class Router(Loss):
     name: ClassVar[str] = "router"
     needs_teacher: ClassVar[bool] = True
     noises: int = 2
-    weight: float = 1.0
-    entropy: float = 0.02
+    weight: float = 0.5
+    entropy: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,6 +56,7 @@ class Router(Loss):
         if batch.teacher is None:
             raise ValueError("Expected what the levels are worth for the loss router, got none.")
         logits, _, outcome = terms.classify(self, network, params, stats, batch)
-        mean, apart, spread = terms.disagreement(logits, batch.noises)
-        lost = jnp.sum(jnp.exp(mean) * (jnp.max(batch.teacher, axis=1, keepdims=True) - batch.teacher), axis=-1)
-        return jnp.mean(lost) + self.weight * jnp.mean(apart) + self.entropy * jnp.mean(spread), outcome
+        _, apart, spread = terms.disagreement(logits, batch.noises)
+        worth = batch.teacher - jnp.min(batch.teacher, axis=1, keepdims=True)
+        missed = -jnp.sum(terms.copies(worth, batch.noises) * jax.nn.log_softmax(logits), axis=-1)
+        return jnp.mean(missed) + self.weight * jnp.mean(apart) + self.entropy * jnp.mean(spread), outcome

@@ -154,7 +154,7 @@ def spending(results: Results) -> Spending:
         return Spending(None, None, None, seconds, None)
     drawn = np.asarray([row.samples for row in results.rows])
     made = results.manifest["guarantee"]
-    levels = 1 if user_schemes.is_own(made) else schemes.most_levels(schemes.from_description(made))
+    levels = 1 if user_schemes.is_own(made) else schemes.level_count(schemes.from_description(made))
     most = len(drawn) * levels * (made["n"] + made["n0"])
     quantiles = tuple(np.quantile(drawn, (0.05, 0.5, 0.95), method="nearest").tolist())
     return Spending(int(drawn.sum()), most, quantiles, seconds, drawn.sum() / seconds if seconds > 0 else None)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import special
 
 from idrc_jax.certificates import Exhaustive, confidence_bounds, schemes
 from idrc_jax.core.json_values import Json
@@ -140,12 +141,19 @@ def _counts(results: Results) -> list[str]:
 
 
 def _levels(results: Results) -> list[str]:
-    """Under a scheme of several levels: how many images each decides, and how many go on to how many."""
-    levels = Counter(row.sigma_x for row in results.rows if row.votes_by_level and row.radius > 0)
+    """Under a scheme of several levels: how many images each decides, and how many go on to how many; under a router
+    at how many images that cuts the radius."""
+    certified = [row for row in results.rows if row.votes_by_level and row.radius > 0]
     if not any(row.votes_by_level for row in results.rows):
         return []
+    levels = sorted(Counter(row.sigma_x for row in certified).items(), reverse=True)
     drawn = sum(len(row.votes_by_level or ()) for row in results.rows) / len(results.rows)
-    told = ", ".join(f"{level:.4g} of {count} images" for level, count in sorted(levels.items(), reverse=True))
+    if results.manifest and results.manifest["guarantee"]["scheme"] == schemes.Routed.name:
+        told = ", ".join(f"{level:.4g} for {count} images" for level, count in levels)
+        cut = sum(row.radius < (1 - 1e-6) * (row.sigma_x or 0) * special.ndtri(row.p_lower) for row in certified)
+        told = f"Of those certified the router chose level {told or 'none'}, and cuts the radius of {cut}"
+        return [f"{told}; votes for classes were under {drawn - 1:.2f} levels an image."]
+    told = ", ".join(f"{level:.4g} of {count} images" for level, count in levels)
     return [f"The radius is from level {told or 'none'}; {drawn:.2f} levels an image had votes."]
 
 

@@ -350,9 +350,8 @@ def _fits(row: Row, bounds: several_levels.Bounds, levels: Sequence[Any], looks:
             one.level, classes
         ):
             return False
-    own = [(levels[one.level], one.selected, one.votes) for one in several_levels.about_classes(bounds.scheme, drawn)]
-    if isinstance(bounds.scheme, schemes.Routed):
-        own = own[:1] or [(levels[0], confidence_bounds.ABSTAIN, {})]
+    own = [(levels[one.level], one.selected, one.votes) for one in several_levels.deciding(bounds.scheme, drawn)]
+    own = own or [(levels[0], confidence_bounds.ABSTAIN, {})]
     return (row.sigma_x, row.selected, row.votes) in own and row.n == sum((row.votes or {}).values())
 
 

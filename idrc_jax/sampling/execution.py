@@ -99,7 +99,7 @@ def check_networks(classifier: Classifier, scheme: Scheme) -> None:
             wanted = f"{levels} networks by level, one for each level of" if levels else "no networks by level for"
             raise ValueError(
                 f"Expected {wanted} the scheme {scheme.name}, got "
-                f"{len(classifier.by_level)}: model.by_level, or classifier.at_levels in Python."
+                f"{len(classifier.by_level)}: model.by_level and noise.levels, or classifier.at_levels in Python."
             )
     if not isinstance(scheme, Routed):
         return

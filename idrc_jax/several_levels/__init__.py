@@ -6,12 +6,12 @@ Imports core and certificates. No JAX.
 
 from idrc_jax.several_levels.bounds import (
     Bounds,
-    about_classes,
     bounds_of,
     bounds_of_results,
     certificate,
     course,
+    deciding,
     follow,
 )
 
-__all__ = ["Bounds", "about_classes", "bounds_of", "bounds_of_results", "certificate", "course", "follow"]
+__all__ = ["Bounds", "bounds_of", "bounds_of_results", "certificate", "course", "deciding", "follow"]

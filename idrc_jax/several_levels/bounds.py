@@ -69,6 +69,6 @@ def follow(bounds: Bounds, drawn: Sequence[OfLevel]) -> bool:
     return all(0 < one < count for one in of_classes) and len(set(of_classes)) == len(of_classes)
 
 
-def about_classes(scheme: Scheme, drawn: Sequence[_Drawn]) -> list[_Drawn]:
-    """Those of the votes that are for classes: not a router's."""
-    return [one for one in drawn if not (isinstance(scheme, Routed) and one.level == routed.ROUTER)]
+def deciding(scheme: Scheme, drawn: Sequence[_Drawn]) -> list[_Drawn]:
+    """Those of the votes that an image's class may be from: under a router those of the level that it chose, if any."""
+    return list(drawn[1:2] if isinstance(scheme, Routed) else drawn)

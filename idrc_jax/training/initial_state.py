@@ -41,7 +41,7 @@ def read_start(job: Job) -> Start:
     changed = json_values.differences(*(models.flatten(json_values.as_json(one)) for one in compared))
     if changed:
         raise SettingError(
-            f"Expected start to be the network that is to be trained, got {changed} in {job.start}.", "start"
+            f"Expected start to be the network that is to be trained: of that in {job.start} {changed}.", "start"
         )
     _, params, stats = models.abstract(found, dtype=job.description["dtype"])
     models.check_tensors(tensors, params | stats, job.start)

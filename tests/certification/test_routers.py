@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import linear_logits
 from level_runs import PLANS, without_time
+from scipy import special
 
 import idrc_jax as idrc
 from idrc_jax import data, models, report, results, sampling, several_levels
@@ -93,7 +94,11 @@ def test_stored_votes_give_the_rows_again_and_rows_that_were_changed_are_refused
     assert results.largest_radius(read) >= max(row.radius for row in read.rows)
     table = results.summary_table(read)
     assert "routed, levels 0.15, 0.5, router at 0.2, " in table
-    assert "The radius is from level 0." in table
+    cut = sum(row.radius < (1 - 1e-6) * row.sigma_x * special.ndtri(row.p_lower) for row in read.rows if row.radius > 0)
+    assert cut > 2
+    assert f" images, and cuts the radius of {cut}; votes for classes were under 1." in table
+    assert run_summaries.spending(read).most == 24 * 3 * 220
+    assert max(row.samples for row in read.rows) == 3 * 220
     assert run_summaries.spending(read).samples == sum(row.samples for row in read.rows)
     assert {
         "--config.noise.levels=(0.3, 1.0,)",

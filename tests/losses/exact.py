@@ -119,10 +119,11 @@ def router(case, params, stats, frozen, weight, entropy):
     z, new = train(params, stats, case.noisy())
     p = case.by_image(softmax(z))
     mean = p.mean(1)
-    lost = (mean * (case.teacher.max(1)[:, None] - case.teacher)).sum(-1).mean()
+    worth = np.repeat(case.teacher - case.teacher.min(1)[:, None], case.m, axis=0)
+    missed = -(worth * log_softmax(z)).sum(-1).mean()
     apart = (mean[:, None] * (np.log(mean[:, None]) - np.log(p))).sum(-1).mean()
     spread = -(mean * np.log(mean)).sum(-1).mean()
-    return lost + weight * apart + entropy * spread, new
+    return missed + weight * apart + entropy * spread, new
 
 
 def smoothadv_images(case, frozen, stats, radius, steps):

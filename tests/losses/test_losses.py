@@ -317,3 +317,17 @@ def test_hard_samples_are_for_gaussian_noise_at_one_level():
     with pytest.raises(SettingError, match=r"sigma_low = 0 for the loss hard_samples, .*, got 0\.1"):
         loss.check(schemes.make("gaussian", sigma=0.5), 0.1)
     loss.check(schemes.make("l1", sigma=0.5), 0.0)
+
+
+def test_a_router_that_is_sure_of_the_wrong_level_is_pushed_away_from_it():
+    """As hard as the choice is worth; the expected loss of the soft choice has next to no gradient there."""
+    constant = losses.Network(lambda logits, stats, images: (jnp.tile(logits, (len(images), 1)), stats), fixed)
+    teacher = jnp.asarray([[0.1, 0.9], [0.3, 0.3]])
+    batch = losses.Batch(jnp.zeros((2, 4, 4, 1)), jnp.asarray([1, 0]), jnp.zeros((4, 4, 4, 1)), jnp.ones(2), teacher)
+
+    def total(logits):
+        return router.Router()(constant, logits, {}, batch, KEY, jnp.asarray(0.0))[0]
+
+    value, gradient = jax.value_and_grad(total)(jnp.asarray([12.0, -12.0]))
+    assert float(value) == pytest.approx(0.8 * 24 / 2, rel=1e-5)  # the other image does not care
+    np.testing.assert_allclose(gradient, [0.4, -0.4], rtol=1e-5)
