@@ -76,6 +76,23 @@ def test_settings_with_which_no_router_can_be_trained_are_refused(tmp_path):
     assert config.training_scheme(settings_with(**routed | {"noise__router_level": 2.0})) == schemes.Gaussian(0.5)
 
 
+def test_a_router_that_was_trained_for_other_noise_is_told(capsys):
+    trained = {"scheme": {"name": "gaussian", "sigma": 0.5}, "teacher": {"levels": [0.25, 0.5]}}
+    for changed, told in (
+        ({}, ""),
+        ({"router_level": 0.4}, "note: the router was trained at σ = 0.5, and votes at 0.2.\n"),
+        (
+            {"levels": (1.0, 0.5)},
+            "note: the levels that the router was trained for, and those that it chooses from, differ: "
+            "0.25, 0.5 and 0.5, 0.25.\n",
+        ),
+    ):
+        _inputs._tell_of_router(trained, schemes.Routed(**{"sigma": 0.5, "levels": (0.5, 1.0)} | changed))
+        assert capsys.readouterr().err == told
+    _inputs._tell_of_router({}, schemes.Routed(0.5))
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.evidence
 def test_a_router_is_trained_for_a_classifier_and_both_are_certified(tmp_path):
     common = shlex.split("--config.data.name=digits --config.model.depth=8 --config.model.mean=(0.3,) "
