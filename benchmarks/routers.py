@@ -1,4 +1,4 @@
-"""What a router of two runs' networks certifies, by the runs' own votes: a table of docs/how_to/choosing_noise.md.
+"""What a router of two runs' networks certifies, by the runs' own votes (see docs/how_to/choosing_noise.md).
 
 The runs are of constant noise on the same images, the larger level first, under a plan without selection votes. The
 router answers 0 for the smaller level. Its votes are drawn under the larger one, of each image as many as the plan asks
