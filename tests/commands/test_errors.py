@@ -309,7 +309,7 @@ REFUSED = [
     (certify.main, ["--factory=a:b"], "got --factory. Did you mean --config.model.factory?"),
     (train.main, ["--lr=0.1"], "got --lr. Did you mean --config.train.lr?"),
     (certify.main, ["--noise.sgma=1"], "got --noise.sgma. Did you mean --config.noise.sigma?"),
-    (train.main, ["--config.train.start={trained}", "--config.model.depth=14"], "got depth was 8, is 14 in"),
+    (train.main, ["--config.train.start={trained}", "--config.model.depth=14"], "depth was 8, is 14."),
     (
         predict.main,
         ["--config.certify.n=5"],
