@@ -30,14 +30,16 @@ def right(row: Row) -> float:
     return row.radius if row.correct else 0.0
 
 
+def of_row(row: Row, level: int, classes: int) -> LevelVotes:
+    """A run's votes, whose class they choose."""
+    counts = row.votes or {}
+    votes = tuple(counts.get(k, 0) for k in range(classes + 1))
+    return LevelVotes(level, confidence_bounds.select(np.asarray(votes)), votes)
+
+
 def of_cascade(bounds: cascade.Bounds, rows: tuple[Row, Row], classes: int) -> float:
     """The radius at one image if its class is right, else 0; under each level its votes choose the class."""
-    drawn = []
-    for level, row in enumerate(rows):
-        counts = row.votes or {}
-        votes = tuple(counts.get(k, 0) for k in range(classes + 1))
-        drawn.append(LevelVotes(level, confidence_bounds.select(np.asarray(votes)), votes))
-    made = cascade.certificate(bounds, drawn)
+    made = cascade.certificate(bounds, [of_row(row, level, classes) for level, row in enumerate(rows)])
     return made.radius if made.predict == rows[0].label else 0.0
 
 
@@ -71,15 +73,20 @@ def room(large: Results, threshold: float, radius: float = 0.25) -> tuple[float,
     return kept / len(large.rows), left / len(large.rows)
 
 
-def main() -> None:
-    large, small = (results.read_results(path) for path in sys.argv[1:3])
-    found = radii(large, small)
-    print(f"{len(found['either'])} images\n")
+def print_table(found: dict[str, np.ndarray]) -> None:
+    """What each contender certifies, in Markdown."""
     print("| certified accuracy at r | 0 | " + " | ".join(f"{r:g}" for r in RADII) + " | ACR |")
     print("|---|" + "---|" * (len(RADII) + 2))
     for name, values in found.items():
         cells = [np.mean(values > 0), *(np.mean(values >= r) for r in RADII), np.mean(values)]
         print(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
+
+
+def main() -> None:
+    large, small = (results.read_results(path) for path in sys.argv[1:3])
+    found = radii(large, small)
+    print(f"{len(found['either'])} images\n")
+    print_table(found)
     for threshold in THRESHOLDS:
         kept, left = room(large, threshold)
         print(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.cascades import RADII, right
+from benchmarks.cascades import RADII, of_row, print_table, right
 from idrc_jax import data, models, results
 from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
 from idrc_jax.certificates.sampling_plans import LevelVotes
@@ -56,13 +56,6 @@ class Known:
         return not self.bounds.plan.worthwhile(now, best)
 
 
-def of_row(row: Row, level: int, classes: int) -> LevelVotes:
-    """A run's votes, whose class they choose."""
-    counts = row.votes or {}
-    votes = tuple(counts.get(k, 0) for k in range(classes + 1))
-    return LevelVotes(level, confidence_bounds.select(np.asarray(votes)), votes)
-
-
 def courses(large: Results, small: Results) -> tuple[routed.Bounds, list[Row], list[Known]]:
     """The bounds of a router of both levels; the larger level's rows; and the courses at their images."""
     made, below = (one.manifest["guarantee"] for one in (large, small) if one.manifest)
@@ -81,7 +74,7 @@ def router_votes(
     """Positions and votes, as the images are decided."""
     bounds = known[0].bounds
     noise = schemes.Gaussian(float(schemes.least_levels(bounds.scheme)[routed.ROUTER]))
-    execution = implementation_choice.choose(router, noise, samples=len(images) * 10_000)
+    execution = implementation_choice.choose(router, noise, samples=len(images) * MOST)
     levels = np.full((len(images), 1), noise.sigma, np.float32)
     counter = VoteCounter(
         execution, noise, images, levels, indices=np.asarray([row.idx for row in rows]), key=random_keys.root(0)
@@ -136,12 +129,7 @@ def main() -> None:
     }
     found = alone | radii(bounds, rows, known, router) | {"either": np.max([*alone.values()], axis=0)}
     print(f"{len(rows)} images, {sum(sum(one.votes) for one in router.values()):,} votes of the router\n")
-    print("| certified accuracy at r | 0 | " + " | ".join(f"{r:g}" for r in RADII) + " | ACR |")
-    print("|---|" + "---|" * (len(RADII) + 2))
-    for name, values in found.items():
-        counted = np.minimum(values, RADII[-1])
-        cells = [np.mean(counted > 0), *(np.mean(counted >= r) for r in RADII), np.mean(counted)]
-        print(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
+    print_table({name: np.minimum(values, RADII[-1]) for name, values in found.items()})
     print("\n| certified up to r, and by the router of these | the larger level alone | the smaller alone | both |")
     print("|---|---|---|---|")
     for radius in RADII:
