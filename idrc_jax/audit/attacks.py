@@ -192,7 +192,7 @@ class Attacker:
     They lower the margin of the class over its strongest rival, in the logarithm of the mean probability over noise
     samples (Salman et al. 2019): the mean softmax, or the share of votes whose gradient is taken to be the softmax's
     (`straight_through`). Every step draws fresh samples, so that x' is fitted to the law and not to a few draws. Where
-    each level has a network, a step's samples go to them in turn.
+    each level has a network, a step's samples go to them in turn; where each bin of `stepped` has one, to its own.
 
     Attributes:
       classifier, scheme: what is attacked.
@@ -307,8 +307,7 @@ def margin_directions(
             return jnp.sum(margins), lost
 
         gradients, lost = jax.grad(total, has_aux=True)(moved)
-        gradients = jnp.where(jnp.isfinite(gradients), gradients, 0)
-        return -_unit(gradients), lost
+        return -_unit(jnp.where(jnp.isfinite(gradients), gradients, 0)), lost
 
     rows = P(devices.AXIS)
     split = jax.shard_map(
@@ -348,8 +347,10 @@ def _noisy_logits(
         return found.reshape(len(moved), -1, number)
 
     count = len(apply_fns)
-    own = [logits(apply_fns[i], params[i], copies[:, i::count]) for i in range(count)]
-    return jnp.concatenate(own, axis=1)
+    if isinstance(scheme, Stepped) and count > 1:
+        every = jnp.stack([logits(apply_fns[i], params[i], copies) for i in range(count)])
+        return every[scheme.bin_of(scheme.statistic(moved)), jnp.arange(len(moved))]
+    return jnp.concatenate([logits(apply_fns[i], params[i], copies[:, i::count]) for i in range(count)], axis=1)
 
 
 def _margins(logits: jax.Array, classes: jax.Array, *, straight_through: bool) -> tuple[jax.Array, jax.Array]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from idrc_jax import sampling
 from idrc_jax.certificates.schemes import Scheme, host_levels
-from idrc_jax.sampling.execution import Execution
+from idrc_jax.sampling.execution import Execution, voter_numbers
 
 
 def count(
@@ -33,12 +33,21 @@ def count(
       keys: a typed key a level, of a stage of its own.
     """
     indices, levels = np.asarray(indices), host_levels(scheme, points)[1]
-    votes = [
-        _count(
-            execution.at(scheme, level), scheme, points, levels[:, level], indices=indices, first=first, n=n, key=key
-        )
-        for level, key in enumerate(keys)
-    ]
+    voters, numbers = execution.voters(scheme), voter_numbers(execution.classifier, scheme, points)
+
+    def under(level: int, key: jax.Array) -> np.ndarray:
+        """Of each network for its images."""
+        classes = voters[numbers[0, level]].classifier.classes
+        found = np.zeros((len(points), classes + 1), np.int64)
+        for number in np.unique(numbers[:, level]):
+            own = numbers[:, level] == number
+            found[own] = _count(
+                voters[number], scheme, points[own], levels[own, level], indices=indices[own], first=first[own],
+                n=n[own], key=key,
+            )  # fmt: skip
+        return found
+
+    votes = [under(level, key) for level, key in enumerate(keys)]
     width = max(one.shape[1] for one in votes)
     padded = [np.insert(one, [-1] * (width - one.shape[1]), 0, axis=1) for one in votes]
     return np.stack(padded, axis=1)

@@ -69,8 +69,12 @@ class Stepped(Scheme):
     def scale(self, statistic: Array) -> Array:
         xp = statistic.__array_namespace__()
         levels = xp.asarray([self.sigma * level for level in self.levels], dtype=statistic.dtype)
-        edges = xp.asarray(self.edges, dtype=statistic.dtype)
-        return levels[xp.searchsorted(edges, statistic, side="right")]
+        return levels[self.bin_of(statistic)]
+
+    def bin_of(self, statistic: Array) -> Array:
+        """k, the number of the bin that holds each statistic: integers [...]."""
+        xp = statistic.__array_namespace__()
+        return xp.searchsorted(xp.asarray(self.edges, dtype=statistic.dtype), statistic, side="right")
 
     def scale_bounds(self, statistic: Array, distance: Array, dim: int) -> tuple[Array, Array]:
         """The bin's level up to the distance to its edge; from there on, of all bins."""

@@ -332,6 +332,14 @@ def level_count(scheme: Scheme) -> int:
     return len(scheme.levels) + isinstance(scheme, Routed)
 
 
+def constant_levels(scheme: Scheme) -> tuple[float, ...]:
+    """The noise levels that a scheme chooses from, each of which may have a network of its own, in the order in which
+    it has them; () for others."""
+    if not isinstance(scheme, Cascade | Routed | Stepped):
+        return ()
+    return tuple(scheme.sigma * level for level in scheme.levels)
+
+
 def drawn_levels(scheme: Scheme, statistic: ArrayLike) -> np.ndarray:
     """`scales` as the device gets them: float64 holding float32 values, 0 where they are infinite or denormal, which
     devices take for 0, and above `normal_thresholds.LARGEST` under exact noise, whose tables would be too large.

@@ -1,5 +1,7 @@
 """Makes the gallery of a finished run (see `gallery_file`): its images, and the noise they were classified under."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import numpy as np
 from idrc_jax import data
 from idrc_jax.certificates import schemes, user_schemes
 from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.core.json_values import Json
 from idrc_jax.models.diffusion import Denoiser
 from idrc_jax.results import Results, gallery_file
 from idrc_jax.results.gallery_file import Gallery
@@ -42,10 +45,20 @@ def gallery(
     if denoiser is not None:
         if denoiser.sha256 != made.get("denoiser_weights_sha256"):
             raise ValueError(f"Expected the denoiser of {read.path}, got another one.")
-        level, steps = made["denoiser_sigma"], made["denoiser_steps"]
-        run = jax.jit(lambda params, noisy: denoiser.denoise(params, noisy, sigma=level, steps=steps))
-        denoised = to_bytes(np.asarray(run(denoiser.params, noisy)))
+        told = _told(made, sigma_x)
+        run = jax.jit(partial(denoiser.denoise, steps=made["denoiser_steps"]), static_argnames="sigma")
+        denoised = np.empty_like(to_bytes(noisy))
+        for sigma in np.unique(told):
+            seen = told == sigma
+            denoised[seen] = to_bytes(np.asarray(run(denoiser.params, noisy[seen], sigma=float(sigma))))
     return Gallery(chosen, to_bytes(images), to_bytes(noisy), sigma_x, denoised)
+
+
+def _told(made: Json, sigma_x: np.ndarray) -> np.ndarray:
+    """The level that the denoiser is told of each image's noise: of those told by level the nearest one."""
+    told = [one["denoiser"]["sigma"] for one in made.get("by_level", ()) if "denoiser" in one]
+    told = np.asarray(told or [made["denoiser_sigma"]])
+    return told[np.argmin(np.abs(sigma_x[:, None] - told), axis=1)]
 
 
 def add_first_noise(

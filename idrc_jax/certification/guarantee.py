@@ -9,7 +9,7 @@ import numpy as np
 from idrc_jax import certificates, data, models, sampling, several_levels
 from idrc_jax.certificates import sampling_plans
 from idrc_jax.certificates.sampling_plans import Plan
-from idrc_jax.certificates.schemes import Cascade, Routed, Scheme, describe
+from idrc_jax.certificates.schemes import Routed, Scheme, constant_levels, describe
 from idrc_jax.certification.settings import Settings
 from idrc_jax.models import Classifier
 from idrc_jax.results import Results
@@ -57,7 +57,7 @@ def describe_guarantee(
         "data_sha256": dataset.fingerprint(indices),
         **({"router": _router(classifier.router)} if classifier.router and isinstance(scheme, Routed) else {}),
     }
-    if classifier.by_level and isinstance(scheme, Cascade | Routed):
+    if classifier.by_level and constant_levels(scheme):
         others["by_level"] = [describe_network(one) for one in classifier.by_level]
     _check_fields(scheme, others)
     return describe(scheme) | others

@@ -178,6 +178,8 @@ def _prepare(
             f"Expected a scheme of one level of drawn noise for a variant of a network, got {scheme.name}: certify the "
             "variant itself."
         )
+    if reference.by_level or variant.by_level:
+        raise ValueError("Expected a variant and a network of one network each, got a network for each level.")
     for classifier in (reference, variant):
         check_fits(classifier, dataset)
     if (variant.classes, variant.image_shape) != (reference.classes, reference.image_shape):

@@ -297,8 +297,7 @@ def estimate(
     execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
     key = random_keys.root(settings.seed)
     rate = VoteCounter(execution, scheme, images, levels, indices=first, key=key).samples_per_second()
-    every = [execution.at(scheme, level) for level in range(level_count(scheme))]
-    kinds = {one.classifier.structure: one for one in every}
+    kinds = {one.classifier.structure: one for one in execution.voters(scheme)}
     memory = [sampling.memory_estimate(one, scheme) for one in kinds.values()]
     most = None if None in memory else max(one for one in memory if one is not None)
     return Estimate(len(indices), samples, rate, samples / rate, most)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from idrc_jax import config, data, models
-from idrc_jax.certificates.schemes import Cascade, Routed, Scheme
+from idrc_jax.certificates.schemes import Cascade, Routed, Scheme, constant_levels
 from idrc_jax.certification.provenance import versions
 from idrc_jax.config import run_memory
 from idrc_jax.data.folder import CLASSES
@@ -20,7 +20,7 @@ from idrc_jax.models.diffusion import Denoiser
 from idrc_jax.results import Results, read_manifest
 from idrc_jax.results.manifest import networks
 from idrc_jax.sampling import devices
-from idrc_jax.sampling.execution import check_networks
+from idrc_jax.sampling.execution import check_level_networks, check_networks
 
 
 @config.named(*config.NETWORK)
@@ -36,10 +36,17 @@ def classifier_and_images(
     by_level = config.several(settings.model.by_level, "model.by_level")
     networks = [_named_network(values, one) for one in by_level or [config.several(settings.model.weights)]]
     denoiser = denoiser_of(settings)
+    if by_level:
+        check_level_networks(len(networks), scheme)
     if denoiser is not None:
-        sigma = config.denoiser_sigma(settings, scheme)
-        networks = [denoised(one, denoiser, sigma=sigma, steps=settings.denoiser.steps) for one in networks]
-    classifier = networks[-1].at_levels(networks) if by_level else networks[0]
+        told = config.denoiser_sigmas(settings, scheme)
+        each = networks * len(told) if len(networks) == 1 else networks
+        sigmas = told * len(networks) if len(told) == 1 else told
+        networks = [
+            denoised(one, denoiser, sigma=sigma, steps=settings.denoiser.steps)
+            for one, sigma in zip(each, sigmas, strict=True)
+        ]
+    classifier = networks[-1].at_levels(networks) if by_level or len(networks) > 1 else networks[0]
     router = _router_of(settings, scheme, values.workdir)
     if router is not None:
         classifier = classifier.routed_by(router)
@@ -91,25 +98,24 @@ def reference_of(values: flags.FlagValues, read: Results) -> models.Classifier:
     denoiser = denoiser_of(settings)
     if denoiser is None:
         return classifier
-    sigma = config.denoiser_sigma(settings, config.noise_scheme(settings))
+    sigma, *others = config.denoiser_sigmas(settings, config.noise_scheme(settings))
+    if others:
+        raise ValueError("Expected denoiser.sigma, one level for all images, for a variant of a network, got none.")
     return denoised(classifier, denoiser, sigma=sigma, steps=settings.denoiser.steps)
 
 
 def _tell_who_votes(classifier: models.Classifier, scheme: Scheme) -> None:
     """Under a scheme of several levels, say of an ensemble that it votes under each, and which networks by level, or
     whether a router, were trained at another level than that under which they are to vote, or for others."""
-    if not isinstance(scheme, Cascade | Routed):
-        return
     members = classifier.description.get("members", ())
-    if members and not classifier.by_level:
+    if isinstance(scheme, Cascade | Routed) and members and not classifier.by_level:
         told = f"the {len(members)} networks of model.weights vote together, as one ensemble, under every level"
         print(f"note: {told}; model.by_level gives each level its own.", file=sys.stderr)
     if isinstance(scheme, Routed) and classifier.router:
         _tell_of_router(classifier.router.description.get("training", {}), scheme)
     if not classifier.by_level:
         return
-    for number, (network, factor) in enumerate(zip(classifier.by_level, scheme.levels, strict=True), 1):
-        level = scheme.sigma * factor
+    for number, (network, level) in enumerate(zip(classifier.by_level, constant_levels(scheme), strict=True), 1):
         trained = run_memory.other_levels(network.description.get("training", {}), level)
         if trained:
             print(f"note: network {number} was trained at σ = {trained}, and votes at {level:g}.", file=sys.stderr)

@@ -249,14 +249,19 @@ def denoiser_target(config: Config) -> denoiser.Target:
     return denoiser.Target(schedule, asked.prediction, asked.sigma_low, asked.sigma_high, asked.ema)
 
 
-def denoiser_sigma(config: Config, scheme: Scheme) -> float:
-    """The noise level that the denoiser in front of the classifier is told."""
-    if not config.denoiser.sigma and not isinstance(scheme, schemes.Gaussian | schemes.Box | schemes.Laplace):
+def denoiser_sigmas(config: Config, scheme: Scheme) -> tuple[float, ...]:
+    """The noise level that the denoiser in front of the classifier is told; one for each that the scheme chooses from,
+    where it does and the config has none."""
+    if config.denoiser.sigma:
+        return (config.denoiser.sigma,)
+    if schemes.constant_levels(scheme):
+        return schemes.constant_levels(scheme)
+    if not isinstance(scheme, schemes.Gaussian | schemes.Box | schemes.Laplace):
         raise ValueError(
             f"Expected denoiser.sigma, one level for all images, as {scheme.name} has a level of its own for each: "
             "told that, the denoised classifier would depend on the clean image, and no certificate would hold."
         )
-    return config.denoiser.sigma or scheme.sigma
+    return (scheme.sigma,)
 
 
 def denoiser_description(config: Config, train_set: data.Dataset) -> Json:

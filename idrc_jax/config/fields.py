@@ -96,8 +96,8 @@ FIELDS = {
     ),
     "model.by_level": Field(
         "",
-        "cascade, routed: instead of model.weights a network for each of noise.levels, in their order: files or runs' "
-        "folders with commas between; the last answers without noise",
+        "stepped, cascade, routed: instead of model.weights a network for each of noise.levels, in their order: files "
+        "or runs' folders with commas between; the last answers without noise",
     ),
     "model.consensus": Field(
         0, "of several weights: take the class of the first so many where these agree; 0: always the mean of all"
@@ -194,7 +194,9 @@ FIELDS = {
     "denoiser.weights": Field(
         "", "put this denoiser (file or run's folder) in front of the classifier; empty: no denoiser"
     ),
-    "denoiser.sigma": Field(0.0, "noise level that it is told, in pixel units; 0: noise.sigma, for gaussian only"),
+    "denoiser.sigma": Field(
+        0.0, "noise level that it is told, in pixel units; 0: that of the noise, each level's where there are several"
+    ),
     "denoiser.steps": Field(1, "1: one shot; more: steps of DDIM"),
     "denoiser.schedule": Field(_SCHEDULE.kind, f"to train one, as all below: {_any_of(diffusion.KINDS)}"),
     "denoiser.times": Field(_SCHEDULE.steps, "times of the schedule"),

@@ -184,9 +184,10 @@ def command(results: Results) -> str | None:
         return None
     sessions = results.manifest["sessions"]
     plan, name = sampling_plans.from_description(made), made["data"].partition("/")[0]
-    if name == "arrays" or "seed" not in made or not _alike(made.get("by_level", [])):
+    known = schemes.from_description(made)
+    if name == "arrays" or "seed" not in made or not _alike(results.manifest, schemes.constant_levels(known)):
         return None
-    scheme = schemes.describe(schemes.from_description(made))
+    scheme = schemes.describe(known)
     fields = {"data.name": name} if name in _WITHOUT_FILES else {"data.name": name, "data.dir": "FOLDER"}
     sizes = [one["data_size"] for one in sessions if "data_size" in one]
     fields |= {"data.size": sizes[-1]} if sizes else {}
@@ -209,7 +210,7 @@ def classifier_settings(manifest: Manifest) -> Json:
     """The settings of a run's classifier; of weights that no call named WEIGHTS and the like (see `command`)."""
     made, named = manifest["guarantee"], networks(manifest)
     dtype = {"model.dtype": made["dtype"]} if "dtype" in made else {}
-    if "by_level" in made:
+    if _named_by_level(manifest):
         unknown = ",".join(f"WEIGHTS{number}" for number, _ in enumerate(made["by_level"], 1))
         fields = {"model.by_level": named.get("model.by_level", unknown), **dtype}
     elif "factory" in made:
@@ -219,7 +220,8 @@ def classifier_settings(manifest: Manifest) -> Json:
     fields |= {"model.consensus": made["consensus"]} if "consensus" in made else {}
     if "denoiser_sigma" in made:
         fields |= {"denoiser.weights": named.get("denoiser.weights", "DENOISER")}
-        fields |= {f"denoiser.{name}": made[f"denoiser_{name}"] for name in ("sigma", "steps")}
+        names = ("sigma", "steps") if len(set(_told(manifest))) < 2 else ("steps",)
+        fields |= {f"denoiser.{name}": made[f"denoiser_{name}"] for name in names}
     elif any("denoiser" in one.get("training", {}) for one in manifest["sessions"]):  # which the run would remember
         fields |= {"denoiser.weights": ""}
     if "router" in made:
@@ -227,11 +229,31 @@ def classifier_settings(manifest: Manifest) -> Json:
     return fields
 
 
-def _alike(networks: Sequence[Json]) -> bool:
-    """Whether a manifest's networks by level are as `model.by_level` has them: single ones from files, of one compute
-    type, behind one denoiser or none."""
-    return all(
-        not one.keys() & {"members", "factory"}
-        and all(one.get(name) == networks[-1].get(name) for name in ("dtype", "denoiser"))
-        for one in networks
+def _named_by_level(manifest: Manifest) -> bool:
+    """Whether `model.by_level` gives a run's networks: one that a call named is several behind a denoiser that is told
+    each level."""
+    found = manifest["guarantee"].get("by_level", [])
+    alone = [{name: value for name, value in one.items() if name != "denoiser"} for one in found]
+    several = len(set(_told(manifest))) < 2 or any(one != alone[0] for one in alone)
+    return bool(found) and (several or "model.weights" not in networks(manifest))
+
+
+def _told(manifest: Manifest) -> list[float | None]:
+    """What the denoiser in front of each network by level is told; None where there is none."""
+    return [one.get("denoiser", {}).get("sigma") for one in manifest["guarantee"].get("by_level", [])]
+
+
+def _alike(manifest: Manifest, levels: Sequence[float]) -> bool:
+    """Whether a manifest's networks by level, if there are any, are as the settings make them: single ones from files,
+    or one, of one compute type, behind no denoiser or one that is told the same or its level everywhere."""
+    found = manifest["guarantee"].get("by_level", [])
+    told = _told(manifest)
+    rest = [
+        (one.get("dtype"), {name: value for name, value in one.get("denoiser", {}).items() if name != "sigma"})
+        for one in found
+    ]
+    return (
+        all(one == rest[0] for one in rest)
+        and (len(set(told)) < 2 or told == list(levels))
+        and not (_named_by_level(manifest) and any(one.keys() & {"members", "factory"} for one in found))
     )

@@ -9,6 +9,7 @@ from scipy import special
 
 from idrc_jax.certificates import Exhaustive, confidence_bounds, schemes
 from idrc_jax.core.json_values import Json
+from idrc_jax.results.manifest import level_networks
 from idrc_jax.results.metrics import (
     RADII_IN,
     base_accuracy,
@@ -104,7 +105,7 @@ def _accuracies(results: Results) -> list[str]:
     made = results.manifest["guarantee"] if results.manifest else {}
     noise = f"the noise{_LEVEL_OF_VOTES.get(made.get('scheme', ''), '')}"
     told = [] if noisy is None else [f"{noisy:.3f} right under {noise} (mean share of votes for the true class)"]
-    which = " (the last level's network)" if "by_level" in made else ""
+    which = " (the last level's network)" if level_networks(made) else ""
     told += [] if clean is None else [f"{clean:.3f} right on clean images{which}"]
     return [*lines, f"Base classifier: {', '.join(told)}."] if told else lines
 
@@ -180,7 +181,7 @@ def _title(results: Results) -> str:
     ref = f", ref {made['ref']:g}" if hasattr(schemes.SCHEMES.get(made["scheme"]), "ref") else ""
     drawn = f" drawn from {made['subsampled_from']:,}" if "subsampled_from" in made else ""
     several = f", ensemble of {len(made['members'])}" if "members" in made else ""
-    several = f", {len(made['by_level'])} networks, one a level" if "by_level" in made else several
+    several = f", {level_networks(made)} networks, one a level" if level_networks(made) else several
     votes = f"n0 {made['n0']:,}, n {made['n']:,}{drawn}, alpha {made['alpha']:g}"
     if made["plan"] == Exhaustive.name:
         votes = f"exact: all {made['n']:,} offsets"

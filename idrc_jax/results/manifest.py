@@ -26,7 +26,8 @@ _GUARANTEE = {
 _MORE = {
     "ref?": float, "k?": int, "subsampled_from?": int, "consensus?": int, "factory?": str,
     "radii?": [float], "levels?": [float], "edges?": [float], "thresholds?": [float], "shares?": [float],
-    "precision?": float, "members?": [dict], "by_level?": [dict], "denoiser_sigma?": float, "denoiser_steps?": int,
+    "precision?": float, "members?": [dict], "by_level?": [{"denoiser?": {"sigma": float}}],
+    "denoiser_sigma?": float, "denoiser_steps?": int,
 }  # fmt: skip
 _OF_PLANS = {"to_radius": {"radii": [float]}, "to_precision": {"precision": float}}
 TRAINING = {"scheme?": {"name": str, "sigma": float}, "recipe?": {"sigma_low?": float}, "data?": str}
@@ -83,6 +84,12 @@ def networks(manifest: Manifest) -> dict[str, str]:
     """The settings that name a run's networks, as the last call that named files said; none that no call named."""
     last = {name: said for one in manifest["sessions"] for name in _NETWORKS if (said := one.get(name))}
     return {_NETWORKS[name]: said for name, said in last.items()}
+
+
+def level_networks(made: Json) -> int:
+    """How many networks a guarantee has by level; 0 where one and the same votes under all of them."""
+    found = made.get("by_level", [])
+    return len(found) if len({one.get("weights_sha256") for one in found}) > 1 else 0
 
 
 def flags(settings: Mapping[str, object]) -> str:

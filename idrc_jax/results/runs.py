@@ -12,7 +12,7 @@ from idrc_jax.certificates.level_schemes import Cascade, Routed
 from idrc_jax.core import append_only, files
 from idrc_jax.core.json_values import Json, require
 from idrc_jax.results import recertify, result_file, result_rows
-from idrc_jax.results.manifest import TRAINING, asked
+from idrc_jax.results.manifest import TRAINING, asked, level_networks
 from idrc_jax.results.result_rows import Results
 
 
@@ -173,7 +173,7 @@ def _label(one: Results) -> str:
         return one.path.name
     made = one.manifest["guarantee"]
     network = f", ensemble of {len(made['members'])}" if "members" in made else ""
-    network = f", {len(made['by_level'])} networks" if "by_level" in made else network
+    network = f", {level_networks(made)} networks" if level_networks(made) else network
     exact = ", exact noise" if made.get("exact") else ""
     more = (", denoised" if "denoiser_sigma" in made else "") + (f", top {made['k']}" if "k" in made else "")
     return f"{made['scheme']}, σ = {made['sigma']:g}{exact}{network}{more}"

@@ -32,6 +32,7 @@ class _Kind(NamedTuple):
 
     stage: int
     level: int
+    voter: int
 
 
 @dataclass(eq=False)
@@ -108,7 +109,9 @@ class Scheduler:
             those whose estimation has begun and one more, no other begins any more; once it is for none at all, the run
             ends, and what is in flight is lost.
         """
-        waiting = deque(positions)
+        waiting: dict[_Kind, deque[int]] = {}
+        for position in positions:
+            waiting.setdefault(self._first_kind(position, 0), deque()).append(position)
         while not over(0):
             if over(1 + sum(map(self._has_begun, self._flight))):
                 waiting.clear()
@@ -127,47 +130,57 @@ class Scheduler:
         """Whether samples of an image's estimation are dispatched."""
         return bool(image.drawn) or (image.kind.stage == self._stage and image.dispatched > 0)
 
-    def _next_samples(self, waiting: deque[int]) -> tuple[list[_Image], list[int]]:
+    def _next_samples(self, waiting: dict[_Kind, deque[int]]) -> tuple[list[_Image], list[int]]:
         """Images of one kind, and how many samples each draws next: those in flight first, then some that wait."""
         kind = self._next_kind(waiting)
+        if kind is None:
+            return [], []
         ready = deque(image for image in self._flight if image.kind == kind and image.dispatched < image.looks[0])
+        entering = waiting.get(kind, deque())
         images: list[_Image] = []
         takes: list[int] = []
         room = self._piece
-        while room and len(images) < self._counter.slots and (ready or (waiting and kind == self._first_kind(0))):
-            image = ready.popleft() if ready else self._enter(waiting.popleft())
+        while room and len(images) < self._counter.slots and (ready or entering):
+            image = ready.popleft() if ready else self._enter(entering.popleft(), kind)
             takes.append(min(room, image.looks[0] - image.dispatched))
             images.append(image)
             room -= takes[-1]
         takes = whole_strides(takes, self._counter.stride)
         return images[: len(takes)], takes
 
-    def _next_kind(self, waiting: deque[int]) -> _Kind:
-        """That of which most samples are ready; that in which images begin where no other fills a batch."""
+    def _next_kind(self, waiting: dict[_Kind, deque[int]]) -> _Kind | None:
+        """That of which most samples are ready; that in which most images begin where no other fills a batch; None
+        where nothing is left."""
         ready: dict[_Kind, int] = {}
         for image in self._flight:
             ready[image.kind] = ready.get(image.kind, 0) + image.looks[0] - image.dispatched
-        fullest = max(ready, key=lambda kind: ready[kind], default=self._first_kind(0))
-        return self._first_kind(0) if waiting and ready.get(fullest, 0) < self._counter.stride else fullest
+        fullest = max(ready, key=lambda kind: ready[kind], default=None)
+        if any(waiting.values()) and (fullest is None or ready[fullest] < self._counter.stride):
+            return max(waiting, key=lambda kind: len(waiting[kind]))
+        return fullest
 
-    def _first_kind(self, level: int) -> _Kind:
-        """That in which images begin a level."""
-        return _Kind(random_keys.SELECTION if self._plan.selection else self._stage, level)
+    def _kind(self, stage: int, position: int, level: int) -> _Kind:
+        return _Kind(stage, level, self._counter.voter(position, level))
+
+    def _first_kind(self, position: int, level: int) -> _Kind:
+        """That in which an image begins a level."""
+        return self._kind(random_keys.SELECTION if self._plan.selection else self._stage, position, level)
 
     def _first_looks(self) -> list[int]:
         """The looks of the stage in which images begin a level."""
         return [self._plan.selection] if self._plan.selection else self._plan.looks()
 
-    def _enter(self, position: int) -> _Image:
+    def _enter(self, position: int, kind: _Kind) -> _Image:
         """Put a new image in flight."""
-        votes = np.zeros(self._counter.classes(0) + 1, np.int64)
-        image = _Image(position, self._course(position), self._first_kind(0), self._first_looks(), votes)
+        votes = np.zeros(self._counter.classes(kind.voter) + 1, np.int64)
+        image = _Image(position, self._course(position), kind, self._first_looks(), votes)
         self._flight.append(image)
         return image
 
     def _dispatch(self, images: list[_Image], takes: list[int]) -> None:
         positions, first = [image.position for image in images], [image.dispatched for image in images]
-        votes = self._counter.start(Draw(*images[0].kind, positions, first, takes))
+        stage, level, _ = images[0].kind
+        votes = self._counter.start(Draw(stage, level, positions, first, takes))
         self._pending.append((images, takes, votes))
         for image, take in zip(images, takes, strict=True):
             image.dispatched += take
@@ -185,14 +198,14 @@ class Scheduler:
         """Count an image's new votes; whether it is decided."""
         image.votes += votes
         image.counted += take
-        stage, level = image.kind
+        stage, level, voter = image.kind
         if stage == self._stage:
             self.drawn += take
         if image.counted < image.looks[0]:
             return False
         if stage == random_keys.SELECTION:
             image.selected = confidence_bounds.select(image.votes)
-            image.begin(_Kind(self._stage, level), self._plan.looks(), self._counter.classes(level))
+            image.begin(_Kind(self._stage, level, voter), self._plan.looks(), self._counter.classes(voter))
             return False
         drawn = image.note(selects=self._plan.selection > 0)
         if len(image.looks) > 1 and not image.course.stops(drawn, level):
@@ -203,9 +216,10 @@ class Scheduler:
             self._flight.remove(image)
             return True
         if level in image.drawn:
-            image.go_on(_Kind(self._stage, level), self._plan.looks())
+            image.go_on(self._kind(self._stage, image.position, level), self._plan.looks())
         else:
-            image.begin(self._first_kind(level), self._first_looks(), self._counter.classes(level))
+            kind = self._first_kind(image.position, level)
+            image.begin(kind, self._first_looks(), self._counter.classes(kind.voter))
         return False
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from idrc_jax.certificates.schemes import Cascade, Routed, Scheme
+from idrc_jax.certificates.schemes import Routed, Scheme, Stepped, constant_levels, host_levels, level_count
 from idrc_jax.core import validate
 from idrc_jax.models import Classifier
 from idrc_jax.models.tensors import PyTree
@@ -62,9 +63,9 @@ class Execution:
         router = put(own.router) if own.router else None
         return replace(self, classifier=replace(put(own), router=router, by_level=tuple(map(put, own.by_level))))
 
-    def at(self, scheme: Scheme, level: int) -> Self:
-        """How the network runs that votes under a level of `schemes.scales`."""
-        return replace(self, classifier=network_at(self.classifier, scheme, level))
+    def voters(self, scheme: Scheme) -> list[Self]:
+        """How each of the `voters` runs."""
+        return [replace(self, classifier=one) for one in voters(self.classifier, scheme)]
 
     def describe(self) -> dict[str, Any]:
         """As a manifest's session holds it: of the classifier itself where others vote under some levels."""
@@ -79,28 +80,39 @@ class Execution:
         }
 
 
-def network_at(classifier: Classifier, scheme: Scheme, level: int) -> Classifier:
-    """The network that votes under a level of `schemes.scales`: under the first one of `routed`, the router; under
-    others that of the level, or the classifier that serves all of them."""
+def voters(classifier: Classifier, scheme: Scheme) -> list[Classifier]:
+    """The networks that vote: one for each level of `schemes.scales`, under the first one of `routed` the router, under
+    others that of the level or the classifier that serves all of them; under `stepped` one for each bin, if there are
+    networks by level."""
     check_networks(classifier, scheme)
-    if isinstance(scheme, Routed):
-        if level == 0 and classifier.router is not None:
-            return classifier.router
-        level -= 1
-    return classifier.by_level[level] if classifier.by_level else classifier
+    if isinstance(scheme, Stepped):
+        return list(classifier.by_level) or [classifier]
+    router = [classifier.router] if isinstance(scheme, Routed) and classifier.router else []
+    return [*router, *(classifier.by_level or [classifier] * (level_count(scheme) - len(router)))]
+
+
+def voter_numbers(classifier: Classifier, scheme: Scheme, images: np.ndarray) -> np.ndarray:
+    """Which of the `voters` votes for each image under each level of `schemes.scales`.
+
+    Guarantee: under `stepped` it is the bin from which the certificate measures its distance to other bins.
+
+    Args:
+      classifier, scheme: whose.
+      images: float [N, H, W, C] in [0, 1].
+
+    Returns:
+      int [N, levels].
+    """
+    if isinstance(scheme, Stepped) and classifier.by_level:
+        return np.asarray(scheme.bin_of(host_levels(scheme, images)[0]))[:, None]
+    return np.broadcast_to(np.arange(level_count(scheme)), (len(images), level_count(scheme)))
 
 
 def check_networks(classifier: Classifier, scheme: Scheme) -> None:
     """ValueError for a scheme `routed` and a classifier without a router, or with one of other answers; and for
-    networks by level under a scheme of one drawn level, or of another number."""
+    networks by level under a scheme that does not choose from constant levels, or from another number."""
     if classifier.by_level:
-        levels = len(scheme.levels) if isinstance(scheme, Cascade | Routed) else 0
-        if levels != len(classifier.by_level):
-            wanted = f"{levels} networks by level, one for each level of" if levels else "no networks by level for"
-            raise ValueError(
-                f"Expected {wanted} the scheme {scheme.name}, got "
-                f"{len(classifier.by_level)}: model.by_level and noise.levels, or classifier.at_levels in Python."
-            )
+        check_level_networks(len(classifier.by_level), scheme)
     if not isinstance(scheme, Routed):
         return
     wanted = f"a router with an answer for each of {len(scheme.levels)} levels"
@@ -108,6 +120,17 @@ def check_networks(classifier: Classifier, scheme: Scheme) -> None:
         raise ValueError(f"Expected a classifier with {wanted} for the scheme routed, got none: classifier.routed_by.")
     if classifier.router.classes != len(scheme.levels):
         raise ValueError(f"Expected {wanted}, got one with {classifier.router.classes}.")
+
+
+def check_level_networks(count: int, scheme: Scheme) -> None:
+    """ValueError unless so many networks by level are one for each level that the scheme chooses from."""
+    levels = len(constant_levels(scheme))
+    if levels != count:
+        wanted = f"{levels} networks by level, one for each level of" if levels else "no networks by level for"
+        raise ValueError(
+            f"Expected {wanted} the scheme {scheme.name}, got {count}: model.by_level and noise.levels, or "
+            "classifier.at_levels in Python."
+        )
 
 
 def unmeasured(classifier: Classifier, mesh: Mesh | None = None, chunk: int = 0) -> Execution:

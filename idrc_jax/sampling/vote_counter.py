@@ -7,14 +7,15 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from idrc_jax.certificates.schemes import Scheme, level_count
+from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.sampling import random_keys
-from idrc_jax.sampling.execution import Execution
+from idrc_jax.sampling.execution import Execution, voter_numbers
 from idrc_jax.sampling.votes import SLOTS, check_indices, dispatch_votes
 
 
 class Draw(NamedTuple):
-    """A dispatch: n[i] samples from first[i] on of the image at positions[i], all in one stage and under one level."""
+    """A dispatch: n[i] samples from first[i] on of the image at positions[i], all in one stage, under one level and of
+    one network."""
 
     stage: int
     level: int
@@ -50,15 +51,19 @@ class VoteCounter:
         key: jax.Array,
     ) -> None:
         placed = execution.placed()
-        self._executions = [placed.at(scheme, level) for level in range(level_count(scheme))]
+        self._voters, self._numbers = placed.voters(scheme), voter_numbers(placed.classifier, scheme, images)
         self._scheme = scheme
         self._images, self._levels, self._indices = images, levels, check_indices(indices, images)
         self._key, self._keys = key, {}
         self.slots, self.stride = SLOTS, execution.stride
 
-    def classes(self, level: int) -> int:
-        """K, of the network that votes under a level."""
-        return self._executions[level].classifier.classes
+    def voter(self, position: int, level: int) -> int:
+        """Which network votes for the image at a position under a level."""
+        return int(self._numbers[position, level])
+
+    def classes(self, voter: int) -> int:
+        """K, of a network that votes."""
+        return self._voters[voter].classifier.classes
 
     def start(self, draw: Draw) -> jax.Array:
         """Start a draw and return at once int32 [devices, slots, K + 1], to be summed over the first axis.
@@ -69,7 +74,7 @@ class VoteCounter:
         empty = self.slots - len(draw.positions)
         chosen = draw.positions + [draw.positions[0]] * empty
         return dispatch_votes(
-            self._executions[draw.level],
+            self._voters[self.voter(draw.positions[0], draw.level)],
             self._scheme,
             self._images[chosen],
             self._levels[chosen, draw.level],
@@ -86,14 +91,15 @@ class VoteCounter:
         return self._keys[stage]
 
     def samples_per_second(self) -> float:
-        """Compile, then time a few chunks of the first image, of each network that votes."""
-        levels = {id(one.classifier): level for level, one in enumerate(self._executions)}.values()
+        """Compile, then time a few chunks of the first image, of each network that votes for it."""
+        every = range(self._numbers.shape[1])
+        levels = {id(self._voters[self.voter(0, level)].classifier): level for level in every}.values()
 
         def draw(samples: int, levels: Iterable[int]) -> None:
             for level in levels:
                 jax.block_until_ready(self.start(Draw(random_keys.ESTIMATION, level, [0], [0], [samples])))
 
-        draw(self.stride, range(len(self._executions)))  # tables of exact noise differ in size, and so do programs
+        draw(self.stride, every)  # tables of exact noise differ in size, and so do programs
         begun = time.perf_counter()
         draw(4 * self.stride, levels)
         return 4 * self.stride * len(levels) / (time.perf_counter() - begun)

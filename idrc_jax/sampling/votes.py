@@ -249,8 +249,12 @@ def count_votes(
     indices = check_indices(indices, images)
     validate.count("n", n, 1)
     validate.integer("first", first)
-    if level_count(scheme) > 1:
-        raise ValueError(f"Expected a scheme of one level, got {scheme.name}: count each level's as gaussian's.")
+    if level_count(scheme) > 1 or classifier.by_level:
+        raise ValueError(
+            f"Expected a scheme of one level and one network, got {scheme.name}"
+            + (f" and {len(classifier.by_level)} networks by level" if classifier.by_level else "")
+            + ": count each level's as gaussian's."
+        )
     if isinstance(scheme, Splitting) and n != scheme.positions:
         raise ValueError(
             f"Expected n = {scheme.positions}, all offsets of splitting at sigma {scheme.sigma:g}, got {n}."

@@ -16,6 +16,7 @@ from idrc_jax.sampling import devices, noise_laws, random_keys
 
 CASCADE = schemes.Cascade(sigma=0.4, levels=(1.0, 0.5))
 ROUTED = schemes.Routed(sigma=0.4, levels=(1.0, 0.5), router_level=2.0)
+STEPPED = schemes.Stepped(sigma=0.4, edges=(1.5,), levels=(1.0, 0.5))
 LEVELS = (0.4, 0.2)
 SAMPLES, KEY = 5, random_keys.root(3)
 
@@ -53,6 +54,35 @@ def test_gradients_of_a_level_are_those_of_its_network(pictures, scheme):
     for got, image, *of in zip(np.asarray(found), images, indices, classes, first, strict=True):
         gradient = np.asarray(jax.grad(margin)(jnp.asarray(image), *map(int, of)))
         np.testing.assert_allclose(got, -gradient / np.linalg.norm(gradient), atol=1e-4)
+
+
+def test_gradients_in_a_bin_are_those_of_its_network(pictures):
+    images = pictures[:3] * np.array([0.3, 1, 0.3], np.float32)[:, None, None, None]
+    bins = np.linalg.norm(images.reshape(3, -1), axis=1) >= 1.5
+    assert bins.tolist() == [False, True, False]
+    indices, classes, first = np.array([7, 8, 9]), np.array([0, 1, 2]), np.array([0, 5, 10])
+    targets = Targets(images, indices, classes, np.full(3, 1.0))
+    found, lost = attacker(BOTH, STEPPED)._directions(targets, jnp.asarray(images), first, False)
+    for number in (0, 1):
+        own = bins == number
+        alone = attacker(NETWORKS[number], STEPPED)._directions(targets, jnp.asarray(images), first, False)
+        np.testing.assert_allclose(np.asarray(found)[own], np.asarray(alone[0])[own], atol=1e-6)
+        assert np.array_equal(np.asarray(lost)[own], np.asarray(alone[1])[own])
+
+
+def test_votes_at_points_are_those_of_each_bins_network(pictures):
+    """Of each point's own bin, wherever its image is."""
+    points = pictures * np.linspace(0.2, 1, 5, dtype=np.float32)[:, None, None, None]
+    bins = (np.linalg.norm(points.reshape(5, -1), axis=1) >= 1.5).astype(int)
+    assert set(bins.tolist()) == {0, 1}
+    given = {"indices": np.arange(5), "first": np.array([0, 3, 0, 3, 9]), "n": np.array([100, 100, 50, 60, 70])}
+    votes = point_votes.count(sampling.unmeasured(BOTH, chunk=16), STEPPED, points, keys=[random_keys.root(4)], **given)
+    for i, number in enumerate(bins):
+        own = sampling.count_votes(
+            NETWORKS[number], schemes.Gaussian(LEVELS[number]), points[[i]], indices=given["indices"][[i]],
+            first=int(given["first"][i]), n=int(given["n"][i]), key=random_keys.root(4), chunk=16,
+        )  # fmt: skip
+        np.testing.assert_array_equal(votes[i, 0], own[0])
 
 
 def test_a_step_has_a_sample_for_each_network():

@@ -132,7 +132,7 @@ def test_reports_and_comparisons_take_cascades(linear, dataset, tmp_path):
 
 
 def test_votes_of_a_cascade_are_not_counted_as_if_it_had_one_level(linear, dataset):
-    with pytest.raises(ValueError, match="a scheme of one level, got cascade"):
+    with pytest.raises(ValueError, match="a scheme of one level and one network, got cascade"):
         sampling.count_votes(
             linear, SCHEME, data.to_unit(dataset.images), indices=np.arange(24), n=10, key=random_keys.root(0)
         )

@@ -20,6 +20,7 @@ from idrc_jax.sampling.vote_counter import VoteCounter
 
 CASCADE = schemes.Cascade(sigma=0.5, levels=(1.0, 0.3), thresholds=(0.6,))
 ROUTED = schemes.Routed(sigma=0.5, levels=(0.3, 1.0), router_level=0.4)
+STEPPED = schemes.Stepped(sigma=0.5, edges=(2.2, 2.4), levels=(0.3, 1.0, 0.3))  # two bins of one level
 
 
 def network(seed, answers=3):
@@ -79,6 +80,40 @@ def test_votes_of_each_level_are_its_own_networks(linear, large, two, dataset, t
             assert counted(networks[one.level], scheme, one.level, dataset, row.idx, n) == one.votes
             seen.add(one.level)
     assert seen == set(range(len(networks)))
+
+
+@pytest.mark.parametrize("plan", ["fixed", "to_radius"])
+def test_votes_in_each_bin_are_its_own_networks(linear, large, dataset, tmp_path, plan):
+    networks = [large, linear, network(12)]
+    read = certify(linear.at_levels(networks), dataset, tmp_path, STEPPED, plan=plan)
+    norms = np.linalg.norm(dataset.images.reshape(24, -1) / 255.0, axis=1)
+    seen = set()
+    for row in read.rows:
+        number = int(norms[row.idx] >= 2.2) + int(norms[row.idx] >= 2.4)
+        key = random_keys.stage(random_keys.root(5), random_keys.ESTIMATION)
+        votes = sampling.count_votes(
+            networks[number], schemes.Gaussian(0.5 * STEPPED.levels[number]), data.to_unit(dataset.images[[row.idx]]),
+            indices=np.array([row.idx]), n=sum(row.votes.values()), key=key, chunk=64,
+        )[0]  # fmt: skip
+        assert {k: int(v) for k, v in enumerate(votes[:-1]) if v} == row.votes
+        seen.add(number)
+    assert seen == {0, 1, 2}
+    assert repr(idrc.recertify.recertify(read).rows) == repr(read.rows)
+
+
+def test_rows_of_bins_with_networks_depend_on_nothing_else(linear, large, dataset, tmp_path):
+    classifier = linear.at_levels([large, linear, network(12)])
+    level_runs.require_rows_that_depend_on_nothing_else(classifier, STEPPED, dataset, tmp_path)
+
+
+def test_one_network_in_all_bins_gives_the_rows_that_it_gives_alone(linear, dataset, tmp_path):
+    alone = certify(linear, dataset, tmp_path / "alone", STEPPED)
+    all_bins = certify(linear.at_levels([linear] * 3), dataset, tmp_path / "bins", STEPPED)
+    assert without_time(all_bins) == without_time(alone)
+    images, indices = data.to_unit(dataset.images), np.arange(24)
+    given = {"indices": indices, "n": 200, "alpha": 0.01, "chunk": 64}
+    both = (predict(one, STEPPED, images, **given) for one in (linear.at_levels([linear] * 3), linear))
+    np.testing.assert_array_equal(*both)
 
 
 def by_index(made):
@@ -142,11 +177,16 @@ def test_networks_that_do_not_fit_are_refused(linear, large, two, dataset, tmp_p
     for classifier, scheme, wanted in (
         (three, CASCADE, "2 networks by level, one for each level of the scheme cascade, got 3"),
         (two, schemes.Gaussian(0.5), "no networks by level for the scheme gaussian, got 2"),
-        (two, schemes.Stepped(0.5, edges=(2.0,), levels=(0.5, 1.0)), "no networks by level for the scheme stepped"),
+        (two, schemes.L2(0.5), "no networks by level for the scheme l2, got 2"),
+        (two, STEPPED, "3 networks by level, one for each level of the scheme stepped, got 2"),
     ):
         with pytest.raises(ValueError, match=wanted):
             level_runs.certify(classifier, scheme, dataset, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+    with pytest.raises(ValueError, match="one level and one network, got stepped and 3 networks by level"):
+        sampling.count_votes(
+            three, STEPPED, data.to_unit(dataset.images[:1]), indices=np.zeros(1, int), n=10, key=random_keys.root(0)
+        )
     with pytest.raises(ValueError, match="a router of images"):
         linear.routed_by(two)
     with pytest.raises(ValueError, match="the denoiser in front of each of them"):
@@ -161,7 +201,7 @@ def test_networks_stay_with_each_implementation_are_chosen_for_by_themselves_and
     assert [len(one.by_level) for one in made.implementations] == [3, 3]
     scheme = dataclasses.replace(CASCADE, levels=(1.0, 0.5, 0.3), thresholds=(), shares=())
     chosen = sampling.implementation_choice.choose(made, scheme, samples=0, chunk=16)
-    assert [chosen.at(scheme, level).classifier.kernel for level in range(3)] == ["fast", "xla", "xla"]
+    assert [one.classifier.kernel for one in chosen.voters(scheme)] == ["fast", "xla", "xla"]
     placed = execution.unmeasured(made, chunk=16).placed().classifier
     assert placed.params is placed.by_level[1].params is placed.by_level[2].params
     assert placed.by_level[0].params is not placed.params

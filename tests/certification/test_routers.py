@@ -176,9 +176,9 @@ def test_a_router_stays_with_each_implementation_and_is_chosen_for_by_itself(lin
     assert [one.router is not None for one in made.implementations] == [True, True]
     assert [one.kernel for one in made.implementations] == ["fast", "xla"]
     chosen = sampling.implementation_choice.choose(made, SCHEME, samples=0, chunk=16)
-    at = [chosen.at(SCHEME, level).classifier.classes for level in range(3)]
+    at = [one.classifier.classes for one in chosen.voters(SCHEME)]
     assert at == [2, 3, 3]
-    assert chosen.at(schemes.Gaussian(0.5), 0).classifier.classes == 3
+    assert chosen.voters(schemes.Gaussian(0.5))[0].classifier.classes == 3
     assert execution.unmeasured(made, chunk=16).placed().classifier.router is not None
 
 

@@ -376,12 +376,16 @@ def test_denoisers_are_small_for_a_cpu_and_full_for_a_gpu():
 
 def test_one_level_for_all_images_is_asked_for_where_the_noise_has_many():
     made = get("denoised_cifar10")
-    assert config.denoiser_sigma(made, config.noise_scheme(made)) == made.noise.sigma
+    assert config.denoiser_sigmas(made, config.noise_scheme(made)) == (made.noise.sigma,)
     made.noise.scheme = "l1"
     with pytest.raises(ValueError, match=r"denoiser\.sigma, one level for all images, as l1 has a level of its own"):
-        config.denoiser_sigma(made, config.noise_scheme(made))
+        config.denoiser_sigmas(made, config.noise_scheme(made))
     made.denoiser.sigma = 0.12
-    assert config.denoiser_sigma(made, config.noise_scheme(made)) == 0.12
+    assert config.denoiser_sigmas(made, config.noise_scheme(made)) == (0.12,)
+    made.noise.scheme, made.noise.sigma, made.noise.levels = "cascade", 0.5, (1.0, 0.5)
+    assert config.denoiser_sigmas(made, config.noise_scheme(made)) == (0.12,)
+    made.denoiser.sigma = 0.0
+    assert config.denoiser_sigmas(made, config.noise_scheme(made)) == (0.5, 0.25)
 
 
 BASE = "from idrc_jax.config import base\ndef get_config():\n    c = base()\n"

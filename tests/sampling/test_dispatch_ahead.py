@@ -24,7 +24,10 @@ class Device:
     def __init__(self, share):
         self.share, self.draws, self.samples = share, [], set()
 
-    def classes(self, level):
+    def voter(self, position, level):
+        return level
+
+    def classes(self, voter):
         return CLASSES
 
     def vote(self, stage, position, sample):
@@ -97,6 +100,25 @@ def test_batches_stay_full_until_the_queue_is_empty():
     assert useful is not None
     assert useful >= 0.85
     list(left)
+    assert run.slots_used / run.slots_total >= 0.8
+
+
+@pytest.mark.parametrize("selection", [0, 10])
+def test_a_dispatch_is_of_one_network(selection):
+    class OfThree(Device):
+        def voter(self, position, level):
+            return position // 7 % 3
+
+    device = OfThree(lambda position: (0.3, 0.65, 0.75, 0.95, 1.0)[position % 5])
+    plan = sampling_plans.Fixed(n=300, n0=10) if selection else sampling_plans.ToRadius(n=3000, radii=(0.2, 0.4))
+    run = scheduler(device, plan, stride=100)
+    made = {one.position: one for one in run.run(range(150))}
+    assert set(made) == set(range(150))
+    for draw in device.draws:
+        assert len({device.voter(position, draw.level) for position in draw.positions}) == 1
+    for position, one in made.items():
+        drawn = {s for stage, p, s in device.samples if (stage, p) == (random_keys.ESTIMATION, position)}
+        assert drawn == set(range(sum(one.levels[0].votes)))
     assert run.slots_used / run.slots_total >= 0.8
 
 
