@@ -1,13 +1,14 @@
-"""What a cascade of two runs' networks would certify, by the runs' own votes: a table of docs/how_to/choosing_noise.md.
+"""What a choice between the levels of two runs certifies, by their own votes: a table of docs/how_to/choosing_noise.md.
 
 The runs are of constant noise on the same images, the larger level first, under a plan without selection votes. Each
-image's votes of both are certified as a cascade's, for several thresholds. "either" is no certificate: of each image
-the larger radius of both, as if it were known beforehand which level is the better one.
+image's votes of both are certified as a cascade's, for several thresholds; those of one, as `stepped` has them in two
+bins of a statistic with as many training images in each, the smaller level in the lower one. "either" is no
+certificate: of each image the larger radius of both, as if it were known beforehand which level is the better one.
 
 A plan stops where its one level has reached a radius that was asked for, at which a cascade, with a share of alpha,
 just misses it: accuracies are taken .05 below.
 
-Command:   python -m benchmarks.cascades RUN OF_SMALLER_LEVEL
+Command:   python -m benchmarks.cascades RUN OF_SMALLER_LEVEL FOLDER
 """
 
 import sys
@@ -15,7 +16,7 @@ import sys
 import numpy as np
 from scipy import special
 
-from idrc_jax import results
+from idrc_jax import data, results
 from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
 from idrc_jax.certificates.sampling_plans import LevelVotes
 from idrc_jax.results import Results, Row
@@ -43,10 +44,15 @@ def of_cascade(bounds: cascade.Bounds, rows: tuple[Row, Row], classes: int) -> f
     return made.radius if made.predict == rows[0].label else 0.0
 
 
+def pairs_of(large: Results, small: Results) -> list[tuple[Row, Row]]:
+    """The rows of both runs at each image that both have."""
+    others = {row.idx: row for row in small.rows}
+    return [(row, others[row.idx]) for row in large.rows if row.idx in others]
+
+
 def radii(large: Results, small: Results) -> dict[str, np.ndarray]:
     """What each contender certifies, image by image."""
-    others = {row.idx: row for row in small.rows}
-    pairs = [(row, others[row.idx]) for row in large.rows if row.idx in others]
+    pairs = pairs_of(large, small)
     made, below = (one.manifest["guarantee"] for one in (large, small) if one.manifest)
     plan, factor = sampling_plans.from_description(made), below["sigma"] / made["sigma"]
     found = {f"σ = {one['sigma']:g}": [right(pair[n]) for pair in pairs] for n, one in enumerate((made, below))}
@@ -56,6 +62,21 @@ def radii(large: Results, small: Results) -> dict[str, np.ndarray]:
         found[f"cascade, threshold {threshold:g}"] = [of_cascade(bounds, pair, made["classes"]) for pair in pairs]
     found["either"] = [max(right(one), right(other)) for one, other in pairs]
     return {name: np.asarray(values) for name, values in found.items()}
+
+
+def stepped(large: Results, small: Results, train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
+    """What `stepped` certifies by each statistic, image by image; train and test are images in [0, 1]."""
+    pairs, found = pairs_of(large, small), {}
+    made, below = (one.manifest["guarantee"] for one in (large, small) if one.manifest)
+    images = test[[row.idx for row, _ in pairs]].astype(np.float64)
+    alone = np.asarray([[right(low), right(high)] for high, low in pairs])
+    for by in schemes.STATISTICS:
+        edges = schemes.fit_stepped(train, sigma=1.0, by=by, bins=2).edges
+        scheme = schemes.Stepped(made["sigma"], by=by, edges=edges, levels=(below["sigma"] / made["sigma"], 1.0))
+        statistic = scheme.statistic(images)
+        own = alone[np.arange(len(pairs)), scheme.bin_of(statistic)]
+        found[f"stepped by {by}"] = np.minimum(own, scheme.distance_to_edge(statistic, made["dim"]))
+    return found
 
 
 def room(large: Results, threshold: float, radius: float = 0.25) -> tuple[float, float]:
@@ -84,7 +105,8 @@ def print_table(found: dict[str, np.ndarray]) -> None:
 
 def main() -> None:
     large, small = (results.read_results(path) for path in sys.argv[1:3])
-    found = radii(large, small)
+    train, test = (data.to_unit(data.load("cifar10", one, directory=sys.argv[3]).images) for one in ("train", "test"))
+    found = radii(large, small) | stepped(large, small, train, test)
     print(f"{len(found['either'])} images\n")
     print_table(found)
     for threshold in THRESHOLDS:

@@ -769,6 +769,24 @@ def test_a_cascade_of_stored_votes_is_between_its_large_level_and_the_better_of_
     assert kept[0] == pytest.approx(np.mean([row.correct and row.radius >= 0.25 for row in large.rows]), abs=0.005)
 
 
+def test_stepped_of_stored_votes_is_its_bins_level_as_far_as_the_edge():
+    folder = ROOT / "results"
+    large, small = (results.read_results(folder / f"cifar10_resnet20_{sigma}/consistency") for sigma in ("0.5", "0.25"))
+    rows = [row for row in large.rows if row.correct and row.radius > 0.5][:2]
+    test = np.zeros((10_000, 32, 32, 3), np.float32)
+    test[rows[0].idx, 0, 0, 0], test[rows[1].idx, 0, 0, 0] = 0.9, 0.1  # the norms
+    train = np.zeros((20, 32, 32, 3), np.float32)
+    train[:, 0, 0, 0] = np.linspace(0.4, 0.6, 20)  # of median .5
+    found = cascades.stepped(results.Results(rows, large.manifest, large.path), small, train, test)["stepped by norm"]
+    others = {row.idx: row for row in small.rows}
+    assert found[0] == pytest.approx(0.4, abs=1e-6)
+    assert found[1] == pytest.approx(min(0.4, cascades.right(others[rows[1].idx])), abs=1e-6)
+    test[rows[0].idx, 0, 0, 0] = test[rows[1].idx, 0, 0, 0] = 1.0
+    test[[row.idx for row in rows], 1] = 1.0  # far from the edge
+    found = cascades.stepped(results.Results(rows, large.manifest, large.path), small, train, test)["stepped by norm"]
+    np.testing.assert_array_equal(found, [cascades.right(row) for row in rows])
+
+
 def test_a_router_of_stored_votes_takes_each_level_where_it_is_sure_and_both_where_it_is_torn():
     folder = ROOT / "results"
     large, small = (results.read_results(folder / f"cifar10_resnet20_{sigma}/consistency") for sigma in ("0.5", "0.25"))
