@@ -12,6 +12,7 @@ from idrc_jax.core.json_values import Json
 from idrc_jax.results.manifest import level_networks
 from idrc_jax.results.metrics import (
     RADII_IN,
+    asked_radii,
     base_accuracy,
     clean_accuracy,
     correct_radii,
@@ -39,8 +40,8 @@ _LEVEL_OF_VOTES = {
 
 def summary_table(results: Results, radii: Sequence[float] | None = None) -> str:
     """A text table that says what its numbers are: certified accuracy with 95 % intervals at `radii`, ACR, accuracy of
-    the smoothed and of the base classifier, the largest radius within reach, abstentions. `radii` are by default those
-    of `metrics.RADII_IN` for the norm, up to the last that the plan asked for.
+    the smoothed and of the base classifier, the largest radius within reach, abstentions. `radii` are by default 0 and
+    those that the plan asked for or, of one that asked for none, `metrics.RADII_IN` for the norm.
 
     Published radii have a column where they are others than the valid ones. Accuracies are rounded to the nearest, ACR
     down, the largest radius up. Radii that no image could get are left out, unless published ones have a column. Where
@@ -50,7 +51,8 @@ def summary_table(results: Results, radii: Sequence[float] | None = None) -> str
     if not results.labelled:
         return "\n".join([_title(results), "The images have no labels, so no accuracy is known.", *_counts(results)])
     if radii is None:
-        radii = [one for one in RADII_IN[norm_of([results])] if one <= last_radius(results)]
+        asked = asked_radii(results)
+        radii = (0.0, *asked) if asked else RADII_IN[norm_of([results])]
     certified = correct_radii(results) if has_certificates(results) else None
     columns = {"certified": certified}
     if has_published(results) and not published_is_valid(results):

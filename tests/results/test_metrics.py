@@ -282,13 +282,16 @@ def test_the_largest_probability_is_that_of_the_best_look():
     assert metrics.largest_probability(dataclasses.replace(SURE, manifest={"guarantee": made})) == best
 
 
-def test_the_table_ends_with_the_last_radius_that_the_plan_asked_for_unless_others_are_named():
+def test_the_table_has_the_radii_that_the_plan_asked_for_unless_others_are_named():
     def shown(one, radii=None):
         return re.findall(r"^  (\d\.\d\d) ", summary_table(one, radii), re.M)
 
     read = read_results(ROOT / "results/cifar10_resnet20_0.5/consistency")
-    assert shown(read) == ["0.00", "0.25", "0.50", "0.75", "1.00", "1.25", "1.50"]
-    made = read.manifest["guarantee"] | {"radii": [0.5]}
+    assert shown(read) == ["0.00", "0.25", "0.50", "0.75", "1.00", "1.25", "1.50", "1.75"]
+    made = read.manifest["guarantee"] | {"radii": [0.5, 0.6]}
     few = dataclasses.replace(read, manifest=read.manifest | {"guarantee": made})
-    assert shown(few) == ["0.00", "0.25", "0.50"]
+    assert shown(few) == ["0.00", "0.50", "0.60"]
+    made = read.manifest["guarantee"] | {"plan": "selection_free"}
+    none = dataclasses.replace(read, manifest=read.manifest | {"guarantee": made})
+    assert shown(none) == ["0.00", "0.25", "0.50", "0.75", "1.00", "1.25", "1.50"]
     assert shown(few, (0.75,)) == ["0.75"]
