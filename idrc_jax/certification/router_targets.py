@@ -81,7 +81,8 @@ class LevelWorth:
           smallest of equals); and what the levels are worth at them.
 
         Raises:
-          ValueError: a classifier that has held no images out where those are asked for, or images of another shape.
+          ValueError: a classifier that has held no images out where those are asked for, or images of another shape
+            or other classes.
         """
         kept = self._held_out(train_set) if self.images == "held_out" else np.arange(len(train_set))
         images, labels = np.asarray(train_set.images[kept]), train_set.labels[kept]
@@ -89,6 +90,11 @@ class LevelWorth:
             raise ValueError(
                 f"Expected labelled images of shape {self.classifier.image_shape}, as the classifier takes, got "
                 f"{images.shape[1:]} in {train_set.source}."
+            )
+        if labels.max() >= self.classifier.classes:
+            raise ValueError(
+                f"Expected labels below the classifier's {self.classifier.classes} classes, got {labels.max()} in "
+                f"{train_set.source}."
             )
         worth = self.of_votes(self._right(images, labels, seed, workdir / _VOTES))
         order = np.argsort(self._levels, kind="stable")

@@ -40,6 +40,8 @@ def _train(values: flags.FlagValues) -> int:
     settings = values.config
     if values.eval_only:
         return _evaluate(values)
+    if settings.router.classifier:
+        take_fields_from_run(values, settings.router.classifier, ("data.name", "data.dir", "data.size"))
     with processes.joined(settings.train.distributed, settings.workers.index, settings.workers.count):
         return _train_together(settings, values.workdir)
 

@@ -10,7 +10,7 @@ import running
 import trained_runs
 from conftest import ROOT
 
-from idrc_jax import config, results
+from idrc_jax import config, models, results
 from idrc_jax.certificates import schemes
 from idrc_jax.commands import _inputs, audit, certify, train
 from idrc_jax.config import fields
@@ -91,6 +91,24 @@ def test_a_router_that_was_trained_for_other_noise_is_told(capsys):
         assert capsys.readouterr().err == told
     _inputs._tell_of_router({}, schemes.Routed(0.5))
     assert capsys.readouterr().err == ""
+
+
+def test_a_router_is_trained_on_the_data_set_of_its_classifiers_runs(tmp_path):
+    for number in range(2):
+        trained_runs.save(tmp_path / f"{number}", number)  # on synthetic images
+    given = [
+        f"--config={ROOT}/configs/router.py", f"--config.router.classifier={tmp_path / '0'},{tmp_path / '1'}",
+        "--config.noise.levels=(0.5,1.0)", "--config.router.images=all", "--config.router.samples=2",
+        "--config.model.depth=8", "--config.model.mean=(0.3,)", "--config.model.std=(0.38,)", "--config.train.epochs=1",
+        f"--workdir={tmp_path / 'router'}", "--config.devices=1",
+    ]  # fmt: skip
+    status, _, error = running.run(train.main, *given)
+    assert status == 0, error
+    trained = json.loads((tmp_path / "router" / "settings.json").read_text())["settings"]
+    assert trained["data.name"] == "synthetic"
+    assert models.read_description(tmp_path / "router")["training"]["data"] == "synthetic"
+    line = running.refused(train.main, *given, "--config.data.name=digits", f"--workdir={tmp_path / 'other'}")
+    assert line == "error: Expected labels below the classifier's 4 classes, got 9 in digits.\n"
 
 
 @pytest.mark.evidence
