@@ -32,7 +32,7 @@ _MORE = {
 _OF_PLANS = {"to_radius": {"radii": [float]}, "to_precision": {"precision": float}}
 TRAINING = {"scheme?": {"name": str, "sigma": float}, "recipe?": {"sigma_low?": float}, "data?": str}
 _SESSION = {
-    "training?": TRAINING,
+    "training?": TRAINING, "networks?": [{"training?": TRAINING}],
     "weights?": str, "by_level?": str, "denoiser?": str, "router?": str, "data_size?": int,
     "images?": [(int, int, int)],
 }  # fmt: skip

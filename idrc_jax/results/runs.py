@@ -148,24 +148,32 @@ def other_images(a: Results, b: Results) -> str:
 
 
 def trained_under(one: Results) -> str:
-    """The noise of the network's training, e.g. `gaussian, σ = 0.25`; empty where neither manifest nor folder says."""
-    training = _training(one) or {}
+    """The noise of the network's training, e.g. `gaussian, σ = 0.25`, of networks by level that of each; empty where
+    neither manifest nor folder says."""
+    told = [_noise_of(training) for training in _trainings(one)]
+    return "; ".join(dict.fromkeys(told)) if all(told) else ""
+
+
+def _noise_of(training: Json) -> str:
     if "scheme" not in training:
         return ""
     scheme, low = training["scheme"], training.get("recipe", {}).get("sigma_low", 0.0)
     return f"{scheme['name']}, σ {f'from {low:g} to' if low else '='} {scheme['sigma']:g}"
 
 
-def _training(one: Results) -> Json | None:
+def _trainings(one: Results) -> list[Json]:
+    """How the networks that vote were trained, as far as that is known."""
     for session in reversed(one.manifest["sessions"] if one.manifest else []):
+        if session.get("networks"):
+            return [network.get("training", {}) for network in session["networks"]]
         if session.get("training"):
-            return session["training"]
+            return [session["training"]]
     beside = one.path.parent / "train_config.json" if one.manifest else None
     if beside is None or not beside.is_file():
-        return None
+        return []
     found = files.read_json(beside)
     require(found, {"training": TRAINING}, "", beside)
-    return found["training"]
+    return [found["training"]]
 
 
 def _label(one: Results) -> str:
@@ -176,7 +184,9 @@ def _label(one: Results) -> str:
     network = f", {level_networks(made)} networks" if level_networks(made) else network
     exact = ", exact noise" if made.get("exact") else ""
     more = (", denoised" if "denoiser_sigma" in made else "") + (f", top {made['k']}" if "k" in made else "")
-    return f"{made['scheme']}, σ = {made['sigma']:g}{exact}{network}{more}"
+    several = made.get("levels") if made["scheme"] in (Cascade.name, Routed.name) else None
+    sigmas = ", ".join(f"{made['sigma'] * level:g}" for level in several or (1.0,))
+    return f"{made['scheme']}, σ = {sigmas}{exact}{network}{more}"
 
 
 def _parts(one: Results) -> tuple[str, ...]:

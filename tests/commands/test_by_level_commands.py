@@ -56,6 +56,12 @@ def test_networks_by_level_are_told_like_one_network(place, certified):
     assert "network 1 was" not in error
     read = results.read_results(out)
     assert runs.trained_under(read) == "gaussian, σ = 0.5"
+    assert runs.labels([read]) == ["cascade, σ = 0.5, 0.25, 2 networks"]
+    networks = read.manifest["sessions"][0]["networks"]
+    networks[0]["training"]["scheme"]["sigma"] = 0.25
+    assert runs.trained_under(read) == "gaussian, σ = 0.25; gaussian, σ = 0.5"
+    del networks[1]["training"]
+    assert runs.trained_under(read) == ""
     command = run_summaries.command(read)
     assert by_level(place, 0, 1) in command
     assert "model.weights" not in command
