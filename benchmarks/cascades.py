@@ -2,7 +2,8 @@
 
 The runs are of constant noise on the same images, the larger level first, under a plan without selection votes. Each
 image's votes of both are certified as a cascade's, for several thresholds; those of one, as `stepped` has them in two
-bins of a statistic with as many training images in each, the smaller level in the lower one. "either" is no
+bins of a statistic with as many training images in each (but those that are in the test set, too), the smaller level in
+the lower one. "either" is no
 certificate: of each image the larger radius of both, as if it were known beforehand which level is the better one.
 
 A plan stops where its one level has reached a radius that was asked for, at which a cascade, with a share of alpha,
@@ -105,8 +106,9 @@ def print_table(found: dict[str, np.ndarray]) -> None:
 
 def main() -> None:
     large, small = (results.read_results(path) for path in sys.argv[1:3])
-    train, test = (data.to_unit(data.load("cifar10", one, directory=sys.argv[3]).images) for one in ("train", "test"))
-    found = radii(large, small) | stepped(large, small, train, test)
+    train, test = (data.load("cifar10", one, directory=sys.argv[3]).images for one in ("train", "test"))
+    others = data.to_unit(train[~data.shared(train, test)])
+    found = radii(large, small) | stepped(large, small, others, data.to_unit(test))
     print(f"{len(found['either'])} images\n")
     print_table(found)
     for threshold in THRESHOLDS:

@@ -5,7 +5,7 @@ Command:   python certify.py --config=configs/denoised_cifar10.py --config.noise
            Without the denoiser, for comparison: --config.denoiser.weights=
            Fine-tuning the classifier on denoised images: python train.py with the same arguments and
            --config.train.start=runs/clean --config.model.weights= --workdir=runs/tuned
-           Under input-dependent noise the denoiser needs one level for all images: --config.denoiser.sigma=0.25
+           Under l1, l2, uniform and inverse_sqrt_norm it needs one level for all images: --config.denoiser.sigma=0.25
 Hardware:  two CPU cores at n = 1,000; run times and results: docs/how_to/denoising.md.
 """
 

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from idrc_jax.audit.balls import TINY, distances, length, per_image, projected, steepest
 from idrc_jax.certificates import schemes
 from idrc_jax.certificates.normal_thresholds import GRID
-from idrc_jax.certificates.schemes import Routed, Scheme, Stepped, host_scale
+from idrc_jax.certificates.schemes import Routed, Scheme, Stepped, host_levels
 from idrc_jax.core.validate import SettingError
 from idrc_jax.models import Classifier, check_logits
 from idrc_jax.sampling import ApplyFn, devices, noise_laws, random_keys
@@ -155,12 +155,12 @@ def move_across(targets: Targets, moved: np.ndarray, aim: np.ndarray) -> np.ndar
 
 
 def _to_edge(scheme: Stepped, targets: Targets, way: np.ndarray) -> np.ndarray:
-    """How far to go for another noise level, or the budget."""
-    here = host_scale(scheme, targets.images)[1]
+    """How far to go for another bin, or the budget."""
+    here = scheme.bin_of(host_levels(scheme, targets.images)[0])
     low, high = np.zeros(len(here)), targets.budgets
     for _ in range(30):
         middle = (low + high) / 2
-        changed = host_scale(scheme, targets.images + per_image(middle) * way)[1] != here
+        changed = scheme.bin_of(host_levels(scheme, targets.images + per_image(middle) * way)[0]) != here
         low, high = np.where(changed, low, middle), np.where(changed, middle, high)
     return np.minimum(high * (1 + 1e-4), targets.budgets)
 
@@ -209,7 +209,7 @@ class Attacker:
     mesh: Mesh
 
     def __post_init__(self) -> None:
-        least = len(self.classifier.by_level)
+        least = 0 if isinstance(self.scheme, Stepped) else len(self.classifier.by_level)
         if self.samples < least:
             raise SettingError(f"Expected samples >= {least}, networks by level, got {self.samples}.", "samples")
 
@@ -343,13 +343,14 @@ def _noisy_logits(
     copies = jax.vmap(every_sample)(moved, indices, scales, numbers)
 
     def logits(apply_fn: ApplyFn, params: Any, copies: jax.Array) -> jax.Array:
-        found = check_logits(apply_fn(params, copies.reshape(-1, *shape)), len(moved) * copies.shape[1], number)
-        return found.reshape(len(moved), -1, number)
+        found = check_logits(apply_fn(params, copies.reshape(-1, *shape)), len(copies) * copies.shape[1], number)
+        return found.reshape(len(copies), -1, number)
 
     count = len(apply_fns)
     if isinstance(scheme, Stepped) and count > 1:
-        every = jnp.stack([logits(apply_fns[i], params[i], copies) for i in range(count)])
-        return every[scheme.bin_of(scheme.statistic(moved)), jnp.arange(len(moved))]
+        networks = [partial(logits, apply_fns[i], params[i]) for i in range(count)]
+        of_bins = (scheme.bin_of(scheme.statistic(moved)), copies)
+        return jax.lax.map(lambda one: jax.lax.switch(one[0], networks, one[1][None])[0], of_bins)
     return jnp.concatenate([logits(apply_fns[i], params[i], copies[:, i::count]) for i in range(count)], axis=1)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from idrc_jax import data
 from idrc_jax.certificates import schemes, user_schemes
-from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.certificates.schemes import Routed, Scheme
 from idrc_jax.core.json_values import Json
 from idrc_jax.models.diffusion import Denoiser
 from idrc_jax.results import Results, gallery_file
@@ -25,7 +25,7 @@ def gallery(
     Args:
       read: a finished run, with its manifest.
       dataset: the images it certified.
-      denoiser: that of a denoised run; without it the gallery has no denoised images.
+      denoiser: that of a denoised run; without it, and under a router's noise, the gallery has no denoised images.
       scheme: that of the run, if it is the user's own.
 
     Raises:
@@ -42,7 +42,8 @@ def gallery(
     _, sigma_x = schemes.host_scale(scheme, images)
     noisy = add_first_noise(scheme, images, sigma_x, indices=chosen, seed=seed_of(made, read.path))
     denoised = None
-    if denoiser is not None:
+    of_router = isinstance(scheme, Routed) and "by_level" in made  # its noise, which no denoiser takes off
+    if denoiser is not None and not of_router:
         if denoiser.sha256 != made.get("denoiser_weights_sha256"):
             raise ValueError(f"Expected the denoiser of {read.path}, got another one.")
         told = _told(made, sigma_x)

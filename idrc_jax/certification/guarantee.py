@@ -70,7 +70,7 @@ def _dim(classifier: Classifier) -> int:
 
 def _check_fields(scheme: Scheme, others: Collection[str]) -> None:
     """ValueError if a field of the scheme has the name of another entry, of which only one could be told."""
-    taken = {*others, "scheme", "scheme_class", "scheme_sha256", "k", "paired", "subsampled_from"}
+    taken = {*others, "scheme", "scheme_class", "scheme_sha256", "k", "paired", "subsampled_from", "by_level"}
     met = [field.name for field in fields(scheme) if field.name in taken]
     if met:
         raise ValueError(

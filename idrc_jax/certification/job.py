@@ -6,6 +6,7 @@ Work goes to the devices in pieces of a few seconds, always two ahead of what th
 that was cut off is lost and its image starts anew; a finished image is on disk.
 """
 
+import statistics
 import sys
 import time
 import warnings
@@ -180,7 +181,7 @@ def run(
         execution = job.execution(len(todo) * level_count(job.scheme) * job.plan.most, seconds, mesh, chunk)
         file.note(execution.describe())
         counter = job.counter(execution)
-        rate = counter.samples_per_second()
+        rate = min(counter.rates())
         least = (job.plan.selection + job.plan.looks()[0]) / rate  # seconds of the shortest image
         if 0 < seconds < least:
             raise ValueError(
@@ -296,7 +297,7 @@ def estimate(
     samples = len(indices) * level_count(scheme) * settings.plan.most
     execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
     key = random_keys.root(settings.seed)
-    rate = VoteCounter(execution, scheme, images, levels, indices=first, key=key).samples_per_second()
+    rate = statistics.harmonic_mean(VoteCounter(execution, scheme, images, levels, indices=first, key=key).rates())
     kinds = {one.classifier.structure: one for one in execution.voters(scheme)}
     memory = [sampling.memory_estimate(one, scheme) for one in kinds.values()]
     most = None if None in memory else max(one for one in memory if one is not None)

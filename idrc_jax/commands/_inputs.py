@@ -51,7 +51,7 @@ def classifier_and_images(
     if router is not None:
         classifier = classifier.routed_by(router)
     check_networks(classifier, scheme)
-    _tell_who_votes(classifier, scheme)
+    _tell_who_votes(classifier, scheme, by_level=bool(by_level))
     dataset = config.dataset(settings, "test")
     chosen = config.selection(settings, dataset)
     if note:
@@ -98,22 +98,27 @@ def reference_of(values: flags.FlagValues, read: Results) -> models.Classifier:
     denoiser = denoiser_of(settings)
     if denoiser is None:
         return classifier
-    sigma, *others = config.denoiser_sigmas(settings, config.noise_scheme(settings))
-    if others:
-        raise ValueError("Expected denoiser.sigma, one level for all images, for a variant of a network, got none.")
+    scheme = config.noise_scheme(settings)
+    sigma, *others = config.denoiser_sigmas(settings, scheme)
+    if others:  # which no variant has
+        raise ValueError(
+            f"Expected a scheme of one level of drawn noise for a variant of a network, got {scheme.name}, of whose "
+            "levels the denoiser is told each: certify the variant itself, or say denoiser.sigma under stepped."
+        )
     return denoised(classifier, denoiser, sigma=sigma, steps=settings.denoiser.steps)
 
 
-def _tell_who_votes(classifier: models.Classifier, scheme: Scheme) -> None:
-    """Under a scheme of several levels, say of an ensemble that it votes under each, and which networks by level, or
-    whether a router, were trained at another level than that under which they are to vote, or for others."""
+def _tell_who_votes(classifier: models.Classifier, scheme: Scheme, *, by_level: bool) -> None:
+    """Under a scheme of several levels, say of an ensemble that it votes under each, and which networks of
+    `model.by_level`, or whether a router, were trained at another level than that under which they are to vote, or for
+    others."""
     members = classifier.description.get("members", ())
-    if isinstance(scheme, Cascade | Routed) and members and not classifier.by_level:
+    if isinstance(scheme, Cascade | Routed) and members and not by_level:
         told = f"the {len(members)} networks of model.weights vote together, as one ensemble, under every level"
         print(f"note: {told}; model.by_level gives each level its own.", file=sys.stderr)
     if isinstance(scheme, Routed) and classifier.router:
         _tell_of_router(classifier.router.description.get("training", {}), scheme)
-    if not classifier.by_level:
+    if not by_level:
         return
     for number, (network, level) in enumerate(zip(classifier.by_level, constant_levels(scheme), strict=True), 1):
         trained = run_memory.other_levels(network.description.get("training", {}), level)

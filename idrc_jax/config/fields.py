@@ -195,7 +195,8 @@ FIELDS = {
         "", "put this denoiser (file or run's folder) in front of the classifier; empty: no denoiser"
     ),
     "denoiser.sigma": Field(
-        0.0, "noise level that it is told, in pixel units; 0: that of the noise, each level's where there are several"
+        0.0,
+        "noise level that it is told, in pixel units; 0: that of the noise where it is constant, or each of its levels",
     ),
     "denoiser.steps": Field(1, "1: one shot; more: steps of DDIM"),
     "denoiser.schedule": Field(_SCHEDULE.kind, f"to train one, as all below: {_any_of(diffusion.KINDS)}"),

@@ -41,7 +41,8 @@ class Classifier(Interchangeable):
         `apply_fn` are replaced: results then name it by its `fingerprint`.
       description: what rebuilds the network, and how it was trained.
       router: the network that chooses the noise level under the scheme `routed` (see `routed_by`); else None.
-      by_level: the networks that vote under each level of `cascade` and `routed` (see `at_levels`); empty: this one.
+      by_level: the networks that vote under each level of `stepped`, `cascade` and `routed` (see `at_levels`); empty:
+        this one.
       alternatives: see `Interchangeable`; given by `with_alternatives`.
 
     Raises ValueError for fewer than 2 classes or an impossible shape, and when it is first used, with the shapes, for
@@ -112,7 +113,8 @@ class Classifier(Interchangeable):
         return first.with_alternatives(*others)
 
     def at_levels(self, networks: "Iterable[Classifier]") -> "Classifier":
-        """The same classifier, and its implementations, with one network for each level of a `cascade` or `routed`.
+        """The same classifier, and its implementations, with one network for each level of a `cascade` or
+        `routed`, or for each bin of `stepped`.
 
         The classifier itself is what answers without noise: by convention the network of a cascade's last level.
 

@@ -184,10 +184,9 @@ def command(results: Results) -> str | None:
         return None
     sessions = results.manifest["sessions"]
     plan, name = sampling_plans.from_description(made), made["data"].partition("/")[0]
-    known = schemes.from_description(made)
-    if name == "arrays" or "seed" not in made or not _alike(results.manifest, schemes.constant_levels(known)):
+    if name == "arrays" or "seed" not in made or not _alike(results.manifest):
         return None
-    scheme = schemes.describe(known)
+    scheme = schemes.describe(schemes.from_description(made))
     fields = {"data.name": name} if name in _WITHOUT_FILES else {"data.name": name, "data.dir": "FOLDER"}
     sizes = [one["data_size"] for one in sessions if "data_size" in one]
     fields |= {"data.size": sizes[-1]} if sizes else {}
@@ -220,8 +219,8 @@ def classifier_settings(manifest: Manifest) -> Json:
     fields |= {"model.consensus": made["consensus"]} if "consensus" in made else {}
     if "denoiser_sigma" in made:
         fields |= {"denoiser.weights": named.get("denoiser.weights", "DENOISER")}
-        names = ("sigma", "steps") if len(set(_told(manifest))) < 2 else ("steps",)
-        fields |= {f"denoiser.{name}": made[f"denoiser_{name}"] for name in names}
+        fields |= {f"denoiser.{name}": made[f"denoiser_{name}"] for name in ("sigma", "steps")}
+        fields |= {"denoiser.sigma": 0.0} if _told_levels(manifest) else {}
     elif any("denoiser" in one.get("training", {}) for one in manifest["sessions"]):  # which the run would remember
         fields |= {"denoiser.weights": ""}
     if "router" in made:
@@ -230,30 +229,39 @@ def classifier_settings(manifest: Manifest) -> Json:
 
 
 def _named_by_level(manifest: Manifest) -> bool:
-    """Whether `model.by_level` gives a run's networks: one that a call named is several behind a denoiser that is told
-    each level."""
+    """Whether `model.by_level` gives a run's networks: one behind a denoiser that is told each level is several."""
     found = manifest["guarantee"].get("by_level", [])
-    alone = [{name: value for name, value in one.items() if name != "denoiser"} for one in found]
-    several = len(set(_told(manifest))) < 2 or any(one != alone[0] for one in alone)
-    return bool(found) and (several or "model.weights" not in networks(manifest))
+    one = all(_but_for_sigma(network) == _but_for_sigma(found[0]) for network in found)
+    return bool(found) and not (one and _told_levels(manifest) and "model.by_level" not in networks(manifest))
 
 
-def _told(manifest: Manifest) -> list[float | None]:
+def _told_levels(manifest: Manifest) -> bool:
+    """Whether the denoiser in front of each network by level is told that level."""
+    made = manifest["guarantee"]
+    levels = () if user_schemes.is_own(made) else schemes.constant_levels(schemes.from_description(made))
+    return bool(levels) and _told(made) == list(levels)
+
+
+def _told(made: Json) -> list[float | None]:
     """What the denoiser in front of each network by level is told; None where there is none."""
-    return [one.get("denoiser", {}).get("sigma") for one in manifest["guarantee"].get("by_level", [])]
+    return [one.get("denoiser", {}).get("sigma") for one in made.get("by_level", [])]
 
 
-def _alike(manifest: Manifest, levels: Sequence[float]) -> bool:
+def _but_for_sigma(network: Json) -> Json:
+    told = {name: value for name, value in network.get("denoiser", {}).items() if name != "sigma"}
+    return network | {"denoiser": told}
+
+
+def _alike(manifest: Manifest) -> bool:
     """Whether a manifest's networks by level, if there are any, are as the settings make them: single ones from files,
-    or one, of one compute type, behind no denoiser or one that is told the same or its level everywhere."""
-    found = manifest["guarantee"].get("by_level", [])
-    told = _told(manifest)
-    rest = [
-        (one.get("dtype"), {name: value for name, value in one.get("denoiser", {}).items() if name != "sigma"})
-        for one in found
-    ]
+    or one, of one compute type, behind no denoiser or one that is told the same or its level everywhere; and the
+    classifier itself the last of them."""
+    made = manifest["guarantee"]
+    found, told = made.get("by_level", []), _told(made)
+    rest = [(one.get("dtype"), _but_for_sigma(one)["denoiser"]) for one in found]
     return (
         all(one == rest[0] for one in rest)
-        and (len(set(told)) < 2 or told == list(levels))
+        and (len(set(told)) < 2 or _told_levels(manifest))
+        and (not found or told[-1] == made.get("denoiser_sigma"))
         and not (_named_by_level(manifest) and any(one.keys() & {"members", "factory"} for one in found))
     )

@@ -107,7 +107,8 @@ def _accuracies(results: Results) -> list[str]:
     made = results.manifest["guarantee"] if results.manifest else {}
     noise = f"the noise{_LEVEL_OF_VOTES.get(made.get('scheme', ''), '')}"
     told = [] if noisy is None else [f"{noisy:.3f} right under {noise} (mean share of votes for the true class)"]
-    which = " (the last level's network)" if level_networks(made) else ""
+    by_level = made.get("by_level", [])
+    which = " (the last level's network)" if any(one != by_level[0] for one in by_level) else ""
     told += [] if clean is None else [f"{clean:.3f} right on clean images{which}"]
     return [*lines, f"Base classifier: {', '.join(told)}."] if told else lines
 

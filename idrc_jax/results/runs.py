@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from idrc_jax.certificates import sampling_plans
-from idrc_jax.certificates.level_schemes import Cascade, Routed
+from idrc_jax.certificates.level_schemes import Cascade, Routed, Stepped
 from idrc_jax.core import append_only, files
 from idrc_jax.core.json_values import Json, require
 from idrc_jax.results import recertify, result_file, result_rows
@@ -56,18 +56,22 @@ def cut_short(results: Results) -> str:
     """What to say of a run that has no row of some images that it was to certify, and whose votes chose which; empty of
     others, and of one worker's file of several.
 
-    An adaptive plan decides images in an order that depends on their votes, and so does any under several levels: those
-    that a stop left undecided are no random part.
+    An adaptive plan decides images in an order that depends on their votes, and so does any under several levels; where
+    bins have networks, images share batches with those of their bin: those that a stop left undecided are no random
+    part.
     """
     if results.manifest is None or result_file.of_one_worker(results.path):
         return ""
     made, wanted = results.manifest["guarantee"], asked(results.manifest, results.path)
     several = made["scheme"] in (Cascade.name, Routed.name)
+    votes = several or sampling_plans.from_description(made).adaptive
+    bins = made["scheme"] == Stepped.name and "by_level" in made
     missing = len(wanted - {row.idx for row in results.rows})
-    if not missing or not (several or sampling_plans.from_description(made).adaptive):
+    if not missing or not (votes or bins):
         return ""
+    chose = "votes" if votes else "their bins"
     return (
-        f"{missing:,} of {len(wanted):,} images have no row, and votes chose which: accuracies are not those of all "
+        f"{missing:,} of {len(wanted):,} images have no row, and {chose} chose which: accuracies are not those of all "
         "images. Call the command that made the rows again, to finish."
     )
 

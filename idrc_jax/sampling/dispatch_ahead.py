@@ -35,6 +35,9 @@ class _Kind(NamedTuple):
     voter: int
 
 
+_Waiting = dict[_Kind, deque[tuple[int, int]]]  # images that have not begun, by kind: places in the order, positions
+
+
 @dataclass(eq=False)
 class _Image:
     """An image in flight, in one stage under one level; `looks` are the sample numbers at which it is still to be seen
@@ -109,9 +112,9 @@ class Scheduler:
             those whose estimation has begun and one more, no other begins any more; once it is for none at all, the run
             ends, and what is in flight is lost.
         """
-        waiting: dict[_Kind, deque[int]] = {}
-        for position in positions:
-            waiting.setdefault(self._first_kind(position, 0), deque()).append(position)
+        waiting: _Waiting = {}
+        for number, position in enumerate(positions):
+            waiting.setdefault(self._first_kind(position, 0), deque()).append((number, position))
         while not over(0):
             if over(1 + sum(map(self._has_begun, self._flight))):
                 waiting.clear()
@@ -130,7 +133,7 @@ class Scheduler:
         """Whether samples of an image's estimation are dispatched."""
         return bool(image.drawn) or (image.kind.stage == self._stage and image.dispatched > 0)
 
-    def _next_samples(self, waiting: dict[_Kind, deque[int]]) -> tuple[list[_Image], list[int]]:
+    def _next_samples(self, waiting: _Waiting) -> tuple[list[_Image], list[int]]:
         """Images of one kind, and how many samples each draws next: those in flight first, then some that wait."""
         kind = self._next_kind(waiting)
         if kind is None:
@@ -141,22 +144,23 @@ class Scheduler:
         takes: list[int] = []
         room = self._piece
         while room and len(images) < self._counter.slots and (ready or entering):
-            image = ready.popleft() if ready else self._enter(entering.popleft(), kind)
+            image = ready.popleft() if ready else self._enter(entering.popleft()[1], kind)
             takes.append(min(room, image.looks[0] - image.dispatched))
             images.append(image)
             room -= takes[-1]
         takes = whole_strides(takes, self._counter.stride)
         return images[: len(takes)], takes
 
-    def _next_kind(self, waiting: dict[_Kind, deque[int]]) -> _Kind | None:
-        """That of which most samples are ready; that in which most images begin where no other fills a batch; None
+    def _next_kind(self, waiting: _Waiting) -> _Kind | None:
+        """That of which most samples are ready; that in which the next image begins where no other fills a batch; None
         where nothing is left."""
         ready: dict[_Kind, int] = {}
         for image in self._flight:
             ready[image.kind] = ready.get(image.kind, 0) + image.looks[0] - image.dispatched
         fullest = max(ready, key=lambda kind: ready[kind], default=None)
-        if any(waiting.values()) and (fullest is None or ready[fullest] < self._counter.stride):
-            return max(waiting, key=lambda kind: len(waiting[kind]))
+        entering = [kind for kind, line in waiting.items() if line]
+        if entering and (fullest is None or ready[fullest] < self._counter.stride):
+            return min(entering, key=lambda kind: waiting[kind][0])
         return fullest
 
     def _kind(self, stage: int, position: int, level: int) -> _Kind:

@@ -10,11 +10,11 @@ from typing import Any, Self
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from idrc_jax.certificates.schemes import Routed, Scheme, Stepped, constant_levels, host_levels, level_count
 from idrc_jax.core import validate
 from idrc_jax.models import Classifier
-from idrc_jax.models.tensors import PyTree
 from idrc_jax.sampling import devices
 
 _CPU_BYTES = 2**25  # of a chunk's largest intermediate result on a CPU
@@ -51,13 +51,15 @@ class Execution:
 
     def placed(self) -> Self:
         """The same with the params of all its networks on every device, once, so that no dispatch copies them."""
-        made: dict[int, PyTree] = {}
+        made: dict[int, jax.Array] = {}
+
+        def put_leaf(leaf: ArrayLike) -> jax.Array:
+            if id(leaf) not in made:
+                made[id(leaf)] = jax.device_put(leaf, devices.replicated(self.mesh))
+            return made[id(leaf)]
 
         def put(classifier: Classifier) -> Classifier:
-            name = id(classifier.params)
-            if name not in made:
-                made[name] = jax.device_put(classifier.params, devices.replicated(self.mesh))
-            return replace(classifier, params=made[name])
+            return replace(classifier, params=jax.tree.map(put_leaf, classifier.params))
 
         own = self.classifier
         router = put(own.router) if own.router else None

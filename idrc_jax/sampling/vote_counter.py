@@ -1,7 +1,6 @@
 """Votes of a job's images, draw by draw: started on the devices at once, read when they are needed."""
 
 import time
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -71,10 +70,13 @@ class VoteCounter:
         The slots that the draw leaves empty are filled with its first image and get no samples, so that every draw
         runs the same program.
         """
+        return self._start(draw, self.voter(draw.positions[0], draw.level))
+
+    def _start(self, draw: Draw, voter: int) -> jax.Array:
         empty = self.slots - len(draw.positions)
         chosen = draw.positions + [draw.positions[0]] * empty
         return dispatch_votes(
-            self._voters[self.voter(draw.positions[0], draw.level)],
+            self._voters[voter],
             self._scheme,
             self._images[chosen],
             self._levels[chosen, draw.level],
@@ -90,16 +92,21 @@ class VoteCounter:
             self._keys[stage] = random_keys.stage(self._key, stage)
         return self._keys[stage]
 
-    def samples_per_second(self) -> float:
-        """Compile, then time a few chunks of the first image, of each network that votes for it."""
-        every = range(self._numbers.shape[1])
-        levels = {id(self._voters[self.voter(0, level)].classifier): level for level in every}.values()
+    def rates(self) -> list[float]:
+        """Samples/s of each network that votes: a few chunks, timed when it is compiled; of one image of its own, or
+        of the first if none of the images here is."""
+        networks = list({id(one.classifier): voter for voter, one in enumerate(self._voters)}.values())
 
-        def draw(samples: int, levels: Iterable[int]) -> None:
-            for level in levels:
-                jax.block_until_ready(self.start(Draw(random_keys.ESTIMATION, level, [0], [0], [samples])))
+        def draw(samples: int, voter: int) -> None:
+            own = np.argwhere(self._numbers == voter)
+            position, level = map(int, own[0] if len(own) else (0, 0))
+            jax.block_until_ready(self._start(Draw(random_keys.ESTIMATION, level, [position], [0], [samples]), voter))
 
-        draw(self.stride, every)  # tables of exact noise differ in size, and so do programs
-        begun = time.perf_counter()
-        draw(4 * self.stride, levels)
-        return 4 * self.stride * len(levels) / (time.perf_counter() - begun)
+        for voter in range(len(self._voters)):  # tables of exact noise differ in size, and so do programs
+            draw(self.stride, voter)
+        found = []
+        for voter in networks:
+            begun = time.perf_counter()
+            draw(4 * self.stride, voter)
+            found.append(4 * self.stride / (time.perf_counter() - begun))
+        return found

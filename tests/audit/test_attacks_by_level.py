@@ -7,7 +7,7 @@ import pytest
 from conftest import linear_logits
 
 from idrc_jax import sampling
-from idrc_jax.audit import point_votes
+from idrc_jax.audit import attacks, point_votes
 from idrc_jax.audit.attacks import Attacker, Targets
 from idrc_jax.certificates import schemes
 from idrc_jax.core.validate import SettingError
@@ -68,6 +68,34 @@ def test_gradients_in_a_bin_are_those_of_its_network(pictures):
         alone = attacker(NETWORKS[number], STEPPED)._directions(targets, jnp.asarray(images), first, False)
         np.testing.assert_allclose(np.asarray(found)[own], np.asarray(alone[0])[own], atol=1e-6)
         assert np.array_equal(np.asarray(lost)[own], np.asarray(alone[1])[own])
+
+
+def test_a_network_without_a_derivative_in_another_bin_hides_none(pictures):
+    def endless(params, images):
+        return linear_logits(params, images) + jnp.sqrt(jnp.sum(0 * images, axis=(1, 2, 3)))[:, None]  # of slope inf
+
+    images = pictures[:3] * np.array([0.3, 0.2, 0.3], np.float32)[:, None, None, None]  # all in the first bin
+    other = Classifier(apply_fn=endless, params=NETWORKS[1].params, classes=3, image_shape=(4, 4, 1))
+    targets = Targets(images, np.arange(3), np.array([0, 1, 2]), np.full(3, 1.0))
+    both = attacker(other.at_levels([NETWORKS[0], other]), STEPPED)
+    found, _ = both._directions(targets, jnp.asarray(images), np.zeros(3, int), False)
+    np.testing.assert_allclose(np.linalg.norm(np.asarray(found).reshape(3, -1), axis=1), 1, atol=1e-5)
+
+
+def test_an_edge_between_bins_of_one_level_is_met():
+    scheme = schemes.Stepped(sigma=0.4, edges=(1.0,), levels=(1.0, 1.0))
+    images = np.zeros((1, 4, 4, 1), np.float32)
+    images[0, 0, 0, 0] = 0.7
+    way = np.zeros((1, 4, 4, 1))
+    way[0, 0, 0, 0] = 1
+    far = attacks._to_edge(scheme, Targets(images, np.zeros(1, int), np.zeros(1, int), np.full(1, 0.7)), way)
+    assert far[0] == pytest.approx(0.3, abs=1e-3)
+
+
+def test_a_sample_serves_every_bin():
+    many = NETWORKS[1].at_levels(NETWORKS * 3)
+    scheme = schemes.Stepped(0.4, edges=(1, 2, 3, 4, 5), levels=(1.0,) * 6)
+    assert attacker(many, scheme, samples=2).draws == 2
 
 
 def test_votes_at_points_are_those_of_each_bins_network(pictures):

@@ -65,7 +65,8 @@ def run(request, dataset, tmp_path_factory):
 def test_votes_of_each_level_are_those_of_its_own_exact_noise(run, dataset):
     scheme, read = run
     assert read.manifest["guarantee"]["exact"] is True
-    assert runs.labels([read]) == [f"{scheme.name}, σ = 0.5, exact noise"]
+    levels = {"cascade": "0.5, 0.15", "routed": "0.15, 0.5"}[scheme.name]
+    assert runs.labels([read]) == [f"{scheme.name}, σ = {levels}, exact noise"]
     levels, images, seen = schemes.drawn_levels(scheme, 0.0), data.to_unit(dataset.images), set()
     for row in read.rows[:8]:
         for one in row.votes_by_level:
@@ -127,7 +128,7 @@ def test_programs_of_all_levels_are_compiled_before_a_run_is_timed(dataset):
         sampling.unmeasured(classifier(), devices.mesh(1), 48), scheme, images, schemes.host_levels(scheme, images)[1],
         indices=np.arange(24), key=random_keys.root(0),
     )  # fmt: skip
-    counter.samples_per_second()
+    counter.rates()
     compiled = votes._votes_on_mesh._cache_size()
     for level in (0, 1):
         counter.start(Draw(random_keys.ESTIMATION, level, [0], [0], [48])).block_until_ready()

@@ -1,6 +1,9 @@
 """A network for each level: whose votes are drawn under which level, what a run is held to, and what is refused."""
 
 import dataclasses
+import json
+import time
+from unittest import mock
 
 import jax.numpy as jnp
 import level_runs
@@ -12,7 +15,7 @@ from level_runs import PLANS, without_time
 import idrc_jax as idrc
 from idrc_jax import data, models, results, sampling
 from idrc_jax.certificates import confidence_bounds, schemes
-from idrc_jax.certification import estimate
+from idrc_jax.certification import estimate, guarantee
 from idrc_jax.certification.in_memory import predict
 from idrc_jax.models import Classifier, ensemble
 from idrc_jax.sampling import devices, execution, random_keys
@@ -116,6 +119,32 @@ def test_one_network_in_all_bins_gives_the_rows_that_it_gives_alone(linear, data
     np.testing.assert_array_equal(*both)
 
 
+def test_the_time_of_an_image_is_that_of_the_slowest_bins_network(linear, large, dataset):
+    classifier, images = linear.at_levels([large, linear, network(12)]), data.to_unit(dataset.images)
+    norms = np.linalg.norm(images.reshape(24, -1), axis=1)
+    few = images[norms < 2.2][:2]  # of the first bin alone
+    levels = schemes.host_levels(STEPPED, few)[1]
+    chosen = execution.unmeasured(classifier, devices.mesh(1), 16)
+    counter = VoteCounter(chosen, STEPPED, few, levels, indices=np.arange(2), key=random_keys.root(0))
+    with mock.patch.object(time, "perf_counter", side_effect=[0, 1, 1, 4, 4, 6]):
+        assert counter.rates() == [64 / 1, 64 / 3, 64 / 2]
+    settings = idrc.certification.Settings(PLANS["fixed"], 0.01)
+    with mock.patch.object(VoteCounter, "rates", return_value=[100.0, 50.0]):
+        told = estimate(classifier, STEPPED, dataset, np.arange(3), settings, chunk=16)
+    assert told.seconds == pytest.approx(3 * 220 / (200 / 3))
+
+
+def test_a_stopped_run_of_bins_with_networks_says_so(linear, large, dataset, tmp_path):
+    networks = [large, linear, network(12)]
+    certify(linear.at_levels(networks), dataset, tmp_path, STEPPED, plan="fixed")
+    path = tmp_path / "certificates.tsv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:9]))
+    assert "their bins chose which" in results.runs.cut_short(results.read_results(tmp_path))
+    alone = certify(linear, dataset, tmp_path / "alone", STEPPED, plan="fixed")
+    fewer = results.Results(alone.rows[:8], alone.manifest, alone.path)
+    assert results.runs.cut_short(fewer) == ""
+
+
 def by_index(made):
     """Rows in an order that no speed of the machine changes, by which pieces are sized."""
     return sorted(made.rows, key=lambda row: row.idx)
@@ -208,7 +237,8 @@ def test_networks_stay_with_each_implementation_are_chosen_for_by_themselves_and
     images = data.to_unit(dataset.images[:1])
     levels = schemes.host_levels(scheme, images)[1]
     counter = VoteCounter(chosen, scheme, images, levels, indices=np.zeros(1, int), key=random_keys.root(0))
-    assert counter.samples_per_second() > 0
+    assert len(counter.rates()) == 3
+    assert min(counter.rates()) > 0
     settings = idrc.certification.Settings(PLANS["fixed"], 0.01)
     assert estimate(made, scheme, dataset, np.arange(3), settings, chunk=16).samples == 3 * 3 * 220
     assert "3 networks, one a level" in repr(made)
@@ -246,3 +276,23 @@ def test_predictions_are_those_of_the_networks_or_abstentions(linear, large, two
     assert np.any(truth[named] != shares[1].argmax(axis=1)[named])
     known = idrc.SmoothedClassifier(two, CASCADE, n=500, n_predict=2000, alpha=0.01, chunk=64).predict(images, seed=4)
     assert np.all((known.classes == truth) | known.abstained)
+
+
+def test_no_scheme_of_the_users_own_has_a_field_that_means_networks():
+    @dataclasses.dataclass(frozen=True)
+    class Mine:
+        by_level: tuple[float, ...] = (1.0, 2.0)
+
+    with pytest.raises(ValueError, match=r"Expected fields of Mine with other names .* got by_level: rename"):
+        guarantee._check_fields(Mine(), [])
+
+
+@pytest.mark.parametrize("broken", [["a"], {"a": 1}, 3])
+def test_a_manifest_with_a_damaged_network_is_one_line(linear, large, two, dataset, tmp_path, broken):
+    certify(two, dataset, tmp_path, indices=range(2))
+    path = tmp_path / "manifest.json"
+    made = json.loads(path.read_text())
+    made["guarantee"]["by_level"][0]["weights_sha256"] = broken
+    path.write_text(json.dumps(made))
+    with pytest.raises(ValueError, match="manifest"):
+        results.read_results(tmp_path)

@@ -64,11 +64,13 @@ def certified(place, request, tmp_path_factory):
     flags = given(place, f"--config.model.weights={place / '1'}", *SCHEMES[request.param])
     status, told, error = running.run(certify.main, f"--workdir={out}", *flags)
     assert status == 0, error
-    return request.param, out, told, flags
+    assert "networks" not in told
+    assert "network 2" not in error
+    return request.param, out, flags
 
 
 def test_votes_of_each_level_are_of_the_network_that_is_told_it(place, certified):
-    name, out, told, _ = certified
+    name, out, _ = certified
     read = results.read_results(out)
     network, denoiser = models.load_classifier(place / "1"), models.load_denoiser(place / "denoiser.safetensors")
     seed = read.manifest["guarantee"]["seed"]
@@ -88,18 +90,17 @@ def test_votes_of_each_level_are_of_the_network_that_is_told_it(place, certified
             assert {k: int(v) for k, v in enumerate(votes[:-1]) if v} == one.votes
             seen.add(sigma)
     assert seen == set(TOLD[name])
-    assert "networks" not in told
 
 
 def test_the_manifest_tells_each_level_and_its_command_makes_the_same_rows(place, certified, tmp_path):
-    name, out, _, _ = certified
+    name, out, _ = certified
     read = results.read_results(out)
     made = read.manifest["guarantee"]
     assert tuple(one["denoiser"]["sigma"] for one in made["by_level"]) == TOLD[name]
     assert len({one["weights_sha256"] for one in made["by_level"]}) == 1
     command = run_summaries.command(read)
     assert f"--config.model.weights={place / '1'}" in command
-    assert "denoiser.sigma" not in command
+    assert "--config.denoiser.sigma=0.0" in command  # whatever the weights remember
     again = command.replace("OUT", str(tmp_path)).replace("--config.data.dir=FOLDER", "")
     status, _, error = running.run(certify.main, *shlex.split(again)[1:], "--config.devices=1")
     assert status == 0, error
@@ -108,7 +109,7 @@ def test_the_manifest_tells_each_level_and_its_command_makes_the_same_rows(place
 
 
 def test_a_run_goes_on_as_it_was_told_alone_is_audited_and_predicts(place, certified, tmp_path):
-    name, out, _, flags = certified
+    name, out, flags = certified
     line = running.refused(certify.main, f"--workdir={out}", *flags, "--config.denoiser.sigma=0.5")
     assert "by_level was 2 networks, is unset" in line
     both = f"--config.model.by_level={place / '0'},{place / '1'}"
@@ -126,7 +127,7 @@ def test_a_run_goes_on_as_it_was_told_alone_is_audited_and_predicts(place, certi
 
 
 def test_the_gallery_is_denoised_as_each_image_is(place, certified):
-    name, out, _, _ = certified
+    name, out, _ = certified
     status, _, error = running.run(gallery.main, str(out), f"--denoiser={place / 'denoiser.safetensors'}")
     assert status == 0, error
     found, denoiser = gallery_file.read(out), models.load_denoiser(place / "denoiser.safetensors")
@@ -176,3 +177,14 @@ def test_one_number_is_told_to_the_networks_of_all_levels(place, tmp_path):
     command = run_summaries.command(results.read_results(tmp_path))
     assert both in command
     assert "--config.denoiser.sigma=0.3 --config.denoiser.steps=2" in command
+
+
+def test_an_ensemble_is_told_to_vote_under_every_level(place):
+    both = f"--config.model.weights={place / '0'},{place / '1'}"
+    flags = [
+        one for one in given(place, both, *SCHEMES["cascade"]) if "data.skip" not in one and "certify.n" not in one
+    ]
+    status, _, error = running.run(predict.main, *flags, "--config.data.count=1", "--n=200")
+    assert status == 0, error
+    assert "note: the 2 networks of model.weights vote together, as one ensemble, under every level" in error
+    assert "network 2" not in error

@@ -155,8 +155,8 @@ def test_no_command_for_networks_by_level_that_none_gives(place):
     """Ensembles, code, and levels of several compute types or denoisers, at either place."""
     made = FLOAT32
 
-    def asked(networks):
-        guarantee = made.manifest["guarantee"] | {"by_level": networks}
+    def asked(networks, **more):
+        guarantee = made.manifest["guarantee"] | {"by_level": networks, **more}
         return run_summaries.command(dataclasses.replace(made, manifest=made.manifest | {"guarantee": guarantee}))
 
     one = {"weights_sha256": "0" * 64, "dtype": made.manifest["guarantee"]["dtype"]}
@@ -170,8 +170,13 @@ def test_no_command_for_networks_by_level_that_none_gives(place):
         (behind, one | {"denoiser": {"sigma": 1.0, "steps": 1}}),
     ):
         assert asked([network, beside] if place == 0 else [beside, network]) is None
-    for network in (one, behind):
-        assert "--config.model.by_level=WEIGHTS1,WEIGHTS2" in asked([network, network])
+    told = {"denoiser_sigma": 0.5, "denoiser_steps": 1}
+    assert "--config.model.by_level=WEIGHTS1,WEIGHTS2" in asked([one, one])
+    found = asked([behind, behind], **told)
+    assert "--config.model.by_level=WEIGHTS1,WEIGHTS2" in found
+    assert "--config.denoiser.sigma=0.5" in found
+    assert asked([behind, behind]) is None  # the classifier itself is another: without a denoiser,
+    assert asked([behind, behind], denoiser_sigma=0.25, denoiser_steps=1) is None  # or told another level
 
 
 def test_class_names(tmp_path):

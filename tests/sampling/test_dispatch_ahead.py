@@ -122,6 +122,23 @@ def test_a_dispatch_is_of_one_network(selection):
     assert run.slots_used / run.slots_total >= 0.8
 
 
+def test_images_begin_in_their_order_as_far_as_networks_share_batches():
+    class OfTwo(Device):
+        def voter(self, position, level):
+            return int(position % 4 == 0)
+
+    device = OfTwo(lambda position: 0.9)
+    run = scheduler(device, sampling_plans.Fixed(n=100), slots=8)
+    first: dict[int, int] = {}
+    for _ in run.run(range(200)):
+        pass
+    for number, draw in enumerate(device.draws):
+        for position in draw.positions:
+            first.setdefault(position, number)
+    order = sorted(first, key=lambda position: first[position])
+    assert max(abs(place - position) for place, position in enumerate(order)) < 4 * 8 + 8
+
+
 class UpAndBack:
     """Level 0 to 60, level 1 to 70, level 0 on to 80; images of odd positions only the first."""
 
