@@ -329,7 +329,7 @@ def _noisy_logits(
 ) -> jax.Array:
     """Logits [T, samples, classes], in any order of the samples, classes being `number`, under each moved image's own
     noise, its levels in turn, of `routed` those that the router chooses from."""
-    shape = moved.shape[1:]
+    shape, count = moved.shape[1:], len(apply_fns)
     levels = schemes.scales(scheme, scheme.statistic(moved))[..., int(isinstance(scheme, Routed)) :]
 
     def noisy(image: jax.Array, index: jax.Array, scale: jax.Array, number: jax.Array) -> jax.Array:
@@ -337,7 +337,7 @@ def _noisy_logits(
 
     numbers = first[:, None] + jnp.arange(samples, dtype=jnp.uint32)[None]
     # A network sees the same places of every image's samples, so that one program serves all images.
-    turns = numbers if len(apply_fns) == 1 else jnp.broadcast_to(jnp.arange(samples), numbers.shape)
+    turns = numbers if count == 1 else jnp.broadcast_to(jnp.arange(samples), numbers.shape)
     scales = jnp.take_along_axis(levels, (turns % levels.shape[-1]).astype(jnp.int32), axis=1)
     every_sample = jax.vmap(noisy, in_axes=(None, None, 0, 0))
     copies = jax.vmap(every_sample)(moved, indices, scales, numbers)
@@ -346,7 +346,6 @@ def _noisy_logits(
         found = check_logits(apply_fn(params, copies.reshape(-1, *shape)), len(copies) * copies.shape[1], number)
         return found.reshape(len(copies), -1, number)
 
-    count = len(apply_fns)
     if isinstance(scheme, Stepped) and count > 1:
         networks = [partial(logits, apply_fns[i], params[i]) for i in range(count)]
         of_bins = (scheme.bin_of(scheme.statistic(moved)), copies)
