@@ -23,7 +23,8 @@ PAGES = sorted(
 # The front page of the site links to pages that are written when it is built; they are checked there.
 TEXTS = [page for page in (*PAGES, ROOT / "CHANGELOG.md") if page != ROOT / "docs" / "index.md"]
 _BLOCK = re.compile(r"(?:<!-- not run: (.+?) -->\s*\n)?^( *)```(\w*)[^\n]*\n(.*?)^\2```", re.MULTILINE | re.DOTALL)
-_STUB = '#!/bin/sh\n{ printf "%s\\0" "${0##*/}" "$@"; printf "\\036\\0"; } >> "$COMMANDS"\n'
+# One write a call: those of commands in the background must not mix.
+_STUB = '#!/bin/sh\nend=$(printf "\\036")\nprintf "%s\\0" "${0##*/}" "$@" "$end" >> "$COMMANDS"\n'
 
 
 class Block(NamedTuple):
