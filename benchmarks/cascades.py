@@ -96,11 +96,11 @@ def room(large: Results, threshold: float, radius: float = 0.25) -> tuple[float,
 
 
 def print_table(found: dict[str, np.ndarray]) -> None:
-    """What each contender certifies, in Markdown."""
+    """What each contender certifies, in Markdown, the ACR rounded down."""
     print("| certified accuracy at r | 0 | " + " | ".join(f"{r:g}" for r in RADII) + " | ACR |")
     print("|---|" + "---|" * (len(RADII) + 2))
     for name, values in found.items():
-        cells = [np.mean(values > 0), *(np.mean(values >= r) for r in RADII), np.mean(values)]
+        cells = [np.mean(values > 0), *(np.mean(values >= r) for r in RADII), np.floor(1e3 * np.mean(values)) / 1e3]
         print(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
 
 
