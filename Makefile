@@ -106,7 +106,8 @@ endef
 PLAN_RUNS = "gaussian, plan fixed"=results/plans/fixed "gaussian, plan to_radius"=results/plans/to_radius
 TRAINED = results/cifar10_resnet20_0.5
 TRAINED_RUNS = "noise augmentation, σ = .5"=$(TRAINED)/gaussian "consistency, σ = .5"=$(TRAINED)/consistency \
-  "smoothadv, σ = .5"=$(TRAINED)/smoothadv "consistency, σ = .25"=$(NOISE_025)/consistency "ResNet-110, σ = .25"=$(FULL)
+  "smoothadv, σ = .5"=$(TRAINED)/smoothadv "consistency, σ = .25"=$(NOISE_025)/consistency \
+  "consistency, σ = 1"=results/cifar10_resnet20_1.0/consistency "ResNet-110, σ = .25"=$(FULL)
 
 figures: $(VENV)/.quickstart  ## Make the README's figure and tables from results/; with DATA=FOLDER the report with its pictures.
 	$(BIN)/idrc-figures accuracy $(FIRST_RUNS) --title "CIFAR-10, ResNet-20, n = 2,000" \
