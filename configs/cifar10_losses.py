@@ -6,7 +6,8 @@ Command:   python train.py --config=configs/cifar10_losses.py:consistency --conf
            python certify.py --config=configs/cifar10_losses.py:consistency --workdir=runs/x
            catrs: --config.train.loss.teacher=RUN, the folder of a run of gaussian
 Hardware:  LOSS: ResNet-20, batch 128, one cycle, an average of the weights, in about an hour of two idle cores with
-           AVX-512, as counted from 1,100 noisy images/s and docs/how_to/training_losses.md; it has not been run here.
+           AVX-512, as counted from 1,100 noisy images/s and docs/how_to/training_losses.md, which has what shorter runs
+           gave; the recipes as they are have not been run here.
            LOSS/gpu: ResNet-110, 150 epochs (macer 440) as published; it has not been run here.
 Expected:  published for ResNet-110, certified accuracy at .25 .5 .75 1.0 1.25 1.5, the best sigma for each radius:
            gaussian .612 .428 .325 .221 .172 .133; macer .690 .558 .423 .348 .276 .234;

@@ -187,13 +187,15 @@ def take_from_run(values: flags.FlagValues, command: str) -> str:
 def take_fields_from_run(values: flags.FlagValues, where: str | Path, paths: Collection[str]) -> None:
     """Put these fields into the settings, as the run that trained the weights there remembers them.
 
-    What a flag says, or a config file that `--config` names and says otherwise than the run's, stays. ValueError as for
-    `run_memory.taken`.
+    What a flag says, or a config file that `--config` names and says otherwise than the run's, stays; of a file that
+    has all of them as they are by default nothing does. ValueError as for `run_memory.taken`.
     """
     run = run_memory.read(where)
     if run is None:
         return
     given = config_of_file() if _config_file(sys.argv)[0] else None
+    if given is not None and all(fields.get(given, path) == fields.FIELDS[path].default for path in paths):
+        given = None
     said = {
         path: run_memory.absolute(path, fields.get(values.config, path))
         for path in config_flags.get_override_values(values["config"])

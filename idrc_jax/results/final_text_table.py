@@ -29,7 +29,7 @@ from idrc_jax.results.metrics import (
     value_text,
     within_reach,
 )
-from idrc_jax.results.result_rows import Results
+from idrc_jax.results.result_rows import Results, Row
 from idrc_jax.results.runs import cut_short, norm_of
 
 _LEVEL_OF_VOTES = {
@@ -107,8 +107,7 @@ def _accuracies(results: Results) -> list[str]:
     made = results.manifest["guarantee"] if results.manifest else {}
     noise = f"the noise{_LEVEL_OF_VOTES.get(made.get('scheme', ''), '')}"
     told = [] if noisy is None else [f"{noisy:.3f} right under {noise} (mean share of votes for the true class)"]
-    by_level = made.get("by_level", [])
-    which = " (the last level's network)" if any(one != by_level[0] for one in by_level) else ""
+    which = " (the last level's network)" if level_networks(made) else " (told the last level)" * _told_each(made)
     told += [] if clean is None else [f"{clean:.3f} right on clean images{which}"]
     return [*lines, f"Base classifier: {', '.join(told)}."] if told else lines
 
@@ -122,8 +121,9 @@ def _reach(results: Results) -> list[str]:
     exact = made["plan"] == Exhaustive.name
     votes = f"all {made['n']:,} offsets" if exact else f"n {made['n']:,}, alpha {made['alpha']:g}"
     norm = norm_of([results])
+    noise = _noise(made) + " so near to the bins' edges" * (made["scheme"] == schemes.Stepped.name)
     return [
-        f"No {norm} radius above {value_text(largest, norm, math.ceil)} is within reach of {votes} and {_noise(made)}, "
+        f"No {norm} radius above {value_text(largest, norm, math.ceil)} is within reach of {votes} and {noise}, "
         "even if all votes agree."
     ]
 
@@ -147,18 +147,27 @@ def _counts(results: Results) -> list[str]:
 def _levels(results: Results) -> list[str]:
     """Under a scheme of several levels: how many images each decides, and how many go on to how many; under a router
     at how many images that cuts the radius."""
+    made = results.manifest["guarantee"] if results.manifest else {}
+    if made.get("scheme") == schemes.Stepped.name and made["certificate"] == "one_sided" and "k" not in made:
+        sure = [row for row in results.rows if row.radius > 0]
+        return [f"Of {len(sure)} images certified an edge of the bins cuts the radius of {sum(map(_is_cut, sure))}."]
     certified = [row for row in results.rows if row.votes_by_level and row.radius > 0]
     if not any(row.votes_by_level for row in results.rows):
         return []
     levels = sorted(Counter(row.sigma_x for row in certified).items(), reverse=True)
     drawn = sum(len(row.votes_by_level or ()) for row in results.rows) / len(results.rows)
-    if results.manifest and results.manifest["guarantee"]["scheme"] == schemes.Routed.name:
+    if made.get("scheme") == schemes.Routed.name:
         told = ", ".join(f"{level:.4g} for {count} images" for level, count in levels)
-        cut = sum(row.radius < (1 - 1e-6) * (row.sigma_x or 0) * special.ndtri(row.p_lower) for row in certified)
+        cut = sum(map(_is_cut, certified))
         told = f"Of those certified the router chose level {told or 'none'}, and cuts the radius of {cut}"
         return [f"{told}; votes for classes were under {drawn - 1:.2f} levels an image."]
     told = ", ".join(f"{level:.4g} of {count} images" for level, count in levels)
     return [f"The radius is from level {told or 'none'}; {drawn:.2f} levels an image had votes."]
+
+
+def _is_cut(row: Row) -> bool:
+    """Whether a radius is less than what the votes under the image's noise say."""
+    return row.radius < (1 - 1e-6) * (row.sigma_x or 0) * special.ndtri(row.p_lower)
 
 
 def _agreement(results: Results, n: int) -> str:
@@ -185,6 +194,8 @@ def _title(results: Results) -> str:
     drawn = f" drawn from {made['subsampled_from']:,}" if "subsampled_from" in made else ""
     several = f", ensemble of {len(made['members'])}" if "members" in made else ""
     several = f", {level_networks(made)} networks, one a level" if level_networks(made) else several
+    told = "each level" if _told_each(made) else f"{made.get('denoiser_sigma', 0):g}"
+    several += f", denoised, told {told}" if "denoiser_sigma" in made else ""
     votes = f"n0 {made['n0']:,}, n {made['n']:,}{drawn}, alpha {made['alpha']:g}"
     if made["plan"] == Exhaustive.name:
         votes = f"exact: all {made['n']:,} offsets"
@@ -193,6 +204,11 @@ def _title(results: Results) -> str:
         f"{made['scheme']}, {_noise(made)}{exact}{ref}{several}, {len(results.rows)} images of {made['data']}, "
         f"{votes}, {made['certificate']}" + (f", k {made['k']}" if "k" in made else "")
     )
+
+
+def _told_each(made: Json) -> bool:
+    """Whether a denoiser is told another level in front of each network by level."""
+    return len({one.get("denoiser", {}).get("sigma") for one in made.get("by_level", [])}) > 1
 
 
 def _noise(made: Json) -> str:

@@ -63,11 +63,11 @@ def cut_short(results: Results) -> str:
     if results.manifest is None or result_file.of_one_worker(results.path):
         return ""
     made, wanted = results.manifest["guarantee"], asked(results.manifest, results.path)
-    several = made["scheme"] in (Cascade.name, Routed.name)
-    votes = several or sampling_plans.from_description(made).adaptive
-    bins = made["scheme"] == Stepped.name and "by_level" in made
     missing = len(wanted - {row.idx for row in results.rows})
-    if not missing or not (votes or bins):
+    if not missing:
+        return ""
+    votes = made["scheme"] in (Cascade.name, Routed.name) or sampling_plans.from_description(made).adaptive
+    if not votes and (made["scheme"] != Stepped.name or "by_level" not in made):
         return ""
     chose = "votes" if votes else "their bins"
     return (

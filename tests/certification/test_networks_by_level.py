@@ -104,6 +104,18 @@ def test_votes_in_each_bin_are_its_own_networks(linear, large, dataset, tmp_path
     assert repr(idrc.recertify.recertify(read).rows) == repr(read.rows)
 
 
+def test_the_table_says_how_many_radii_an_edge_cuts(linear, dataset, tmp_path):
+    read = certify(linear, dataset, tmp_path, STEPPED)
+    norms = np.linalg.norm(dataset.images.reshape(24, -1) / 255.0, axis=1)
+    gaps = np.min(np.abs(norms[:, None] - STEPPED.edges), axis=1)
+    sure = [row for row in read.rows if row.radius > 0]
+    cut = sum(abs(row.radius - gaps[row.idx]) < 1e-6 for row in sure)
+    assert 0 < cut < len(sure)
+    told = results.summary_table(read)
+    assert f"Of {len(sure)} images certified an edge of the bins cuts the radius of {cut}." in told
+    assert "sigma 0.5 so near to the bins' edges, even if all votes agree" in told
+
+
 def test_rows_of_bins_with_networks_depend_on_nothing_else(linear, large, dataset, tmp_path):
     classifier = linear.at_levels([large, linear, network(12)])
     level_runs.require_rows_that_depend_on_nothing_else(classifier, STEPPED, dataset, tmp_path)

@@ -65,6 +65,8 @@ def certified(place, request, tmp_path_factory):
     status, told, error = running.run(certify.main, f"--workdir={out}", *flags)
     assert status == 0, error
     assert "networks" not in told
+    assert ", denoised, told each level, " in told
+    assert " right on clean images (told the last level)" in told
     assert "network 2" not in error
     return request.param, out, flags
 
@@ -171,7 +173,8 @@ def test_one_number_is_told_to_the_networks_of_all_levels(place, tmp_path):
     flags = given(place, both, *SCHEMES["cascade"], "--config.denoiser.sigma=0.3", "--config.denoiser.steps=2")
     status, told, error = running.run(certify.main, f"--workdir={tmp_path}", *flags)
     assert status == 0, error
-    assert "2 networks, one a level" in told
+    assert "2 networks, one a level, denoised, told 0.3, " in told
+    assert "(the last level's network)" in told
     made = json.loads((tmp_path / "manifest.json").read_text())["guarantee"]
     assert [one["denoiser"]["sigma"] for one in made["by_level"]] == [0.3, 0.3]
     command = run_summaries.command(results.read_results(tmp_path))

@@ -95,7 +95,11 @@ def test_a_router_that_was_trained_for_other_noise_is_told(capsys):
 
 def test_a_router_is_trained_on_the_data_set_of_its_classifiers_runs(tmp_path):
     for number in range(2):
-        trained_runs.save(tmp_path / f"{number}", number)  # on synthetic images
+        trained_runs.save(tmp_path / f"{number}", number)  # on synthetic images, which their config file named
+        kept = tmp_path / f"{number}" / "settings.json"
+        known = json.loads(kept.read_text())
+        known["file"]["data.name"] = "synthetic"
+        kept.write_text(json.dumps(known))
     given = [
         f"--config={ROOT}/configs/router.py", f"--config.router.classifier={tmp_path / '0'},{tmp_path / '1'}",
         "--config.noise.levels=(0.5,1.0)", "--config.router.images=all", "--config.router.samples=2",

@@ -327,7 +327,7 @@ def test_other_schemes_have_no_such_bounds_and_a_cascade_no_radius_of_one_bound(
     described = schemes.describe(schemes.Cascade(0.5)) | sampling_plans.describe(ToRadius())
     described |= {"alpha": ALPHA, "dim": 48}
     assert several_levels.bounds_of_results(described) == Bounds(schemes.Cascade(0.5), ToRadius(), ALPHA, 48)
-    with pytest.raises(ValueError, match="a scheme of one level and one network, got cascade"):
+    with pytest.raises(ValueError, match="a scheme of one level, got cascade"):
         certificates.radius(schemes.Cascade(0.5), 0.0, 0.9, dim=48)
     with pytest.raises(ValueError, match="two_sided"):
         certificates.check_certificate("two_sided", schemes.Cascade(0.5))

@@ -389,7 +389,7 @@ def test_other_schemes_have_no_such_bounds_and_a_router_no_radius_of_one_bound()
     scheme = schemes.Routed(0.5)
     described = schemes.describe(scheme) | sampling_plans.describe(ToRadius()) | {"alpha": ALPHA, "dim": 48}
     assert several_levels.bounds_of_results(described) == Bounds(scheme, ToRadius(), ALPHA, 48)
-    with pytest.raises(ValueError, match="a scheme of one level and one network, got routed"):
+    with pytest.raises(ValueError, match="a scheme of one level, got routed"):
         certificates.radius(scheme, 0.0, 0.9, dim=48)
     with pytest.raises(ValueError, match="two_sided"):
         certificates.check_certificate("two_sided", scheme)
