@@ -3,8 +3,8 @@
 The runs are of constant noise on the same images, the larger level first, under a plan without selection votes. Each
 image's votes of both are certified as a cascade's, for several thresholds; those of one, as `stepped` has them in two
 bins of a statistic with as many training images in each (but those that are in the test set, too), the smaller level in
-the lower one. "either" is no
-certificate: of each image the larger radius of both, as if it were known beforehand which level is the better one.
+the lower one. "either" is no certificate: of each image the larger radius of both, as if it were known beforehand which
+level is the better one.
 
 A plan stops where its one level has reached a radius that was asked for, at which a cascade, with a share of alpha,
 just misses it: accuracies are taken .05 below.

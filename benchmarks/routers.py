@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.cascades import RADII, of_row, print_table, right
+from benchmarks.cascades import RADII, of_row, pairs_of, print_table, right
 from idrc_jax import data, models, results
 from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
 from idrc_jax.certificates.sampling_plans import LevelVotes
@@ -62,10 +62,9 @@ def courses(large: Results, small: Results) -> tuple[routed.Bounds, list[Row], l
     scheme = schemes.Routed(sigma=made["sigma"], levels=(below["sigma"] / made["sigma"], 1.0))
     plan = sampling_plans.ToRadius(n=MOST, radii=RADII, sequence=made["sequence"])
     bounds = routed.Bounds(scheme, plan, made["alpha"], made["dim"])
-    others = {row.idx: row for row in small.rows}
-    rows = [row for row in large.rows if row.idx in others]
-    votes = [{1: of_row(others[row.idx], 1, made["classes"]), 2: of_row(row, 2, made["classes"])} for row in rows]
-    return bounds, rows, [Known(bounds, one) for one in votes]
+    pairs = pairs_of(large, small)
+    votes = [{1: of_row(other, 1, made["classes"]), 2: of_row(row, 2, made["classes"])} for row, other in pairs]
+    return bounds, [row for row, _ in pairs], [Known(bounds, one) for one in votes]
 
 
 def router_votes(

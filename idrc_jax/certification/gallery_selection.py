@@ -13,7 +13,7 @@ from idrc_jax.core.json_values import Json
 from idrc_jax.models.diffusion import Denoiser
 from idrc_jax.results import Results, gallery_file
 from idrc_jax.results.gallery_file import Gallery
-from idrc_jax.results.manifest import seed_of
+from idrc_jax.results.manifest import seed_of, told_by_level
 from idrc_jax.sampling import exact_noise, noise_laws, random_keys
 
 
@@ -25,7 +25,8 @@ def gallery(
     Args:
       read: a finished run, with its manifest.
       dataset: the images it certified.
-      denoiser: that of a denoised run; without it, and under a router's noise, the gallery has no denoised images.
+      denoiser: that of a denoised run; without it the gallery has no denoised images, nor under a router's noise where
+        the levels are told each.
       scheme: that of the run, if it is the user's own.
 
     Raises:
@@ -42,7 +43,7 @@ def gallery(
     _, sigma_x = schemes.host_scale(scheme, images)
     noisy = add_first_noise(scheme, images, sigma_x, indices=chosen, seed=seed_of(made, read.path))
     denoised = None
-    of_router = isinstance(scheme, Routed) and "by_level" in made  # its noise, which no denoiser takes off
+    of_router = isinstance(scheme, Routed) and len(set(told_by_level(made))) > 1  # its noise, of which none is told
     if denoiser is not None and not of_router:
         if denoiser.sha256 != made.get("denoiser_weights_sha256"):
             raise ValueError(f"Expected the denoiser of {read.path}, got another one.")
@@ -57,8 +58,8 @@ def gallery(
 
 def _told(made: Json, sigma_x: np.ndarray) -> np.ndarray:
     """The level that the denoiser is told of each image's noise: of those told by level the nearest one."""
-    told = [one["denoiser"]["sigma"] for one in made.get("by_level", ()) if "denoiser" in one]
-    told = np.asarray(told or [made["denoiser_sigma"]])
+    several = [sigma for sigma in told_by_level(made) if sigma is not None]
+    told = np.asarray(several or [made["denoiser_sigma"]])
     return told[np.argmin(np.abs(sigma_x[:, None] - told), axis=1)]
 
 

@@ -10,7 +10,7 @@ from scipy import special
 
 from idrc_jax import data, sampling
 from idrc_jax.certificates.schemes import Gaussian, Routed, least_levels
-from idrc_jax.certification.guarantee import describe_network
+from idrc_jax.certification.guarantee import check_fits, describe_network
 from idrc_jax.core import arrays, files, validate
 from idrc_jax.core.json_values import Json, as_json, differences, parsed, require
 from idrc_jax.core.progress import Progress
@@ -91,11 +91,7 @@ class LevelWorth:
                 f"Expected labelled images of shape {self.classifier.image_shape}, as the classifier takes, got "
                 f"{images.shape[1:]} in {train_set.source}."
             )
-        if labels.max() >= self.classifier.classes:
-            raise ValueError(
-                f"Expected labels below the classifier's {self.classifier.classes} classes, got {labels.max()} in "
-                f"{train_set.source}."
-            )
+        check_fits(self.classifier, train_set)
         worth = self.of_votes(self._right(images, labels, seed, workdir / _VOTES))
         order = np.argsort(self._levels, kind="stable")
         best = order[np.argmax(worth[:, order], axis=1)]

@@ -254,8 +254,8 @@ def denoiser_sigmas(config: Config, scheme: Scheme) -> tuple[float, ...]:
     where it does and the config has none."""
     if config.denoiser.sigma:
         return (config.denoiser.sigma,)
-    if schemes.constant_levels(scheme):
-        return schemes.constant_levels(scheme)
+    if levels := schemes.constant_levels(scheme):
+        return levels
     if not isinstance(scheme, schemes.Gaussian | schemes.Box | schemes.Laplace):
         raise ValueError(
             f"Expected denoiser.sigma, one level for all images, as {scheme.name} has a level of its own for each: "

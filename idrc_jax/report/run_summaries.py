@@ -12,7 +12,7 @@ from idrc_jax.certificates import CERTIFICATES, confidence_bounds, sampling_plan
 from idrc_jax.core.json_values import Json
 from idrc_jax.report import class_names
 from idrc_jax.results import Results, metrics
-from idrc_jax.results.manifest import Manifest, flags, networks
+from idrc_jax.results.manifest import Manifest, flags, networks, told_by_level
 
 MOST_CLASSES = 25  # that a page shows one by one
 _WITHOUT_FILES = ("digits", "synthetic")  # data sets
@@ -239,12 +239,7 @@ def _told_levels(manifest: Manifest) -> bool:
     """Whether the denoiser in front of each network by level is told that level."""
     made = manifest["guarantee"]
     levels = () if user_schemes.is_own(made) else schemes.constant_levels(schemes.from_description(made))
-    return bool(levels) and _told(made) == list(levels)
-
-
-def _told(made: Json) -> list[float | None]:
-    """What the denoiser in front of each network by level is told; None where there is none."""
-    return [one.get("denoiser", {}).get("sigma") for one in made.get("by_level", [])]
+    return bool(levels) and told_by_level(made) == list(levels)
 
 
 def _but_for_sigma(network: Json) -> Json:
@@ -257,7 +252,7 @@ def _alike(manifest: Manifest) -> bool:
     or one, of one compute type, behind no denoiser or one that is told the same or its level everywhere; and the
     classifier itself the last of them."""
     made = manifest["guarantee"]
-    found, told = made.get("by_level", []), _told(made)
+    found, told = made.get("by_level", []), told_by_level(made)
     rest = [(one.get("dtype"), _but_for_sigma(one)["denoiser"]) for one in found]
     return (
         all(one == rest[0] for one in rest)

@@ -9,7 +9,7 @@ from scipy import special
 
 from idrc_jax.certificates import Exhaustive, confidence_bounds, schemes
 from idrc_jax.core.json_values import Json
-from idrc_jax.results.manifest import level_networks
+from idrc_jax.results.manifest import level_networks, told_by_level
 from idrc_jax.results.metrics import (
     RADII_IN,
     asked_radii,
@@ -208,7 +208,7 @@ def _title(results: Results) -> str:
 
 def _told_each(made: Json) -> bool:
     """Whether a denoiser is told another level in front of each network by level."""
-    return len({one.get("denoiser", {}).get("sigma") for one in made.get("by_level", [])}) > 1
+    return len(set(told_by_level(made))) > 1
 
 
 def _noise(made: Json) -> str:

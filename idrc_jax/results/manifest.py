@@ -92,6 +92,11 @@ def level_networks(made: Json) -> int:
     return len(found) if len({one.get("weights_sha256") for one in found}) > 1 else 0
 
 
+def told_by_level(made: Json) -> list[float | None]:
+    """What the denoiser in front of each of a guarantee's networks by level is told; None where there is none."""
+    return [one.get("denoiser", {}).get("sigma") for one in made.get("by_level", [])]
+
+
 def flags(settings: Mapping[str, object]) -> str:
     """Settings as flags of a command line, quoted for a shell; without those that are an empty tuple."""
     return shlex.join(f"--config.{path}={_text(value)}" for path, value in settings.items() if value != ())
