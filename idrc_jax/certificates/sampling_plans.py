@@ -242,16 +242,20 @@ class ToRadius(_Adaptive):
     Attributes:
       radii: ascending, > 0. Votes stop where the largest of them is certified, or the next one is out of reach: even if
         all votes to come were for the class, or, with 95 % confidence, because the probability is too low.
+      published: decide so for the radius that the paper publishes, too, and stop once both have stopped.
     """
 
     name: ClassVar[str] = "to_radius"
     radii: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+    published: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "radii", tuple(self.radii))
         if not (self.radii and validate.ascend(self.radii, above=0)):
             raise SettingError(f"Expected radii to ascend from above 0, got {self.radii}.", "radii")
+        if not isinstance(self.published, bool):
+            raise SettingError(f"Expected published to be True or False, got {self.published!r}.", "published")
 
     def worthwhile(self, now: float, best: float) -> bool:
         return any(now < radius <= best for radius in self.radii)
@@ -311,14 +315,19 @@ PLANS: dict[str, type[Plan]] = {plan.name: plan for plan in (Fixed, SelectionFre
 
 
 def describe(plan: Plan) -> Json:
-    """A plan as plain values, as manifests hold it: its name as `plan`, `n0`, `n` and what else it has."""
-    return {"plan": plan.name, "n0": plan.selection, **asdict(plan)}
+    """A plan as plain values, as manifests hold it: its name as `plan`, `n0`, `n` and what else it has.
+
+    `published` is there only where it is asked for: older runs have no such entry.
+    """
+    described = {"plan": plan.name, "n0": plan.selection, **asdict(plan)}
+    return {name: value for name, value in described.items() if name != "published" or value}
 
 
 def from_description(description: Json) -> Plan:
     """The plan that `describe` described; other keys are ignored."""
     plan = PLANS[validate.one_of("plan", description["plan"], PLANS)]
-    stored = {field.name: description[field.name] for field in fields(plan)}
+    there = {"published": False, **description}
+    stored = {field.name: there[field.name] for field in fields(plan)}
     values: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
     return plan(**values)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from idrc_jax import certificates, several_levels
 from idrc_jax.certificates import Certificate
-from idrc_jax.certificates.sampling_plans import Course, OneLevel
+from idrc_jax.certificates.sampling_plans import Course, OneLevel, ToRadius
 from idrc_jax.certificates.schemes import Scheme
 from idrc_jax.certification.settings import Settings
 from idrc_jax.sampling.dispatch_ahead import Drawn
@@ -36,7 +36,12 @@ class Decisions:
         def radius_of(p_lower: np.ndarray) -> np.ndarray:
             return certificates.radius(self.scheme, self.statistic[position], p_lower, dim=self.dim)
 
-        return OneLevel(self.settings.plan.stopping(radius_of, self.settings.alpha))
+        plan, alpha = self.settings.plan, self.settings.alpha
+        stops = plan.stopping(radius_of, alpha)
+        if not (isinstance(plan, ToRadius) and plan.published):
+            return OneLevel(stops)
+        published_stops = plan.stopping(lambda p_lower: certificates.published_radius(self.scheme, p_lower), alpha)
+        return OneLevel(lambda votes: stops(votes) and published_stops(votes))
 
     def certificate(self, drawn: Drawn) -> Certificate:
         """What a finished image's votes certify."""

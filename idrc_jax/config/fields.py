@@ -239,6 +239,10 @@ FIELDS = {
     "sampling.radii": Field(
         sampling_plans.ToRadius.radii, "to_radius: decide for each of these, in pixel units, and stop"
     ),
+    "sampling.published": Field(
+        sampling_plans.ToRadius.published,
+        "to_radius: decide for each of them, too, whether an image has it as the paper publishes radii",
+    ),
     "sampling.precision": Field(
         sampling_plans.ToPrecision.precision, "to_precision: of the radius, as a fraction of it"
     ),

@@ -30,6 +30,7 @@ _MIXED = "The runs are not of the same images, so none is marked as the best"
 _TO_RADIUS = (
     "Under the plan to_radius the ACR, and accuracy at radii that it was not asked for (0, too), are too low to compare"
 )
+_UNDECIDED = "It was not asked for published radii (sampling.published), at which accuracy is too low to compare, too"
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def by_run(
         if paper_too and run.sigma in paper_numbers.ACCURACY.get(run.scheme, {}):
             rows.append(_of_paper(run.scheme, run.sigma, (None, *_paper(run.scheme, run.sigma, radii), None, None)))
     columns = ("images", *map(_radius, radii), ACR, "abstained")
-    ranked = (False, *_comparable(several, [*radii, math.inf]), False)
+    ranked = (False, *_comparable(several, [*radii, math.inf], published), False)
     return Table(_caption(several, _KINDS[published], paper_too), columns, ranked, tuple(rows), norm)
 
 
@@ -167,7 +168,7 @@ def by_sigma(
             theirs = [_paper(scheme, sigma, radii) for scheme in schemes]
             rows.append(Row(f"paper, σ = {sigma:g}", _interleave(theirs), ours=False))
     columns = tuple(f"{_radius(radius)} {scheme}" for radius in radii for scheme in schemes)
-    ranked = tuple(one for one in _comparable(several, radii) for _ in schemes)
+    ranked = tuple(one for one in _comparable(several, radii, published) for _ in schemes)
     return Table(_caption(several, _KINDS[published], paper_too), columns, ranked, tuple(rows))
 
 
@@ -203,7 +204,7 @@ def by_method(
             made = [f"paper, {name}, σ = {sigma:g}" for sigma in numbers]
             singles += [Row(each, value, ours=False) for each, value in zip(made, values, strict=True)]
     columns = tuple(map(_radius, radii))
-    ranked = _comparable(several, radii)
+    ranked = _comparable(several, radii, published)
     return Table(_caption(several, _KINDS[published], paper_too), columns, ranked, (*rows, *singles))
 
 
@@ -280,12 +281,16 @@ def _mixed(several: Sequence[Run]) -> bool:
     return any(runs.other_images(several[0].results, run.results) for run in several)
 
 
-def _comparable(several: Sequence[Run], radii: Sequence[float]) -> tuple[bool, ...]:
+def _comparable(several: Sequence[Run], radii: Sequence[float], published: bool = False) -> tuple[bool, ...]:
     """At which radii one run may be called better than another: at none if they are of other images, and only up to
     the radii that each plan asked for; the ACR counts as an infinite one."""
     last = min(metrics.last_radius(run.results) for run in several)
-    same = not _mixed(several)
+    same = not (_mixed(several) or (published and _undecided(several)))
     return tuple(same and radius <= last for radius in radii)
+
+
+def _undecided(several: Sequence[Run]) -> bool:
+    return not all(metrics.published_decided(run.results) for run in several)
 
 
 def _caption(several: Sequence[Run], what: str, paper_too: bool = False) -> str:
@@ -302,6 +307,7 @@ def _caption(several: Sequence[Run], what: str, paper_too: bool = False) -> str:
         *([_MIXED] if _mixed(several) else []),
     ]
     notes += [_TO_RADIUS] if "to_radius" in plans else []
+    notes += [_UNDECIDED] if what == PUBLISHED and _undecided(several) else []
     notes += [told.removesuffix(".")] if (told := equal_terms.differences(several)) else []
     cut = {run.name: runs.cut_short(run.results) for run in several}
     notes += [f"Of “{name}” {told.removesuffix('.')}" for name, told in cut.items() if told]

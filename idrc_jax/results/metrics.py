@@ -207,6 +207,13 @@ def asked_radii(results: Results) -> tuple[float, ...]:
     return tuple(float(norms.stated(radius, _own_norm(made), norm, made["dim"])) for radius in made["radii"])
 
 
+def published_decided(results: Results) -> bool:
+    """Whether the plan let votes decide about published radii, too, where there are any beside the valid ones."""
+    if not asked_radii(results) or not has_published(results) or published_is_valid(results):
+        return True
+    return results.manifest is not None and results.manifest["guarantee"].get("published", False)
+
+
 def last_radius(results: Results) -> float:
     """The largest radius that the plan asked for, as `asked_radii` has it; infinite without any."""
     return max(asked_radii(results), default=math.inf)
@@ -220,7 +227,8 @@ def top_k(results: Results) -> int:
 def too_low(results: Results) -> str:
     """What to say of a plan whose `last_radius` is finite."""
     last = rounded_down(last_radius(results))
-    return f"asked for radii up to {last:g}: the ACR, and accuracy at others (0, too), are too low to compare."
+    others = "0, too" if published_decided(results) else "0 and published ones, too"
+    return f"asked for radii up to {last:g}: the ACR, and accuracy at others ({others}), are too low to compare."
 
 
 def explained(results: Results) -> str:

@@ -168,6 +168,7 @@ def test_descriptions_make_the_plan_again():
         Fixed(n=7, n0=3),
         SelectionFree(n=9),
         ToRadius(n=99, radii=(0.1, 1 / 3), sequence="union"),
+        ToRadius(n=99, published=True),
         ToPrecision(),
     ):
         described = sampling_plans.describe(plan) | {"alpha": 0.1}
@@ -193,6 +194,7 @@ def test_descriptions_make_the_plan_again():
         (lambda: ToPrecision(n=True), "Expected n to be an integer"),
         (lambda: Fixed(n=2**33).check(0.001), "Expected n <= 4294967296"),
         (lambda: ToRadius(sequence="bet"), "Expected sequence"),
+        (lambda: ToRadius(published="no"), "Expected published to be True or False, got 'no'"),
         (lambda: ToPrecision(precision=1.0), "0 < precision < 1"),
         (lambda: ToRadius(n=1000, sequence="union").lower(10, 55, 0.01), "one of the plan's looks"),
     ],

@@ -148,6 +148,24 @@ def test_a_plan_that_stops_at_its_radii_is_said():
     assert [told in text for text in said] == [True, False]
 
 
+def test_published_radii_that_a_plan_was_not_asked_for_are_no_contest():
+    one, other = run("a", "l1", sigma=0.5), run("b", "l2", sigma=0.5)
+    told = "It was not asked for published radii"
+    for published in (False, True):
+        for single in (one, other):
+            single.results.manifest["guarantee"] |= {
+                "plan": "to_radius",
+                "radii": [0.1, 0.2],
+                "sequence": "betting",
+                "published": published,
+            }
+        table = tables.by_run([one, other], [0.1, 0.2], published=True)
+        assert any(any(row) for row in table.best()) == published
+        assert (told in table.caption) != published
+        assert told not in tables.by_run([one, other], [0.1, 0.2]).caption
+        assert ("(0 and published ones, too)" in summary_table(one.results)) != published
+
+
 def test_what_makes_no_table_is_refused():
     with pytest.raises(ValueError, match="another b"):
         tables.by_sigma([L1, L1])
