@@ -239,6 +239,8 @@ def fit_stepped(images: np.ndarray, *, sigma: float, by: str = "norm", bins: int
     """
     validate.one_of("by", by, STATISTICS)
     validate.at_least("bins", bins, 1)
+    if bins > len(images):
+        raise SettingError(f"Expected bins <= {len(images)}, one for each training image at most, got {bins}.", "bins")
     statistic = np.concatenate(
         [STATISTICS[by](images[i : i + 1000].astype(np.float64)) for i in range(0, len(images), 1000)]
     )
