@@ -248,6 +248,10 @@ def fit_stepped(images: np.ndarray, *, sigma: float, by: str = "norm", bins: int
     if len(np.unique(edges)) < len(edges):
         raise SettingError(f"Expected fewer bins: {bins} quantiles of {by} over the training images coincide.", "bins")
     which = np.searchsorted(edges, statistic, side="right")
+    if not np.bincount(which, minlength=bins).all():
+        raise SettingError(
+            f"Expected fewer bins: one of {bins} holds no training image, as {by} is often alike.", "bins"
+        )
     means = np.asarray([np.mean(statistic[which == k]) for k in range(bins)])
     levels = means / np.mean(statistic)
     return Stepped(sigma=sigma, by=by, edges=tuple(edges.tolist()), levels=tuple(levels.tolist()))

@@ -10,8 +10,7 @@ lower(c) > p_c for some c with lower(c) > 1/2. Classes with p_c <= 1/2 share at 
 2 p_c * alpha / 2 and the p_c add up to 1), or, if one class has p > 1/2, alpha / 2 + alpha (1 - p) < alpha in all.
 For one look that is the convexity of the binomial tail on [0, 1/2]; with many it holds path by path.
 
-A course is what one image gets of a plan. Most schemes have one level; under others the votes of a level decide
-whether, and under which level, more are drawn.
+A course is what one image gets of a plan; of several levels the votes of one decide under which more are drawn.
 """
 
 import itertools
@@ -26,6 +25,7 @@ from scipy import special
 
 from idrc_jax.certificates import confidence_bounds
 from idrc_jax.certificates.confidence_bounds import Numbers
+from idrc_jax.certificates.schemes import SCHEMES, Gaussian
 from idrc_jax.core import root_finding, validate
 from idrc_jax.core.json_values import Json
 from idrc_jax.core.validate import SettingError
@@ -35,9 +35,8 @@ MOST = 2**32  # samples of an image: their numbers are 32 bits of its keys
 RadiusOf = Callable[[np.ndarray], np.ndarray]
 """p_lower [rows] -> the radius of one image at these bounds, non-decreasing."""
 
-# Looks of the adaptive plans: the first, and by what factor they grow. A look costs the host some milliseconds, and the
-# samples between the decision and the next look are drawn in vain: 5 % on average at 1.1. The union bound pays for
-# each of its looks, so it takes fewer.
+# Looks of the adaptive plans: the first, and by what factor they grow. Samples between a decision and the next look are
+# drawn in vain: 5 % on average at 1.1. The union bound pays for each of its looks, so it takes fewer.
 _FIRST_LOOK = 50
 _GROWTH = {"betting": 1.1, "union": 1.5}
 
@@ -74,6 +73,11 @@ class Plan:
     def adaptive(self) -> bool:
         """Whether the votes themselves decide how many an image gets."""
         return len(self.looks()) > 1
+
+    @property
+    def asks_published(self) -> bool:
+        """Whether the radius that the paper publishes is to be decided, too, by `stopping` of its own."""
+        return False
 
     def looks(self) -> list[int]:
         """Sample numbers, ascending, at which votes are read; the last is n."""
@@ -242,7 +246,7 @@ class ToRadius(_Adaptive):
     Attributes:
       radii: ascending, > 0. Votes stop where the largest of them is certified, or the next one is out of reach: even if
         all votes to come were for the class, or, with 95 % confidence, because the probability is too low.
-      published: decide so for the radius that the paper publishes, too, and stop once both have stopped.
+      published: decide so for the radius that the paper publishes, too: stop where both are decided by the same votes.
     """
 
     name: ClassVar[str] = "to_radius"
@@ -256,6 +260,10 @@ class ToRadius(_Adaptive):
             raise SettingError(f"Expected radii to ascend from above 0, got {self.radii}.", "radii")
         if not isinstance(self.published, bool):
             raise SettingError(f"Expected published to be True or False, got {self.published!r}.", "published")
+
+    @property
+    def asks_published(self) -> bool:
+        return self.published
 
     def worthwhile(self, now: float, best: float) -> bool:
         return any(now < radius <= best for radius in self.radii)
@@ -315,18 +323,17 @@ PLANS: dict[str, type[Plan]] = {plan.name: plan for plan in (Fixed, SelectionFre
 
 
 def describe(plan: Plan) -> Json:
-    """A plan as plain values, as manifests hold it: its name as `plan`, `n0`, `n` and what else it has.
-
-    `published` is there only where it is asked for: older runs have no such entry.
-    """
+    """A plan as plain values, as manifests hold it: its name as `plan`, `n0`, `n` and what else it has."""
+    unset = {} if plan.asks_published else {"published"}  # which older runs do not have, either
     described = {"plan": plan.name, "n0": plan.selection, **asdict(plan)}
-    return {name: value for name, value in described.items() if name != "published" or value}
+    return {name: value for name, value in described.items() if name not in unset}
 
 
 def from_description(description: Json) -> Plan:
-    """The plan that `describe` described; other keys are ignored."""
+    """The plan that `describe` described; other keys are ignored, those of a scheme of the user's own, too."""
     plan = PLANS[validate.one_of("plan", description["plan"], PLANS)]
-    there = {"published": False, **description}
+    of_paper = description.get("scheme", Gaussian.name) in SCHEMES and "scheme_class" not in description
+    there = description | {"published": of_paper and description.get("published", False)}
     stored = {field.name: there[field.name] for field in fields(plan)}
     values: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
     return plan(**values)

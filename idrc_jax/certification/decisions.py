@@ -1,5 +1,6 @@
 """What votes decide: when an image has enough of them, and what they certify."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -7,8 +8,8 @@ import numpy as np
 
 from idrc_jax import certificates, several_levels
 from idrc_jax.certificates import Certificate
-from idrc_jax.certificates.sampling_plans import Course, OneLevel, ToRadius
-from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.certificates.sampling_plans import Course, OneLevel
+from idrc_jax.certificates.schemes import Scheme, drawn_level
 from idrc_jax.certification.settings import Settings
 from idrc_jax.sampling.dispatch_ahead import Drawn
 
@@ -36,11 +37,9 @@ class Decisions:
         def radius_of(p_lower: np.ndarray) -> np.ndarray:
             return certificates.radius(self.scheme, self.statistic[position], p_lower, dim=self.dim)
 
-        plan, alpha = self.settings.plan, self.settings.alpha
-        stops = plan.stopping(radius_of, alpha)
-        if not (isinstance(plan, ToRadius) and plan.published):
+        stops, published_stops = self.settings.plan.stopping(radius_of, self.settings.alpha), self._published_stops
+        if published_stops is None or drawn_level(self.scheme, self.statistic[position]) == 0:
             return OneLevel(stops)
-        published_stops = plan.stopping(lambda p_lower: certificates.published_radius(self.scheme, p_lower), alpha)
         return OneLevel(lambda votes: stops(votes) and published_stops(votes))
 
     def certificate(self, drawn: Drawn) -> Certificate:
@@ -59,6 +58,14 @@ class Decisions:
             certificate=self.settings.certificate,
         )
         return made
+
+    @cached_property
+    def _published_stops(self) -> Callable[[np.ndarray], bool] | None:
+        """When votes have decided the published radius, of every image that sees noise; None if that is not asked."""
+        plan = self.settings.plan
+        if not plan.asks_published:
+            return None
+        return plan.stopping(lambda p_lower: certificates.published_radius(self.scheme, p_lower), self.settings.alpha)
 
     @cached_property
     def _bounds(self) -> several_levels.Bounds | None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from idrc_jax import certificates, data, models, sampling, several_levels
 from idrc_jax.certificates import sampling_plans
-from idrc_jax.certificates.sampling_plans import Plan, ToRadius
+from idrc_jax.certificates.sampling_plans import Plan
 from idrc_jax.certificates.schemes import Routed, Scheme, constant_levels, describe
 from idrc_jax.certification.settings import Settings
 from idrc_jax.models import Classifier
@@ -20,9 +20,11 @@ def check_settings(classifier: Classifier, scheme: Scheme, settings: Settings) -
     """ValueError for a certificate or published radii that the scheme does not have, or votes too few for each of its
     levels."""
     certificates.check_certificate(settings.certificate, scheme, settings.plan)
-    plan = settings.plan
-    if isinstance(plan, ToRadius) and plan.published and np.isnan(certificates.published_radius(scheme, 0.9)):
-        raise ValueError(f"Expected a scheme of the paper for a plan that decides published radii, got {scheme.name}.")
+    if settings.plan.asks_published and np.isnan(certificates.published_radius(scheme, 0.9)):
+        raise ValueError(
+            f"Expected sampling.published=False for {scheme.name}, got True: the paper, which has no such noise, "
+            "publishes no radius for it."
+        )
     bounds = several_levels.bounds_of(scheme, settings.plan, settings.alpha, _dim(classifier))
     if bounds is not None:
         bounds.check()

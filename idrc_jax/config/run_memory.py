@@ -41,7 +41,7 @@ _DEPENDS = {
     **{path: {"noise.scheme", "noise.factory"} for path in ("noise.ref", "noise.by")},
     **{path: {"noise.scheme", "noise.factory", "noise.by", *_BINS} for path in _BINS},
     **{path: {"denoiser.weights"} for path in ("denoiser.sigma", "denoiser.steps")},
-    "router.weights": {"noise.scheme", "noise.factory"},
+    **{path: {"noise.scheme", "noise.factory"} for path in ("router.weights", "sampling.published")},
 }
 _DONE = {"certify": "certified", "predict": "predicted", "audit": "audited"}
 

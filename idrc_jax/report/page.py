@@ -189,8 +189,13 @@ def _summary(run: Run, there: dict[str, bool]) -> Json:
         "probabilities": run_summaries.probabilities(read),
         "abstained": metrics.abstention_rate(read),
         "right": float(np.mean([row.correct for row in read.rows])),
-        "explained": metrics.explained(read),
+        "explained": " ".join(told for told in (metrics.explained(read), _of_plan(read)) if told),
     }
+
+
+def _of_plan(read: Results) -> str:
+    """What accuracies do not compare, of a plan that stops at the radii that it was asked for."""
+    return f"The plan {metrics.too_low(read)}" if metrics.asked_radii(read) else ""
 
 
 def _gallery(read: Results, names: Sequence[str], pictures: int) -> list[tuple[str, list[Json]]]:

@@ -30,7 +30,7 @@ _MIXED = "The runs are not of the same images, so none is marked as the best"
 _TO_RADIUS = (
     "Under the plan to_radius the ACR, and accuracy at radii that it was not asked for (0, too), are too low to compare"
 )
-_UNDECIDED = "It was not asked for published radii (sampling.published), at which accuracy is too low to compare, too"
+_UNDECIDED = "The plan of “{}” was not asked for published radii (sampling.published), so accuracy at them is too low"
 
 
 @dataclass(frozen=True)
@@ -289,8 +289,9 @@ def _comparable(several: Sequence[Run], radii: Sequence[float], published: bool 
     return tuple(same and radius <= last for radius in radii)
 
 
-def _undecided(several: Sequence[Run]) -> bool:
-    return not all(metrics.published_decided(run.results) for run in several)
+def _undecided(several: Sequence[Run]) -> list[str]:
+    """The runs whose plans left published radii open."""
+    return [run.name for run in several if not metrics.published_decided(run.results)]
 
 
 def _caption(several: Sequence[Run], what: str, paper_too: bool = False) -> str:
@@ -307,7 +308,7 @@ def _caption(several: Sequence[Run], what: str, paper_too: bool = False) -> str:
         *([_MIXED] if _mixed(several) else []),
     ]
     notes += [_TO_RADIUS] if "to_radius" in plans else []
-    notes += [_UNDECIDED] if what == PUBLISHED and _undecided(several) else []
+    notes += [_UNDECIDED.format(name) for name in _undecided(several)] if what == PUBLISHED else []
     notes += [told.removesuffix(".")] if (told := equal_terms.differences(several)) else []
     cut = {run.name: runs.cut_short(run.results) for run in several}
     notes += [f"Of “{name}” {told.removesuffix('.')}" for name, told in cut.items() if told]

@@ -13,7 +13,7 @@ from idrc_jax.results.recertify import recertify
 from idrc_jax.results.runs import Run
 
 _TERMS = ("plan", "n", "alpha", "certificate", "k", "paired.n", "paired.share")
-_OF_ONE_PLAN = ("n0", "sequence", "radii", "precision")  # compared where the plans have one name
+_OF_ONE_PLAN = ("n0", "sequence", "radii", "published", "precision")  # compared where the plans have one name
 _NAMED = 3  # runs of one value; more are counted
 _UNSTORED = "where it stopped on an image depends on the order of its votes, which is not stored"
 
@@ -40,6 +40,8 @@ def differences(several: Sequence[Run]) -> str:
 
 def _term(made: Json, term: str) -> object:
     """A setting of a guarantee; that of the pairs for `paired.NAME`."""
+    if term == "published":  # described only where it is asked for, and of a scheme of the user's own something else
+        return not user_schemes.is_own(made) and made.get(term, False)
     part, _, name = term.rpartition(".")
     return (made.get(part, {}) if part else made).get(name)
 
@@ -151,7 +153,7 @@ def _guarantee(run: Run) -> Json:
 def _text(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"({', '.join(map(_text, value))})"
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 

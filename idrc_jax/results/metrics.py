@@ -211,7 +211,7 @@ def published_decided(results: Results) -> bool:
     """Whether the plan let votes decide about published radii, too, where there are any beside the valid ones."""
     if not asked_radii(results) or not has_published(results) or published_is_valid(results):
         return True
-    return results.manifest is not None and results.manifest["guarantee"].get("published", False)
+    return results.manifest is None or results.manifest["guarantee"].get("published", False)
 
 
 def last_radius(results: Results) -> float:
@@ -227,8 +227,8 @@ def top_k(results: Results) -> int:
 def too_low(results: Results) -> str:
     """What to say of a plan whose `last_radius` is finite."""
     last = rounded_down(last_radius(results))
-    others = "0, too" if published_decided(results) else "0 and published ones, too"
-    return f"asked for radii up to {last:g}: the ACR, and accuracy at others ({others}), are too low to compare."
+    others = "others (0, too)" + ("" if published_decided(results) else " and at published radii")
+    return f"asked for radii up to {last:g}: the ACR, and accuracy at {others}, are too low to compare."
 
 
 def explained(results: Results) -> str:

@@ -120,6 +120,8 @@ def test_fitted_bins_hold_equally_many_images_and_levels_have_mean_one(by):
         schemes.fit_stepped(np.ones((10, 4, 4, 1)), sigma=0.3, by=by, bins=4)
     with pytest.raises(ValueError, match="Expected bins <= 10, one for each training image at most, got 11"):
         schemes.fit_stepped(images[:10], sigma=0.3, by=by, bins=11)
+    with pytest.raises(ValueError, match="fewer bins: one of 3 holds no training image"):
+        schemes.fit_stepped(np.repeat(images[[5, 2000]], 5, axis=0), sigma=0.3, by=by, bins=3)
 
 
 @pytest.mark.parametrize("name", schemes.SCHEMES)

@@ -150,7 +150,7 @@ def test_a_plan_that_stops_at_its_radii_is_said():
 
 def test_published_radii_that_a_plan_was_not_asked_for_are_no_contest():
     one, other = run("a", "l1", sigma=0.5), run("b", "l2", sigma=0.5)
-    told = "It was not asked for published radii"
+    told = "The plan of “a” was not asked for published radii (sampling.published), so accuracy at them is too low. "
     for published in (False, True):
         for single in (one, other):
             single.results.manifest["guarantee"] |= {
@@ -163,7 +163,9 @@ def test_published_radii_that_a_plan_was_not_asked_for_are_no_contest():
         assert any(any(row) for row in table.best()) == published
         assert (told in table.caption) != published
         assert told not in tables.by_run([one, other], [0.1, 0.2]).caption
-        assert ("(0 and published ones, too)" in summary_table(one.results)) != published
+        assert ("at others (0, too) and at published radii, are" in summary_table(one.results)) != published
+    one.results.manifest["guarantee"]["published"] = False
+    assert tables.by_run([one, other], [0.1], published=True).caption.count("was not asked for published") == 1
 
 
 def test_what_makes_no_table_is_refused():
