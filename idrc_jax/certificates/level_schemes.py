@@ -245,8 +245,6 @@ def fit_stepped(images: np.ndarray, *, sigma: float, by: str = "norm", bins: int
         [STATISTICS[by](images[i : i + 1000].astype(np.float64)) for i in range(0, len(images), 1000)]
     )
     edges = np.quantile(statistic, np.arange(1, bins) / bins)
-    if len(np.unique(edges)) < len(edges):
-        raise SettingError(f"Expected fewer bins: {bins} quantiles of {by} over the training images coincide.", "bins")
     which = np.searchsorted(edges, statistic, side="right")
     if not np.bincount(which, minlength=bins).all():
         raise SettingError(

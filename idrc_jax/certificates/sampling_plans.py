@@ -23,9 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from idrc_jax.certificates import confidence_bounds
+from idrc_jax.certificates import confidence_bounds, user_schemes
 from idrc_jax.certificates.confidence_bounds import Numbers
-from idrc_jax.certificates.schemes import SCHEMES, Gaussian
 from idrc_jax.core import root_finding, validate
 from idrc_jax.core.json_values import Json
 from idrc_jax.core.validate import SettingError
@@ -332,8 +331,8 @@ def describe(plan: Plan) -> Json:
 def from_description(description: Json) -> Plan:
     """The plan that `describe` described; other keys are ignored, those of a scheme of the user's own, too."""
     plan = PLANS[validate.one_of("plan", description["plan"], PLANS)]
-    of_paper = description.get("scheme", Gaussian.name) in SCHEMES and "scheme_class" not in description
-    there = description | {"published": of_paper and description.get("published", False)}
+    own = "scheme" in description and user_schemes.is_own(description)
+    there = description | {"published": not own and description.get("published", False)}
     stored = {field.name: there[field.name] for field in fields(plan)}
     values: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
     return plan(**values)
