@@ -73,6 +73,13 @@ def test_the_page_says_what_the_rows_say(tmp_path):
     assert {image["title"] for image in images} == {"clean", "noisy", "denoised", "original", "adversarial"}
 
 
+def test_a_plan_that_stops_at_its_radii_is_said():
+    told = "The plan asked for radii up to 1.5: the ACR, and accuracy at others (0, too), are too low to compare."
+    stopped, fixed = (runs.read([str(ROOT / "results/plans" / plan)]) for plan in ("to_radius", "fixed"))
+    assert told in report.render(stopped)
+    assert "too low to compare" not in report.render(fixed)
+
+
 def test_a_run_made_in_python_has_no_pictures(tmp_path):
     text = page_of(write_run(tmp_path / "a", data="arrays/memory")).text
     assert "No pictures: a run made in Python has none." in text
