@@ -4,12 +4,14 @@ Command:   python -m benchmarks.report benchmarks/results/NAME.json        (rend
 """
 
 import argparse
+import io
 import re
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from benchmarks import contest, instructions
 from idrc_jax.core import files
@@ -156,7 +158,7 @@ def _number(value: Any) -> str:
 
 
 def draw(result: Result, path: Path) -> None:
-    """A panel a table: bars, or curves over its `x`; whiskers are quartiles."""
+    """A panel a table: bars, or curves over its `x`; whiskers are quartiles. In 256 colours, a third of the bytes."""
     tables = [table for table in result["tables"] if table["rows"]]
     if not tables:
         return
@@ -168,7 +170,9 @@ def draw(result: Result, path: Path) -> None:
         axes.set_title(_with_instructions(result, table["title"]), fontsize=10)
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
-    figure.savefig(path, dpi=150)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=150)
+    Image.open(drawn).convert("RGB").quantize(256).save(path, optimize=True)
 
 
 def _bars(axes: Axes, table: dict[str, Any]) -> None:

@@ -101,7 +101,8 @@ def radii_to_compare(first: Results, second: Results, radii: Sequence[float]) ->
 
 
 def paired_radii(first: Results, second: Results, *, published: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """`metrics.correct_radii` of both, in the order of the index; ValueError unless they are of the same images."""
+    """`metrics.correct_radii` of both, in the order of the index; ValueError unless they are of the same images and
+    their plans decided such radii."""
     runs.norm_of([first, second])
     other = runs.other_images(first, second)
     if other:
@@ -111,6 +112,11 @@ def paired_radii(first: Results, second: Results, *, published: bool = False) ->
         there = metrics.has_published(one) if published else metrics.has_certificates(one)
         if one.rows and not there:
             raise ValueError(f"Expected {'published' if published else 'valid'} radii in {one.path}, got none.")
+        if published and not metrics.published_decided(one):
+            raise ValueError(
+                f"Expected a plan that decides published radii, too, got that of {one.path}, where accuracy at them is "
+                "too low to compare: certify with sampling.published=True."
+            )
         found.append(metrics.correct_radii(one, published=published)[np.argsort([row.idx for row in one.rows])])
     return found[0], found[1]
 

@@ -437,6 +437,18 @@ def test_a_dry_run_counts_and_writes_nothing(linear, dataset, tmp_path):
     assert said.seconds == pytest.approx(said.samples / said.samples_per_second)
 
 
+def test_a_dry_run_refuses_what_certification_refuses(linear, dataset, tmp_path):
+    published = Settings(ToRadius(n=320, published=True))
+    for scheme, indices, settings, message in (
+        (schemes.Box(0.5), INDICES, published, r"Expected sampling\.published=False for box, got True"),
+        (SCHEME, [0, 0], SETTINGS, "Expected each image once"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            certification.estimate(linear, scheme, dataset, np.array(indices), settings)
+        with pytest.raises(ValueError, match=message):
+            certification.certify_dataset(linear, scheme, dataset, np.array(indices), settings, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

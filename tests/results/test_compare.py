@@ -161,6 +161,16 @@ def test_radii_that_are_not_there_are_refused():
         compare.compare(results([]), results([]))
 
 
+def test_published_radii_that_a_plan_left_open_are_not_compared():
+    fixed, early = (results([0.1] * 3, published=[0.3] * 3, scheme="l1") for _ in range(2))
+    early.manifest["guarantee"] |= {"plan": "to_radius", "radii": [0.1], "norm": "l2"}
+    compare.compare(fixed, early)
+    with pytest.raises(ValueError, match="Expected a plan that decides published radii, too, got that of "):
+        compare.compare(fixed, early, published=True)
+    early.manifest["guarantee"]["published"] = True
+    compare.compare(fixed, early, published=True)
+
+
 def test_radii_that_a_plan_did_not_ask_for_are_left_out_unless_named():
     """Under `to_radius` accuracy there, at 0 too, is of images that the plan left undecided."""
     folders = [ROOT / "results/cifar10_resnet20_0.5" / name for name in ("gaussian", "consistency")]
