@@ -19,7 +19,7 @@ from scipy import special
 
 from idrc_jax import data, results
 from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
-from idrc_jax.certificates.sampling_plans import LevelVotes
+from idrc_jax.certificates.courses import LevelVotes
 from idrc_jax.results import Results, Row
 from idrc_jax.several_levels import cascade
 

@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.cascades import RADII, of_row, pairs_of, print_table, right
 from idrc_jax import data, models, results
 from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
-from idrc_jax.certificates.sampling_plans import LevelVotes
+from idrc_jax.certificates.courses import LevelVotes
 from idrc_jax.results import Results, Row
 from idrc_jax.sampling import implementation_choice, random_keys
 from idrc_jax.sampling.dispatch_ahead import Scheduler

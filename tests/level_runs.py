@@ -5,7 +5,7 @@ import pytest
 
 from idrc_jax import certification, data, results, sampling
 from idrc_jax.certificates import sampling_plans
-from idrc_jax.certificates.sampling_plans import LevelVotes
+from idrc_jax.certificates.courses import LevelVotes
 from idrc_jax.certification import Settings
 
 PLANS = {

@@ -35,7 +35,7 @@ from benchmarks import (
 from benchmarks.contest import OURS, TORCH, Variant
 from benchmarks.fuzzing import mutations
 from idrc_jax import data, models, results, sampling, training
-from idrc_jax.certificates.sampling_plans import LevelVotes
+from idrc_jax.certificates.courses import LevelVotes
 from idrc_jax.sampling import devices, random_keys
 
 WEIGHTS = ROOT / "checkpoints" / "cifar10_resnet20_gaussian_0.25.safetensors"

@@ -21,8 +21,8 @@ from jax.sharding import PartitionSpec as P
 
 from idrc_jax.audit.balls import TINY, distances, length, per_image, projected, steepest
 from idrc_jax.certificates import schemes
-from idrc_jax.certificates.normal_thresholds import GRID
 from idrc_jax.certificates.schemes import Routed, Scheme, Stepped, host_levels
+from idrc_jax.core.normal_thresholds import GRID
 from idrc_jax.core.validate import SettingError
 from idrc_jax.models import Classifier, check_logits
 from idrc_jax.sampling import ApplyFn, devices, noise_laws, random_keys

@@ -4,6 +4,7 @@ Imports core. No JAX: every formula here is float64 NumPy, rounded to the safe s
 """
 
 from idrc_jax.certificates.confidence_bounds import Pairs
+from idrc_jax.certificates.courses import LevelVotes
 from idrc_jax.certificates.radii import (
     CERTIFICATES,
     INCREMENTAL,
@@ -22,7 +23,6 @@ from idrc_jax.certificates.radii import (
 from idrc_jax.certificates.sampling_plans import (
     Exhaustive,
     Fixed,
-    LevelVotes,
     Plan,
     SelectionFree,
     ToPrecision,

@@ -11,9 +11,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from idrc_jax.certificates import normal_thresholds
 from idrc_jax.certificates.noise_scheme import STATISTICS, Array, Scheme, nothing
-from idrc_jax.core import validate
+from idrc_jax.core import normal_thresholds, validate
 from idrc_jax.core.validate import SettingError
 
 

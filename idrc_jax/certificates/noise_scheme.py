@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from idrc_jax.certificates import normal_thresholds
-from idrc_jax.core import validate
+from idrc_jax.core import normal_thresholds, validate
 from idrc_jax.core.validate import SettingError
 
 Array = Any  # NumPy's or JAX's

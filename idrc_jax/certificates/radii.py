@@ -1,8 +1,7 @@
 """From a lower bound on the top class's probability to a radius, in float64, rounded down.
 
 `radius` and `two_sided_radius` are valid; `published_radius` is what the paper reports for every scheme, which for
-input-dependent noise is not a certificate. The theorems, their sources and the numerical errors are in
-docs/explanation/certificates.md.
+input-dependent noise is not a certificate. Theorems, sources, numerical errors: docs/explanation/certificates.md.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from idrc_jax.certificates import confidence_bounds, gaussian_pair, normal_thresholds, norms, spherical, top_k
+from idrc_jax.certificates import confidence_bounds, gaussian_pair, norms, spherical, top_k
 from idrc_jax.certificates.confidence_bounds import Numbers, Pairs
-from idrc_jax.certificates.sampling_plans import Exhaustive, Fixed, LevelVotes, Plan, SelectionFree
+from idrc_jax.certificates.courses import LevelVotes
+from idrc_jax.certificates.sampling_plans import Exhaustive, Fixed, Plan, SelectionFree
 from idrc_jax.certificates.schemes import (
     L1,
     L2,
@@ -31,7 +31,7 @@ from idrc_jax.certificates.schemes import (
     level_count,
 )
 from idrc_jax.certificates.user_schemes import check_own
-from idrc_jax.core import validate
+from idrc_jax.core import normal_thresholds, validate
 
 CERTIFICATES = ("one_sided", "two_sided", "runner_up")  # of a network's own votes, about the class that they choose
 TOP_K = "top_k"

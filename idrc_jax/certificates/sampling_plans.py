@@ -9,15 +9,13 @@ at half of alpha, and certify only above 1/2: with the bound lower(c) of class c
 lower(c) > p_c for some c with lower(c) > 1/2. Classes with p_c <= 1/2 share at most alpha (their error is at most
 2 p_c * alpha / 2 and the p_c add up to 1), or, if one class has p > 1/2, alpha / 2 + alpha (1 - p) < alpha in all.
 For one look that is the convexity of the binomial tail on [0, 1/2]; with many it holds path by path.
-
-A course is what one image gets of a plan; of several levels the votes of one decide under which more are drawn.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -78,6 +76,11 @@ class Plan:
         """Whether the radius that the paper publishes is to be decided, too, by `stopping` of its own."""
         return False
 
+    @property
+    def asks_labels(self) -> bool:
+        """Whether the images' labels are to be known, too, to `stopping`."""
+        return False
+
     def looks(self) -> list[int]:
         """Sample numbers, ascending, at which votes are read; the last is n."""
         return [self.n]
@@ -113,8 +116,14 @@ class Plan:
         """Whether a radius of `best` instead of `now` is worth more votes."""
         return best > now
 
-    def stopping(self, radius_of: RadiusOf, alpha: float) -> Callable[[np.ndarray], bool]:
-        """The stop rule of one image: its votes at a look before the last, int [K + 1] -> whether to stop there."""
+    def stopping(self, radius_of: RadiusOf, alpha: float, label: int | None = None) -> Callable[[np.ndarray], bool]:
+        """The stop rule of one image: its votes at a look before the last, int [K + 1] -> whether to stop there.
+
+        Args:
+          radius_of: the image's radius.
+          alpha: of `lower`.
+          label: where the plan asks for it, the image's.
+        """
         return lambda votes: True
 
     def check(self, alpha: float) -> None:
@@ -246,34 +255,43 @@ class ToRadius(_Adaptive):
       radii: ascending, > 0. Votes stop where the largest of them is certified, or the next one is out of reach: even if
         all votes to come were for the class, or, with 95 % confidence, because the probability is too low.
       published: decide so for the radius that the paper publishes, too: stop where both are decided by the same votes.
+      correct_only: decide so for correct predictions alone: stop where the class of the image's label has the largest
+        of the radii, or the next one is out of its reach. Certified accuracy is as without; of a wrong prediction the
+        radius, which is valid, is as large as few votes make it, and many become abstentions.
     """
 
     name: ClassVar[str] = "to_radius"
     radii: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
     published: bool = False
+    correct_only: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "radii", tuple(self.radii))
         if not (self.radii and validate.ascend(self.radii, above=0)):
             raise SettingError(f"Expected radii to ascend from above 0, got {self.radii}.", "radii")
-        if not isinstance(self.published, bool):
-            raise SettingError(f"Expected published to be True or False, got {self.published!r}.", "published")
+        for name in ("published", "correct_only"):
+            if not isinstance(getattr(self, name), bool):
+                raise SettingError(f"Expected {name} to be True or False, got {getattr(self, name)!r}.", name)
 
     @property
     def asks_published(self) -> bool:
         return self.published
 
+    @property
+    def asks_labels(self) -> bool:
+        return self.correct_only
+
     def worthwhile(self, now: float, best: float) -> bool:
         return any(now < radius <= best for radius in self.radii)
 
-    def stopping(self, radius_of: RadiusOf, alpha: float) -> Callable[[np.ndarray], bool]:
+    def stopping(self, radius_of: RadiusOf, alpha: float, label: int | None = None) -> Callable[[np.ndarray], bool]:
         has = radius_of(np.zeros(1))[0]
         ahead = [radius for radius in self.radii if radius > has]
         goals = needed_probabilities(radius_of, ahead, float(self.lower(self.n, self.n, alpha)))
 
         def finished(votes: np.ndarray) -> bool:
-            k, n = int(np.max(votes[:-1])), int(np.sum(votes))
+            k, n = int(np.max(votes[:-1]) if label is None else votes[label]), int(np.sum(votes))
             left = goals[~self._reaches(k, n, goals, alpha)]
             return not len(left) or not self._reachable(k, n, left[:1], alpha)[0]
 
@@ -299,7 +317,7 @@ class ToPrecision(_Adaptive):
     def worthwhile(self, now: float, best: float) -> bool:
         return now < (1 - self.precision) * best
 
-    def stopping(self, radius_of: RadiusOf, alpha: float) -> Callable[[np.ndarray], bool]:
+    def stopping(self, radius_of: RadiusOf, alpha: float, label: int | None = None) -> Callable[[np.ndarray], bool]:
         def finished(votes: np.ndarray) -> bool:
             k, n = int(np.max(votes[:-1])), int(np.sum(votes))
             now, best = radius_of(np.array([self.lower(k, n, alpha), self.hope(k, n, alpha)]))
@@ -314,7 +332,7 @@ class ToSignificance(_Adaptive):
 
     name: ClassVar[str] = "to_significance"
 
-    def stopping(self, radius_of: RadiusOf, alpha: float) -> Callable[[np.ndarray], bool]:
+    def stopping(self, radius_of: RadiusOf, alpha: float, label: int | None = None) -> Callable[[np.ndarray], bool]:
         return lambda votes: confidence_bounds.predict_sequential(votes, alpha) != confidence_bounds.ABSTAIN
 
 
@@ -323,16 +341,15 @@ PLANS: dict[str, type[Plan]] = {plan.name: plan for plan in (Fixed, SelectionFre
 
 def describe(plan: Plan) -> Json:
     """A plan as plain values, as manifests hold it: its name as `plan`, `n0`, `n` and what else it has."""
-    unset = {} if plan.asks_published else {"published"}  # which older runs do not have, either
     described = {"plan": plan.name, "n0": plan.selection, **asdict(plan)}
-    return {name: value for name, value in described.items() if name not in unset}
+    return {name: value for name, value in described.items() if value is not False}  # switches, which older runs lack
 
 
 def from_description(description: Json) -> Plan:
     """The plan that `describe` described; other keys are ignored, those of a scheme of the user's own, too."""
     plan = PLANS[validate.one_of("plan", description["plan"], PLANS)]
     own = "scheme" in description and user_schemes.is_own(description)
-    there = description | {"published": not own and description.get("published", False)}
+    there = description | {name: not own and description.get(name, False) for name in ("published", "correct_only")}
     stored = {field.name: there[field.name] for field in fields(plan)}
     values: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
     return plan(**values)
@@ -355,45 +372,3 @@ def needed_probabilities(radius_of: RadiusOf, radii: Sequence[float], most: floa
     )
     reached = radius_of(special.ndtr(high)) >= wanted
     return 1 - (1 - special.ndtr(high[reached])) * (1 - 1e-8)
-
-
-class LevelVotes(NamedTuple):
-    """What was drawn of an image under one noise level.
-
-    Attributes:
-      level: its place in `schemes.drawn_levels`.
-      selected: the class that selection votes chose, or these votes under a plan without selection; -1 for none.
-      votes: estimation votes, one count a class, then those whose logits were not finite.
-    """
-
-    level: int
-    selected: int
-    votes: tuple[int, ...]
-
-
-class Course(Protocol):
-    """The way of one image, which begins under level 0; what it says depends on that image's votes alone.
-
-    `drawn` is what there is of the image, a level an entry, in the order in which they were begun.
-    """
-
-    def next_level(self, drawn: Sequence[LevelVotes]) -> int | None:
-        """The level to begin next, or to go on with if it is in `drawn`; None where the image is decided."""
-        ...
-
-    def stops(self, drawn: Sequence[LevelVotes], level: int) -> bool:
-        """Whether to leave the level under way, whose votes so far are in `drawn`, at a look before the last."""
-        ...
-
-
-@dataclass(frozen=True)
-class OneLevel:
-    """The course under a scheme of one level: `stop` is the plan's rule (`Plan.stopping`)."""
-
-    stop: Callable[[np.ndarray], bool]
-
-    def next_level(self, drawn: Sequence[LevelVotes]) -> int | None:
-        return None
-
-    def stops(self, drawn: Sequence[LevelVotes], level: int) -> bool:
-        return self.stop(np.asarray(drawn[0].votes))

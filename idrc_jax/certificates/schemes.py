@@ -33,11 +33,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from idrc_jax.certificates import normal_thresholds
 from idrc_jax.certificates.level_schemes import Cascade, Routed, Stepped, fit_stepped
 from idrc_jax.certificates.noise_scheme import STATISTICS, Array, Scheme, mean_abs, norm, nothing
 from idrc_jax.certificates.scheme_check import SchemeCheck, check
-from idrc_jax.core import user_code, validate
+from idrc_jax.core import normal_thresholds, user_code, validate
 from idrc_jax.core.json_values import Json
 from idrc_jax.core.validate import SettingError
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from idrc_jax import certificates, several_levels
 from idrc_jax.certificates import Certificate
-from idrc_jax.certificates.sampling_plans import Course, OneLevel
+from idrc_jax.certificates.courses import Course, OneLevel
+from idrc_jax.certificates.sampling_plans import RadiusOf
 from idrc_jax.certificates.schemes import Scheme, drawn_level
 from idrc_jax.certification.settings import Settings
 from idrc_jax.sampling.dispatch_ahead import Drawn
@@ -22,24 +23,30 @@ class Decisions:
       scheme, settings: by which they are certified.
       statistic: float64 [N], the images' under the scheme.
       dim: values of an image, H * W * C.
+      labels: int [N], the images' classes, for a plan that asks for them.
     """
 
     scheme: Scheme
     settings: Settings
     statistic: np.ndarray
     dim: int
+    labels: np.ndarray | None = None
 
     def course(self, position: int) -> Course:
         """What votes the image at a position gets."""
         if self._bounds is not None:
             return several_levels.course(self._bounds)
 
-        def radius_of(p_lower: np.ndarray) -> np.ndarray:
-            return certificates.radius(self.scheme, self.statistic[position], p_lower, dim=self.dim)
+        plan = self.settings.plan
 
-        stops, published_stops = self.settings.plan.stopping(radius_of, self.settings.alpha), self._published_stops
-        if published_stops is None or drawn_level(self.scheme, self.statistic[position]) == 0:
+        def stopping(radius_of: RadiusOf) -> Callable[[np.ndarray], bool]:
+            label = None if self.labels is None else int(self.labels[position])
+            return plan.stopping(radius_of, self.settings.alpha, label)
+
+        stops = stopping(lambda p: certificates.radius(self.scheme, self.statistic[position], p, dim=self.dim))
+        if not plan.asks_published or drawn_level(self.scheme, self.statistic[position]) == 0:
             return OneLevel(stops)
+        published_stops = stopping(lambda p: certificates.published_radius(self.scheme, p))
         return OneLevel(lambda votes: stops(votes) and published_stops(votes))
 
     def certificate(self, drawn: Drawn) -> Certificate:
@@ -58,14 +65,6 @@ class Decisions:
             certificate=self.settings.certificate,
         )
         return made
-
-    @cached_property
-    def _published_stops(self) -> Callable[[np.ndarray], bool] | None:
-        """When votes have decided the published radius, of every image that sees noise; None if that is not asked."""
-        plan = self.settings.plan
-        if not plan.asks_published:
-            return None
-        return plan.stopping(lambda p_lower: certificates.published_radius(self.scheme, p_lower), self.settings.alpha)
 
     @cached_property
     def _bounds(self) -> several_levels.Bounds | None:

@@ -17,8 +17,8 @@ from idrc_jax.sampling import threefry
 
 
 def check_settings(classifier: Classifier, scheme: Scheme, settings: Settings) -> None:
-    """ValueError for a certificate or published radii that the scheme does not have, or votes too few for each of its
-    levels."""
+    """ValueError for a certificate or published radii that the scheme does not have, a plan that several levels do not
+    allow, or votes too few for each of them."""
     certificates.check_certificate(settings.certificate, scheme, settings.plan)
     if settings.plan.asks_published and np.isnan(certificates.published_radius(scheme, 0.9)):
         raise ValueError(
@@ -27,6 +27,11 @@ def check_settings(classifier: Classifier, scheme: Scheme, settings: Settings) -
         )
     bounds = several_levels.bounds_of(scheme, settings.plan, settings.alpha, _dim(classifier))
     if bounds is not None:
+        if settings.plan.asks_labels:
+            raise ValueError(
+                f"Expected sampling.correct_only=False for {scheme.name}, got True: under several levels votes are "
+                "drawn for whichever class they choose."
+            )
         bounds.check()
 
 
@@ -125,6 +130,15 @@ def describe_prediction(
     drawn = sampling_plans.describe(plan)
     _check_fields(scheme, drawn)
     return {name: value for name, value in described.items() if name not in ("certificate", "norm")} | drawn
+
+
+def labels_for(plan: Plan, dataset: data.Dataset, indices: np.ndarray) -> np.ndarray | None:
+    """The labels of some images for a plan that asks for them, None for others; ValueError where there are none."""
+    if not plan.asks_labels:
+        return None
+    if not dataset.labelled:
+        raise ValueError(f"Expected labels for sampling.correct_only=True, got none of the images of {dataset.source}.")
+    return dataset.labels[indices]
 
 
 def check_fits(classifier: Classifier, dataset: data.Dataset) -> None:

@@ -10,12 +10,13 @@ from jax.sharding import Mesh
 
 from idrc_jax import data, sampling
 from idrc_jax.certificates import Certificate, Splitting, confidence_bounds, sampling_plans, usual_plan
+from idrc_jax.certificates.courses import Course, OneLevel
 from idrc_jax.certificates.level_schemes import Cascade, Routed
-from idrc_jax.certificates.sampling_plans import Course, Fixed, OneLevel, Plan, SelectionFree, ToRadius, ToSignificance
+from idrc_jax.certificates.sampling_plans import Fixed, Plan, SelectionFree, ToRadius, ToSignificance
 from idrc_jax.certificates.schemes import Scheme, check_pixels, host_levels, level_count, scales
 from idrc_jax.certification import arguments, clean_accuracy, provenance
 from idrc_jax.certification.decisions import Decisions
-from idrc_jax.certification.guarantee import check_fits, check_settings, check_unique, describe_guarantee
+from idrc_jax.certification.guarantee import check_fits, check_settings, check_unique, describe_guarantee, labels_for
 from idrc_jax.certification.settings import Settings
 from idrc_jax.core import validate
 from idrc_jax.core.json_values import as_json
@@ -98,11 +99,12 @@ def certify(
     indices = check_unique(np.arange(len(pixels)) if indices is None else sampling.check_indices(indices, pixels))
     every = np.arange(len(pixels))
     checked = provenance.checked_scheme(scheme, pixels, every)
+    known = labels_for(settings.plan, dataset, every)
     guarantee = as_json(describe_guarantee(classifier, scheme, dataset, indices, settings))
     samples = len(pixels) * level_count(scheme) * settings.plan.most
     execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
     session = provenance.versions() | provenance.training(classifier) | execution.describe() | checked
-    made = certify_by(execution, scheme, pixels, settings, indices=indices)
+    made = certify_by(execution, scheme, pixels, settings, indices=indices, labels=known)
     rows: dict[int, Row] = {}
     since = time.perf_counter()
     for position, one in _shown(made, "certify", len(pixels), progress):
@@ -114,7 +116,13 @@ def certify(
 
 
 def certify_by(
-    execution: Execution, scheme: Scheme, images: np.ndarray, settings: Settings, *, indices: np.ndarray
+    execution: Execution,
+    scheme: Scheme,
+    images: np.ndarray,
+    settings: Settings,
+    *,
+    indices: np.ndarray,
+    labels: np.ndarray | None = None,
 ) -> Iterator[tuple[int, Certificate]]:
     """The certificates of images by a way to run the network that is already chosen: positions and certificates, as
     the images are decided.
@@ -125,10 +133,11 @@ def certify_by(
       images: float32 [N, H, W, C] in [0, 1].
       settings: what else the certificates depend on.
       indices: [N], which name the noise.
+      labels: [N], for a plan that asks for them.
     """
     images = sampling.check_images(images, execution.classifier, scheme)
     statistic, levels = host_levels(scheme, images)
-    decisions = Decisions(scheme, settings, statistic, int(np.prod(images.shape[1:])))
+    decisions = Decisions(scheme, settings, statistic, int(np.prod(images.shape[1:])), labels)
     key = random_keys.root(settings.seed)
     counter = VoteCounter(execution, scheme, images, levels, indices=indices, key=key)
     scheduler = Scheduler(counter, settings.plan, decisions.course, piece=_STRIDES * counter.stride)

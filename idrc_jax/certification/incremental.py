@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from idrc_jax import data, models, sampling
 from idrc_jax.certificates import INCREMENTAL, Pairs, SelectionFree
-from idrc_jax.certificates.sampling_plans import Course, OneLevel
+from idrc_jax.certificates.courses import Course, OneLevel
 from idrc_jax.certificates.schemes import Scheme, Splitting, host_levels, level_count
 from idrc_jax.certification.guarantee import check_fits, check_indices, check_rows, check_unique, describe_guarantee
 from idrc_jax.certification.job import Job, run, warn_of_training_images

@@ -19,7 +19,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from idrc_jax import data, results, sampling
-from idrc_jax.certificates.sampling_plans import Course, Plan
+from idrc_jax.certificates.courses import Course
+from idrc_jax.certificates.sampling_plans import Plan
 from idrc_jax.certificates.schemes import Scheme, host_levels, level_count
 from idrc_jax.certification.decisions import Decisions
 from idrc_jax.certification.guarantee import (
@@ -29,6 +30,7 @@ from idrc_jax.certification.guarantee import (
     check_settings,
     check_unique,
     describe_guarantee,
+    labels_for,
 )
 from idrc_jax.certification.provenance import asked, checked_scheme, trained_on
 from idrc_jax.certification.settings import Settings
@@ -251,9 +253,10 @@ def _prepare(
     share = worker.share(indices)
     images = sampling.check_images(data.to_unit(dataset.images[share]), classifier, scheme)
     statistic, levels = host_levels(scheme, images)
+    labels = labels_for(settings.plan, dataset, share)
     return _Certification(
         classifier, scheme, dataset, share, images, levels, settings.plan, settings.seed, guarantee,
-        checked, asked(indices), Decisions(scheme, settings, statistic, guarantee["dim"]),
+        checked, asked(indices), Decisions(scheme, settings, statistic, guarantee["dim"], labels),
     )  # fmt: skip
 
 

@@ -243,6 +243,10 @@ FIELDS = {
         sampling_plans.ToRadius.published,
         "to_radius: decide for each of them, too, whether an image has it as the paper publishes radii",
     ),
+    "sampling.correct_only": Field(
+        sampling_plans.ToRadius.correct_only,
+        "to_radius: decide radii of correct predictions alone; others get few votes and small radii",
+    ),
     "sampling.precision": Field(
         sampling_plans.ToPrecision.precision, "to_precision: of the radius, as a fraction of it"
     ),

@@ -26,7 +26,7 @@ _GUARANTEE = {
 _MORE = {
     "ref?": float, "k?": int, "subsampled_from?": int, "consensus?": int, "factory?": str,
     "radii?": [float], "levels?": [float], "edges?": [float], "thresholds?": [float], "shares?": [float],
-    "precision?": float, "published?": bool, "members?": [dict],
+    "precision?": float, "published?": bool, "correct_only?": bool, "members?": [dict],
     "by_level?": [{"weights_sha256?": str, "denoiser?": {"sigma": float}}],
     "denoiser_sigma?": float, "denoiser_steps?": int,
 }  # fmt: skip

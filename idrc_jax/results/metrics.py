@@ -228,7 +228,10 @@ def too_low(results: Results) -> str:
     """What to say of a plan whose `last_radius` is finite."""
     last = rounded_down(last_radius(results))
     others = "others (0, too)" + ("" if published_decided(results) else " and at published radii")
-    return f"asked for radii up to {last:g}: the ACR, and accuracy at {others}, are too low to compare."
+    told = f"asked for radii up to {last:g}: the ACR, and accuracy at {others}, are too low to compare."
+    made = results.manifest["guarantee"] if results.manifest else {}
+    decided = made and not user_schemes.is_own(made) and made.get("correct_only", False)
+    return f"{told} It decided correct predictions alone: of others the radius says little." if decided else told
 
 
 def explained(results: Results) -> str:

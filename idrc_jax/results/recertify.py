@@ -20,7 +20,6 @@ from idrc_jax.certificates import (
     LevelVotes,
     Pairs,
     confidence_bounds,
-    normal_thresholds,
     norms,
     sampling_plans,
     schemes,
@@ -28,7 +27,7 @@ from idrc_jax.certificates import (
 )
 from idrc_jax.certificates.sampling_plans import Plan
 from idrc_jax.certificates.schemes import L1, Gaussian, InverseSqrtNorm, Scheme
-from idrc_jax.core import validate
+from idrc_jax.core import normal_thresholds, validate
 from idrc_jax.core.json_values import Json, as_json
 from idrc_jax.results import result_rows
 from idrc_jax.results.manifest import MANIFEST, Manifest, seed_of

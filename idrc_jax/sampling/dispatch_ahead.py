@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from idrc_jax.certificates import confidence_bounds
-from idrc_jax.certificates.sampling_plans import Course, LevelVotes, Plan
+from idrc_jax.certificates.courses import Course, LevelVotes
+from idrc_jax.certificates.sampling_plans import Plan
 from idrc_jax.sampling import random_keys
 from idrc_jax.sampling.vote_counter import Draw, VoteCounter
 

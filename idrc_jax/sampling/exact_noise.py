@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from idrc_jax.certificates import normal_thresholds
-from idrc_jax.certificates.normal_thresholds import GRID
+from idrc_jax.core import normal_thresholds
+from idrc_jax.core.normal_thresholds import GRID
 from idrc_jax.kernels import rounded_normal_cpu
 from idrc_jax.kernels.rounded_normal_cpu import Tables
 from idrc_jax.sampling import devices, threefry

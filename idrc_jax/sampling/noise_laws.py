@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from idrc_jax.certificates import norms
-from idrc_jax.certificates.normal_thresholds import GRID
 from idrc_jax.certificates.schemes import Scheme
+from idrc_jax.core.normal_thresholds import GRID
 from idrc_jax.kernels.rounded_normal_cpu import Tables
 from idrc_jax.sampling import exact_noise, random_keys, threefry
 

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from idrc_jax.certificates import Certificate, sampling_plans, schemes, user_schemes
+from idrc_jax.certificates.courses import Course, LevelVotes
 from idrc_jax.certificates.level_schemes import Cascade, Routed
 from idrc_jax.certificates.noise_scheme import Scheme
-from idrc_jax.certificates.sampling_plans import Course, LevelVotes, Plan
+from idrc_jax.certificates.sampling_plans import Plan
 from idrc_jax.core.json_values import Json
 from idrc_jax.several_levels import cascade, routed
 

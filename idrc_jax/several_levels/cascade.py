@@ -25,9 +25,9 @@ from scipy import special
 
 from idrc_jax.certificates import confidence_bounds, sampling_plans, schemes
 from idrc_jax.certificates.confidence_bounds import Numbers
+from idrc_jax.certificates.courses import LevelVotes
 from idrc_jax.certificates.level_schemes import Cascade
 from idrc_jax.certificates.radii import Certificate
-from idrc_jax.certificates.sampling_plans import LevelVotes
 from idrc_jax.core.validate import SettingError
 from idrc_jax.several_levels.level_bounds import LevelBounds
 

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from idrc_jax.certificates import confidence_bounds, radii, schemes
+from idrc_jax.certificates.courses import LevelVotes
 from idrc_jax.certificates.level_schemes import Routed
 from idrc_jax.certificates.radii import Certificate
-from idrc_jax.certificates.sampling_plans import LevelVotes
 from idrc_jax.several_levels.level_bounds import LevelBounds
 
 ROUTER = 0  # its level

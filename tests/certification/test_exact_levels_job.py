@@ -11,8 +11,9 @@ import running
 from level_runs import without_time
 
 from idrc_jax import audit, certification, config, data, results, sampling
-from idrc_jax.certificates import confidence_bounds, normal_thresholds, schemes
+from idrc_jax.certificates import confidence_bounds, schemes
 from idrc_jax.commands import certify
+from idrc_jax.core import normal_thresholds
 from idrc_jax.models import Classifier
 from idrc_jax.results import audit_rows, recertify, runs
 from idrc_jax.sampling import devices, exact_noise, random_keys, votes

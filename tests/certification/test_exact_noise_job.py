@@ -11,11 +11,12 @@ import running
 
 from idrc_jax import audit, certification, config, data, results, sampling
 from idrc_jax.audit import attacks
-from idrc_jax.certificates import normal_thresholds, schemes, user_schemes
+from idrc_jax.certificates import schemes, user_schemes
 from idrc_jax.certificates.sampling_plans import Fixed
 from idrc_jax.certification import Settings, certify_dataset
 from idrc_jax.commands import certify
 from idrc_jax.config import run_memory
+from idrc_jax.core import normal_thresholds
 from idrc_jax.models import Classifier
 from idrc_jax.results import audit_rows, recertify, runs
 from idrc_jax.sampling import devices, random_keys

@@ -10,7 +10,8 @@ from scipy import special
 
 from idrc_jax import certificates, results
 from idrc_jax.certificates import sampling_plans, schemes
-from idrc_jax.certificates.sampling_plans import LevelVotes, ToRadius
+from idrc_jax.certificates.courses import LevelVotes
+from idrc_jax.certificates.sampling_plans import ToRadius
 from idrc_jax.certification import Settings, certify_dataset
 from idrc_jax.certification.decisions import Decisions
 from idrc_jax.certification.guarantee import check_settings

@@ -16,7 +16,8 @@ from scipy import special
 import idrc_jax as idrc
 from idrc_jax import data, models, report, results, sampling, several_levels
 from idrc_jax.certificates import confidence_bounds, schemes
-from idrc_jax.certificates.sampling_plans import LevelVotes, SelectionFree
+from idrc_jax.certificates.courses import LevelVotes
+from idrc_jax.certificates.sampling_plans import SelectionFree
 from idrc_jax.certification.in_memory import predict
 from idrc_jax.models import Classifier
 from idrc_jax.report import run_summaries

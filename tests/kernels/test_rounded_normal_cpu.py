@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from idrc_jax.certificates.normal_thresholds import thresholds
+from idrc_jax.core.normal_thresholds import thresholds
 from idrc_jax.kernels import rounded_normal_cpu as rounded
 from idrc_jax.sampling import threefry
 

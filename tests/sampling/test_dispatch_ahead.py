@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from idrc_jax.certificates import confidence_bounds, sampling_plans
-from idrc_jax.certificates.sampling_plans import OneLevel
+from idrc_jax.certificates.courses import OneLevel
 from idrc_jax.sampling import random_keys
 from idrc_jax.sampling.dispatch_ahead import Scheduler, whole_strides
 

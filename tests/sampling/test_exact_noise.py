@@ -12,8 +12,9 @@ from scipy import stats
 
 import idrc_jax as idrc
 from idrc_jax import data, sampling
-from idrc_jax.certificates import normal_thresholds, schemes
+from idrc_jax.certificates import schemes
 from idrc_jax.certification.gallery_selection import add_first_noise
+from idrc_jax.core import normal_thresholds
 from idrc_jax.kernels import rounded_normal_cpu
 from idrc_jax.sampling import devices, exact_noise, noise_laws, random_keys
 

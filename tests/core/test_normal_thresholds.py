@@ -6,9 +6,10 @@ import mpmath
 import numpy as np
 import pytest
 
-from idrc_jax.certificates import normal_thresholds, radii, schemes
-from idrc_jax.certificates.normal_thresholds import thresholds, total_variation
+from idrc_jax.certificates import radii, schemes
 from idrc_jax.certificates.sampling_plans import Fixed
+from idrc_jax.core import normal_thresholds
+from idrc_jax.core.normal_thresholds import thresholds, total_variation
 
 LEVELS = (0.25, 0.12, 1.0, float(np.float32(0.1234567)), 0.01, 1e-3, 3e-4, 2.0**-126)
 
