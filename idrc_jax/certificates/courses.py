@@ -22,7 +22,8 @@ class LevelVotes(NamedTuple):
 
 
 class Course(Protocol):
-    """The way of one image, which begins under level 0; what it says depends on that image's votes alone.
+    """The way of one image, which begins under level 0; what it says depends on that image's votes alone, and
+    its label where the plan asks for it.
 
     `drawn` is what there is of the image, a level an entry, in the order in which they were begun.
     """

@@ -1,8 +1,9 @@
 """Sampling plans: how many votes an image gets, the bound that then holds, and when to stop.
 
 A plan reads the votes of an image at its `looks`, numbers of samples fixed beforehand, and stops at one of them. What
-it decides depends on the image's votes alone, so that a run's rows do not depend on the order of the images, on the
-device or on where it was cut, and the votes of an adaptive run are the first of those of a fixed one.
+it decides depends on the image's votes alone, and its label if it asks for that, so that a run's rows do not depend on
+the order of the images, on the device or on where it was cut, and the votes of an adaptive run are the first of those
+of a fixed one.
 
 `fixed` is CERTIFY of Cohen et al. (2019). The others choose the class by the same votes that bound its probability,
 at half of alpha, and certify only above 1/2: with the bound lower(c) of class c and p_c its probability, an error needs
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from idrc_jax.certificates import confidence_bounds, user_schemes
+from idrc_jax.certificates import confidence_bounds
 from idrc_jax.certificates.confidence_bounds import Numbers
 from idrc_jax.core import root_finding, validate
 from idrc_jax.core.json_values import Json
@@ -36,6 +37,8 @@ RadiusOf = Callable[[np.ndarray], np.ndarray]
 # drawn in vain: 5 % on average at 1.1. The union bound pays for each of its looks, so it takes fewer.
 _FIRST_LOOK = 50
 _GROWTH = {"betting": 1.1, "union": 1.5}
+
+SWITCHES = ("published", "correct_only")  # of a plan that has them; off by default
 
 # Error probability of the belief that a goal is out of reach. It costs radius, never validity.
 _FUTILITY = 0.05
@@ -270,7 +273,7 @@ class ToRadius(_Adaptive):
         object.__setattr__(self, "radii", tuple(self.radii))
         if not (self.radii and validate.ascend(self.radii, above=0)):
             raise SettingError(f"Expected radii to ascend from above 0, got {self.radii}.", "radii")
-        for name in ("published", "correct_only"):
+        for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise SettingError(f"Expected {name} to be True or False, got {getattr(self, name)!r}.", name)
 
@@ -342,14 +345,13 @@ PLANS: dict[str, type[Plan]] = {plan.name: plan for plan in (Fixed, SelectionFre
 def describe(plan: Plan) -> Json:
     """A plan as plain values, as manifests hold it: its name as `plan`, `n0`, `n` and what else it has."""
     described = {"plan": plan.name, "n0": plan.selection, **asdict(plan)}
-    return {name: value for name, value in described.items() if value is not False}  # switches, which older runs lack
+    return {name: value for name, value in described.items() if name not in SWITCHES or value}  # older runs have none
 
 
 def from_description(description: Json) -> Plan:
-    """The plan that `describe` described; other keys are ignored, those of a scheme of the user's own, too."""
+    """The plan that `describe` described; other keys are ignored."""
     plan = PLANS[validate.one_of("plan", description["plan"], PLANS)]
-    own = "scheme" in description and user_schemes.is_own(description)
-    there = description | {name: not own and description.get(name, False) for name in ("published", "correct_only")}
+    there = description | {name: description.get(name) is True for name in SWITCHES}  # else of a scheme of one's own
     stored = {field.name: there[field.name] for field in fields(plan)}
     values: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
     return plan(**values)

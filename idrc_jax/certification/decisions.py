@@ -32,6 +32,10 @@ class Decisions:
     dim: int
     labels: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        if self.settings.plan.asks_labels and self.labels is None:
+            raise ValueError(f"Expected labels for {self.settings.plan}, got none.")
+
     def course(self, position: int) -> Course:
         """What votes the image at a position gets."""
         if self._bounds is not None:

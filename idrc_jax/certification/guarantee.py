@@ -81,7 +81,17 @@ def _dim(classifier: Classifier) -> int:
 
 def _check_fields(scheme: Scheme, others: Collection[str]) -> None:
     """ValueError if a field of the scheme has the name of another entry, of which only one could be told."""
-    taken = {*others, "scheme", "scheme_class", "scheme_sha256", "k", "paired", "subsampled_from", "by_level"}
+    taken = {
+        *others,
+        *sampling_plans.SWITCHES,
+        "scheme",
+        "scheme_class",
+        "scheme_sha256",
+        "k",
+        "paired",
+        "subsampled_from",
+        "by_level",
+    }
     met = [field.name for field in fields(scheme) if field.name in taken]
     if met:
         raise ValueError(
@@ -137,7 +147,9 @@ def labels_for(plan: Plan, dataset: data.Dataset, indices: np.ndarray) -> np.nda
     if not plan.asks_labels:
         return None
     if not dataset.labelled:
-        raise ValueError(f"Expected labels for sampling.correct_only=True, got none of the images of {dataset.source}.")
+        raise ValueError(
+            f"Expected sampling.correct_only=False for images without labels, which {dataset.source} has, got True."
+        )
     return dataset.labels[indices]
 
 

@@ -287,17 +287,27 @@ def estimate(
     chunk: int = 0,
     mesh: Mesh | None = None,
 ) -> Estimate:
-    """Measure the rate, and say what certifying all images takes: a dry run.
+    """Measure the rate on one image, and say what certifying all of them takes: a dry run.
 
-    Args, errors:
+    Args:
       As for `certify_dataset`.
+
+    Raises:
+      ValueError: settings, network or indices that `certify_dataset` refuses.
     """
-    sampling.check_chunk(classifier, mesh, chunk)
-    job = _prepare(classifier, scheme, dataset, indices, settings, ALONE)
-    samples = len(job.indices) * level_count(scheme) * job.plan.most
-    execution = job.execution(samples, 0.0, mesh, chunk)
-    rate = statistics.harmonic_mean(job.counter(execution).rates())
+    check_settings(classifier, scheme, settings)
+    check_fits(classifier, dataset)
+    indices = check_unique(check_indices(indices, dataset))
+    checked_scheme(scheme, dataset.images, indices)
+    labels_for(settings.plan, dataset, indices)
+    first = indices[:1]
+    images = sampling.check_images(data.to_unit(dataset.images[first]), classifier, scheme)
+    _, levels = host_levels(scheme, images)
+    samples = len(indices) * level_count(scheme) * settings.plan.most
+    execution = implementation_choice.choose(classifier, scheme, samples=samples, mesh=mesh, chunk=chunk)
+    key = random_keys.root(settings.seed)
+    rate = statistics.harmonic_mean(VoteCounter(execution, scheme, images, levels, indices=first, key=key).rates())
     kinds = {one.classifier.structure: one for one in execution.voters(scheme)}
     memory = [sampling.memory_estimate(one, scheme) for one in kinds.values()]
     most = None if None in memory else max(one for one in memory if one is not None)
-    return Estimate(len(job.indices), samples, rate, samples / rate, most)
+    return Estimate(len(indices), samples, rate, samples / rate, most)

@@ -227,6 +227,12 @@ def plan(config: Config) -> sampling_plans.Plan:
     if scheme is not None and name in ("", sampling_plans.Exhaustive.name):
         return certificates.usual_plan(scheme, n0=certify.n0, n=certify.n)
     chosen = sampling_plans.PLANS[validate.one_of("plan", name or sampling_plans.Fixed.name, sampling_plans.PLANS)]
+    for switch in sampling_plans.SWITCHES:
+        if config.sampling[switch] and switch not in {field.name for field in fields(chosen)}:
+            raise SettingError(
+                f"Expected {switch}=False under the plan {chosen.name}, got True: to_radius alone is asked for radii.",
+                switch,
+            )
     known = {"n0": certify.n0, "n": certify.n, **config.sampling}
     made = chosen(**{field.name: known[field.name] for field in fields(chosen)})
     if scheme is not None:

@@ -33,7 +33,6 @@ REMEMBERED = tuple(path for path in FIELDS if path in (*_FIELDS, *_NETWORK) or p
 
 # Fields that make no sense beside another value of these.
 _BINS = {"noise.edges", "noise.levels", "noise.bins", "noise.thresholds", "noise.shares", "noise.router_level"}
-_SWITCHES = ("sampling.published", "sampling.correct_only")
 _DEPENDS = {
     "data.name": {"data.dir"},  # which says what it holds
     "data.dir": {"data.name"},
@@ -42,7 +41,9 @@ _DEPENDS = {
     **{path: {"noise.scheme", "noise.factory"} for path in ("noise.ref", "noise.by")},
     **{path: {"noise.scheme", "noise.factory", "noise.by", *_BINS} for path in _BINS},
     **{path: {"denoiser.weights"} for path in ("denoiser.sigma", "denoiser.steps")},
-    **{path: {"noise.scheme", "noise.factory"} for path in ("router.weights", *_SWITCHES)},
+    "router.weights": {"noise.scheme", "noise.factory"},
+    "sampling.published": {"noise.scheme", "noise.factory", "sampling.plan"},
+    "sampling.correct_only": {"noise.scheme", "noise.factory", "sampling.plan", "data.name", "data.dir"},
 }
 _DONE = {"certify": "certified", "predict": "predicted", "audit": "audited"}
 

@@ -31,6 +31,9 @@ _TO_RADIUS = (
     "Under the plan to_radius the ACR, and accuracy at radii that it was not asked for (0, too), are too low to compare"
 )
 _UNDECIDED = "The plan of “{}” was not asked for published radii (sampling.published), so accuracy at them is too low"
+_CORRECT_ONLY = (
+    "The plan of “{}” decided correct predictions alone (sampling.correct_only): abstentions are those of few votes"
+)
 
 
 @dataclass(frozen=True)
@@ -309,6 +312,7 @@ def _caption(several: Sequence[Run], what: str, paper_too: bool = False) -> str:
     ]
     notes += [_TO_RADIUS] if "to_radius" in plans else []
     notes += [_UNDECIDED.format(name) for name in _undecided(several)] if what == PUBLISHED else []
+    notes += [_CORRECT_ONLY.format(run.name) for run in several if metrics.correct_only(run.results)]
     notes += [told.removesuffix(".")] if (told := equal_terms.differences(several)) else []
     cut = {run.name: runs.cut_short(run.results) for run in several}
     notes += [f"Of “{name}” {told.removesuffix('.')}" for name, told in cut.items() if told]

@@ -62,7 +62,7 @@ def compare(
     Guarantee: over images drawn independently of both runs, each interval holds the true difference with probability
     at least `confidence`, and if nothing differs at any radius, one of the p_holm is <= a with probability at most a.
 
-    Raises ValueError for runs of other images, in other norms, or without such radii.
+    Raises ValueError for runs of other images, in other norms, or without such radii, decided by their plans.
     """
     validate.in_open_unit_interval("confidence", confidence)
     a, b = paired_radii(first, second, published=published)

@@ -40,8 +40,8 @@ def differences(several: Sequence[Run]) -> str:
 
 def _term(made: Json, term: str) -> object:
     """A setting of a guarantee; that of the pairs for `paired.NAME`."""
-    if term == "published":  # described only where it is asked for, and of a scheme of the user's own something else
-        return not user_schemes.is_own(made) and made.get(term, False)
+    if term == "published":  # described only where it is asked for
+        return made.get(term) is True
     part, _, name = term.rpartition(".")
     return (made.get(part, {}) if part else made).get(name)
 

@@ -214,6 +214,11 @@ def published_decided(results: Results) -> bool:
     return results.manifest is None or results.manifest["guarantee"].get("published", False)
 
 
+def correct_only(results: Results) -> bool:
+    """Whether the plan decided radii of correct predictions alone, so that others, and abstentions, say little."""
+    return bool(asked_radii(results)) and (results.manifest or {})["guarantee"].get("correct_only") is True
+
+
 def last_radius(results: Results) -> float:
     """The largest radius that the plan asked for, as `asked_radii` has it; infinite without any."""
     return max(asked_radii(results), default=math.inf)
@@ -229,9 +234,8 @@ def too_low(results: Results) -> str:
     last = rounded_down(last_radius(results))
     others = "others (0, too)" + ("" if published_decided(results) else " and at published radii")
     told = f"asked for radii up to {last:g}: the ACR, and accuracy at {others}, are too low to compare."
-    made = results.manifest["guarantee"] if results.manifest else {}
-    decided = made and not user_schemes.is_own(made) and made.get("correct_only", False)
-    return f"{told} It decided correct predictions alone: of others the radius says little." if decided else told
+    others = " It decided correct predictions alone: radii and abstentions of others are those of few votes."
+    return told + (others if correct_only(results) else "")
 
 
 def explained(results: Results) -> str:

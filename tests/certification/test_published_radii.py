@@ -110,8 +110,8 @@ def test_a_field_of_the_users_own_scheme_is_not_the_plans():
     described = schemes.describe(Published(SIGMA)) | sampling_plans.describe(ToRadius())
     assert described["published"] == 3.0
     assert sampling_plans.from_description(described) == ToRadius()
-    of_package = schemes.describe(schemes.L1(SIGMA)) | sampling_plans.describe(ToRadius(published=True))
-    assert sampling_plans.from_description(of_package) == ToRadius(published=True)
+    asked = sampling_plans.describe(ToRadius(published=True))
+    assert sampling_plans.from_description(asked) == ToRadius(published=True)
 
 
 def test_published_radii_are_of_the_schemes_of_the_paper(linear):
