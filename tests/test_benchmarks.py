@@ -19,6 +19,7 @@ from benchmarks import (
     any_network,
     cascades,
     contest,
+    correct_only,
     ensembles,
     gpu,
     instructions,
@@ -34,8 +35,10 @@ from benchmarks import (
 )
 from benchmarks.contest import OURS, TORCH, Variant
 from benchmarks.fuzzing import mutations
-from idrc_jax import data, models, results, sampling, training
+from idrc_jax import certification, data, models, results, sampling, training
+from idrc_jax.certificates import schemes
 from idrc_jax.certificates.courses import LevelVotes
+from idrc_jax.certificates.sampling_plans import ToRadius
 from idrc_jax.sampling import devices, random_keys
 
 WEIGHTS = ROOT / "checkpoints" / "cifar10_resnet20_gaussian_0.25.safetensors"
@@ -813,3 +816,16 @@ def test_a_router_of_stored_votes_takes_each_level_where_it_is_sure_and_both_whe
     assert np.all(published == 0)
     assert np.mean(whole >= 0.2) > 0.3
     assert np.all(whole <= np.minimum(*(found[name]["router"] for name in ("small", "large"))))
+
+
+def test_correct_predictions_alone_cost_less_and_certify_as_much(linear, dataset, tmp_path):
+    settings = certification.Settings(ToRadius(n=5000, radii=(0.05, 0.1)), seed=4)
+    certification.certify_dataset(linear, schemes.Gaussian(0.5), dataset, np.arange(60), settings, tmp_path, chunk=64)
+    read = results.read_results(tmp_path)
+    (before, all_of_them), (after, alone) = (correct_only.replay(read, correct_only=one) for one in (False, True))
+    assert after < 0.8 * before
+    stored = [np.mean([row.correct and row.radius >= radius for row in read.rows]) for radius in (0.05, 0.1)]
+    assert np.abs(all_of_them - stored).max() <= 0.05  # the shares of votes are not the probabilities
+    assert np.abs(alone - all_of_them).max() <= 0.02
+    with pytest.raises(ValueError, match="Expected a run of the plan to_radius under gaussian, got "):
+        correct_only.replay(results.read_results(ROOT / "results/plans/fixed"), correct_only=True)
