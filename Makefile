@@ -106,6 +106,7 @@ endef
 PLAN_RUNS = "gaussian, plan fixed"=results/plans/fixed "gaussian, plan to_radius"=results/plans/to_radius
 TRAINED = results/cifar10_resnet20_0.5
 TRAINED_RUNS = "noise augmentation, σ = .5"=$(TRAINED)/gaussian "consistency, σ = .5"=$(TRAINED)/consistency \
+  "consistency, three cycles"=$(TRAINED)/consistency_three_500 "ensemble of three"=$(TRAINED)/ensemble "macer, σ = .5"=$(TRAINED)/macer \
   "smoothadv, σ = .5"=$(TRAINED)/smoothadv "consistency, σ = .25"=$(NOISE_025)/consistency \
   "consistency, σ = 1"=results/cifar10_resnet20_1.0/consistency "ResNet-110, σ = .25"=$(FULL)
 
@@ -138,7 +139,7 @@ ifneq ($(DATA),)
 	$(BIN)/idrc-gallery $(BEHIND)/denoised_0.25 $(BEHIND)/tuned_0.5 --denoiser $(DENOISER) --data $(DATA)
 	$(BIN)/idrc-figures noisy $(FIRST_RUNS) $(SECOND_RUNS) --out docs/images/noisy.png
 	$(BIN)/idrc-report $(FIRST_RUNS) $(SECOND_RUNS) $(PLAN_RUNS) $(TRAINED_RUNS) \
-	  denoised=$(BEHIND)/denoised_0.25 "denoised, fine-tuned"=$(BEHIND)/tuned_0.5 --pictures 5 --out docs/report
+	  denoised=$(BEHIND)/denoised_0.25 "denoised, fine-tuned"=$(BEHIND)/tuned_0.5 --pictures 3 --out docs/report
 endif
 
 throughput: $(VENV)/.benchmarks  ## Time certification beside PyTorch and ART, on an idle machine: DATA=FOLDER.
