@@ -82,7 +82,7 @@ def render(
         for part in parts
         if _any_quantiles(part.classes)
     }
-    notes = [*notes, *_mixed(several), *filter(None, [equal_terms.warning(several)])]
+    notes = [*notes, *_mixed(several), *_of_correct_alone(several), *filter(None, [equal_terms.warning(several)])]
     scripts = [Markup(text) for text in [*interactive_charts.library(), _file("report.js")]]
     return _template(norm).render(
         parts=parts,
@@ -113,6 +113,12 @@ def _mixed(several: Sequence[Run]) -> list[str]:
         return []
     said = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
     return [f"Compare with care: not of the same images as “{several[0].name}” are {said}."]
+
+
+def _of_correct_alone(several: Sequence[Run]) -> list[str]:
+    """What to say of runs whose plans decided correct predictions alone."""
+    names = ", ".join(f"“{run.name}”" for run in several if metrics.correct_only(run.results))
+    return [f"Wrong predictions got few votes, so abstentions say little, of {names}."] if names else []
 
 
 def _page(run: Run, number: int, names: Sequence[str], pictures: int) -> Page:

@@ -80,6 +80,14 @@ def test_a_plan_that_stops_at_its_radii_is_said():
     assert "too low to compare" not in report.render(fixed)
 
 
+def test_abstentions_of_a_plan_for_correct_predictions_alone_are_no_measure():
+    trained = ROOT / "results/cifar10_resnet20_0.5"
+    both = runs.read([f"first={trained / 'consistency'}", f"alone={trained / 'ensemble'}"])
+    told = "so abstentions say little, of “alone”."
+    assert told in report.render(both)
+    assert "abstentions say little" not in report.render(both[:1])
+
+
 def test_a_run_made_in_python_has_no_pictures(tmp_path):
     text = page_of(write_run(tmp_path / "a", data="arrays/memory")).text
     assert "No pictures: a run made in Python has none." in text
