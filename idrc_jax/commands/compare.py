@@ -31,12 +31,13 @@ def main() -> None:
             told.append(done)
         differ = equal_terms.differences([a, b])
         if differ:
-            told.append(differ if asked.equal_terms else f"{differ} {equal_terms.offer(a, b)}")
+            told.append(differ if asked.equal_terms else f"{differ} {equal_terms.offer(a, b)}".rstrip())
         norm = runs.norm_of([a.results, b.results])
         asked_for = asked.at or usual_radii(a.results, b.results)
         radii = asked_for if asked.published else radii_to_compare(a.results, b.results, asked_for)
         made = compare(a.results, b.results, radii, published=asked.published)
-        acr = acr_difference(a.results, b.results, published=asked.published)
+        ends = [metrics.last_radius(run.results) for run in (a, b)]
+        acr = acr_difference(a.results, b.results, published=asked.published) if ends[0] == ends[1] else None
         left_out = [f"{metrics.rounded_down(radius):g}" for radius in asked_for if radius not in radii]
         if left_out:
             told.append(f"Left out: {', '.join(left_out)}, which neither run could certify even if all votes agreed.")

@@ -156,13 +156,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected[np.argsort(order, kind="stable")].tolist()
 
 
-def table(first: str, second: str, differences: Sequence[Difference], acr: tuple[float, float], kind: str) -> str:
+def table(
+    first: str, second: str, differences: Sequence[Difference], acr: tuple[float, float] | None, kind: str
+) -> str:
     """A text table of the differences, and what they say.
 
     Args:
       first, second: names of the runs.
       differences: of the second against the first, a row each.
-      acr: difference of the average certified radii and half its interval (`acr_difference`).
+      acr: difference of the average certified radii and half its interval (`acr_difference`); None where the plans
+        asked for radii up to different ones, which the average follows.
       kind: which radii these are, for the head.
     """
     lines = [
@@ -177,7 +180,10 @@ def table(first: str, second: str, differences: Sequence[Difference], acr: tuple
             f"{one.only_second:6d}  "
             f"{one.second - one.first:+7.3f}  {interval:>17}  {one.p_value:7.2g}  {one.p_holm:8.2g}"
         )
-    lines.append(f"ACR: B - A = {acr[0]:+.4f} ± {acr[1]:.4f} (95 %, normal approximation)")
+    if acr is None:
+        lines.append("ACR: not compared, as the plans asked for radii up to different ones.")
+    else:
+        lines.append(f"ACR: B - A = {acr[0]:+.4f} ± {acr[1]:.4f} (95 %, normal approximation)")
     return "\n".join([*lines, verdict(differences), *explanations(differences, acr)])
 
 
@@ -192,7 +198,7 @@ def verdict(differences: Sequence[Difference]) -> str:
     return f"At 5 % for the {len(differences)} radii together (Holm): {what}."
 
 
-def explanations(differences: Sequence[Difference], acr: tuple[float, float]) -> list[str]:
+def explanations(differences: Sequence[Difference], acr: tuple[float, float] | None) -> list[str]:
     """A line for each way in which an interval seems to contradict the verdict; none where all agree."""
     alone = [one for one in differences if not _told_apart(one) and not one.low <= 0 <= one.high]
     wide = [one for one in differences if _told_apart(one) and one.low <= 0 <= one.high]
@@ -207,7 +213,7 @@ def explanations(differences: Sequence[Difference], acr: tuple[float, float]) ->
             f"At {_radii(wide)} the interval holds 0 but the verdict names a run: the interval also allows for chance "
             "in how many images differ."
         )
-    mean, half = acr
+    mean, half = acr or (0.0, 0.0)
     agree = any(_told_apart(one) and (one.only_second - one.only_first) * mean > 0 for one in differences)
     if abs(mean) > half and not agree:
         lines.append(
