@@ -251,9 +251,9 @@ def _prepare(
     guarantee = describe_guarantee(classifier, scheme, dataset, indices, settings)
     warn_of_training_images(classifier, dataset, guarantee)
     share = worker.share(indices)
+    labels = labels_for(settings.plan, dataset, share)
     images = sampling.check_images(data.to_unit(dataset.images[share]), classifier, scheme)
     statistic, levels = host_levels(scheme, images)
-    labels = labels_for(settings.plan, dataset, share)
     return _Certification(
         classifier, scheme, dataset, share, images, levels, settings.plan, settings.seed, guarantee,
         checked, asked(indices), Decisions(scheme, settings, statistic, guarantee["dim"], labels),

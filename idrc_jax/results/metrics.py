@@ -234,8 +234,8 @@ def too_low(results: Results) -> str:
     last = rounded_down(last_radius(results))
     others = "others (0, too)" + ("" if published_decided(results) else " and at published radii")
     told = f"asked for radii up to {last:g}: the ACR, and accuracy at {others}, are too low to compare."
-    others = " It decided correct predictions alone: radii and abstentions of others are those of few votes."
-    return told + (others if correct_only(results) else "")
+    alone = " It decided correct predictions alone: radii and abstentions of others are those of few votes."
+    return told + (alone if correct_only(results) else "")
 
 
 def explained(results: Results) -> str:
