@@ -87,6 +87,10 @@ kills: $(VENV)/.quickstart  ## Kill training, certification and audit at KILLS=9
 	$(BIN)/python -m benchmarks.kills --kills $(KILLS) $(ARGS)
 
 FULL = results/cifar10_resnet110_0.25/gaussian
+# The paper's columns, as far as they are drawn.
+COLUMN_A = $(wildcard results/cifar10_resnet110_*/gaussian)
+OTHER_COLUMNS = $(foreach one,l1 l2 uniform inverse_sqrt_norm,$(wildcard results/cifar10_resnet110_*/$(one)))
+PAPER_RADII = .25 .5 .75 1 1.25 1.5
 NOISE_025 = results/cifar10_resnet20_0.25
 RANGE = results/cifar10_resnet20_0.1-0.45
 FIRST_RUNS = $(NOISE_025)/gaussian $(NOISE_025)/l1 $(NOISE_025)/l2 $(NOISE_025)/inverse_sqrt_norm $(NOISE_025)/uniform
@@ -118,7 +122,9 @@ figures: $(VENV)/.quickstart  ## Make the README's figure and tables from result
 	  --out docs/images/cifar10_resnet110_0.25.png
 	$(BIN)/idrc-tables runs "ResNet-110"=$(FULL) "ResNet-20"=$(NOISE_025)/gaussian --kind valid --paper --at 0 .25 .5 .75 \
 	  --out README.md --mark gaussian
-	$(BIN)/idrc-tables sigmas $(FULL) --kind valid --paper --at .25 .5 .75 --out docs/paper.md --mark column-a
+	$(BIN)/idrc-tables sigmas $(COLUMN_A) --kind valid --paper --at $(PAPER_RADII) --out docs/paper.md --mark column-a
+	$(BIN)/idrc-tables runs $(OTHER_COLUMNS) --paper --at $(PAPER_RADII) --out docs/paper.md --mark other-columns
+	$(BIN)/idrc-figures sigmas $(COLUMN_A) $(OTHER_COLUMNS) --out docs/images/paper_sigmas.png
 	$(BIN)/idrc-tables runs $(wordlist 2,5,$(FIRST_RUNS)) --at 0 .25 .5 .75 --out docs/reference/results.md --mark schemes
 	$(BIN)/idrc-tables runs "gaussian, σ = .3"=$(RANGE)/gaussian \
 	  "stepped, 2 bins: σ = .246, .354"=$(RANGE)/stepped_2_bins \

@@ -30,9 +30,9 @@ _MIXED = "The runs are not of the same images, so none is marked as the best"
 _TO_RADIUS = (
     "Under the plan to_radius the ACR, and accuracy at radii that it was not asked for (0, too), are too low to compare"
 )
-_UNDECIDED = "The plan of “{}” was not asked for published radii (sampling.published), so accuracy at them is too low"
+_UNDECIDED = "The plan of {} was not asked for published radii (sampling.published), so accuracy at them is too low"
 _CORRECT_ONLY = (
-    "The plan of “{}” decided correct predictions alone (sampling.correct_only): abstentions are those of few votes"
+    "The plan of {} decided correct predictions alone (sampling.correct_only): abstentions are those of few votes"
 )
 
 
@@ -311,8 +311,10 @@ def _caption(several: Sequence[Run], what: str, paper_too: bool = False) -> str:
         *([_MIXED] if _mixed(several) else []),
     ]
     notes += [_TO_RADIUS] if "to_radius" in plans else []
-    notes += [_UNDECIDED.format(name) for name in _undecided(several)] if what == PUBLISHED else []
-    notes += [_CORRECT_ONLY.format(run.name) for run in several if metrics.correct_only(run.results)]
+    if what == PUBLISHED and (open_ones := _undecided(several)):
+        notes.append(_UNDECIDED.format(runs.named(open_ones)))
+    if alone := [run.name for run in several if metrics.correct_only(run.results)]:
+        notes.append(_CORRECT_ONLY.format(runs.named(alone)))
     notes += [told.removesuffix(".")] if (told := equal_terms.differences(several)) else []
     cut = {run.name: runs.cut_short(run.results) for run in several}
     notes += [f"Of “{name}” {told.removesuffix('.')}" for name, told in cut.items() if told]
