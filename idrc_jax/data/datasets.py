@@ -83,8 +83,10 @@ def kind(name: str, directory: str) -> str:
       directory: an .npz file, or a folder with train.npz or test.npz, CIFAR-10's binary files or images; else, and for
         imagenet, the name counts.
 
-    Raises ValueError for a directory that holds nothing known, beside the name of a data set that needs none.
+    Raises ValueError for an unknown name, and for a directory that holds nothing known, beside the name of a data set
+    that needs none.
     """
+    validate.one_of("data.name", name, NAMES)
     path = Path(directory)
     if path.suffix == ".npz":
         return "npz"

@@ -166,3 +166,6 @@ def test_what_the_directory_holds_says_which_data_set_is_meant(animals, tmp_path
         assert data.kind(name, str(tmp_path / "cifar")) == "cifar10"
         assert data.kind(name, str(animals)) == data.kind(name, str(animals / "dog")) == "folder"
     assert data.kind("imagenet", str(animals)) == "imagenet"
+    for where in ("", tmp_path / "any.npz"):  # even where it would not count
+        with pytest.raises(ValueError, match=r"Expected data\.name to be one of"):
+            data.kind("arrays", str(where))
