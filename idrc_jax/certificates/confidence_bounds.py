@@ -18,9 +18,12 @@ ABSTAIN = -1
 
 Numbers = Any  # float64: a scalar where all arguments are scalars, else an array of their broadcast shape
 
-# SciPy's inverse incomplete beta function is good to about 1e-14; bounds move outwards by 2**-40 (9e-13) of
-# themselves, so that they err to the safe side. A test holds them against 50-digit arithmetic.
-_MARGIN = 2.0**-40
+# Bounds move outwards by 2**-40 (9e-13) of themselves, so that they err to the safe side: SciPy's inverse incomplete
+# beta function is good to 3e-13 up to n = 10^5. Beyond it loses at most 7e-18 a vote, seen up to 10^8, and they move by
+# more for each. Tests hold them against 50-digit arithmetic. `log_wealth` errs by less than 1e-9, then by more, too.
+_MARGIN, _MARGIN_A_VOTE = 2.0**-40, 2.0**-54
+_ERROR, _ERROR_A_VOTE = 1e-9, 2.0**-48
+_MANY = 100_000
 
 # The class's share of alpha in `rival_bounds`: its radius is then never less than the one-sided one at 4/5 of alpha.
 OF_CLASS = 0.8
@@ -42,7 +45,7 @@ def clopper_pearson_lower(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Numbe
     k, n = _counts(k, n, alpha)
     with np.errstate(invalid="ignore"):
         bound = special.betaincinv(np.maximum(k, 1), n - k + 1, alpha)
-    return np.where(k == 0, 0.0, bound * (1 - _MARGIN))[()]
+    return np.where(k == 0, 0.0, bound * (1 - _margin(n)))[()]
 
 
 def clopper_pearson_upper(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Numbers:
@@ -54,7 +57,7 @@ def clopper_pearson_upper(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Numbe
     """
     k, n = _counts(k, n, alpha)
     bound = special.betainccinv(k + 1, np.maximum(n - k, 1), alpha)
-    return np.where(k == n, 1.0, np.minimum(bound * (1 + _MARGIN), 1.0))[()]
+    return np.where(k == n, 1.0, np.minimum(bound * (1 + _margin(n)), 1.0))[()]
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,11 @@ def log_wealth(k: ArrayLike, n: ArrayLike, p: ArrayLike) -> Numbers:
         return _log_ratio(_log_scale(k, n), k, n, p) + (_log_above(k, n, p) - _log_above(0, 0, p))
 
 
+def wealth_error(n: ArrayLike) -> Numbers:
+    """What `log_wealth` of n votes may be wrong by: what it has to be above its goal, to be there for sure."""
+    return _ERROR + _ERROR_A_VOTE * np.maximum(np.asarray(n, np.float64) - _MANY, 0)
+
+
 def betting_lower(k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
     """Lower confidence sequence of a proportion: the smallest p at which `log_wealth` is below log(1 / alpha).
 
@@ -183,7 +191,7 @@ def betting_lower(k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
     k, n = np.broadcast_arrays(*_counts(k, n, alpha))
     pairs, rows = np.unique([k.ravel(), n.ravel()], axis=1, return_inverse=True)
     successes, trials = pairs.astype(np.float64)
-    found = _largest_rejected(successes, trials, -np.log(alpha) + 1e-9)
+    found = _largest_rejected(successes, trials, -np.log(alpha) + wealth_error(trials))
     return (found * (1 - 1e-9))[rows.reshape(k.shape)][()]
 
 
@@ -226,7 +234,8 @@ def predict_sequential(votes: np.ndarray, alpha: float) -> int:
     order = np.argsort(-classes, kind="stable")
     top = int(classes[order[0]])
     runner_up = int(classes[order[1]]) if len(classes) > 1 else 0
-    if log_wealth(top, top + runner_up, 0.5) < np.log(max(len(classes) - 1, 1) / alpha):
+    both = top + runner_up
+    if log_wealth(top, both, 0.5) < np.log(max(len(classes) - 1, 1) / alpha) + wealth_error(both):
         return ABSTAIN
     return int(order[0])
 
@@ -246,7 +255,11 @@ def proportion_interval(k: ArrayLike, m: ArrayLike, confidence: float = 0.95) ->
     return clopper_pearson_lower(k, m, tail), clopper_pearson_upper(k, m, tail)
 
 
-def _largest_rejected(k: np.ndarray, n: np.ndarray, goal: float) -> np.ndarray:
+def _margin(n: ArrayLike) -> Numbers:
+    return _MARGIN + _MARGIN_A_VOTE * np.maximum(np.asarray(n, np.float64) - _MANY, 0)
+
+
+def _largest_rejected(k: np.ndarray, n: np.ndarray, goal: np.ndarray) -> np.ndarray:
     """The end, reached from 0, of where `log_wealth` is at least the goal: float64 [rows], by bisection up to k / n.
 
     P(X > p) is most of the work. It falls in p, so that what it is at the ends of the interval bounds it between, to
@@ -267,7 +280,7 @@ def _largest_rejected(k: np.ndarray, n: np.ndarray, goal: float) -> np.ndarray:
             (open_,) = np.nonzero(inside & ~rejected & (ratio + (most - null) >= goal))
             if len(open_):
                 above = _log_above(k[open_], n[open_], p[open_])
-                rejected[open_] = met = ratio[open_] + (above - null[open_]) >= goal
+                rejected[open_] = met = ratio[open_] + (above - null[open_]) >= goal[open_]
                 most[open_[met]], least[open_[~met]] = above[met] + _MARGIN, above[~met] - _MARGIN
             low, high = np.where(rejected, middle, low), np.where(rejected, high, middle)
     return low

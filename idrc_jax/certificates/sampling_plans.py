@@ -241,7 +241,7 @@ class _Adaptive(Plan):
     def _reaches(self, k: int, n: int, p: np.ndarray, alpha: float) -> np.ndarray:
         """Whether `lower` is at least p, without computing it."""
         if self.sequence == "betting":
-            return confidence_bounds.log_wealth(k, n, p) >= np.log(2 / alpha) + 2e-9
+            return confidence_bounds.log_wealth(k, n, p) >= np.log(2 / alpha) + 2 * confidence_bounds.wealth_error(n)
         return self.lower(k, n, alpha) >= p
 
     def _reachable(self, k: int, n: int, p: np.ndarray, alpha: float) -> np.ndarray:

@@ -187,7 +187,7 @@ def run(
         least = (job.plan.selection + job.plan.looks()[0]) / rate  # seconds of the shortest image
         if 0 < seconds < least:
             raise ValueError(
-                f"Expected max_minutes >= {least / 60:.2f}, the time of one image here, got {budget.minutes}."
+                f"Expected max_minutes to hold one image, which takes {least / 60:.2g} here, got {budget.minutes:g}."
             )
         budget.expect(least)
         piece = counter.stride * max(1, round(rate * _SECONDS_A_PIECE / counter.stride))

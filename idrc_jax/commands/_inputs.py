@@ -79,7 +79,7 @@ def _named_network(values: flags.FlagValues, weights: str | tuple[str, ...]) -> 
         gap = classifier.description["torch_difference"]
         told = f"{factory}, translated to JAX, agrees with PyTorch to about {gap:.0e} in its logits"
         print(f"note: {told}.", file=sys.stderr)
-    return classifier
+    return classifier if settings.kernel == "auto" else classifier.reference
 
 
 def reference_of(values: flags.FlagValues, read: Results) -> models.Classifier:

@@ -1,8 +1,11 @@
-"""Which fields each command reads: one declaration a command. A flag for any other is refused."""
+"""Which fields each command reads: one declaration a command. A flag for any other is refused, and one that what the
+other settings choose does not read."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
+from dataclasses import fields
 
-from idrc_jax.config.fields import FIELDS
+from idrc_jax.certificates import sampling_plans, schemes
+from idrc_jax.config.fields import FIELDS, Config, get
 
 _ONE_CALL = ("seed", "max_minutes", "devices", "kernel")  # and how it runs
 _NETWORK = ("model.architecture", "model.depth", "model.shortcut", "model.dtype")
@@ -22,6 +25,8 @@ _DECLARED = {
     "audit": (*_ONE_CALL, *_SMOOTHED, "noise.factory", "audit"),
 }  # fmt: skip
 
+_OF_PLANS = ("sampling.sequence", "sampling.radii", "sampling.precision")  # of which some plans read each
+
 # What each command reads, in the order of `FIELDS`.
 READS = {
     command: tuple(path for path in FIELDS if path in declared or path.partition(".")[0] in declared)
@@ -39,7 +44,7 @@ _FIRST = (
 FIRST = {command: tuple(path for path in _FIRST if path in reads) for command, reads in READS.items()}
 
 
-def check(command: str, given: Iterable[str]) -> None:
+def check(command: str, given: Collection[str]) -> None:
     """ValueError for the first of these fields that the command does not read; it names the commands that do."""
     for path in given:
         if path not in READS[command]:
@@ -48,3 +53,25 @@ def check(command: str, given: Iterable[str]) -> None:
                 f"Expected a field that idrc-{command} reads, got --config.{path}, which is for {others}. "
                 f"idrc-{command} --help=all lists its own."
             )
+
+
+def check_choices(command: str, config: Config, given: Collection[str]) -> None:
+    """ValueError for one of these fields that nothing reads under the network, scheme or plan that is chosen."""
+    for path in given:
+        name = path.rpartition(".")[2]
+        if config.model.factory and path in _NETWORK:
+            raise ValueError(f"Expected no --config.{path} beside model.factory, whose network has its own.")
+        if path == "noise.by" and (config.noise.factory or config.noise.scheme != schemes.Stepped.name):
+            raise ValueError(f"Expected no --config.{path} under the scheme {_scheme(config)}: stepped alone reads it.")
+        if path in _OF_PLANS and "sampling.plan" in READS[command] and get(config, path) != FIELDS[path].default:
+            readers = [
+                one for one, plan in sampling_plans.PLANS.items() if name in {part.name for part in fields(plan)}
+            ]
+            plan = config.sampling.plan or sampling_plans.Fixed.name
+            if plan in sampling_plans.PLANS and plan not in readers:
+                told = " and ".join(readers)
+                raise ValueError(f"Expected no --config.{path} under the plan {plan}: {told} read it.")
+
+
+def _scheme(config: Config) -> str:
+    return config.noise.factory or config.noise.scheme

@@ -111,6 +111,7 @@ def _parse(command: str, define: Callable[[flags.FlagValues], None] | None) -> t
             fields.expand_home(values.config)
             fields.name_data(values.config)
             fields.choose_scheme(values.config, given)
+            command_fields.check_choices(command, values.config, given)
         return values, rest
     except (AttributeError, KeyError) as error:
         raise ValueError(_unknown_field(error)) from error

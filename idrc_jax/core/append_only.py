@@ -13,7 +13,8 @@ class AppendOnlyTable:
     has rows alone.
 
     A context manager. Entering it opens the file, locks it, cuts off what a crash left half-written and blank lines at
-    the end, and gives a new file its header. ValueError if another process writes it.
+    the end, and gives a new file its header, also one that has nothing but other columns' header. ValueError if another
+    process writes it, or if rows stand below a header of other columns.
 
     Args:
       path: of the file.
@@ -34,7 +35,7 @@ class AppendOnlyTable:
         self._file = self._path.open("a+b", buffering=0)
         try:
             files.lock_or_refuse(self._file.fileno(), self._path)
-            whole = self._whole_lines()
+            whole = self._rightly_headed(self._whole_lines())
             self._check(whole)
             self._keep(whole)
             if not whole:
@@ -71,6 +72,17 @@ class AppendOnlyTable:
         while lines and not lines[-1].strip():
             lines.pop()
         return lines
+
+    def _rightly_headed(self, lines: list[bytes]) -> list[bytes]:
+        """The lines, without a header of other columns that no row follows."""
+        wanted, got = self._header.split(), lines[0].decode(errors="replace").split() if lines else []
+        if not wanted or not lines or got == wanted:
+            return lines
+        if len(lines) > 1:
+            raise ValueError(
+                f"Expected the columns {wanted} above the rows of {self._path}, got {got}: restore it or use another."
+            )
+        return []
 
     def _keep(self, lines: Sequence[bytes]) -> None:
         """End the file behind these lines, its first ones."""

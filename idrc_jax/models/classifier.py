@@ -6,14 +6,14 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.typing import ArrayLike
 
 from idrc_jax.core import validate
@@ -23,6 +23,7 @@ from idrc_jax.models.tensors import Description, PyTree
 ApplyFn = Callable[[PyTree, jax.Array], jax.Array]
 
 _TRACED_BATCH = 8
+_CALLBACKS = ("pure_callback", "io_callback")
 
 
 @dataclass(frozen=True)
@@ -165,8 +166,7 @@ class Classifier(Interchangeable):
         def made(jaxpr: Jaxpr) -> Iterator[Any]:
             for equation in jaxpr.eqns:
                 yield from (variable.aval for variable in equation.outvars)
-                inner = (getattr(value, "jaxpr", value) for value in equation.params.values())
-                yield from itertools.chain.from_iterable(made(one) for one in inner if hasattr(one, "eqns"))
+                yield from itertools.chain.from_iterable(made(one) for one, _ in _within(equation))
 
         results = made(self._traced.jaxpr)
         sizes = (one.size * one.dtype.itemsize for one in results if getattr(one, "shape", ())[:1] == (batch,))
@@ -193,7 +193,9 @@ def fingerprint(classifier: Classifier) -> str:
     """Compute the SHA-256 of the function itself: its jaxpr with all constants, and its params.
 
     It is that of the plainest implementation. Another release of JAX may write the same function differently; then it
-    counts as another one.
+    counts as another one. What Python computes in a callback cannot be read: there the classifier's `sha256` counts.
+
+    Raises ValueError for a network with a callback and no `sha256`.
     """
     digest = hashlib.sha256()
 
@@ -202,23 +204,41 @@ def fingerprint(classifier: Classifier) -> str:
         digest.update(f"{value.shape} {value.dtype}".encode())
         digest.update(value.tobytes())
 
-    def add_constants(closed: ClosedJaxpr) -> None:
-        for constant in closed.consts:
+    def add_constants(jaxpr: Jaxpr, constants: Iterable[ArrayLike]) -> None:
+        for constant in constants:
             add(constant)
-        for equation in closed.jaxpr.eqns:
-            for value in equation.params.values():
-                if hasattr(value, "consts"):
-                    add_constants(value)
+        for equation in jaxpr.eqns:
+            if equation.primitive.name in _CALLBACKS:
+                add_named(equation.primitive.name)
+            for variable in equation.invars:
+                if np.ndim(getattr(variable, "val", 0)):  # a literal; those that are no arrays are in the text
+                    add(variable.val)
+            for inner, held in _within(equation):
+                add_constants(inner, held)
+
+    def add_named(callback: str) -> None:
+        if not classifier.sha256:
+            raise ValueError(
+                f"Expected a network that JAX computes, got one that calls Python ({callback}), whose weights nothing "
+                "can read: name them and the code by the Classifier's sha256."
+            )
+        digest.update(classifier.sha256.encode())
 
     classifier = classifier.reference
     images = jax.ShapeDtypeStruct((2, *classifier.image_shape), jnp.float32)
     closed = jax.make_jaxpr(classifier.apply_fn)(classifier.params, images)
     digest.update(_text(closed.jaxpr).encode())
-    add_constants(closed)
+    add_constants(closed.jaxpr, closed.consts)
     for path, leaf in jax.tree_util.tree_leaves_with_path(classifier.params):
         digest.update(jax.tree_util.keystr(path).encode())
         add(leaf)
     return digest.hexdigest()
+
+
+def _within(equation: JaxprEqn) -> Iterator[tuple[Jaxpr, Sequence[Any]]]:
+    """The functions in an equation's params, in tuples of them too, and the constants that each holds."""
+    values = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda one: hasattr(one, "eqns"))
+    return ((getattr(one, "jaxpr", one), getattr(one, "consts", ())) for one in values if hasattr(one, "eqns"))
 
 
 def _text(jaxpr: Jaxpr) -> str:

@@ -10,7 +10,7 @@ from idrc_jax import certificates, several_levels
 from idrc_jax.certificates import confidence_bounds, norms, sampling_plans, schemes, user_schemes
 from idrc_jax.core import validate
 from idrc_jax.core.json_values import Json
-from idrc_jax.results.manifest import indices_sha256
+from idrc_jax.results.manifest import asked, indices_sha256
 from idrc_jax.results.recertify import certificates_of
 from idrc_jax.results.result_rows import Results
 from idrc_jax.results.runs import norm_of
@@ -72,7 +72,8 @@ def certified_accuracy_lower(results: Results, radius: float, confidence: float 
     """The share of these images that is robust: `certified_accuracy`, less the certificates that may be wrong.
 
     Cohen et al. (2019), appendix, with the binomial law in place of its tail bound: of m certificates at most the
-    `confidence` quantile of Bin(m, alpha) are wrong.
+    `confidence` quantile of Bin(m, alpha) are wrong. m are all images that the run was to certify, as far as its
+    manifest says, also those that it has no row of yet: votes may have chosen which rows came first.
 
     Guarantee: with probability at least `confidence` over the sampling at least this share of the images has the right
     prediction of the smoothed classifier everywhere within `radius`. It needs noise that is independent across images,
@@ -82,7 +83,8 @@ def certified_accuracy_lower(results: Results, radius: float, confidence: float 
     if results.manifest is None:
         raise ValueError(f"Expected a manifest beside {results.path}, with alpha, got none.")
     radii = correct_radii(results)
-    wrong = stats.binom.ppf(confidence, len(radii), results.manifest["guarantee"]["alpha"])
+    certified = asked(results.manifest, results.path) | {row.idx for row in results.rows}
+    wrong = stats.binom.ppf(confidence, len(certified), results.manifest["guarantee"]["alpha"])
     return float(max(np.sum(radii >= radius) - wrong, 0) / len(radii))
 
 

@@ -80,12 +80,14 @@ class ResultsFile:
         self._table.__exit__(*error)
 
     def note(self, more: Json) -> None:
-        """Add to what the manifest says of this call."""
+        """Add to what the manifest says of this call, unless it is of another guarantee by now."""
         with files.folder_lock(self._workdir):
             manifest = read_manifest(self._workdir)
             session = self._session | as_json(more)
-            if manifest and self._session in manifest["sessions"]:
-                manifest["sessions"][manifest["sessions"].index(self._session)] = session
+            if manifest and manifest["guarantee"] == self._guarantee:
+                sessions = manifest["sessions"]
+                place = sessions.index(self._session) if self._session in sessions else len(sessions)
+                manifest["sessions"] = [*sessions[:place], session, *sessions[place + 1 :]]
                 files.write_json(self._workdir / MANIFEST, manifest)
             self._session = session
 

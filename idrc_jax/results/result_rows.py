@@ -207,7 +207,9 @@ class Results:
                 other = there.manifest is None or not {row.idx for row in there.rows} <= {row.idx for row in self.rows}
             if other or (stored and guarantee_differences(stored["guarantee"], self.manifest["guarantee"])):
                 raise ValueError(f"Expected a place without other results, got {path.parent}: save them elsewhere.")
-            write(self.rows, self.manifest, path.parent, path.name)
+            own = self.manifest["sessions"]
+            before = [one for one in (stored["sessions"] if stored else ()) if one not in own]
+            write(self.rows, {**self.manifest, "sessions": [*before, *own]}, path.parent, path.name)
         return dataclasses.replace(self, path=path)
 
 

@@ -16,6 +16,7 @@ from idrc_jax.results.manifest import TRAINING, asked, level_networks
 from idrc_jax.results.result_rows import Results
 
 _NAMED = 3  # runs in a sentence; more are counted
+_MIXED = ("cifar10", "digits", "synthetic")  # data sets whose order says nothing of the classes
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ def named(names: Sequence[str]) -> str:
 
 
 def cut_short(results: Results) -> str:
-    """What to say of a run that has no row of some images that it was to certify, and whose votes chose which; empty of
-    others, and of one worker's file of several.
+    """What to say of a run that has no row of some images that it was to certify, where those are no random part; empty
+    of others, and of one worker's file of several.
 
     An adaptive plan decides images in an order that depends on their votes, and so does any under several levels; where
-    bins have networks, images share batches with those of their bin: those that a stop left undecided are no random
-    part.
+    bins have networks, images share batches with those of their bin; and a user's own images may stand in the order of
+    their classes, as those of `folder` and `imagenet` do.
     """
     if results.manifest is None or result_file.of_one_worker(results.path):
         return ""
@@ -74,12 +75,13 @@ def cut_short(results: Results) -> str:
     if not missing:
         return ""
     votes = made["scheme"] in (Cascade.name, Routed.name) or sampling_plans.from_description(made).adaptive
-    if not votes and (made["scheme"] != Stepped.name or "by_level" not in made):
+    bins = made["scheme"] == Stepped.name and "by_level" in made
+    if not votes and not bins and made["data"].partition("/")[0] in _MIXED:
         return ""
-    chose = "votes" if votes else "their bins"
+    chose = "votes chose which" if votes else "their bins chose which" if bins else "the last ones may be other classes"
     return (
-        f"{missing:,} of {len(wanted):,} images have no row, and {chose} chose which: accuracies are not those of all "
-        "images. Call the command that made the rows again, to finish."
+        f"{missing:,} of {len(wanted):,} images have no row, and {chose}: accuracies are not those of all images. Call "
+        "the command that made the rows again, to finish."
     )
 
 

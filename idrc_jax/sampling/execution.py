@@ -51,12 +51,12 @@ class Execution:
 
     def placed(self) -> Self:
         """The same with the params of all its networks on every device, once, so that no dispatch copies them."""
-        made: dict[int, jax.Array] = {}
+        made: dict[int, tuple[ArrayLike, jax.Array]] = {}  # the leaves, too, which keeps their ids their own
 
         def put_leaf(leaf: ArrayLike) -> jax.Array:
             if id(leaf) not in made:
-                made[id(leaf)] = jax.device_put(leaf, devices.replicated(self.mesh))
-            return made[id(leaf)]
+                made[id(leaf)] = leaf, jax.device_put(leaf, devices.replicated(self.mesh))
+            return made[id(leaf)][1]
 
         def put(classifier: Classifier) -> Classifier:
             return replace(classifier, params=jax.tree.map(put_leaf, classifier.params))

@@ -36,8 +36,8 @@ def choose(
     Candidates are all implementations of the classifier, on all devices and, on a CPU, on one device of all cores, with
     larger and smaller chunks. They take turns at certification's own program. Where implementations disagree about
     logits, the plainest is believed. Measuring takes about a tenth of the time that the job would take, and at most a
-    minute; a job too short for that runs as it is: the first implementation, all devices, the default chunk. A
-    candidate must be 3 % faster than those before it.
+    minute; a job too short for that runs as it is: the first implementation that is not known to disagree, all devices,
+    the default chunk. A candidate must be 3 % faster than those before it.
 
     Args:
       classifier: with the alternatives that may stand in for it.
@@ -89,11 +89,12 @@ def _choose(
     remembered = cache.recall(implementations, meshes, samples)
     if remembered and (len(implementations) == 1 or cache.recall_agreement(classifier)):
         return remembered
-    if remembered and not disagreements(classifier, trial):  # other weights of the same network
+    disagree = bool(remembered and disagreements(classifier, trial))  # other weights of the same network
+    if remembered and not disagree:
         cache.remember_agreement(classifier)
         return remembered
     contest = Contest(trial, first, samples, seconds)
-    if not contest.has_time() or (contest.empty and not classifier.alternatives):
+    if not disagree and (not contest.has_time() or (contest.empty and not classifier.alternatives)):
         return first  # without a word: a network that fails in every way tells so itself
     _say(f"Measuring how {' or '.join(one.kernel for one in implementations)} runs fastest here ...", end=" ")
     begun = time.perf_counter()

@@ -120,4 +120,6 @@ def _sources() -> str:
 
 
 def _weights(classifier: Classifier) -> str:
-    return classifier.sha256 or fingerprint(classifier)
+    """What names the weights, those of a denoiser in front too."""
+    denoiser = classifier.description.get("denoiser", {}).get("weights_sha256", "")
+    return (classifier.sha256 or fingerprint(classifier)) + denoiser

@@ -52,6 +52,34 @@ def test_bounds_never_err_to_the_unsafe_side(n, alpha):
             assert 1 - upper_tail(n - k + 1, n, upper) <= alpha
 
 
+@pytest.mark.parametrize(
+    ("k", "n", "alpha"),
+    [
+        (2, 116_769_276, 2.5225610763958486e-07),
+        (1, 291_644, 0.059),
+        *((k, n, alpha) for k in (1, 3, 10, 30) for n in (10**6, 10**7, 10**8) for alpha in (1e-9, 0.001, 0.05)),
+    ],
+)
+def test_bounds_of_few_in_millions_do_not_err_to_the_unsafe_side(k, n, alpha):
+    """Where SciPy's inverse is good to 1e-9 alone."""
+    upper = confidence_bounds.clopper_pearson_upper(k, n, alpha)
+    at_most = lower_tail(k, n, upper)
+    assert alpha * (1 - 1e-6) <= at_most <= alpha
+    lower = confidence_bounds.clopper_pearson_lower(k, n, alpha)
+    assert alpha * (1 - 1e-6) <= 1 - lower_tail(k - 1, n, lower) <= alpha
+
+
+def lower_tail(k, n, p):
+    """P(Bin(n, p) <= k) to 50 digits, term by term."""
+    with mpmath.workdps(50):
+        p = mpmath.mpf(float(p))
+        term = total = mpmath.exp(n * mpmath.log1p(-p))
+        for j in range(k):
+            term *= p / (1 - p) * (n - j) / (j + 1)
+            total += term
+        return total
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 3000), st.floats(1e-6, 0.5), st.data())
 def test_bounds_agree_with_scipy_and_mirror_each_other(n, alpha, draw):

@@ -307,7 +307,8 @@ def test_shapes_that_do_not_fit_are_told_how_to(shape, image_shape, message):
     [
         (200, np.float32, r"float images in \[0, 1\], got values from 0 to 200: divide by 255"),
         (-0.5, np.float64, r"got values from -0\.5 to 0: a normalisation belongs in the classifier"),
-        (np.nan, np.float32, "got values from nan"),
+        (np.nan, np.float32, "Expected finite images"),
+        (np.inf, np.float64, "Expected finite images"),
         (200, np.int64, r"got int64: if they are from 0 to 255, images\.astype\('uint8'\)"),
         (1, bool, "got bool"),
     ],

@@ -5,6 +5,7 @@ import json
 import time
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import level_runs
 import numpy as np
@@ -154,7 +155,7 @@ def test_a_stopped_run_of_bins_with_networks_says_so(linear, large, dataset, tmp
     assert "their bins chose which" in results.runs.cut_short(results.read_results(tmp_path))
     alone = certify(linear, dataset, tmp_path / "alone", STEPPED, plan="fixed")
     fewer = results.Results(alone.rows[:8], alone.manifest, alone.path)
-    assert results.runs.cut_short(fewer) == ""
+    assert "the last ones may be other classes" in results.runs.cut_short(fewer)
 
 
 def by_index(made):
@@ -254,6 +255,34 @@ def test_networks_stay_with_each_implementation_are_chosen_for_by_themselves_and
     settings = idrc.certification.Settings(PLANS["fixed"], 0.01)
     assert estimate(made, scheme, dataset, np.arange(3), settings, chunk=16).samples == 3 * 3 * 220
     assert "3 networks, one a level" in repr(made)
+
+
+@jax.tree_util.register_pytree_node_class
+class Scaled:
+    """Weights that are arrays only while they are looked at, as those of a quantised network may be."""
+
+    def __init__(self, weights):
+        self.weights = weights
+
+    def tree_flatten(self):
+        return (self.weights * 0.5,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, leaves):
+        return cls(*leaves)
+
+
+def test_each_network_keeps_its_params_though_their_leaves_do_not_last():
+    def network(seed):
+        weights = np.random.default_rng(seed).normal(size=(48, 3)).astype(np.float32)
+        return idrc.Classifier(
+            lambda params, images: images.reshape(len(images), -1) @ params.weights, Scaled(weights), 3, (4, 4, 3)
+        )
+
+    networks = [network(seed) for seed in range(5)]
+    placed = execution.unmeasured(networks[-1].at_levels(networks), chunk=16).placed().classifier
+    for before, after in zip(networks, placed.by_level, strict=True):
+        np.testing.assert_array_equal(after.params.weights, before.params.weights * 0.5)
 
 
 @pytest.mark.parametrize("order", [1, -1])

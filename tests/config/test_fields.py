@@ -459,6 +459,32 @@ def test_each_field_is_read_by_a_command():
         assert all(one in config.FIELDS or f"{one}." in "".join(config.FIELDS) for one in declared)
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["sampling.precision=0.01"], "under the plan fixed: to_precision read it"),
+        (["sampling.radii=(0.1,)"], "under the plan fixed: to_radius read it"),
+        (["sampling.plan=to_precision", "sampling.radii=(0.1,)"], "under the plan to_precision: to_radius read it"),
+        (
+            ["sampling.plan=selection_free", "sampling.sequence=union"],
+            "selection_free: to_radius and to_precision read",
+        ),
+        (["noise.by=std"], "under the scheme gaussian: stepped alone reads it"),
+        (["noise.scheme=l1", "noise.by=std"], "under the scheme l1: stepped alone reads it"),
+    ],
+)
+def test_a_flag_that_nothing_reads_under_what_is_chosen_is_refused(tmp_path, flags, told):
+    given = [f"--config.{flag}" for flag in flags]
+    assert told in running.refused(certify.main, f"--workdir={tmp_path}", *given)
+
+
+@pytest.mark.parametrize("flags", [["sampling.sequence=betting"], ["sampling.plan=to_radius", "sampling.radii=(0.1,)"]])
+def test_a_flag_that_says_what_holds_anyway_is_no_mistake(flags):
+    made = get("quickstart")
+    made.sampling.plan = "to_radius" if len(flags) > 1 else ""
+    command_fields.check_choices("certify", made, [flag.partition("=")[0] for flag in flags])
+
+
 def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for main, flag in ((train.main, "workdir"), (certify.main, "workdir"), (merge.main, "out")):

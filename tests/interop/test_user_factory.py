@@ -89,3 +89,6 @@ def test_certify_with_a_factory(folder):
     assert "factory was my_networks:make, is my_networks:louder" in refused.stderr
     both = run("--config.model.factory=my_networks:make", "--config.model.weights=x")
     assert both.stderr == "error: Expected model.factory or model.weights, got both.\n"
+    ignored = run("--config.model.factory=my_networks:make", "--config.model.dtype=bfloat16")
+    told = "Expected no --config.model.dtype beside model.factory, whose network has its own"
+    assert ignored.stderr == f"error: {told}.\n"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from flax import nnx
+from jax.sharding import PartitionSpec
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from small_networks import RESNET
@@ -239,6 +240,45 @@ def test_fingerprints_tell_functions_apart_by_code_constants_and_params():
     prints = [models.fingerprint(one) for one in made]
     assert len(set(prints)) == len(made)
     assert models.fingerprint(classifier(scaled(np.array([1.0, 2.0])), bias)) == prints[0]
+
+
+def _conditional(inner):
+    return lambda images: jax.lax.cond(images.sum() > 1e9, lambda images: images[:, :2, 0, 0] * 0.0, inner, images)
+
+
+def _sharded(inner):
+    mesh = jax.make_mesh((1,), ("one",))
+    return jax.shard_map(inner, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec())
+
+
+@pytest.mark.parametrize(
+    "around", [jax.jit, jax.checkpoint, _conditional, _sharded, lambda inner: lambda images: jax.lax.map(inner, images)]
+)
+def test_fingerprints_see_constants_of_functions_within_functions(around):
+    def made(weights):
+        inner = jax.jit(lambda images: images.reshape(-1, 4)[:, :2] @ jnp.asarray(weights))
+        around_it = around(lambda images: inner(images))
+        return models.Classifier(
+            lambda params, images: around_it(images).reshape(-1, 2), {}, classes=2, image_shape=(2, 2, 1)
+        )
+
+    first, same, other = (made(sign * np.eye(2, dtype=np.float32)) for sign in (1, 1, -1))
+    assert models.fingerprint(first) == models.fingerprint(same) != models.fingerprint(other)
+
+
+def test_a_network_that_calls_python_goes_by_its_own_name():
+    def made(factor, sha256):
+        def answer(images):
+            return factor * np.asarray(images).reshape(len(images), -1)[:, :2]
+
+        def apply_fn(params, images):
+            return jax.pure_callback(answer, jax.ShapeDtypeStruct((len(images), 2), jnp.float32), images)
+
+        return models.Classifier(apply_fn, {}, classes=2, image_shape=(2, 2, 1), sha256=sha256)
+
+    with pytest.raises(ValueError, match=r"calls Python \(pure_callback\).* name them and the code by .* sha256"):
+        models.fingerprint(made(1, ""))
+    assert len({models.fingerprint(made(1, name)) for name in ("one", "two", "one")}) == 2
 
 
 def test_fingerprints_do_not_depend_on_the_process(saved):

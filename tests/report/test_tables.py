@@ -150,9 +150,7 @@ def test_a_plan_that_stops_at_its_radii_is_said():
 
 def test_published_radii_that_a_plan_was_not_asked_for_are_no_contest():
     one, other = run("a", "l1", sigma=0.5), run("b", "l2", sigma=0.5)
-    told = (
-        "The plan of “a”, “b” was not asked for published radii (sampling.published), so accuracy at them is too low"
-    )
+    told = "The plan of “a”, “b” was not asked for published radii (sampling.published), so accuracy at them is too low"
     for published in (False, True):
         for single in (one, other):
             single.results.manifest["guarantee"] |= {

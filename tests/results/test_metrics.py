@@ -225,6 +225,11 @@ def test_the_lower_bound_takes_off_what_alpha_may_have_got_wrong():
     assert metrics.certified_accuracy_lower(many, 0.25) == (300 - wrong) / 500
     assert metrics.certified_accuracy_lower(many, 0.25, confidence=0.5) > metrics.certified_accuracy_lower(many, 0.25)
     assert metrics.certified_accuracy_lower(results([0.3]), 0.5) == 0
+    few = results([0.375] * 5)
+    few.manifest["guarantee"]["alpha"] = 0.01
+    assert metrics.certified_accuracy_lower(few, 0.25) == 1
+    few.manifest["sessions"] = [{"images": [[0, 500, 1]]}]  # votes may have chosen which five came first
+    assert metrics.certified_accuracy_lower(few, 0.25) == max(5 - wrong, 0) / 5
     with pytest.raises(ValueError, match="manifest"):
         metrics.certified_accuracy_lower(dataclasses.replace(many, manifest=None), 0.25)
 

@@ -14,7 +14,7 @@ from scipy import stats
 from idrc_jax import certificates, results
 from idrc_jax.certificates import sampling_plans, schemes
 from idrc_jax.core import json_values
-from idrc_jax.results import metrics, runs, table_exports
+from idrc_jax.results import metrics, result_rows, runs, table_exports
 
 GUARANTEE = {"scheme": "gaussian", "sigma": 0.5, "ref": 1.0, "n0": 10, "n": 100, "alpha": 0.001, "data": "x/test"}
 GUARANTEE |= {"plan": "fixed", "certificate": "one_sided", "classes": 3, "dim": 48}
@@ -49,6 +49,41 @@ def test_rows_come_back_in_full_precision(tmp_path):
     assert read.manifest["guarantee"] == GUARANTEE
     assert read.rows[0].votes == {0: 3, 1: 95, -1: 2}
     assert [one.correct for one in rows] == [1, 0, 0]
+
+
+def test_a_folder_without_rows_is_anothers_with_its_columns(tmp_path):
+    """What is left of a call that was stopped before its first row says nothing of the next one's columns."""
+    levels = {"scheme": "cascade", "levels": [0.5, 0.25], "thresholds": [0.5], "shares": [0.5, 0.5]}
+    for guarantee in (GUARANTEE | {"norm": "l1", "scheme": "laplace"}, GUARANTEE | levels, GUARANTEE):
+        write(tmp_path, [], guarantee)
+        header = (tmp_path / "certificates.tsv").read_text().split()
+        assert header == list(result_rows.columns_of(guarantee))
+    write(tmp_path, [row(0)])
+    assert results.read_results(tmp_path).rows == (row(0),)
+
+
+def test_notes_of_a_call_are_kept_where_others_began_meanwhile(tmp_path):
+    """Without rows yet the folder may be another's for a while; then its manifest is written anew."""
+    with results.ResultsFile(tmp_path, guarantee=GUARANTEE, session={"call": 1}) as first:
+        name = results.worker_file(1, 2)
+        for guarantee in (GUARANTEE | {"sigma": 0.25}, GUARANTEE):
+            with results.ResultsFile(tmp_path, guarantee=guarantee, session={"call": 2}, name=name) as other:
+                if guarantee != GUARANTEE:
+                    first.note({"kernel": "xla"})
+                    assert results.read_manifest(tmp_path)["sessions"] == [{"call": 2}]
+                other.note({"kernel": "y"})
+        first.note({"kernel": "xla"})
+        first.append(row(0))
+    told = [{"call": 2, "kernel": "y"}, {"call": 1, "kernel": "xla"}]
+    assert results.read_manifest(tmp_path)["sessions"] == told
+
+
+def test_saving_beside_a_run_keeps_its_sessions(tmp_path):
+    write(tmp_path, [row(0), row(20)])
+    read = results.read_results(tmp_path)
+    manifest = read.manifest | {"sessions": [{"call": "mine"}]}
+    dataclasses.replace(read, rows=read.rows[:1], manifest=manifest).save(tmp_path / "mine.tsv")
+    assert results.read_manifest(tmp_path)["sessions"] == [*read.manifest["sessions"], {"call": "mine"}]
 
 
 def test_first_columns_are_the_fields(tmp_path):

@@ -129,8 +129,20 @@ def test_other_weights_of_a_network_are_compared_anew(linear, tmp_path):
         assert choose(classifier, trial, tmp_path).classifier.kernel == "ours"
         assert not trial.prepared
     assert [trial.compared for trial in trials] == [["ours", "xla"], [], []]
-    wrong = Told(by_kernel(ours=1, xla=9), logits={"ours": EXACT[:, ::-1]})
-    assert choose(both(linear, sha256="three"), wrong, tmp_path).classifier.kernel == "xla"
+    for name, samples in (("three", LONG), ("four", 100)):  # in a job too short for measuring, too
+        wrong = Told(by_kernel(ours=1, xla=9), logits={"ours": EXACT[:, ::-1]})
+        chosen = choose(both(linear, sha256=name), wrong, tmp_path, samples=samples)
+        assert (chosen.classifier.kernel, list(chosen.left_out)) == ("xla", ["ours"])
+
+
+def test_another_denoiser_in_front_is_other_weights(linear, tmp_path):
+    def behind(name):
+        return both(linear, sha256="one", description={"denoiser": {"weights_sha256": name}})
+
+    trials = [Told(by_kernel(ours=1, xla=9)) for _ in range(3)]
+    for name, trial in zip("aba", trials, strict=True):
+        choose(behind(name), trial, tmp_path)
+    assert [len(trial.compared) > 0 for trial in trials] == [True, True, False]
 
 
 def test_one_that_fails_later_is_left_out_too(linear, tmp_path):
