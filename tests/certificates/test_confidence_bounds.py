@@ -1,3 +1,5 @@
+import itertools
+
 import mpmath
 import numpy as np
 import pytest
@@ -67,6 +69,37 @@ def test_bounds_of_few_in_millions_do_not_err_to_the_unsafe_side(k, n, alpha):
     assert alpha * (1 - 1e-6) <= at_most <= alpha
     lower = confidence_bounds.clopper_pearson_lower(k, n, alpha)
     assert alpha * (1 - 1e-6) <= 1 - lower_tail(k - 1, n, lower) <= alpha
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "alpha"),
+    [
+        (25, 18_082_390, 1.806314207015279e-05),
+        (31, 26_499_712, 0.0024490287894242363),
+        *((k, n, alpha) for k in (1, 5, 40) for n in (10**6, 10**7, 10**8) for alpha in (1e-6, 0.001, 0.05)),
+    ],
+)
+def test_the_wealth_of_few_in_millions_is_there(k, n, alpha):
+    """Where its logarithm is a difference of numbers near a billion."""
+    wealth = exact_wealth(k, n, confidence_bounds.betting_lower(k, n, alpha))
+    assert 1 / alpha <= wealth <= (1 + 1e-5) / alpha
+
+
+def exact_wealth(k, n, p):
+    """`log_wealth`, not as a logarithm, to 40 digits: P(X > p) by the series of the incomplete beta function."""
+    with mpmath.workdps(40):
+        a, b, p = k + mpmath.mpf(0.5), n - k + mpmath.mpf(0.5), mpmath.mpf(float(p))
+        term = total = mpmath.mpf(1)
+        for j in itertools.count():
+            term *= (a + b + j) / (a + 1 + j) * p
+            total += term
+            if term < total * mpmath.mpf(10) ** -38:
+                break
+        log_beta = mpmath.loggamma(a) + mpmath.loggamma(b) - mpmath.loggamma(a + b)
+        above = 1 - mpmath.exp(a * mpmath.log(p) + b * mpmath.log1p(-p) - mpmath.log(a) - log_beta) * total
+        null = 1 - 2 / mpmath.pi * mpmath.asin(mpmath.sqrt(p))
+        ratio = mpmath.exp(log_beta - k * mpmath.log(p) - (n - k) * mpmath.log1p(-p))
+        return ratio / mpmath.pi * above / null
 
 
 def lower_tail(k, n, p):
