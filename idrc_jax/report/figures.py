@@ -86,7 +86,7 @@ def plot_panels(several: Sequence[Run], label: Callable[[Run], str], title: str 
         _finish(axes, norm, scheme)
     for axes in panels[1:]:
         axes.set_ylabel("")
-    _explain(figure, columns=1 if len(schemes) == 1 else 2)
+    _explain(figure, columns=1 if len(schemes) < 3 else 2)
     figure.suptitle(title)
     return figure
 

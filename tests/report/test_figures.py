@@ -111,6 +111,19 @@ def test_a_panel_a_scheme_and_a_curve_a_sigma():
     assert len(set(colours[0])) == 2
 
 
+@pytest.mark.parametrize("panels", range(1, 6))
+def test_the_legend_fits(panels):
+    several = [
+        run("", radii(seed), scheme=scheme, sigma=sigma, published=radii(seed + 9))
+        for scheme in ("gaussian", "l1", "l2", "uniform", "inverse_sqrt_norm")[:panels]
+        for seed, sigma in enumerate((0.12, 0.25))
+    ]
+    figure = figures.plot_sigmas(several)
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
 def test_a_curve_a_training_noise():
     several = [run("x", radii(1), training=0.25), run("y", radii(2), training=0.5), run("by name", radii(3))]
     (axes,) = figures.plot_training(several).axes
