@@ -187,7 +187,8 @@ def run(
         least = (job.plan.selection + job.plan.looks()[0]) / rate  # seconds of the shortest image
         if 0 < seconds < least:
             raise ValueError(
-                f"Expected max_minutes to hold one image, which takes {least / 60:.2g} here, got {budget.minutes:g}."
+                f"Expected max_minutes to be enough for one image, about {1.1 * least / 60:.2g} minutes here, got "
+                f"{budget.minutes:g}."
             )
         budget.expect(least)
         piece = counter.stride * max(1, round(rate * _SECONDS_A_PIECE / counter.stride))

@@ -1,5 +1,6 @@
 """What several commands make of their settings: classifier, denoiser, images, devices, provenance."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from idrc_jax import config, data, models
 from idrc_jax.certificates.schemes import Cascade, Routed, Scheme, constant_levels
 from idrc_jax.certification.provenance import versions
 from idrc_jax.config import run_memory
+from idrc_jax.core import validate
 from idrc_jax.data.folder import CLASSES
 from idrc_jax.interop import user_factory
 from idrc_jax.models.denoised_classifier import denoised
@@ -79,7 +81,14 @@ def _named_network(values: flags.FlagValues, weights: str | tuple[str, ...]) -> 
         gap = classifier.description["torch_difference"]
         told = f"{factory}, translated to JAX, agrees with PyTorch to about {gap:.0e} in its logits"
         print(f"note: {told}.", file=sys.stderr)
-    return classifier if settings.kernel == "auto" else classifier.reference
+    return classifier if validate.one_of("kernel", settings.kernel, ("auto", "xla")) == "auto" else _plain(classifier)
+
+
+def _plain(classifier: models.Classifier) -> models.Classifier:
+    """The plainest implementation of a network and of its router and networks by level, as far as it has them."""
+    plain = classifier.reference
+    router = plain.router.reference if plain.router else None
+    return dataclasses.replace(plain, router=router, by_level=tuple(one.reference for one in plain.by_level))
 
 
 def reference_of(values: flags.FlagValues, read: Results) -> models.Classifier:

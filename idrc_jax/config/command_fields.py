@@ -26,6 +26,7 @@ _DECLARED = {
 }  # fmt: skip
 
 _OF_PLANS = ("sampling.sequence", "sampling.radii", "sampling.precision")  # of which some plans read each
+_USUAL = {schemes.Splitting.name: sampling_plans.Exhaustive.name}  # plans that are not named, but for fixed
 
 # What each command reads, in the order of `FIELDS`.
 READS = {
@@ -55,23 +56,26 @@ def check(command: str, given: Collection[str]) -> None:
             )
 
 
-def check_choices(command: str, config: Config, given: Collection[str]) -> None:
+def check_choices(config: Config, given: Collection[str]) -> None:
     """ValueError for one of these fields that nothing reads under the network, scheme or plan that is chosen."""
+    noise, others = config.noise, config.denoiser.weights or config.router.weights
+    plan = config.sampling.plan or _USUAL.get(noise.scheme, sampling_plans.Fixed.name)
     for path in given:
-        name = path.rpartition(".")[2]
-        if config.model.factory and path in _NETWORK:
+        if config.model.factory and path in _NETWORK and not (path == "model.dtype" and others):
             raise ValueError(f"Expected no --config.{path} beside model.factory, whose network has its own.")
-        if path == "noise.by" and (config.noise.factory or config.noise.scheme != schemes.Stepped.name):
-            raise ValueError(f"Expected no --config.{path} under the scheme {_scheme(config)}: stepped alone reads it.")
-        if path in _OF_PLANS and "sampling.plan" in READS[command] and get(config, path) != FIELDS[path].default:
-            readers = [
-                one for one, plan in sampling_plans.PLANS.items() if name in {part.name for part in fields(plan)}
-            ]
-            plan = config.sampling.plan or sampling_plans.Fixed.name
-            if plan in sampling_plans.PLANS and plan not in readers:
-                told = " and ".join(readers)
-                raise ValueError(f"Expected no --config.{path} under the plan {plan}: {told} read it.")
+        if get(config, path) == FIELDS[path].default:
+            continue
+        if path == "noise.by" and (noise.factory or noise.scheme != schemes.Stepped.name):
+            scheme = noise.factory or noise.scheme
+            raise ValueError(
+                f"Expected no --config.{path} under the scheme {scheme}, which does not read it: stepped would."
+            )
+        if path in _OF_PLANS and plan in sampling_plans.PLANS and path not in _read_by(plan):
+            would = " and ".join(one for one in sampling_plans.PLANS if path in _read_by(one))
+            raise ValueError(
+                f"Expected no --config.{path} under the plan {plan}, which does not read it: {would} would."
+            )
 
 
-def _scheme(config: Config) -> str:
-    return config.noise.factory or config.noise.scheme
+def _read_by(plan: str) -> set[str]:
+    return {f"sampling.{part.name}" for part in fields(sampling_plans.PLANS[plan])}

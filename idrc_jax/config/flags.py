@@ -111,7 +111,6 @@ def _parse(command: str, define: Callable[[flags.FlagValues], None] | None) -> t
             fields.expand_home(values.config)
             fields.name_data(values.config)
             fields.choose_scheme(values.config, given)
-            command_fields.check_choices(command, values.config, given)
         return values, rest
     except (AttributeError, KeyError) as error:
         raise ValueError(_unknown_field(error)) from error
@@ -155,7 +154,8 @@ def take_from_run(values: flags.FlagValues, command: str) -> str:
       nothing of their training.
 
     Raises:
-      ValueError: a network that knows no sigma, for a command that takes one, and no flag or file that says it.
+      ValueError: a network that knows no sigma, for a command that takes one, and no flag or file that says it; a flag
+        that nothing reads under what is then chosen.
     """
     config = values.config
     named = [path for path in ("model.factory", "model.weights", "model.by_level") if fields.get(config, path)]
@@ -182,7 +182,9 @@ def take_from_run(values: flags.FlagValues, command: str) -> str:
             "Expected --config.noise.sigma, in pixel units, such as 0.25, with a network that does not say under which "
             "noise it was trained, got none."
         )
-    return "" if run is None else run_memory.take(config, run, command, said, given)
+    note = "" if run is None else run_memory.take(config, run, command, said, given)
+    command_fields.check_choices(config, said)
+    return note
 
 
 def take_fields_from_run(values: flags.FlagValues, where: str | Path, paths: Collection[str]) -> None:

@@ -1,7 +1,7 @@
 """Tables that are only ever appended to: locked while they are written, whole after every crash."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -13,13 +13,13 @@ class AppendOnlyTable:
     has rows alone.
 
     A context manager. Entering it opens the file, locks it, cuts off what a crash left half-written and blank lines at
-    the end, and gives a new file its header, also one that has nothing but other columns' header. ValueError if another
-    process writes it, or if rows stand below a header of other columns.
+    the end, and gives a new file its header. ValueError if another process writes it.
 
     Args:
       path: of the file.
       columns: their names; none for a table of rows alone.
       check: called with the whole lines that are there, once the file is locked and before anything in it changes.
+      others: columns of tables of the same kind, whose header is replaced where no row follows it.
 
     Guarantee: what is appended together is in the file whole, and on the disk, or not at all when the disk is full; a
     process killed meanwhile leaves whole rows and at most one torn line, which readers leave out and the next writer
@@ -27,16 +27,23 @@ class AppendOnlyTable:
     """
 
     def __init__(
-        self, path: Path, columns: Sequence[str], check: Callable[[list[bytes]], None] = lambda _: None
+        self,
+        path: Path,
+        columns: Sequence[str],
+        check: Callable[[list[bytes]], None] = lambda _: None,
+        others: Iterable[Sequence[str]] = (),
     ) -> None:
         self._path, self._header, self._check = path, line(columns) if columns else "", check
+        self._others = [list(one) for one in others if one != columns]
 
     def __enter__(self) -> Self:
         self._file = self._path.open("a+b", buffering=0)
         try:
             files.lock_or_refuse(self._file.fileno(), self._path)
-            whole = self._rightly_headed(self._whole_lines())
+            whole = self._whole_lines()
             self._check(whole)
+            if len(whole) == 1 and whole[0].decode(errors="replace").split() in self._others:
+                whole = []
             self._keep(whole)
             if not whole:
                 self.append(self._header)
@@ -72,17 +79,6 @@ class AppendOnlyTable:
         while lines and not lines[-1].strip():
             lines.pop()
         return lines
-
-    def _rightly_headed(self, lines: list[bytes]) -> list[bytes]:
-        """The lines, without a header of other columns that no row follows."""
-        wanted, got = self._header.split(), lines[0].decode(errors="replace").split() if lines else []
-        if not wanted or not lines or got == wanted:
-            return lines
-        if len(lines) > 1:
-            raise ValueError(
-                f"Expected the columns {wanted} above the rows of {self._path}, got {got}: restore it or use another."
-            )
-        return []
 
     def _keep(self, lines: Sequence[bytes]) -> None:
         """End the file behind these lines, its first ones."""

@@ -23,7 +23,7 @@ from idrc_jax.models.tensors import Description, PyTree
 ApplyFn = Callable[[PyTree, jax.Array], jax.Array]
 
 _TRACED_BATCH = 8
-_CALLBACKS = ("pure_callback", "io_callback")
+_CALLBACKS = ("pure_callback", "io_callback", "buffer_callback")
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,9 @@ def fingerprint(classifier: Classifier) -> str:
     digest = hashlib.sha256()
 
     def add(leaf: ArrayLike) -> None:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            digest.update(str(jax.random.key_impl(leaf)).encode())
+            leaf = jax.random.key_data(leaf)
         value = np.ascontiguousarray(leaf)
         digest.update(f"{value.shape} {value.dtype}".encode())
         digest.update(value.tobytes())
@@ -210,9 +213,10 @@ def fingerprint(classifier: Classifier) -> str:
         for equation in jaxpr.eqns:
             if equation.primitive.name in _CALLBACKS:
                 add_named(equation.primitive.name)
-            for variable in equation.invars:
-                if np.ndim(getattr(variable, "val", 0)):  # a literal; those that are no arrays are in the text
-                    add(variable.val)
+            for one in (*equation.invars, *jax.tree.leaves(list(equation.params.values()))):
+                value = getattr(one, "val", one)  # of literals, and of arrays as attributes of foreign functions
+                if isinstance(value, np.ndarray | jax.Array) and np.ndim(value):  # others are in the text whole
+                    add(value)
             for inner, held in _within(equation):
                 add_constants(inner, held)
 

@@ -22,7 +22,7 @@ from idrc_jax.results.result_rows import (
     read_as_it_is,
     write,
 )
-from idrc_jax.results.resume_check import same_guarantee
+from idrc_jax.results.resume_check import guarantee_differences, same_guarantee
 
 _OTHER_RUN = "only files of one run can be united, and here"
 _FILE = re.compile(r"certificates(\.\d+-of-\d+)?\.tsv")
@@ -61,7 +61,7 @@ class ResultsFile:
     ) -> None:
         self._workdir, self._guarantee, self._session = workdir, as_json(guarantee), as_json(session)
         self._path, self._check_rows = workdir / name, check_rows
-        self._table = AppendOnlyTable(self._path, columns_of(self._guarantee))
+        self._table = AppendOnlyTable(self._path, columns_of(self._guarantee), others=OURS)
         self._confirmed = False
         self.done: set[int] = set()
 
@@ -84,7 +84,7 @@ class ResultsFile:
         with files.folder_lock(self._workdir):
             manifest = read_manifest(self._workdir)
             session = self._session | as_json(more)
-            if manifest and manifest["guarantee"] == self._guarantee:
+            if manifest and not guarantee_differences(manifest["guarantee"], self._guarantee):
                 sessions = manifest["sessions"]
                 place = sessions.index(self._session) if self._session in sessions else len(sessions)
                 manifest["sessions"] = [*sessions[:place], session, *sessions[place + 1 :]]

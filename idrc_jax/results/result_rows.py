@@ -209,8 +209,9 @@ class Results:
                 raise ValueError(f"Expected a place without other results, got {path.parent}: save them elsewhere.")
             own = self.manifest["sessions"]
             before = [one for one in (stored["sessions"] if stored else ()) if one not in own]
-            write(self.rows, {**self.manifest, "sessions": [*before, *own]}, path.parent, path.name)
-        return dataclasses.replace(self, path=path)
+            manifest: Manifest = {**self.manifest, "sessions": [*before, *own]}
+            write(self.rows, manifest, path.parent, path.name)
+        return dataclasses.replace(self, manifest=manifest, path=path)
 
 
 def read_rows(path: str | Path) -> Results:

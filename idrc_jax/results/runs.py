@@ -78,10 +78,10 @@ def cut_short(results: Results) -> str:
     bins = made["scheme"] == Stepped.name and "by_level" in made
     if not votes and not bins and made["data"].partition("/")[0] in _MIXED:
         return ""
-    chose = "votes chose which" if votes else "their bins chose which" if bins else "the last ones may be other classes"
+    chose = "votes chose which" if votes else "their bins chose which" if bins else "they may be of other classes"
     return (
-        f"{missing:,} of {len(wanted):,} images have no row, and {chose}: accuracies are not those of all images. Call "
-        "the command that made the rows again, to finish."
+        f"{missing:,} of {len(wanted):,} images have no row, and {chose}: accuracies are not those of all images. To "
+        "finish, call the command that made the rows again."
     )
 
 

@@ -86,15 +86,16 @@ def _choose(
         return first
     cache = ChoiceCache(folder, identity(classifier, scheme, meshes, chunk))
     trial = trial or Trial(scheme)
-    remembered = cache.recall(implementations, meshes, samples)
+    remembered = cache.recall(classifier, meshes, samples)
     if remembered and (len(implementations) == 1 or cache.recall_agreement(classifier)):
         return remembered
-    disagree = bool(remembered and disagreements(classifier, trial))  # other weights of the same network
-    if remembered and not disagree:
+    found = disagreements(classifier, trial) if remembered else {}  # by other weights of the same network
+    if remembered and not found:
         cache.remember_agreement(classifier)
-        return remembered
+    if remembered and remembered.classifier.kernel not in found:
+        return replace(remembered, left_out=remembered.left_out | found)
     contest = Contest(trial, first, samples, seconds)
-    if not disagree and (not contest.has_time() or (contest.empty and not classifier.alternatives)):
+    if not found and (not contest.has_time() or (contest.empty and not classifier.alternatives)):
         return first  # without a word: a network that fails in every way tells so itself
     _say(f"Measuring how {' or '.join(one.kernel for one in implementations)} runs fastest here ...", end=" ")
     begun = time.perf_counter()
@@ -107,8 +108,9 @@ def _choose(
     _say(f"{best.name}: {rate} (measured in {time.perf_counter() - begun:.0f} s).")
     for name, why in best.left_out.items():
         logging.getLogger("idrc_jax").warning("Left out %s: %s", name, why)
-    if best.rates:
-        cache.remember(best, samples=None if contest.complete else samples)
+    if best.rates and not found:  # else the memory stays that of the weights that agree
+        of = classifier if contest.disagree else None
+        cache.remember(best, samples=None if contest.complete else samples, of=of)
         if not best.left_out:
             cache.remember_agreement(classifier)
     return best

@@ -19,7 +19,7 @@ from idrc_jax.kernels import build
 from idrc_jax.models import Classifier, fingerprint
 from idrc_jax.sampling.execution import Execution, largest_chunk
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _AGREED = 100  # weights whose implementations are remembered to agree
 
 
@@ -34,24 +34,27 @@ class ChoiceCache:
         self._folder, self._identity = folder, identity
         self._name = f"choice-{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
-    def recall(self, implementations: tuple[Classifier, ...], meshes: list[Mesh], samples: int) -> Execution | None:
-        """What was measured for a job at least as long, if it can be had still."""
+    def recall(self, classifier: Classifier, meshes: list[Mesh], samples: int) -> Execution | None:
+        """What was measured for a job at least as long, if it can be had still and is not of other weights alone."""
         try:
             said = json.loads(self._path().read_text())
             if said["identity"] != self._identity or (said["samples"] is not None and samples > said["samples"]):
                 return None
-            (classifier,) = [one for one in implementations if one.kernel == said["kernel"]]
+            if said["of"] and said["of"] != _weights(classifier):
+                return None
+            (chosen,) = [one for one in classifier.implementations if one.kernel == said["kernel"]]
             (mesh,) = [one for one in meshes if one.size == said["devices"]]
-            if not 2 <= said["chunk"] <= largest_chunk(classifier, mesh):
+            if not 2 <= said["chunk"] <= largest_chunk(chosen, mesh):
                 return None  # the memory is another
             rates = {str(name): float(rate) for name, rate in said["rates"].items()}
             left_out = {str(name): str(why) for name, why in said["left_out"].items()}
-            return Execution(classifier, mesh, said["chunk"], rates, left_out)
+            return Execution(chosen, mesh, said["chunk"], rates, left_out)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def remember(self, chosen: Execution, *, samples: int | None) -> None:
-        """Keep a choice: for jobs of at most so many samples, or for all. One warning if it cannot be written."""
+    def remember(self, chosen: Execution, *, samples: int | None, of: Classifier | None = None) -> None:
+        """Keep a choice: for jobs of at most so many samples, or for all; of the weights of one classifier, or of all.
+        One warning if it cannot be written."""
         said = {
             "kernel": chosen.classifier.kernel,
             "devices": chosen.mesh.size,
@@ -59,6 +62,7 @@ class ChoiceCache:
             "rates": chosen.rates,
             "left_out": chosen.left_out,
             "samples": samples,
+            "of": _weights(of) if of else "",
             "identity": self._identity,
             "agreed": [],
         }

@@ -21,6 +21,7 @@ _PATIENCE = 1.5  # seconds of one candidate's repetitions; one that is slower ha
 _MARGIN = 1.03  # how much faster a candidate must be than one that comes before it
 _HALF = 0.02  # of the largest logit: what two implementations may differ by in half precision
 _AGREEMENT = {"float32": 5e-5}  # and in other types
+_LONGEST = 2.0  # seconds that a larger chunk may take: plans that stop early fill it with few votes of each image
 _PROBED = 9  # images whose logits are compared
 
 
@@ -96,6 +97,11 @@ class Contest:
         return self._trial.clock() + self._slowest <= self._end
 
     @property
+    def disagree(self) -> bool:
+        """Whether an implementation was left out by its logits, which are of these weights alone."""
+        return bool(self._wrong)
+
+    @property
     def empty(self) -> bool:
         """Whether no candidate has run so far."""
         return not self._entered
@@ -115,13 +121,15 @@ class Contest:
         self._repeat([one for one in candidates if self._enter(one)])
 
     def vary_chunk(self) -> None:
-        """Smaller and larger chunks for the fastest candidate, by factors of 4, as long as they gain."""
+        """Smaller and larger chunks for the fastest candidate, by factors of 4, as long as they gain; larger ones of two
+        seconds at most."""
         for smaller in (True, False):
             while self._entered:
                 best = self.best()
                 chunk = best.chunk // 4 if smaller else 4 * best.chunk
                 candidate = Execution(best.classifier, best.mesh, chunk)
                 fits = 2 <= chunk <= largest_chunk(best.classifier, best.mesh)
+                fits &= smaller or candidate.stride <= _LONGEST * best.rates[best.name]
                 if not fits or candidate.name in self._entered or not self._enter(candidate):
                     break
                 self._repeat([best, candidate])

@@ -459,30 +459,35 @@ def test_each_field_is_read_by_a_command():
         assert all(one in config.FIELDS or f"{one}." in "".join(config.FIELDS) for one in declared)
 
 
+NETWORK = ("--config.devices=1", "--config.model.factory=a:b", "--config.noise.sigma=0.25")
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["sampling.precision=0.01"], "under the plan fixed: to_precision read it"),
-        (["sampling.radii=(0.1,)"], "under the plan fixed: to_radius read it"),
-        (["sampling.plan=to_precision", "sampling.radii=(0.1,)"], "under the plan to_precision: to_radius read it"),
-        (
-            ["sampling.plan=selection_free", "sampling.sequence=union"],
-            "selection_free: to_radius and to_precision read",
-        ),
-        (["noise.by=std"], "under the scheme gaussian: stepped alone reads it"),
-        (["noise.scheme=l1", "noise.by=std"], "under the scheme l1: stepped alone reads it"),
+        (["sampling.precision=0.01"], "under the plan fixed, which does not read it: to_precision would"),
+        (["sampling.radii=(0.1,)"], "under the plan fixed, which does not read it: to_radius would"),
+        (["sampling.plan=to_precision", "sampling.radii=(0.1,)"], "plan to_precision, which does not read it: to_r"),
+        (["sampling.plan=selection_free", "sampling.sequence=union"], "read it: to_radius and to_precision would"),
+        (["noise.scheme=splitting", "sampling.sequence=union"], "under the plan exhaustive"),
+        (["noise.by=std"], "under the scheme gaussian, which does not read it: stepped would"),
+        (["noise.scheme=l1", "noise.by=std"], "under the scheme l1, which does not read it"),
     ],
 )
 def test_a_flag_that_nothing_reads_under_what_is_chosen_is_refused(tmp_path, flags, told):
     given = [f"--config.{flag}" for flag in flags]
-    assert told in running.refused(certify.main, f"--workdir={tmp_path}", *given)
+    assert told in running.refused(certify.main, f"--workdir={tmp_path}", *NETWORK, *given)
 
 
-@pytest.mark.parametrize("flags", [["sampling.sequence=betting"], ["sampling.plan=to_radius", "sampling.radii=(0.1,)"]])
-def test_a_flag_that_says_what_holds_anyway_is_no_mistake(flags):
+def test_a_flag_that_something_reads_or_that_says_what_holds_anyway_is_no_mistake():
     made = get("quickstart")
-    made.sampling.plan = "to_radius" if len(flags) > 1 else ""
-    command_fields.check_choices("certify", made, [flag.partition("=")[0] for flag in flags])
+    command_fields.check_choices(made, ["sampling.sequence", "sampling.radii", "noise.by"])
+    made.sampling.plan, made.sampling.radii, made.noise.scheme, made.noise.by = "to_radius", (9.0,), "stepped", "std"
+    command_fields.check_choices(made, ["sampling.plan", "sampling.radii", "noise.by", "model.depth"])
+    made.model.factory, made.denoiser.weights = "a:b", "x"
+    command_fields.check_choices(made, ["model.dtype"])
+    with pytest.raises(ValueError, match=r"no --config\.model\.depth beside model\.factory"):
+        command_fields.check_choices(made, ["model.dtype", "model.depth"])
 
 
 def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):

@@ -50,16 +50,21 @@ def test_blank_lines_and_a_torn_end_are_cut_off(tmp_path, end):
     assert (tmp_path / "table.tsv").read_bytes() == HEADER + A + B
 
 
-@pytest.mark.parametrize("other", [b"idx\tradius\n", b"idx\n", b"idx\tname\tmore\n", b"\xff\n"])
-def test_a_lone_header_of_other_columns_is_replaced_and_rows_below_it_are_refused(tmp_path, other):
+def test_a_lone_header_of_other_columns_of_its_kind_is_replaced(tmp_path):
     path = tmp_path / "table.tsv"
-    path.write_bytes(other)
-    append(path, A)
-    assert path.read_bytes() == HEADER + A
-    path.write_bytes(other + B)
-    with pytest.raises(ValueError, match=r"Expected the columns \['idx', 'name'\] above the rows of .*table\.tsv, got"):
-        append(path, A)
-    assert path.read_bytes() == other + B
+
+    def opened(content, check=lambda _: None):
+        path.write_bytes(content)
+        with AppendOnlyTable(path, COLUMNS, check, [COLUMNS, ("idx", "radius")]) as table:
+            table.append(A.decode())
+        return path.read_bytes()
+
+    assert opened(HEADER) == opened(b"") == opened(b"idx\tradius\n") == HEADER + A
+    for kept in (b"someone else's\n", b"idx\tradius\n" + B, HEADER + B):
+        assert opened(kept) == kept + A
+    seen = []
+    opened(b"idx\tradius\n", seen.append)
+    assert seen == [[b"idx\tradius"]]
 
 
 def test_a_row_that_does_not_fit_leaves_the_file_as_it_was(tmp_path):

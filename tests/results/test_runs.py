@@ -69,8 +69,8 @@ def test_votes_do_not_choose_the_images_of_a_fixed_plan_that_was_cut_short(tmp_p
     assert runs.cut_short(read) == ""
     for told, changed in (
         ("votes chose which", {"scheme": "cascade"}),
-        ("the last ones may be other classes", {"data": "folder/test"}),
-        ("the last ones may be other classes", {"data": "imagenet/test"}),
+        ("they may be of other classes", {"data": "folder/test"}),
+        ("they may be of other classes", {"data": "imagenet/test"}),
     ):
         manifest = read.manifest | {"guarantee": read.manifest["guarantee"] | changed}
         assert told in runs.cut_short(dataclasses.replace(read, manifest=manifest))

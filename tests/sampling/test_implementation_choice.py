@@ -135,6 +135,21 @@ def test_other_weights_of_a_network_are_compared_anew(linear, tmp_path):
         assert (chosen.classifier.kernel, list(chosen.left_out)) == ("xla", ["ours"])
 
 
+def test_weights_whose_implementations_disagree_say_nothing_of_others(linear, tmp_path):
+    def chosen(name, *, wrong=False, samples=LONG):
+        trial = Told(by_kernel(ours=1, xla=9), logits={"ours": EXACT[:, ::-1]} if wrong else None)
+        made = choose(both(linear, sha256=name), trial, tmp_path, samples=samples)
+        return made.classifier.kernel, list(made.left_out), len(trial.prepared)
+
+    assert chosen("bad", wrong=True) == ("xla", ["ours"], 1 + 1)
+    assert chosen("bad", wrong=True) == ("xla", ["ours"], 0)
+    assert chosen("good") == ("ours", [], 2)
+    for samples in (LONG, 100):
+        kernel, left_out, _ = chosen("bad", wrong=True, samples=samples)
+        assert (kernel, left_out) == ("xla", ["ours"])
+        assert chosen("good") == ("ours", [], 0)
+
+
 def test_another_denoiser_in_front_is_other_weights(linear, tmp_path):
     def behind(name):
         return both(linear, sha256="one", description={"denoiser": {"weights_sha256": name}})
@@ -246,6 +261,17 @@ def test_devices_and_chunk_are_measured_unless_given(linear, tmp_path):
         linear, SCHEME, samples=LONG, trial=Told(lambda one: 1e-5 * one.chunk / one.mesh.size), folder=tmp_path / "2"
     )
     assert (small.mesh.size, small.chunk) == (len(devices.mesh().devices), 2)
+
+
+@pytest.mark.parametrize(("a_sample", "chunk"), [(1e-3, 512), (1e-4, 8192)])
+def test_no_larger_chunk_takes_more_than_two_seconds(linear, tmp_path, a_sample, chunk):
+    """The larger, the faster here; a plan that stops early would wait for chunks that are mostly empty."""
+    trial = Told(lambda one: a_sample * (1 + 4 / np.log2(one.chunk)))
+    found = implementation_choice.choose(
+        linear, SCHEME, samples=LONG, mesh=devices.mesh(1), trial=trial, folder=tmp_path
+    )
+    assert found.chunk == chunk
+    assert chunk * 1.5 * a_sample < 2 < 4 * chunk * 1.2 * a_sample
 
 
 def test_with_nothing_to_choose_nothing_is_run(linear, tmp_path):
