@@ -121,8 +121,8 @@ class Contest:
         self._repeat([one for one in candidates if self._enter(one)])
 
     def vary_chunk(self) -> None:
-        """Smaller and larger chunks for the fastest candidate, by factors of 4, as long as they gain; larger ones of two
-        seconds at most."""
+        """Smaller and larger chunks for the fastest candidate, by factors of 4, as long as they gain; none that takes
+        more than two seconds."""
         for smaller in (True, False):
             while self._entered:
                 best = self.best()
