@@ -180,13 +180,10 @@ class Results:
         return all(row.label != UNLABELLED for row in self.rows)
 
     def save(self, where: str | Path) -> Self:
-        """Write a result file and its manifest, which every command and `read_results` read.
+        """Write a result file and its manifest, which every command and `read_results` read; the same as it is there.
 
         Args:
           where: a folder, made where it is missing, for `certificates.tsv`; or a file that ends in `.tsv`.
-
-        Returns:
-          The same with its path.
 
         Raises:
           ValueError: six-column results, another suffix of a table, a folder that holds results of another guarantee, a
@@ -207,9 +204,8 @@ class Results:
                 other = there.manifest is None or not {row.idx for row in there.rows} <= {row.idx for row in self.rows}
             if other or (stored and guarantee_differences(stored["guarantee"], self.manifest["guarantee"])):
                 raise ValueError(f"Expected a place without other results, got {path.parent}: save them elsewhere.")
-            own = self.manifest["sessions"]
-            before = [one for one in (stored["sessions"] if stored else ()) if one not in own]
-            manifest: Manifest = {**self.manifest, "sessions": [*before, *own]}
+            own, before = self.manifest["sessions"], stored["sessions"] if stored else []
+            manifest: Manifest = {**self.manifest, "sessions": [*(one for one in before if one not in own), *own]}
             write(self.rows, manifest, path.parent, path.name)
         return dataclasses.replace(self, manifest=manifest, path=path)
 

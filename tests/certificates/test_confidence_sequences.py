@@ -90,10 +90,11 @@ def test_bound_is_the_smallest_proportion_not_rejected():
 def halved(k, n, alpha):
     """The bound by bisection alone: the whole wealth at every middle."""
     low, high = np.zeros(k.shape), k / n
+    goal = -np.log(alpha) + confidence_bounds.wealth_error(n)
     for _ in range(60):
         middle = (low + high) / 2
         with np.errstate(invalid="ignore"):
-            rejected = confidence_bounds.log_wealth(k, n, np.maximum(middle, 1e-300)) >= -np.log(alpha) + 1e-9
+            rejected = confidence_bounds.log_wealth(k, n, np.maximum(middle, 1e-300)) >= goal
         low, high = np.where(rejected, middle, low), np.where(rejected, high, middle)
     return low * (1 - 1e-9)
 
