@@ -118,7 +118,7 @@ def _mixed(several: Sequence[Run]) -> list[str]:
 def _of_correct_alone(several: Sequence[Run]) -> list[str]:
     """What to say of runs whose plans decided correct predictions alone."""
     names = [run.name for run in several if metrics.correct_only(run.results)]
-    return [f"Wrong predictions got few votes, so abstentions say little, of {runs.named(names)}."] if names else []
+    return [f"Wrong predictions got few votes, so abstentions say little, of {runs.quoted(names)}."] if names else []
 
 
 def _page(run: Run, number: int, names: Sequence[str], pictures: int) -> Page:

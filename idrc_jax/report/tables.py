@@ -312,9 +312,9 @@ def _caption(several: Sequence[Run], what: str, paper_too: bool = False) -> str:
     ]
     notes += [_TO_RADIUS] if "to_radius" in plans else []
     if what == PUBLISHED and (open_ones := _undecided(several)):
-        notes.append(_UNDECIDED.format(runs.named(open_ones)))
+        notes.append(_UNDECIDED.format(runs.quoted(open_ones)))
     if alone := [run.name for run in several if metrics.correct_only(run.results)]:
-        notes.append(_CORRECT_ONLY.format(runs.named(alone)))
+        notes.append(_CORRECT_ONLY.format(runs.quoted(alone)))
     notes += [told.removesuffix(".")] if (told := equal_terms.differences(several)) else []
     cut = {run.name: runs.cut_short(run.results) for run in several}
     notes += [f"Of “{name}” {told.removesuffix('.')}" for name, told in cut.items() if told]

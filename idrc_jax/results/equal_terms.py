@@ -14,6 +14,7 @@ from idrc_jax.results.recertify import recertify
 from idrc_jax.results.runs import Run
 
 _TERMS = ("plan", "n", "alpha", "certificate", "k", "paired.n", "paired.share")
+_NAMED = 3  # runs of one value; more are counted
 _OF_ONE_PLAN = ("n0", "sequence", "radii", "published", "precision")  # compared where the plans have one name
 _UNSTORED = "where it stopped on an image depends on the order of its votes, which is not stored"
 
@@ -31,10 +32,10 @@ def differences(several: Sequence[Run]) -> str:
         for name, made in known:
             names.setdefault(_text(_term(made, term)), []).append(name)
         if len(names) > 1:
-            told.append(f"{term} is {', '.join(f'{value} for {runs.named(own)}' for value, own in names.items())}")
+            told.append(f"{term} is {', '.join(f'{value} for {_named(own)}' for value, own in names.items())}")
     silent = [run.name for run in several if not run.results.manifest]
     if silent and len(several) > 1:
-        told.append(f"no plan, n and alpha are known of {runs.named(silent)}")
+        told.append(f"no plan, n and alpha are known of {_named(silent)}")
     return f"Not on equal terms: {'; '.join(told)}." if told else ""
 
 
@@ -156,3 +157,7 @@ def _text(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _named(names: Sequence[str]) -> str:
+    return f"{len(names)} runs" if len(names) > _NAMED else runs.quoted(names)

@@ -15,7 +15,6 @@ from idrc_jax.results import recertify, result_file, result_rows
 from idrc_jax.results.manifest import TRAINING, asked, level_networks
 from idrc_jax.results.result_rows import Results
 
-_NAMED = 3  # runs in a sentence; more are counted
 _MIXED = ("cifar10", "digits", "synthetic")  # data sets whose order says nothing of the classes
 
 
@@ -55,9 +54,9 @@ def read(arguments: Sequence[str]) -> list[Run]:
     return [Run(name or own, one) for name, own, one in zip(names, labels(found), found, strict=True)]
 
 
-def named(names: Sequence[str]) -> str:
-    """The names of runs in a sentence, or their number where they are more than three."""
-    return f"{len(names)} runs" if len(names) > _NAMED else ", ".join(f"“{name}”" for name in names)
+def quoted(names: Sequence[str]) -> str:
+    """The names of runs in a sentence."""
+    return ", ".join(f"“{name}”" for name in names)
 
 
 def cut_short(results: Results) -> str:
