@@ -266,6 +266,22 @@ def test_fingerprints_see_constants_of_functions_within_functions(around):
     assert models.fingerprint(first) == models.fingerprint(same) != models.fingerprint(other)
 
 
+def test_fingerprints_see_random_keys_and_arrays_that_foreign_functions_take():
+    def made(seed, attribute):
+        def apply_fn(params, images):
+            shape = jax.ShapeDtypeStruct((2,), jnp.float32)
+            foreign = jax.ffi.ffi_call("nowhere", shape)(weights=attribute)
+            return images.reshape(len(images), -1)[:, :2] + foreign + jax.random.normal(params["key"], (2,))
+
+        return models.Classifier(apply_fn, {"key": jax.random.key(seed)}, classes=2, image_shape=(2, 2, 1))
+
+    one = np.arange(2000.0)
+    other = np.where(one == 1000, 7.0, one)  # where the text leaves out what is between
+    prints = [models.fingerprint(made(seed, values)) for seed in (0, 1) for values in (one, other)]
+    assert len(set(prints)) == 4
+    assert models.fingerprint(made(0, one.copy())) == prints[0]
+
+
 def test_a_network_that_calls_python_goes_by_its_own_name():
     def made(factor, sha256):
         def answer(images):
