@@ -177,7 +177,7 @@ def log_wealth(k: ArrayLike, n: ArrayLike, p: ArrayLike) -> Numbers:
 
 def wealth_error(n: ArrayLike) -> Numbers:
     """What `log_wealth` of n votes may be wrong by: what it has to be above its goal, to be there for sure."""
-    return _ERROR + _ERROR_A_VOTE * np.maximum(np.asarray(n, np.float64) - _MANY, 0)
+    return _ERROR + _ERROR_A_VOTE * _beyond_many(n)
 
 
 def betting_lower(k: ArrayLike, n: ArrayLike, alpha: float) -> Numbers:
@@ -256,7 +256,11 @@ def proportion_interval(k: ArrayLike, m: ArrayLike, confidence: float = 0.95) ->
 
 
 def _margin(n: ArrayLike) -> Numbers:
-    return _MARGIN + _MARGIN_A_VOTE * np.maximum(np.asarray(n, np.float64) - _MANY, 0)
+    return _MARGIN + _MARGIN_A_VOTE * _beyond_many(n)
+
+
+def _beyond_many(n: ArrayLike) -> Numbers:
+    return np.maximum(np.asarray(n, np.float64) - _MANY, 0)
 
 
 def _largest_rejected(k: np.ndarray, n: np.ndarray, goal: np.ndarray) -> np.ndarray:

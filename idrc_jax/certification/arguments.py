@@ -70,9 +70,9 @@ def check_pixels(images: Any, classifier: Classifier) -> np.ndarray:
             f"Expected images of uint8, or floats in [0, 1], got {pixels.dtype}: if they are from 0 to 255, "
             "images.astype('uint8')."
         )
-    if not np.all(np.isfinite(pixels)):
-        raise ValueError("Expected finite images, got values that are NaN or infinite: look at how they were read.")
     low, high = (float(bound(initial=0)) for bound in (pixels.min, pixels.max))
+    if not np.isfinite(low + high):
+        raise ValueError("Expected finite images, got values that are NaN or infinite: look at how they were read.")
     if not (low >= 0 and high <= 1):
         hint = "divide by 255" if low >= 0 and 1 < high <= 255 else "a normalisation belongs in the classifier"
         raise ValueError(f"Expected float images in [0, 1], got values from {low:g} to {high:g}: {hint}.")
