@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -321,6 +322,29 @@ def test_a_library_that_crashes_or_computes_wrongly_is_not_used(monkeypatch, tmp
     assert len(caplog.messages) == 1
     assert reason in caplog.text
     assert not list((tmp_path / "idrc_jax").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("source", "header", "right", "wrong"),
+    [
+        ("convolution_cpu.cc", "include/simd.h", "std::memcpy(to, &value", "value *= NAN; std::memcpy(to, &value"),
+        ("network_cpu.cc", "include/simd.h", "std::memcpy(to, &value", "value *= NAN; std::memcpy(to, &value"),
+        ("rounded_normal_cpu.cc", "rounded_normal_cpu.cc", "{{13, 15", "{{13, 16"),
+    ],
+)
+def test_self_tests_see_what_is_no_number_and_other_random_bits(
+    monkeypatch, tmp_path, caplog, source, header, right, wrong
+):
+    sources = tmp_path / "cpp"
+    shutil.copytree(build.SOURCES, sources)
+    text = (sources / header).read_text()
+    assert right in text
+    (sources / header).write_text("#include <cmath>\n" + text.replace(right, wrong, 1))
+    monkeypatch.setattr(build, "SOURCES", sources)
+    monkeypatch.setattr(build, "_FLAGS", tuple(flag.replace("-O3", "-O1") for flag in build._FLAGS))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not build.register.__wrapped__(source, ())
+    assert "failed its self-test" in caplog.text, caplog.text
 
 
 def test_a_width_that_no_machine_has_is_refused(monkeypatch, caplog):

@@ -149,11 +149,47 @@ bool LooksRight() {
   return true;
 }
 
+// Threefry-2x32-20 by its definition: both words of one block.
+void Block(const std::uint32_t* key, std::uint32_t x, std::uint32_t y, std::uint32_t* made) {
+  constexpr int kRotations[8] = {13, 15, 26, 6, 17, 29, 16, 24};
+  const std::uint32_t keys[3] = {key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDAu};
+  x += keys[0];
+  y += keys[1];
+  for (int round = 0; round < 20; ++round) {
+    const int rotation = kRotations[round % 8];
+    x += y;
+    y = x ^ (y << rotation | y >> (32 - rotation));
+    if (round % 4 == 3) {
+      const std::uint32_t injection = round / 4 + 1;
+      x += keys[injection % 3];
+      y += keys[(injection + 1) % 3] + injection;
+    }
+  }
+  made[0] = x;
+  made[1] = y;
+}
+
+// Whether the words are the generator's, whose own are those that Salmon et al. publish (the digits of pi).
+bool WordsRight() {
+  constexpr std::uint32_t kKey[2] = {0x13198A2Eu, 0x03707344u};
+  std::uint32_t made[2], high[kBlocks], low[kBlocks];
+  Block(kKey, 0x243F6A88u, 0x85A308D3u, made);
+  if (made[0] != 0xC4923A9Cu || made[1] != 0x483DF7A0u) return false;
+  for (const std::uint32_t first : {0u, 12345u, 0xFFFFFFF0u}) {
+    Words(kKey, first, high, low);
+    for (int i = 0; i < kBlocks; ++i) {
+      Block(kKey, 1, first + i, made);
+      if (high[i] != made[0] || low[i] != made[1]) return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 }  // namespace idrc
 
 // 0 if all is well.
-extern "C" int IdrcSelfTest() { return idrc::LooksRight() ? 0 : 1; }
+extern "C" int IdrcSelfTest() { return idrc::LooksRight() && idrc::WordsRight() ? 0 : 1; }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(IdrcRoundedNormal, idrc::Integers,
                               ffi::Ffi::Bind()

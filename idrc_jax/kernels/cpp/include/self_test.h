@@ -13,6 +13,9 @@
 
 namespace idrc {
 
+// The larger of an error and another one, or what is no number, which std::max would leave out.
+inline double Worse(double error, double other) { return error < other || other != other ? other : error; }
+
 // Whether a convolution by its definition, in plain float64, directly and by minimal filtering is the same.
 inline bool ConvolutionsAgree(int channels) {
   constexpr int kSide = 8;
@@ -42,7 +45,7 @@ inline bool ConvolutionsAgree(int channels) {
         sum = std::max(sum, 0.0);
         const auto at = shape.At(y, x) + c;
         largest = std::max(largest, sum);
-        error = std::max({error, std::abs(direct[at] - sum), std::abs(filtered[at] - sum)});
+        error = Worse(Worse(error, std::abs(direct[at] - sum)), std::abs(filtered[at] - sum));
       }
     }
   }
