@@ -4,6 +4,7 @@ The page's script colours the charts, by the theme, and shows or hides their par
 (part, kind, run): what it draws, a kind of `KINDS`, and the run's number.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -35,9 +36,9 @@ _LOOK: Json = {
 }
 
 
-def library() -> list[str]:
-    """The scripts of BokehJS, to be inlined: about 1 MB, no network."""
-    return Resources(mode="inline", components=["bokeh"]).js_raw
+def library() -> str:
+    """The script of BokehJS: about 1 MB, no network."""
+    return "\n".join(Resources(mode="inline", components=["bokeh"]).js_raw)
 
 
 def curves(several: Sequence[tuple[str, Mapping[str, Curve | None]]], norm: str = "l2") -> Json:
@@ -169,7 +170,7 @@ def _hover(plot: figure, lines: list[DataRenderer], tips: list[tuple[str, str]])
 
 def _steps(one: Curve) -> Json:
     """A falling staircase as a polyline: from each radius to the next one the next one's values hold."""
-    made = {"radius": np.repeat(one.radius, 2)[:-1]}
-    for name in ("accuracy", "low", "high"):
-        made[name] = np.repeat(getattr(one, name), 2)[1:]
+    made = {"radius": np.repeat(one.radius, 2)[:-1], "accuracy": np.repeat(one.accuracy, 2)[1:]}
+    for name, rounding in (("low", math.floor), ("high", math.ceil)):
+        made[name] = np.repeat([metrics.bound(end, rounding) for end in getattr(one, name)], 2)[1:]
     return {name: np.asarray(values, np.float32) for name, values in made.items()}

@@ -27,6 +27,7 @@ PUBLISHED = "Accuracy at published {norm} radii, which are no certificates but f
 _KINDS = {False: VALID, True: PUBLISHED}  # of radii, by whether they are the published ones
 _PAPER = "Rows of the paper are at its published radii (ResNet-110, n = 100,000)"
 _MIXED = "The runs are not of the same images, so none is marked as the best"
+_UNEQUAL = "With unequal n, alpha or k none is marked as the best"
 _TO_RADIUS = (
     "Under the plan to_radius the ACR, and accuracy at radii that it was not asked for (0, too), are too low to compare"
 )
@@ -90,12 +91,17 @@ class Table:
         for row, cells, best in self._lines():
             marked = [f"**{cell}**" if top else cell for cell, top in zip(cells, best, strict=True)]
             lines.append(_pipes([_pipe_safe(row.name), *marked]))
-        return f"{self.caption}.\n\n" + "\n".join(lines) + "\n"
+        return f"{_pipe_safe(self.caption)}.\n\n" + "\n".join(lines) + "\n"
 
     def latex(self) -> str:
         """A `tabular` for the package booktabs, the best in bold."""
         head = " & ".join(["", *map(_latex_safe, self.columns)])
-        lines = [f"% {self.caption}.", rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}", r"\toprule", rf"{head} \\"]
+        lines = [
+            f"% {' '.join(self.caption.split())}.",
+            rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}",
+            r"\toprule",
+            rf"{head} \\",
+        ]
         lines.append(r"\midrule")
         for row, cells, best in self._lines():
             marked = [rf"\textbf{{{cell}}}" if top else cell for cell, top in zip(cells, best, strict=True)]
@@ -285,10 +291,10 @@ def _mixed(several: Sequence[Run]) -> bool:
 
 
 def _comparable(several: Sequence[Run], radii: Sequence[float], published: bool = False) -> tuple[bool, ...]:
-    """At which radii one run may be called better than another: at none if they are of other images, and only up to
-    the radii that each plan asked for; the ACR counts as an infinite one."""
+    """At which radii one run may be called better than another: at none if they are of other images or claim something
+    else, and only up to the radii that each plan asked for; the ACR counts as an infinite one."""
     last = min(metrics.last_radius(run.results) for run in several)
-    same = not (_mixed(several) or (published and _undecided(several)))
+    same = not (_mixed(several) or equal_terms.claim_differs(several) or (published and _undecided(several)))
     return tuple(same and radius <= last for radius in radii)
 
 
@@ -316,6 +322,7 @@ def _caption(several: Sequence[Run], what: str, paper_too: bool = False) -> str:
     if alone := [run.name for run in several if metrics.correct_only(run.results)]:
         notes.append(_CORRECT_ONLY.format(runs.quoted(alone)))
     notes += [told.removesuffix(".")] if (told := equal_terms.differences(several)) else []
+    notes += [_UNEQUAL] if equal_terms.claim_differs(several) and not _mixed(several) else []
     cut = {run.name: runs.cut_short(run.results) for run in several}
     notes += [f"Of “{name}” {told.removesuffix('.')}" for name, told in cut.items() if told]
     return ". ".join(notes)

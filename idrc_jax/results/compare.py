@@ -170,15 +170,16 @@ def table(
     """
     lines = [
         f"A: {first}\nB: {second}\n{kind}, paired by image; B - A with exact 95 % intervals, each for one radius.",
-        f"{'radius':>6}  {'A':>5}  {'B':>5}  {'only A':>6}  {'only B':>6}  {'B - A':>7}  {'95 % interval':>17}  "
+        f"{'radius':>6}  {'A':>5}  {'B':>5}  {'only A':>6}  {'only B':>6}  {'B - A':>7}  {'95 % interval':>18}  "
         f"{'p':>7}  {'p (Holm)':>8}",
     ]
     for one in differences:
-        interval = f"[{one.low:+.3f}, {one.high:+.3f}]"
+        low, high = metrics.bound(one.low, math.floor, 4), metrics.bound(one.high, math.ceil, 4)
+        interval = f"[{low:+.4f}, {high:+.4f}]"
         lines.append(
             f"{metrics.radius_text(one.radius):>6}  {one.first:5.3f}  {one.second:5.3f}  {one.only_first:6d}  "
             f"{one.only_second:6d}  "
-            f"{one.second - one.first:+7.3f}  {interval:>17}  {one.p_value:7.2g}  {one.p_holm:8.2g}"
+            f"{one.second - one.first:+7.3f}  {interval:>18}  {one.p_value:7.2g}  {one.p_holm:8.2g}"
         )
     if acr is None:
         lines.append("ACR: not compared, as the plans asked for radii up to different ones.")

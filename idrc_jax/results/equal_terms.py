@@ -13,6 +13,7 @@ from idrc_jax.results import runs
 from idrc_jax.results.recertify import recertify
 from idrc_jax.results.runs import Run
 
+_CLAIM = ("n", "alpha", "k")
 _TERMS = ("plan", "n", "alpha", "certificate", "k", "paired.n", "paired.share")
 _NAMED = 3  # runs of one value; more are counted
 _OF_ONE_PLAN = ("n0", "sequence", "radii", "published", "precision")  # compared where the plans have one name
@@ -37,6 +38,14 @@ def differences(several: Sequence[Run]) -> str:
     if silent and len(several) > 1:
         told.append(f"no plan, n and alpha are known of {_named(silent)}")
     return f"Not on equal terms: {'; '.join(told)}." if told else ""
+
+
+def claim_differs(several: Sequence[Run]) -> bool:
+    """Whether runs claim different things (k), at different confidence (alpha) or from different numbers of votes (n);
+    files of other projects do not say, which counts as a difference."""
+    known = [run.results.manifest["guarantee"] for run in several if run.results.manifest]
+    claims = {tuple(_term(made, term) for term in _CLAIM) for made in known}
+    return len(claims) > 1 or (len(known) < len(several) > 1)
 
 
 def _term(made: Json, term: str) -> object:

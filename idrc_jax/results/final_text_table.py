@@ -14,6 +14,7 @@ from idrc_jax.results.metrics import (
     RADII_IN,
     asked_radii,
     base_accuracy,
+    bound,
     clean_accuracy,
     correct_radii,
     explained,
@@ -224,7 +225,7 @@ def _accuracy(radii: np.ndarray | None, radius: float) -> str:
         return "-"
     count = int(np.sum(radii >= radius))
     low, high = confidence_bounds.proportion_interval(count, len(radii))
-    return f"{count / len(radii):.3f} [{low:.3f}, {high:.3f}]"
+    return f"{count / len(radii):.3f} [{bound(low, math.floor):.3f}, {bound(high, math.ceil):.3f}]"
 
 
 def _acr(radii: np.ndarray | None, norm: str) -> str:

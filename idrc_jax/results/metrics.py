@@ -269,6 +269,11 @@ def value_text(radius: float, norm: str, rounding: Callable[[float], int] = math
     return f"{rounding(10**places * radius) / 10**places:.{places}f}"
 
 
+def bound(share: float, rounding: Callable[[float], int], places: int = 3) -> float:
+    """A bound of a share to so many places: a lower one by `math.floor`, an upper one by `math.ceil`."""
+    return rounding(round(10**places * share, 6)) / 10**places  # .57 is not quite 570 thousandths in floating point
+
+
 def _own_norm(made: Json) -> str:
     """The norm of the scheme's certificate, whatever the radii are stated in."""
     return getattr(schemes.SCHEMES.get(made["scheme"]), "norm", "l2")

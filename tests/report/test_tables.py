@@ -100,6 +100,26 @@ def test_names_from_files_are_escaped():
     assert next(iter(read_csv(table)[1])) == hostile.name
 
 
+def test_names_in_captions_are_escaped_and_open_no_line():
+    fewer = run("x\n\\input{/etc/passwd}<script>", "l1")
+    fewer.results.manifest["guarantee"] |= {"n": 7}
+    table = tables.by_run([L1, fewer])
+    assert "<script>" in table.caption
+    assert "<script>" not in table.markdown()
+    assert not any(line.startswith(r"\input") for line in table.latex().splitlines())
+
+
+@pytest.mark.parametrize(("term", "value"), [("n", 7), ("alpha", 0.05), ("k", 2)])
+def test_of_other_claims_none_is_the_best(term, value):
+    other = run("o", "l1")
+    other.results.manifest["guarantee"] |= {term: value}
+    table = tables.by_run([L1, other], [0.1])
+    assert not any(any(row) for row in table.best())
+    assert "With unequal n, alpha or k none is marked as the best" in table.caption
+    other.results.manifest["guarantee"] |= {term: L1.results.manifest["guarantee"].get(term)}
+    assert any(any(row) for row in tables.by_run([L1, other], [0.1]).best())
+
+
 def test_no_radii_and_other_images_are_said():
     nothing = Run("n", results([math.nan] * 3, published=[0.1] * 3))
     head, rows = read_csv(tables.by_run([nothing, L1]))

@@ -167,10 +167,18 @@ def test_the_table_ends_where_no_radius_is_within_reach():
     assert metrics.within_reach([made, beyond], metrics.RADII) == metrics.RADII[:5]  # what a row has is shown
 
 
+def test_bounds_of_shares_are_rounded_to_their_own_side():
+    assert (metrics.bound(0.00037, math.floor), metrics.bound(0.00037, math.ceil)) == (0, 0.001)
+    assert {metrics.bound(k / 1000, rounding) for rounding in (math.floor, math.ceil) for k in (0, 57, 570, 1000)} == {
+        0, 0.057, 0.57, 1,
+    }  # fmt: skip
+    assert metrics.bound(-0.0691, math.floor) == -0.07
+
+
 def test_table_shows_accuracy_interval_and_acr():
     table = summary_table(results([0.375] * 300 + [0.0] * 200, correct=[1] * 300 + [0] * 200))
     line = next(line for line in table.splitlines() if line.strip().startswith("0.25"))
-    assert "0.600 [0.556, 0.643]" in line  # the exact interval of 300 in 500, from tables
+    assert "0.600 [0.555, 0.644]" in line  # the exact interval of 300 in 500, .5556 to .6432 in tables, to the outside
     assert "ACR" in table
     acr = next(line for line in table.splitlines() if line.strip().startswith("ACR"))
     assert acr.split()[1] == "0.225"

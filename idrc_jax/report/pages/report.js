@@ -3,7 +3,7 @@
 // the band of the run that is pointed at.
 (() => {
   const root = document.documentElement;
-  const items = JSON.parse(document.getElementById("data").textContent);
+  let loading = null; // of the charts' data, once their library is there
   const plots = new Map();
   const widths = new Map(); // of the curves' lines, as they came
   const hidden = new Set();
@@ -78,9 +78,23 @@
     }
   }
 
+  async function unpacked(id) {
+    const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (one) => one.charCodeAt(0));
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  }
+
+  async function load() {
+    const library = document.createElement("script");
+    library.textContent = await unpacked("library");
+    document.body.append(library);
+    return JSON.parse(await unpacked("data"));
+  }
+
   async function embed(id) {
     if (plots.has(id)) return;
     plots.set(id, null);
+    loading ??= load();
+    const items = await loading;
     await Bokeh.embed.embed_item(items[id], id);
     const plot = Bokeh.documents.at(-1).roots()[0];
     plots.set(id, plot);
@@ -138,7 +152,10 @@
     for (const entry of entries) {
       if (!entry.isIntersecting) continue;
       seen.unobserve(entry.target);
-      queue = queue.then(() => embed(entry.target.id));
+      queue = queue.then(() => embed(entry.target.id)).catch((error) => {
+        entry.target.textContent = `This chart could not be drawn (${error.message}); it needs a browser of 2023 or later.`;
+        console.error(error);
+      });
     }
   }, { rootMargin: "300px" });
   for (const chart of document.querySelectorAll(".chart")) seen.observe(chart);
