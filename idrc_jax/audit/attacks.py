@@ -56,7 +56,8 @@ def within(targets: Targets, moved: np.ndarray, *, stretch: bool = False) -> np.
     Args:
       stretch: bring points that are inside out to the edge, too.
 
-    Guarantee: `distances(images, x') < budgets`, as computed in float64 from the float32 images.
+    Guarantee: `distances(images, x') < budgets`, as computed in float64 from the float32 images; on the grid
+    `grid_distances`.
     """
     shifts = np.asarray(moved, np.float64) - targets.images
     lengths = np.maximum(length(shifts, targets.norm), TINY)
@@ -88,17 +89,16 @@ def on_grid(images: np.ndarray, moved: np.ndarray, most: np.ndarray, norm: str =
     grey, shifts = np.rint(images * float(GRID)), (np.asarray(moved, np.float64) - images) * GRID
     places = 0.4 + 0.2 * np.random.default_rng(0).random(shifts.shape[-3:])
 
-    def at(stretch: np.ndarray) -> np.ndarray:
-        rounded = np.sign(shifts) * np.floor(stretch[..., None, None, None] * np.abs(shifts) + places)
-        return ((grey + rounded) / GRID).astype(np.float32)
+    def rounded(stretch: np.ndarray) -> np.ndarray:
+        return np.sign(shifts) * np.floor(stretch[..., None, None, None] * np.abs(shifts) + places)
 
     largest = np.max(np.abs(shifts), axis=_PIXEL_AXES)
     low, high = np.zeros(most.shape), (most * GRID + 1) / np.where(largest > 0, largest, 1.0)  # too far for one value
     for _ in range(30):
         middle = (low + high) / 2
-        inside = distances(images, at(middle), norm) < most
+        inside = length(rounded(middle), norm) / GRID < most
         low, high = np.where(inside, middle, low), np.where(inside, high, middle)
-    return at(low)
+    return ((grey + rounded(low)) / GRID).astype(np.float32)
 
 
 def law_directions(scheme: Scheme, images: np.ndarray, norm: str = "l2") -> np.ndarray:

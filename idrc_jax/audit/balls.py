@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from idrc_jax.core.normal_thresholds import GRID
+
 TINY = 1e-30
 _PIXEL_AXES = (-3, -2, -1)
 _SPARSE = 0.01  # of the values, in a steepest step in l1
@@ -27,6 +29,12 @@ def length(images: Pixels, norm: str = "l2") -> Pixels:
 def distances(images: np.ndarray, moved: np.ndarray, norm: str = "l2") -> np.ndarray:
     """Distances in a norm between images [..., H, W, C], in float64: [...]."""
     return length(np.asarray(moved, np.float64) - images, norm)
+
+
+def grid_distances(images: np.ndarray, moved: np.ndarray, norm: str = "l2") -> np.ndarray:
+    """Distances in a norm between 8-bit images in float32, which has rounded them, [..., H, W, C]: [...]."""
+    grey, other = (np.rint(np.asarray(one, np.float64) * GRID) for one in (images, moved))
+    return length(other - grey, norm) / GRID
 
 
 def steepest(gradients: Pixels, norm: str) -> Pixels:

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from idrc_jax import certification, data, results, sampling
-from idrc_jax.audit import significance
+from idrc_jax.audit import breaks, significance
 from idrc_jax.audit.search import Search, Searcher
 from idrc_jax.audit.settings import Settings
 from idrc_jax.certificates import confidence_bounds, sampling_plans, user_schemes
@@ -77,7 +77,7 @@ def audit_certificates(
     certified = [row for row in seen if row.predict != confidence_bounds.ABSTAIN and cells(row, settings)]
     distances = [[radius * fraction for _, radius, fraction in cells(row, settings)] for row in certified]
     attempts = sum(settings.attempts(len(set(some))) for some in distances)
-    threshold = significance.threshold(settings.level, attempts, settings.votes)
+    threshold = significance.threshold(settings.level, attempts, settings.votes, breaks.largest_share(scheme))
     pixels = data.to_unit(dataset.images[np.asarray([row.idx for row in certified], int)])
     images = sampling.check_images(pixels, classifier, scheme)
     manifest = {
@@ -176,11 +176,12 @@ def _tables(
     tables: Json = {"claims": audit_rows.claims(found), "attacks": audit_rows.attacks(found)}
     if finished and read.labelled:
         of_seen = dataclasses.replace(read, rows=tuple(seen))
+        abstained = sum(row.predict == confidence_bounds.ABSTAIN for row in seen)
         tables["robust_accuracy"] = [
             {
                 "radius": radius,
                 "certified": metrics.certified_accuracy(of_seen, radius),
-                "empirical": audit_rows.robust_accuracy(found, radius, len(seen)),
+                "empirical": audit_rows.robust_accuracy(found, radius, len(seen), abstained),
             }
             for radius in settings.radii
         ]
@@ -220,6 +221,10 @@ def _same_certificates(
     read: Results, classifier: Classifier, dataset: data.Dataset, indices: np.ndarray, scheme: Scheme | None
 ) -> tuple[Json, Scheme]:
     """Guarantee and scheme of a result file that can be audited with this classifier and data, or ValueError."""
+    if read.path == results.MEMORY:
+        raise ValueError(
+            "Expected results of a file, which the audit names by its hash, got results in memory: save them."
+        )
     if not read.rows:
         raise ValueError(f"Expected at least one row in {read.path}, got none.")
     if read.manifest is None:

@@ -350,7 +350,8 @@ class Searcher:
         return voted
 
     def _attempt(self, one: Search, attack: str, image: np.ndarray) -> Attempt:
-        distance = float(balls.distances(one.image, image, self._norm))
+        measure = balls.grid_distances if on_grid(self._scheme) else balls.distances
+        distance = float(measure(one.image, image, self._norm))
         return Attempt(attack=attack, image=image, distance=distance, sigma_x=self._levels(image)[0])
 
     def _levels(self, image: np.ndarray) -> list[float]:

@@ -17,7 +17,7 @@ import numpy as np
 from idrc_jax import certificates
 from idrc_jax.core import append_only, arrays, files
 from idrc_jax.core.json_values import Json, require
-from idrc_jax.results.metrics import radius_text
+from idrc_jax.results.metrics import bound, radius_text
 from idrc_jax.results.result_rows import parse_votes, votes_text
 
 SCHEMA_VERSION = 1
@@ -225,9 +225,11 @@ def distinct(told: Sequence[Claim], guarantee: Mapping[str, object]) -> list[Cla
     return [told[0], *(one for one in told[1:] if one["images"])]
 
 
-def robust_accuracy(rows: Sequence[Finding], radius: float, images: int) -> float:
-    """The share of `images` that are predicted rightly and that no break was found for nearer than a table's radius."""
-    return sum(not row.broken for row in rows if row.kind == TABLE and row.radius == radius) / images
+def robust_accuracy(rows: Sequence[Finding], radius: float, images: int, abstained: int) -> float:
+    """The share of `images` that may be classified rightly at every image nearer than a table's radius: those predicted
+    rightly without a break found there, and those of which too few votes were drawn to say."""
+    unbroken = sum(not row.broken for row in rows if row.kind == TABLE and row.radius == radius)
+    return (unbroken + abstained) / images
 
 
 def attacks(rows: Sequence[Finding]) -> dict[str, int]:
@@ -238,12 +240,13 @@ def attacks(rows: Sequence[Finding]) -> dict[str, int]:
 def table(manifest: Json) -> str:
     """A text table of an audit's manifest."""
     made, asked, seen = manifest["certificates"], manifest["settings"], manifest["images"]
+    votes = "votes of all offsets" if made["scheme"] == "splitting" else f"{asked['votes']:,} fresh votes"
     lines = [
         f"{made['scheme']}, sigma {made['sigma']:g}, radii in {made.get('norm', 'l2')}, {seen['seen']} images of "
         f"{made['data']}: {seen['certified']} "
         f"certified, {seen['abstained']} abstained" + (f", {seen['right']} right" if "right" in seen else ""),
-        f"{manifest['attempts']:,} attempts at most, {asked['votes']:,} fresh votes each, level {asked['level']:g} for "
-        f"all together: a claim needs p <= {manifest['threshold']:.2g}",
+        f"{manifest['attempts']:,} attempts at most, {votes} each, level {asked['level']:g} for all together: a claim "
+        f"needs p <= {manifest['threshold']:.2g}",
     ]
     if not seen["certified"]:
         return "\n".join([*lines, "Nothing is certified, so there is nothing to break: every image abstained."])
@@ -257,7 +260,10 @@ def table(manifest: Json) -> str:
     if manifest.get("robust_accuracy"):
         lines.append(f"{'radius':>6}  {'certified':>9}  {'at most':>7}")
     for one in manifest.get("robust_accuracy", ()):
-        lines.append(f"{radius_text(one['radius']):>6}  {one['certified']:9.3f}  {one['empirical']:7.3f}")
+        lines.append(
+            f"{radius_text(one['radius']):>6}  {bound(one['certified'], math.floor):9.3f}"
+            f"  {bound(one['empirical'], math.ceil):7.3f}"
+        )
     return "\n".join(lines)
 
 

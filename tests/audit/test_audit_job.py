@@ -140,10 +140,10 @@ def test_the_tables_count_the_rows(certified, audited):
             assert count == sum(row.broken for row in own if row.fraction == float(fraction))
     seen = [certified.rows[i * 15 // 12] for i in range(12)]
     assert manifest["images"]["seen"] == 12
-    right = sum(row.correct for row in seen)
+    right, abstained = (sum(row.correct for row in seen), sum(row.predict < 0 for row in seen))
     for one in manifest["robust_accuracy"]:
         lost = {row.idx for row in audited.rows if row.kind == "table" and row.radius == one["radius"] and row.broken}
-        assert one["empirical"] == (right - len(lost)) / 12
+        assert one["empirical"] == (right - len(lost) + abstained) / 12
         assert one["certified"] == sum(row.correct and row.radius >= one["radius"] for row in seen) / 12
         assert one["certified"] <= one["empirical"]
     assert sum(manifest["attacks"].values()) == len({row.idx for row in audited.rows if row.broken})
@@ -285,7 +285,13 @@ def test_where_all_abstained_the_table_says_so(linear, dataset, certified, tmp_p
     found = audit_rows.read_audit(tmp_path)
     assert found.rows == ()
     assert "every image abstained" in audit_rows.table(found.manifest)
-    assert found.manifest["robust_accuracy"][0] == {"radius": 0.1, "certified": 0, "empirical": 0}
+    assert found.manifest["robust_accuracy"][0] == {"radius": 0.1, "certified": 0, "empirical": 1}
+
+
+def test_results_in_memory_are_refused(linear, dataset, certified, tmp_path):
+    held = dataclasses.replace(certified, path=results.MEMORY)
+    with pytest.raises(ValueError, match=r"Expected results of a file, .* got results in memory: save them"):
+        run(linear, dataset, held, tmp_path)
 
 
 def test_radii_that_claim_nothing_are_not_tried(certified):

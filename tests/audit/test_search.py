@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from idrc_jax import certificates, sampling
+from idrc_jax import certificates, certification, sampling
 from idrc_jax.audit import Settings, breaks, point_votes, significance
 from idrc_jax.audit.search import Searcher
 from idrc_jax.audit.significance import break_p_value
@@ -436,6 +436,48 @@ def test_the_threshold_is_bonferronis_and_needs_votes_that_can_reach_it():
     with pytest.raises(ValueError, match=r"Expected votes >= 20, the fewest .* level 0\.001 in 1,000 attempts, got 19"):
         significance.threshold(0.001, 1000, 19)
     assert break_p_value(np.array([0, 20, 0]), 0, 1) <= 1e-6 < break_p_value(np.array([0, 19, 0]), 0, 1)
+
+
+def test_every_way_to_lose_can_be_claimed_by_the_fewest_votes():
+    cascade = schemes.Cascade(sigma=0.4, levels=(1.0, 0.5), thresholds=(0.9,))
+    largest = significance.threshold(0.001, 500, 125, breaks.largest_share(cascade))
+    with pytest.raises(ValueError, match="Expected votes >= 125, the fewest"):
+        significance.threshold(0.001, 500, 124, breaks.largest_share(cascade))
+    sure = np.array([[0, 125, 0], [125, 0, 0]])  # the first level is sure of class 1
+    assert breaks.p_value(cascade, sure, 0, 1) == (pytest.approx(0.9**125), 0)
+    assert 0.9**125 <= largest < 0.9**124
+    assert breaks.largest_share(SCHEMES["gaussian"]) == 0.5
+    assert significance.threshold(0.001, 500, 1, breaks.largest_share(schemes.Splitting(sigma=0.5))) == 2e-6
+
+
+def test_under_splitting_breaks_are_of_another_answer_and_never_within_the_radius():
+    """One pixel decides, and half of the offsets reach it: radii are whole numbers of grey levels, and attained."""
+    scheme = schemes.Splitting(sigma=60 / (2 * 3**0.5 * 255))
+
+    def logits(border, images):
+        lead = images.reshape(-1, DIM)[:, 5] - border
+        return jnp.stack([-20 * lead, 20 * lead], axis=1)
+
+    classifier = Classifier(apply_fn=logits, params=jnp.float32(0.45), classes=2, image_shape=SHAPE)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, *SHAPE)).astype(np.uint8)
+    pixels[:, 1, 1, 0] = np.arange(121, 137, 2)
+    rows = certification.certify(classifier, scheme, pixels, certificate="two_sided", progress=False).rows
+    chosen = [row for row in rows if row.predict == 1 and row.radius > 0.01]
+    assert len(chosen) >= 4
+    indices = np.array([row.idx for row in chosen])
+    searcher = Searcher(
+        classifier, scheme, Settings(votes=1, screening=100, steps=10, samples=16, restarts=2, refinements=0),
+        key=random_keys.root(0), threshold=1e-6, norm="l1", mesh=devices.mesh(1), chunk=1024,
+    )  # fmt: skip
+    images = np.asarray(pixels[indices] / np.float32(255), np.float32)
+    distances = [[row.radius, 2 * row.radius, 4 * row.radius] for row in chosen]
+    found = {one.position: one for one in searcher.run(images, indices, np.ones(len(chosen), int), distances)}
+    for position, row in enumerate(chosen):
+        assert found[position].tried[row.radius].p_value == 1
+        nearest = found[position].nearest
+        assert nearest is not None
+        assert row.radius <= nearest.distance < 4 * row.radius
+        assert nearest.p_value == 0
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ def test_coverage_of_a_whole_run_by_simulation(plan):
         for _ in range(runs):
             one = several_levels.certificate(made, drawn(made, answers, classes, generator)[0])
             wrong += one.radius > 0 and (one.predict != truth or one.radius > whole(*three))
-        assert wrong / runs <= alpha + 3 * np.sqrt(alpha / runs)
+        assert wrong / runs <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / runs)
 
 
 def test_stages_stop_and_follow_each_other_for_each_of_their_reasons():
