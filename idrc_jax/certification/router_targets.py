@@ -81,8 +81,8 @@ class LevelWorth:
           smallest of equals); and what the levels are worth at them.
 
         Raises:
-          ValueError: a classifier that has held no images out where those are asked for, or images of another shape
-            or other classes.
+          ValueError: a classifier that, with the weights that it started from, has held no images out where those are
+            asked for, or images of another shape or other classes.
         """
         kept = self._held_out(train_set) if self.images == "held_out" else np.arange(len(train_set))
         images, labels = np.asarray(train_set.images[kept]), train_set.labels[kept]
@@ -123,18 +123,17 @@ class LevelWorth:
 
     def _held_out(self, train_set: data.Dataset) -> np.ndarray:
         """The indices of the images that no network has been trained on."""
-        kept, known = np.arange(len(train_set)), train_set.fingerprint()
+        kept = np.arange(len(train_set))
         for network in self._networks:
-            trained = network.description.get("training", {})
-            if trained.get("data_sha256") != known:
-                continue
-            if not trained.get("held_out"):
+            unseen = validation.unseen(network.description, train_set)
+            if not len(unseen):
                 raise ValueError(
                     "Expected a classifier that held images out in its training (train.held_out, half of them, say), "
-                    f"for a router to learn from, got one trained on all of {train_set.source}: its radii there may "
-                    "say too much; router.images=all takes them as they are."
+                    f"for a router to learn from, got one trained on all of {train_set.source}, by itself or by the "
+                    "weights that it started from: its radii there may say too much; router.images=all takes them as "
+                    "they are."
                 )
-            kept = np.intersect1d(kept, validation.held_out(trained["seed"], trained["held_out"], len(train_set)))
+            kept = np.intersect1d(kept, unseen)
         if not len(kept):
             raise ValueError(
                 f"Expected networks that all held some of the same images of {train_set.source} out in their training, "

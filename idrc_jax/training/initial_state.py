@@ -16,24 +16,30 @@ from idrc_jax.core import json_values
 from idrc_jax.core.validate import SettingError
 from idrc_jax.models import Arrays, Description, Tensors
 from idrc_jax.sampling import devices, processes, random_keys
-from idrc_jax.training import moving_average
+from idrc_jax.training import moving_average, validation
 from idrc_jax.training.checkpoints import TrainingCheckpoints
 from idrc_jax.training.job import Job
 from idrc_jax.training.steps import State
 
 
 class Start(NamedTuple):
-    """Weights to start from, float32, and the hash of the file's; nothing and empty where all are drawn anew."""
+    """Weights to start from, float32, the hash of the file's and its description; all empty where all are new."""
 
     tensors: Arrays
-    sha256: str = ""
+    sha256: str
+    description: Description
+
+    @property
+    def training(self) -> Description:
+        """What the description says of the weights' training; empty where it is not known."""
+        return self.description.get("training", {})
 
 
 def read_start(job: Job) -> Start:
     """Read the weights that the job starts from, which must be of the very network that is to be trained; but a
     classifier may have another number of classes: its last layer is left out."""
     if not job.start:
-        return Start({})
+        return Start({}, "", {})
     tensors, found = models.read_weights(job.start)
     same = found["architecture"] == job.description["architecture"]
     names = [name for name in job.comparable if name != "classes"] if same else ["architecture"]
@@ -49,7 +55,7 @@ def read_start(job: Job) -> Start:
     before, now = (one.get("classes") for one in (found, job.description))
     if before != now:
         kept = {name: value for name, value in kept.items() if not name.startswith("head.")}
-    return Start(kept, models.hash_tensors(tensors))
+    return Start(kept, models.hash_tensors(tensors), found)
 
 
 def _entry(description: Description, name: str) -> Any:
@@ -65,6 +71,10 @@ def new(job: Job, start: Start, optimiser: optax.GradientTransformation, mesh: M
     if start.tensors and params.keys() - start.tensors.keys() and jax.process_index() == 0:
         told = f"{job.start} has another number of classes: the last layer is drawn anew."
         warnings.warn(told, stacklevel=2)
+    seen = np.setdiff1d(job.held_out, validation.unseen(start.description, job.train_set))
+    if len(seen) and jax.process_index() == 0:
+        told = f"{job.start} was trained on {len(seen)} of the {len(job.held_out)} images that are held out"
+        warnings.warn(f"{told}: their scores are not those of unseen images.", stacklevel=2)
     params, stats = ({name: start.tensors.get(name, one) for name, one in part.items()} for part in (params, stats))
     params, stats = jax.tree.map(jnp.asarray, (params, stats))
     return devices.replicate(_state(job, optimiser, params, stats), mesh)

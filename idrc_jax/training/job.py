@@ -19,6 +19,8 @@ from idrc_jax.training.steps import State, Step
 from idrc_jax.training.training_votes import WeightedDrawing
 from idrc_jax.training.validation import Validator
 
+_SEEN = ("seed", "data_sha256", "held_out", "start")  # what a training tells of the images that it has seen
+
 
 class Facts(TypedDict, total=False):
     """What weights follow from: the entry "training" of their network's description, in the order of the file."""
@@ -32,7 +34,7 @@ class Facts(TypedDict, total=False):
     data: str
     data_sha256: str
     held_out: int
-    start: dict[str, str]
+    start: dict[str, object]
     denoiser: dict[str, object]
     statistics: dict[str, object]
 
@@ -100,8 +102,14 @@ class Job:
         """Steps of the whole training."""
         return self.recipe.epochs * self.epoch_steps
 
-    def describe(self, start_sha256: str) -> Description:
-        """Describe the trained network; `start_sha256` names the weights that it starts from, if it does."""
+    def describe(self, start_sha256: str, start_training: Description | None = None) -> Description:
+        """Describe the trained network.
+
+        Args:
+          start_sha256: names the weights that it starts from, if it does.
+          start_training: what those weights' description says of their training. Runs that go on are compared without
+            it, as those that were begun before it was told do not know it.
+        """
         facts: Facts = {
             **self.facts,
             "recipe": asdict(self.recipe),
@@ -112,7 +120,8 @@ class Job:
         if len(self.held_out):  # runs that were begun before any were say nothing of it
             facts["held_out"] = len(self.held_out)
         if start_sha256:
-            facts["start"] = {"weights_sha256": start_sha256}
+            seen = {name: value for name, value in (start_training or {}).items() if name in _SEEN}
+            facts["start"] = {"weights_sha256": start_sha256, **seen}
         unknown = facts.keys() - Facts.__annotations__.keys()
         if unknown:  # it would neither be compared when a run goes on nor be told
             raise ValueError(

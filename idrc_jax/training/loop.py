@@ -221,7 +221,8 @@ def run(
         require_progress(done, dispatcher.step, budget.minutes)
         return False
     if leads:
-        models.save_weights(workdir / models.WEIGHTS, _on_host(job.kept(dispatcher.state)), description)
+        described = job.describe(start.sha256, start.training)
+        models.save_weights(workdir / models.WEIGHTS, _on_host(job.kept(dispatcher.state)), described)
     return True
 
 

@@ -4,6 +4,7 @@ They are classified as certification classifies (`sampling.votes`), by the netwo
 images are held out, and the noise that each of them gets at every look, follow from the seed alone.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from idrc_jax.certificates.schemes import Scheme, check_pixels, host_scale
 from idrc_jax.core import validate
 from idrc_jax.core.validate import SettingError
 from idrc_jax.data import Dataset
-from idrc_jax.models import Arrays, Classifier
+from idrc_jax.models import Arrays, Classifier, Description
 from idrc_jax.sampling import devices, execution, processes, random_keys, votes
 from idrc_jax.training.training_votes import Inference
 
@@ -72,6 +73,23 @@ def held_out(seed: int, count: int, images: int) -> np.ndarray:
     if not count:
         return np.empty(0, int)
     return np.sort(np.asarray(jax.random.permutation(_key(seed, 0), images))[:count])
+
+
+def unseen(description: Description, train_set: Dataset) -> np.ndarray:
+    """List the images of a set that a network, as far as its description knows, was not trained on: ascending indices.
+
+    They are those that its training held out, and that of all weights that it started from, where that was on this
+    set; of an ensemble those that all its members were not trained on.
+    """
+    found, known = np.arange(len(train_set)), train_set.fingerprint()
+    for network in description.get("members", [description]):
+        training = network.get("training")
+        while training:
+            if training.get("data_sha256") == known:
+                own = held_out(training["seed"], training.get("held_out", 0), len(train_set))
+                found = np.intersect1d(found, own)
+            training = training.get("start")
+    return found
 
 
 def _key(seed: int, branch: int) -> jax.Array:
@@ -139,6 +157,8 @@ class Validator:
 def evaluate(classifier: Classifier, train_set: Dataset, scheme: Scheme, mesh: Mesh, samples: int) -> Scores:
     """Score a trained classifier on the images that its training held out, as the training's last look did.
 
+    Warns of those that weights that it started from were trained on.
+
     Args:
       classifier: behind its denoiser, if it was trained behind one.
       train_set: the set that it was trained on, those held out among them.
@@ -161,6 +181,10 @@ def evaluate(classifier: Classifier, train_set: Dataset, scheme: Scheme, mesh: M
             f"{train_set.source}: set data.dir."
         )
     out = held_out(training["seed"], training["held_out"], len(train_set))
+    seen = np.setdiff1d(out, unseen(classifier.description, train_set))
+    if len(seen):
+        told = f"Weights that the network started from were trained on {len(seen)} of the {len(out)} held-out images"
+        warnings.warn(f"{told}: their scores are not those of unseen images.", stacklevel=2)
     images, labels = train_set.images[out], train_set.labels[out]
     validator = Validator(images, labels, out, scheme, training["seed"], mesh, samples, lambda _: classifier)
     return validator({})

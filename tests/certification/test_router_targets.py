@@ -112,6 +112,9 @@ def test_a_router_learns_from_images_that_the_classifier_has_held_out(named, dat
     greedy = dataclasses.replace(named, description={"training": known | {"held_out": 0}})
     with pytest.raises(ValueError, match=r"Expected a classifier that held images out .*train\.held_out.*images=all"):
         worth_of(greedy).learned(dataset, 0, tmp_path / "none")
+    tuned = dataclasses.replace(named, description={"training": known | {"start": known | {"held_out": 0}}})
+    with pytest.raises(ValueError, match=r"one trained on all of .*or by the weights that it started from"):
+        worth_of(tuned).learned(dataset, 0, tmp_path / "none")
     for one in (taught, greedy):
         learned, worths = worth_of(one, images="all").learned(dataset, 0, tmp_path / f"all {one.description}")
         np.testing.assert_array_equal(learned.images, dataset.images)

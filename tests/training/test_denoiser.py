@@ -161,7 +161,8 @@ def test_a_classifier_is_tuned_on_denoised_images_from_given_weights(digits, fin
     assert tuned["stem_norm.var"].sum() < 0.9 * noisy["stem_norm.var"].sum()
     assert told["training"]["denoiser"]["weights_sha256"] == denoiser.sha256
     # What is validated is the classifier behind the denoiser.
-    tune("scored", 0.01, held_out=100)
+    with pytest.warns(UserWarning, match="clean was trained on 100 of the 100 images that are held out"):
+        tune("scored", 0.01, held_out=100)
     (scores,) = csv.DictReader((tmp_path / "scored" / "metrics.csv").read_text().splitlines())
     behind = models.denoised(models.load_classifier(tmp_path / "scored"), denoiser, sigma=0.5)
     chosen = validation.held_out(0, 100, len(digits))
@@ -195,7 +196,8 @@ def test_a_denoiser_starts_from_given_weights(digits, finished, tmp_path):
     before, after = (models.load_denoiser(folder) for folder in (finished, tmp_path / "on"))
     for old, new in zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True):
         np.testing.assert_allclose(new, old, atol=1e-8)
-    assert after.description["training"]["start"] == {"weights_sha256": before.sha256}
+    of = {"weights_sha256": before.sha256, "seed": 1, "data_sha256": digits.fingerprint()}
+    assert after.description["training"]["start"] == of
 
 
 @pytest.mark.evidence

@@ -2,6 +2,7 @@ import csv
 import json
 from unittest import mock
 
+import budgets
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from idrc_jax.core.time_budget import Budget
 from idrc_jax.core.validate import SettingError
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import devices, noise_laws, random_keys
-from idrc_jax.training import RunOptions, metrics_log, validation
+from idrc_jax.training import RunOptions, loop, metrics_log, validation
 from idrc_jax.training.recipe import Recipe
 
 SCHEME = schemes.L1(sigma=3.0)
@@ -67,6 +68,69 @@ def test_some_images_are_left_to_train_on(count):
 
 def test_usually_500_or_a_tenth_is_held_out():
     assert [validation.usual_count(images) for images in (50_000, 5_000, 4_999, 1_437, 9)] == [500, 500, 499, 143, 0]
+
+
+def trained_on(synthetic, **more):
+    return {"seed": 0, "data_sha256": synthetic.fingerprint()} | more
+
+
+def test_a_network_has_seen_what_any_training_of_its_weights_has(synthetic):
+    of, every = trained_on(synthetic), np.arange(512)
+    first, second, few = (validation.held_out(*drawn, 512) for drawn in ((0, 40), (1, 90), (0, 10)))
+    out, other, elsewhere = of | {"held_out": 40}, of | {"held_out": 90, "seed": 1}, {"data_sha256": "x", "seed": 0}
+    for training_of, expected in (
+        (out, first),
+        (out | {"start": of}, []),
+        (out | {"start": elsewhere}, first),
+        (out | {"start": {"weights_sha256": "of before"}}, first),
+        (out | {"start": other}, np.intersect1d(first, second)),
+        (out | {"start": of | {"held_out": 10}}, few),
+        (out | {"start": elsewhere | {"start": other}}, np.intersect1d(first, second)),
+        (elsewhere | {"start": out}, first),
+        (of, []),
+        (elsewhere, every),
+        ({}, every),
+    ):
+        np.testing.assert_array_equal(validation.unseen({"training": training_of}, synthetic), expected)
+    np.testing.assert_array_equal(validation.unseen({}, synthetic), every)
+    members = {"training": of, "members": [{"training": out}, {"training": out | {"start": other}}, {}]}
+    np.testing.assert_array_equal(validation.unseen(members, synthetic), np.intersect1d(first, second))
+
+
+@pytest.mark.filterwarnings("always:Weights that")
+def test_images_that_the_start_was_trained_on_are_told_at_once_and_of_the_weights(
+    synthetic, validated, tmp_path, monkeypatch
+):
+    """A run that goes on is not compared by it: those of before do not know it."""
+    described = models.read_description(validated) | {"training": trained_on(synthetic, data="synthetic")}
+    models.save_weights(tmp_path / "start", tensors(validated), described)
+    once = Recipe(epochs=1, batch=64, lr=0.01, augment=False)
+
+    def fine_tune(start, **more):
+        return training.train(
+            synthetic, SCHEME, once, DESCRIPTION, tmp_path / "on", held_out=HELD_OUT, start=str(start), **more
+        )
+
+    monkeypatch.setattr(loop, "_IN_FLIGHT", 0)
+    with pytest.warns(UserWarning, match="start was trained on 40 of the 40 images"):
+        assert not fine_tune(tmp_path / "start", budget=budgets.Three())
+    start = json.loads((tmp_path / "on" / "train_config.json").read_text())["training"]["start"]
+    assert list(start) == ["weights_sha256"]
+    assert fine_tune(tmp_path / "start")
+    made = models.read_description(tmp_path / "on")
+    assert made["training"]["start"] == start | trained_on(synthetic)
+    status, _, said = running.run(train.main, "--eval_only", f"--workdir={tmp_path / 'on'}", *GIVEN)
+    assert (status, said.count("\n")) == (0, 1)
+    assert said.startswith("warning: Weights that the network started from were trained on 40 of the 40 held-out")
+
+
+def test_a_start_that_held_the_same_images_out_needs_no_word(synthetic, validated, tmp_path):
+    once = Recipe(epochs=1, batch=256, lr=0.01, augment=False)
+    assert training.train(synthetic, SCHEME, once, DESCRIPTION, tmp_path, held_out=10, start=str(validated))
+    start = models.read_description(tmp_path)["training"]["start"]
+    assert {name: start[name] for name in start if name != "weights_sha256"} == trained_on(synthetic, held_out=HELD_OUT)
+    status, _, said = running.run(train.main, "--eval_only", f"--workdir={tmp_path}", *GIVEN)
+    assert (status, said) == (0, "")
 
 
 def test_weights_are_those_of_training_on_the_other_images_without_any_validation(synthetic, validated, tmp_path):
