@@ -127,7 +127,7 @@ def make_step(
         key = jax.random.fold_in(_step_key(seed, state.step), 3)
         epoch = state.step // (order.shape[0] // batch.labels.shape[0])
 
-        running, average = moving_average.parted(state.stats)
+        running, average = moving_average.parted(state.params, state.stats)
         (value, outcome), gradients = gradients_of(state.params, running, batch, key, epoch, frozen)
         new = descend(state, optimiser, gradients, outcome.stats)
         if ema:

@@ -133,8 +133,8 @@ class Job:
         """The tensors that are the result of training."""
         if not self.averaged:
             return state.params | state.stats
-        alone, beside = moving_average.parted(state.stats)
-        return beside or alone
+        _, average = moving_average.parted(state.params, state.stats)
+        return average
 
 
 @dataclass(frozen=True)

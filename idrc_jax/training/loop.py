@@ -156,8 +156,9 @@ def run(
             return
         read(0)
         _require_finite_state(dispatcher.state, store)
-        running, _ = moving_average.parted(dispatcher.state.stats)
-        drawing.count(epoch, _on_host(running | dispatcher.state.params))
+        params, stats, *_ = dispatcher.state
+        running, _ = moving_average.parted(params, stats)
+        drawing.count(epoch, _on_host(running | params))
 
     def read(in_flight: int) -> None:
         for losses, *others in dispatcher.finished(in_flight):

@@ -14,17 +14,18 @@ _BESIDE = "average."
 
 def first(params: Tensors, stats: Tensors) -> Tensors:
     """Begin the average: running statistics with a copy of the initial weights."""
-    tensors = jax.tree.map(jnp.copy, params | stats)
-    return joined(stats, tensors) if stats else tensors
+    return joined(stats, jax.tree.map(jnp.copy, params | stats))
 
 
 def joined(stats: Tensors, average: Tensors) -> Tensors:
-    """Put the average of all tensors beside running statistics."""
-    return stats | {f"{_BESIDE}{name}": value for name, value in average.items()}
+    """Put the average of all tensors beside running statistics, in their place where there are none."""
+    return stats | {f"{_BESIDE}{name}": value for name, value in average.items()} if stats else average
 
 
-def parted(stats: Tensors) -> tuple[Tensors, Tensors]:
+def parted(params: Tensors, stats: Tensors) -> tuple[Tensors, Tensors]:
     """Part what `joined` has put together: running statistics and the average, each perhaps empty."""
+    if stats.keys() == params.keys():
+        return {}, stats
     average = {name.removeprefix(_BESIDE): value for name, value in stats.items() if name.startswith(_BESIDE)}
     return {name: value for name, value in stats.items() if not name.startswith(_BESIDE)}, average
 

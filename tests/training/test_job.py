@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from idrc_jax import data
+from idrc_jax.training import moving_average
 from idrc_jax.training.job import Job, RunOptions
 from idrc_jax.training.recipe import Recipe
 from idrc_jax.training.steps import State, descend
@@ -34,8 +35,12 @@ def test_steps_are_whole_batches_of_every_epoch():
 
 @pytest.mark.parametrize("averaged", [False, True])
 def test_what_is_kept_are_all_tensors_or_the_average(averaged):
-    state = State({"a": jnp.ones(1)}, {"b": jnp.zeros(1)}, (), jnp.zeros((), jnp.int32))
-    assert set(job({}, averaged=averaged).kept(state)) == ({"b"} if averaged else {"a", "b"})
+    params, stats, step = {"a": jnp.ones(1)}, {"b": jnp.zeros(1)}, jnp.zeros((), jnp.int32)
+    beside = moving_average.first(params, stats) if averaged else stats
+    assert set(job({}, averaged=averaged).kept(State(params, beside, (), step))) == {"a", "b"}
+    if averaged:
+        alone = State(params, {"a": jnp.zeros(1)}, (), step)
+        assert float(job({}, averaged=True).kept(alone)["a"][0]) == 0
 
 
 def test_a_step_of_descent_moves_the_params_alone_and_counts():

@@ -29,6 +29,14 @@ def test_beside_running_statistics_it_has_theirs_too_and_can_be_parted():
     params, stats = {"w": jnp.ones(3)}, {"mean": jnp.zeros(2)}
     joined = moving_average.first(params, stats)
     assert set(joined) == {"mean", "average.w", "average.mean"}
-    running, average = moving_average.parted(joined)
+    running, average = moving_average.parted(params, joined)
     assert (set(running), set(average)) == ({"mean"}, {"w", "mean"})
-    assert moving_average.parted(stats) == (stats, {})
+    assert moving_average.parted(params, stats) == (stats, {})
+
+
+def test_without_running_statistics_it_lies_in_their_place_under_the_names_of_the_params():
+    params = {"w": jnp.ones(3)}
+    running, average = moving_average.parted(params, moving_average.first(params, {}))
+    assert (running, set(average)) == ({}, {"w"})
+    assert moving_average.joined(running, average) == average
+    assert moving_average.parted(params, {}) == ({}, {})

@@ -156,13 +156,32 @@ def test_the_average_is_of_weights_and_running_statistics(synthetic):
     _, params, stats = models.split(models.build(DESCRIPTION, dtype="float32", rngs=nnx.Rngs(0)))
     mean = {name: np.asarray(value) for name, value in (params | stats).items()}
     for step, (state, other) in enumerate(zip(states, plain, strict=True)):
-        running, average = moving_average.parted(state.stats)
+        running, average = moving_average.parted(state.params, state.stats)
         keep = min(0.3, (1 + step) / (10 + step))
         mean = {name: keep * mean[name] + (1 - keep) * value for name, value in (state.params | running).items()}
         for name, value in mean.items():
             np.testing.assert_allclose(average[name], value, rtol=1e-5, atol=1e-6)
         for name, value in other.params.items():
             np.testing.assert_array_equal(state.params[name], value)  # which the average does not change
+
+
+def test_a_network_without_running_statistics_is_averaged_too(synthetic):
+    mesh, optimiser = devices.mesh(1), RECIPE.optimiser(4)
+
+    def linear(params, stats, images):
+        return images.reshape(len(images), -1) @ params["kernel"], stats
+
+    network = losses.Network(linear, lambda params, stats: lambda images: linear(params, stats, images)[0])
+    step = jax.jit(training.make_step(network, RECIPE, SCHEME, optimiser, 0, mesh, ema=0.3))
+    params = {"kernel": jnp.ones((64, 4))}
+    stats = moving_average.first(params, {})
+    state, mean = State(params, stats, optimiser.init(params), jnp.zeros((), jnp.int32)), params["kernel"]
+    for keep in (1 / 10, 2 / 11, 3 / 12, 0.3, 0.3):
+        state, _ = step(state, steps.epoch_order(0, 0, 512), synthetic.images, synthetic.labels)
+        mean = keep * mean + (1 - keep) * state.params["kernel"]
+        running, average = moving_average.parted(state.params, state.stats)
+        np.testing.assert_allclose(average["kernel"], mean, rtol=1e-5)
+        assert (running, set(average)) == ({}, {"kernel"})
 
 
 def test_one_cycle_rises_and_falls_as_pytorchs_does():
