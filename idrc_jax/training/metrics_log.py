@@ -15,6 +15,7 @@ import optax
 from idrc_jax.core import extras, files
 
 METRICS = "metrics.csv"
+_ALWAYS = ("epoch", "step", "lr")  # what every row has
 
 
 class Board(Protocol):
@@ -27,6 +28,8 @@ class Board(Protocol):
 
 class MetricsLog:
     """The means of each epoch and the scores on held-out images, in `metrics.csv` and for TensorBoard.
+
+    An epoch in which training went on from a checkpoint has no means and no seconds: its first steps are not known.
 
     Args:
       workdir: the run's folder; None writes nothing.
@@ -50,7 +53,7 @@ class MetricsLog:
     ) -> None:
         self._names, self._scores = names, scores
         self._path = workdir / METRICS if workdir else None
-        self._columns = ("epoch", "step", "lr", *names, *scores, "seconds")
+        self._columns = (*_ALWAYS, *names, *scores, "seconds")
         self._rows = [row for row in self._read() if row["step"] <= step]
         self._epoch_steps, self._lr, self.step = epoch_steps, lr, step
         self._values: list[Sequence[float]] = []
@@ -73,16 +76,13 @@ class MetricsLog:
             self._end_epoch()
 
     def _end_epoch(self) -> None:
-        epoch = self.step // self._epoch_steps
-        values: dict[str, float] = {
-            "epoch": epoch,
-            "step": self.step,
-            "lr": float(np.asarray(self._lr(self.step - 1))),
-            **dict(zip(self._names, np.mean(self._values, axis=0).tolist(), strict=True)),
-            "seconds": time.monotonic() - self._started,
-        }
-        self._rows.append(values)
-        self._last_loss = values["loss"]
+        epoch, rate = self.step // self._epoch_steps, float(np.asarray(self._lr(self.step - 1)))
+        row: dict[str, float] = dict(zip(_ALWAYS, (epoch, self.step, rate), strict=True))
+        means = np.mean(self._values, axis=0).tolist()
+        if len(self._values) == self._epoch_steps:
+            row |= dict(zip(self._names, means, strict=True)) | {"seconds": time.monotonic() - self._started}
+        self._rows.append(row)
+        self._last_loss = means[0]
         self._tell(("lr", *self._names))
         self._values, self._started = [], time.monotonic()
 
@@ -93,11 +93,12 @@ class MetricsLog:
         self._started = time.monotonic()
 
     def _tell(self, names: Sequence[str]) -> None:
-        """Write the file, and these values of the last epoch for TensorBoard."""
+        """Write the file, and those of these values that the last epoch has for TensorBoard."""
         self.flush()
+        row = self._rows[-1]
         if self._board:
-            for name in names:
-                self._board.add_scalar(name, self._rows[-1][name], int(self._rows[-1]["epoch"]))
+            for name in [one for one in names if one in row]:
+                self._board.add_scalar(name, row[name], int(row["epoch"]))
 
     def flush(self) -> None:
         """Write the CSV file anew, whole or not at all."""
@@ -115,8 +116,8 @@ class MetricsLog:
             return []
         head, *lines = self._path.read_text(errors="replace").splitlines(keepends=True) or [""]
         columns = head.rstrip().split(",")
-        required = set(self._columns) - set(self._scores)
-        rows = [row for line in lines if (row := _row(columns, line)) and required <= row.keys() <= set(self._columns)]
+        least, most = set(_ALWAYS), set(self._columns)
+        rows = [row for line in lines if (row := _row(columns, line)) and least <= row.keys() <= most]
         if not head.endswith("\n") or len(rows) != len(lines):
             warnings.warn(f"Lines of {self._path} that are not whole are left out.", stacklevel=2)
         return rows

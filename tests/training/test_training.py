@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from unittest import mock
 
 import budgets
 import jax
@@ -291,8 +292,10 @@ def test_a_run_in_two_slices_ends_at_the_weights_of_one(synthetic, finished, tmp
     assert train(synthetic, tmp_path, SHORT, scheme=schemes.L1(sigma=0.5))
     whole, sliced = (load((folder / "weights.safetensors").read_bytes()) for folder in (finished, tmp_path))
     assert whole == sliced
-    rows = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert len(rows) == 3  # an epoch cut in two is one row all the same
+    cut, after = csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines())
+    _, whole = csv.DictReader((finished / "metrics.csv").read_text().splitlines())
+    assert [cut[name] for name in ("epoch", "step", "loss", "accuracy", "seconds")] == ["1", "4", "", "", ""]
+    assert (after["loss"], after["accuracy"]) == (whole["loss"], whole["accuracy"])
 
 
 @pytest.fixture(scope="module")
@@ -381,6 +384,26 @@ def test_lines_of_the_metrics_that_are_not_whole_are_left_out(sliced, tmp_path, 
     log.flush()
     lines = path.read_bytes().splitlines(keepends=True)
     assert lines == (sliced / "metrics.csv").read_bytes().splitlines(keepends=True)[: 1 + kept]
+
+
+def test_an_epoch_whose_beginning_was_not_seen_has_a_row_and_a_score_but_no_means(tmp_path, monkeypatch):
+    written = []
+    board = mock.Mock(add_scalar=lambda *told: written.append(told))
+    monkeypatch.setattr(metrics_log, "summary_writer", lambda: lambda folder: board)
+
+    def log(step):
+        return metrics_log.MetricsLog(tmp_path, ("loss",), ("acr",), step, 2, lambda step: 0.5, tensorboard=True)
+
+    one = log(1)
+    for loss in (3.0, 1.0, 2.0):
+        one.add([loss])
+    assert one.shown == {"loss": 1.5}
+    one.add_scores([0.25])
+    assert written == [("lr", 0.5, 1), ("lr", 0.5, 2), ("loss", 1.5, 2), ("acr", 0.25, 2)]
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines[:2] == ["epoch,step,lr,loss,acr,seconds", "1,2,0.5,,,"]
+    log(4).flush()
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == lines
 
 
 def test_a_disk_that_is_full_leaves_the_metrics_as_they_were(sliced, tmp_path, monkeypatch):
