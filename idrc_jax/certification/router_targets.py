@@ -14,6 +14,7 @@ from idrc_jax.certification.guarantee import check_fits, describe_network
 from idrc_jax.core import arrays, files, validate
 from idrc_jax.core.json_values import Json, as_json, differences, parsed, require
 from idrc_jax.core.progress import Progress
+from idrc_jax.core.validate import SettingError
 from idrc_jax.models import Classifier
 from idrc_jax.sampling import random_keys
 from idrc_jax.training import Worths, validation
@@ -36,7 +37,7 @@ class LevelWorth:
       samples: votes of each image under each level.
       worth: "radius", s Phi^-1((k + 1/2) / (n + 1)) for k of n votes for the true class, 0 where these are not more
         than half; or "accuracy", the share of `radii` that this reaches.
-      radii: in pixel units, of "accuracy".
+      radii: in pixel units, of "accuracy", which needs some.
       images: "held_out", those that no network was trained on; or "all", for networks that are as sure of the images
         that they were trained on as of others. No certificate depends on it.
     """
@@ -52,6 +53,8 @@ class LevelWorth:
         validate.count("samples", self.samples, 1)
         validate.one_of("worth", self.worth, WORTHS)
         validate.one_of("images", self.images, IMAGES)
+        if self.worth == "accuracy" and not len(self.radii):
+            raise SettingError("Expected radii for worth = accuracy, got none: give those to reach.", "radii", "worth")
         count, levels = len(self.classifier.by_level), len(self.scheme.levels)
         if count not in (0, levels):
             raise ValueError(

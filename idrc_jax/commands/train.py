@@ -143,7 +143,7 @@ def _teacher(settings: config.Config) -> training.Teacher | None:
     return training.Teacher(models.load_classifier(asked.teacher, kernel=settings.kernel), asked.teacher_samples)
 
 
-@config.named(worth="router.worth", samples="router.samples", images="router.images")
+@config.named("router.worth", "router.samples", "router.images", "sampling.radii")
 def _learned(
     settings: config.Config, train_set: data.Dataset, teacher: training.Teacher | None, workdir: Path
 ) -> tuple[data.Dataset, training.Worths]:

@@ -125,6 +125,9 @@ def test_a_router_learns_from_images_that_the_classifier_has_held_out(named, dat
         worth_of(dataclasses.replace(named, sha256=""))
     with pytest.raises(SettingError, match="worth to be one of"):
         worth_of(named, worth="much")
+    with pytest.raises(SettingError, match=r"^Expected radii for worth = accuracy, got none: give") as refused:
+        worth_of(named, worth="accuracy")
+    assert str(refused.value.renamed({"radii": "sampling.radii"})).startswith("Expected sampling.radii for worth")
 
 
 def test_a_level_is_worth_what_its_own_network_makes_of_it(named, dataset, tmp_path):
