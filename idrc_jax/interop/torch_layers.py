@@ -197,20 +197,35 @@ def bilinear(x: jax.Array, size: Shape | None, align_corners: bool, scale_factor
     """Change height and width by bilinear interpolation."""
     if align_corners:
         raise ValueError("Expected upsample_bilinear2d without align_corners, got it.")
-    return jax.image.resize(x, (*x.shape[:2], *_size(x, size, scale_factors)), "bilinear", antialias=False)
+
+    def weights(inputs: int, outputs: int, step: float) -> np.ndarray:
+        half = np.float32(0.5)
+        places = np.clip((np.arange(outputs, dtype=np.float32) + half) * np.float32(step) - half, 0, inputs - 1)
+        return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(inputs, dtype=np.float32)))
+
+    rows, columns = (weights(*one) for one in _steps(x, size, scale_factors))
+    return jnp.einsum("nchw,ih,jw->ncij", x, rows, columns, precision="highest")
 
 
 def nearest(x: jax.Array, size: Shape | None, scale_factors: Sequence[float] | None) -> jax.Array:
     """Change height and width by the nearest pixel."""
-    height, width = _size(x, size, scale_factors)
-    rows, columns = np.arange(height) * x.shape[2] // height, np.arange(width) * x.shape[3] // width
+
+    def places(inputs: int, outputs: int, step: float) -> np.ndarray:
+        return np.minimum((np.arange(outputs, dtype=np.float32) * np.float32(step)).astype(int), inputs - 1)
+
+    rows, columns = (places(*one) for one in _steps(x, size, scale_factors))
     return x[:, :, rows][..., columns]
 
 
-def _size(x: jax.Array, size: Shape | None, factors: Sequence[float] | None) -> Shape:
-    if size is not None:
-        return size
-    return [math.floor(side * factor) for side, factor in zip(x.shape[2:], factors or (), strict=True)]
+def _steps(x: jax.Array, size: Shape | None, factors: Sequence[float] | None) -> list[tuple[int, int, float]]:
+    """Of height and width: inputs, outputs, and the inputs from one output to the next, as PyTorch counts them."""
+    sides = x.shape[2:]
+    if size is None:
+        size = [int(side * factor) for side, factor in zip(sides, factors or (), strict=True)]
+        steps = [1 / factor for factor in factors or ()]
+    else:
+        steps = [side / made for side, made in zip(sides, size, strict=True)]
+    return [(side, made, 1 if made == side else step) for side, made, step in zip(sides, size, steps, strict=True)]
 
 
 def softmax(x: jax.Array, dim: int, half_to_float: bool) -> jax.Array:

@@ -151,6 +151,24 @@ FUNCTIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"scale_factor": 1.3}, {"scale_factor": 1.55}, {"scale_factor": 0.7}, {"scale_factor": 2.0},
+        {"scale_factor": (1.3, 0.55)}, {"scale_factor": (1.7, 1.03)}, {"size": (19, 5)},
+        {"scale_factor": 1.3, "recompute_scale_factor": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_images_change_size_as_in_pytorch(mode, how):
+    """Also where a side times its factor is no whole number, or the side again."""
+    module = Function(lambda x: functional.interpolate(x, mode=mode, **how).flatten(1)).eval()
+    classifier = from_torch(module, 11, 10, 0.0, 1.0)
+    batch = images(3, 11, 10)
+    np.testing.assert_allclose(classifier(batch), logits(module, batch), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "parts",
     [POOLS, LAYERS, ACTIVATIONS, *([Function(one) for one in several] for several in (FUNCTIONS, ATTENTION))],
