@@ -79,7 +79,7 @@ def _named_network(values: flags.FlagValues, weights: str | tuple[str, ...]) -> 
     classifier = user_factory.load(factory)
     if "torch_difference" in classifier.description:
         gap = classifier.description["torch_difference"]
-        told = f"{factory}, translated to JAX, agrees with PyTorch to about {gap:.0e} in its logits"
+        told = f"{factory}, translated to JAX, agrees with PyTorch to about {gap:.0e} of its largest logit"
         print(f"note: {told}.", file=sys.stderr)
     return classifier if validate.one_of("kernel", settings.kernel, ("auto", "xla")) == "auto" else _plain(classifier)
 

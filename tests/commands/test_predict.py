@@ -104,7 +104,7 @@ def test_how_well_a_translated_network_agrees_is_told(place):
     translated = FACTORY.replace("(4, 4, 1))", "(4, 4, 1), description={'torch_difference': 3.2e-7})")
     (place / "translated.py").write_text(translated)
     status, _, error = running.run(predict.main, *GIVEN, *given, "--config.model.factory=translated:make")
-    note = "note: translated:make, translated to JAX, agrees with PyTorch to about 3e-07 in its logits.\n"
+    note = "note: translated:make, translated to JAX, agrees with PyTorch to about 3e-07 of its largest logit.\n"
     assert (status, error) == (0, note)
 
 

@@ -241,15 +241,16 @@ REFUSED = [
         lambda: Function(lambda x: (x.cumsum(1) + torch.rand_like(x)).sort(1)[0].flatten(1)).eval(),
         r"aten\.rand.*, aten\.sort",
     ),
-    (lambda: Function(lambda x: x).eval(), r"logits \[3, K\], got \(3, 3, 32, 32\)"),
-    (lambda: Function(lambda x: x.mean((1, 2, 3))).eval(), r"logits \[3, K\], got \(3,\)"),
-    (lambda: Function(lambda x: (x.flatten(1), 1)).eval(), r"logits \[3, K\], got tuple"),
+    (lambda: Function(lambda x: x).eval(), r"logits \[9, K\], got \(9, 3, 32, 32\)"),
+    (lambda: Function(lambda x: x.mean((1, 2, 3))).eval(), r"logits \[9, K\], got \(9,\)"),
+    (lambda: Function(lambda x: (x.flatten(1), 1)).eval(), r"logits \[9, K\], got tuple"),
     (lambda: Function(lambda x: x.mean((2, 3))[:, :1]).eval(), r"at least 2 classes in a classifier, got 1.*\[0, z\]"),
     (lambda: Function(lambda x: x.flatten(1) + len(x) % 2).eval(), "any batch size|differ|agree|also"),
     (lambda: Function(lambda x: x.flatten(1) if x.sum() > 0 else -x.flatten(1)).eval(), "any batch size"),
     (lambda: nn.Sequential(nn.ConvTranspose2d(3, 2, 3), nn.Flatten()).eval(), "transposed"),
     (lambda: Function(lambda x: x.flatten(1) - x.mean()).eval(), "equal logits of an image in two batches"),
     (lambda: Counting().eval(), "changes none of its tensors"),
+    (lambda: Function(lambda x: x.sqrt().mean((2, 3))).eval(), "finite logits of images with noise, got others: clamp"),
 ]
 
 
@@ -349,7 +350,7 @@ def test_wrong_moments_are_refused():
         (
             small(),
             {"image_shape": (3, 32, 32)},
-            r"images \[3, 32, 3, 32\], \[N, C, H, W\] by image_shape = \(H, W, C\) =",
+            r"images \[9, 32, 3, 32\], \[N, C, H, W\] by image_shape = \(H, W, C\) =",
         ),
     ],
 )
@@ -358,11 +359,39 @@ def test_what_is_no_module_or_takes_other_images_is_told_how_to(given, more, mes
         torch_modules.from_torch(given, **{"image_shape": (32, 32, 3), "mean": 0.0, "std": 1.0} | more)
 
 
-def test_a_translation_that_disagrees_is_refused(monkeypatch):
+def probabilities(classes=1000):
+    return randomise(nn.Sequential(*small()[:-1], nn.Linear(4, classes), Function(lambda x: x / 10), nn.Softmax(1)))
+
+
+NETWORKS = {
+    "logits": small, "probabilities": probabilities,
+    "faint": lambda: nn.Sequential(small(), Function(lambda x: x * 1e-5)).eval(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+def test_a_translation_that_disagrees_is_refused(monkeypatch, make):
+    """Also where logits are so small that a wrong one is nearly the right one."""
+    assert from_torch(make()).description["torch_difference"] < 1e-5
     relu = pixels.in_stored_order(lambda x: jax.nn.relu(x) * 1.01, pixels.elementwise)
     monkeypatch.setattr(torch_modules, "OPERATIONS", torch_modules.OPERATIONS | {"relu.default": relu})
     with pytest.raises(ValueError, match="equal logits of JAX and PyTorch"):
-        from_torch(small())
+        from_torch(make())
+
+
+def test_what_all_logits_share_may_round():
+    assert from_torch(nn.Sequential(small(), Function(lambda x: x + 1e4)).eval()).classes == 3
+
+
+def test_an_operation_that_disagrees_beyond_the_pixels_range_is_refused():
+    """A negative number has no meaning as an unsigned one."""
+
+    def as_bytes(x):
+        return (255 * x).to(torch.uint8).float().flatten(1)
+
+    with pytest.raises(ValueError, match="equal logits of JAX and PyTorch"):
+        from_torch(Function(as_bytes).eval(), mean=0.0, std=1.0)
+    assert from_torch(Function(lambda x: as_bytes(x.clamp(0, 1))).eval(), mean=0.0, std=1.0).classes == 3072
 
 
 def test_without_pytorch_the_way_out_is_named(monkeypatch):
