@@ -1,6 +1,6 @@
 """Data sets as plain arrays on the host: uint8 (or float32 in [0, 1]) images [N, H, W, C] and int32 labels.
 
-`cifar10` reads the official binary version from a folder, or goes through tensorflow-datasets; `digits` is
+`cifar10` reads the official binary version from a folder, or tensorflow-datasets in the same order; `digits` is
 scikit-learn's; `npz` is any .npz file with `images` and, unless they are unknown, `labels`; `folder` is a folder of
 images a class, or images without labels (see `folder.py`); `synthetic` is seeded, for tests; `imagenet` has its images
 decoded when they are asked for (see `imagenet.py`). No pickle is ever loaded.
@@ -263,9 +263,15 @@ def _cifar10_tfds(split: str) -> tuple[np.ndarray, np.ndarray]:
     if not builder.is_prepared():
         _require_network()
         builder.download_and_prepare()
-    source = builder.as_data_source(split=split)
-    images = np.stack([record["image"] for record in source])
-    return images, np.asarray([record["label"] for record in source], np.int32)
+    records = sorted(builder.as_data_source(split=split), key=lambda record: record["id"])
+    for number, record in enumerate(records):  # of the binary files, which tensorflow-datasets shuffles
+        if record["id"] != f"{split}_{number:05d}".encode():
+            raise ValueError(
+                f"Expected CIFAR-10's images {split}_00000, {split}_00001, ... of tensorflow-datasets, got "
+                f"{record['id']!r} as number {number}: prepare them again or set --config.data.dir=FOLDER."
+            )
+    images = np.stack([record["image"] for record in records])
+    return images, np.asarray([record["label"] for record in records], np.int32)
 
 
 def _require_network() -> None:

@@ -74,10 +74,7 @@ def test_without_a_network_it_says_so_at_once(monkeypatch):
         data.load("cifar10", "test")
 
 
-def test_tensorflow_datasets_path_reads_a_data_source(monkeypatch):
-    fake = type(sys)("tensorflow_datasets")
-    records = [{"image": np.full((32, 32, 3), k, np.uint8), "label": k % 10} for k in range(12)]
-
+def prepared(monkeypatch, records):
     class Builder:
         def is_prepared(self):
             return True
@@ -86,11 +83,24 @@ def test_tensorflow_datasets_path_reads_a_data_source(monkeypatch):
             assert split == "train"
             return records
 
+    fake = type(sys)("tensorflow_datasets")
     fake.builder = lambda name, file_format: Builder()
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake)
+
+
+def test_tensorflow_datasets_path_reads_a_data_source_in_the_order_of_the_binary_files(monkeypatch):
+    order = np.random.default_rng(0).permutation(12)
+    records = [
+        {"id": b"train_%05d" % k, "image": np.full((32, 32, 3), k, np.uint8), "label": int(k) % 10} for k in order
+    ]
+    prepared(monkeypatch, records)
     train = data.load("cifar10", "train")
-    assert train.images[7, 0, 0, 0] == 7
+    assert train.images[:, 0, 0, 0].tolist() == list(range(12))
     assert train.labels.tolist() == [k % 10 for k in range(12)]
+    records[3]["id"] = b"train_00012"
+    with pytest.raises(ValueError, match=r"images train_00000, .*got b'train_\d{5}' as number") as raised:
+        data.load("cifar10", "train")
+    assert "\n" not in str(raised.value)
 
 
 def test_digits_splits_are_disjoint_and_whole():
