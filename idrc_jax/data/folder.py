@@ -4,13 +4,14 @@ Order and labels follow from names, so that an index means the same image tomorr
 classes by their names, unless these are the labels themselves or `classes.txt` lists them.
 """
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from idrc_jax.core import files
 from idrc_jax.data.imagenet import resize_and_crop, visible
@@ -20,7 +21,8 @@ CLASSES = "classes.txt"
 _SPLITS = {"train": ("train",), "test": ("test", "val")}
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _GREY = ("1", "L", "LA")
-_MODES = (*_GREY, "CMYK", "P", "PA", "RGB", "RGBA", "YCbCr")  # of 8 bits a value
+_MODES = (*_GREY, "CMYK", "P", "PA", "RGB", "RGBA", "YCbCr")  # of 8 bits a value in memory
+_BITS_PER_SAMPLE = 258  # a tag of TIFF
 
 
 class Folder(NamedTuple):
@@ -161,9 +163,18 @@ def _by(size: tuple[int, int]) -> str:
 def _head(path: Path) -> tuple[str, int, int]:
     """Mode, height and width of an image; ValueError for one of more than 8 bits a value."""
     with _opened(path) as image:
-        if image.mode not in _MODES:
-            raise ValueError(f"Expected images of 8 bits a value, got {path} of mode {image.mode}: convert it.")
+        if image.mode not in _MODES or _deep(image):
+            got = f"mode {image.mode}" if image.mode not in _MODES else "16"
+            raise ValueError(f"Expected images of 8 bits a value, got {path} of {got}: convert it.")
         return image.mode, image.height, image.width
+
+
+def _deep(image: ImageFile.ImageFile) -> bool:
+    """Whether there are more than 8 bits a value in the file, of which Pillow would keep 8 in colours."""
+    if image.format == "TIFF":
+        return max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (1,))) > 8
+    told = str([tile[3] for tile in image.tile])  # how the pixels are stored, in PNM with the largest value
+    return ";16B" in told or (image.format == "PPM" and max(map(int, re.findall(r"\d+", told)), default=0) > 255)
 
 
 def _decode(path: Path, mode: str) -> np.ndarray:
@@ -180,7 +191,7 @@ def _decode(path: Path, mode: str) -> np.ndarray:
     return pixels
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(path: Path) -> ImageFile.ImageFile:
     try:
         return Image.open(path)
     except Exception as error:  # Pillow raises several kinds

@@ -1,5 +1,8 @@
 """A folder of images: what its names say, and what is refused."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -117,6 +120,45 @@ def test_grey_images_have_one_channel_unless_some_have_colour(tmp_path):
     made = load(tmp_path)
     assert made.images.shape == (3, 5, 4, 3)
     assert made.images[:, 1, 1].tolist() == [[90] * 3, [60] * 3, [102] * 3]
+
+
+def png(colour, channels, bits=16):
+    """Of 5 x 4 white pixels; Pillow writes none of 16 bits in colour."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 4, 5, bits, colour, 0, 0, 0)
+    rows = zlib.compress((b"\0" + b"\xff" * (4 * channels * bits // 8)) * 5)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def tiff(bits=16):
+    """Of 5 x 4 white pixels in colour."""
+    values = {256: 4, 257: 5, 258: 134, 259: 1, 262: 2, 273: 140, 277: 3, 278: 5, 279: 60 * bits // 8, 284: 1}
+    entries = [struct.pack("<HHII", tag, 3, 3 if tag == 258 else 1, value) for tag, value in values.items()]
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+    return head + struct.pack("<3H", *[bits] * 3) + b"\xff" * (60 * bits // 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "deep", "content"),
+    [
+        ("a.png", True, png(2, 3)), ("a.png", True, png(6, 4)), ("a.png", True, png(4, 2)),
+        ("a.png", False, png(2, 3, 8)),
+        ("a.ppm", True, b"P6 4 5 65535\n" + b"\xff" * 120), ("a.ppm", True, b"P3 4 5 256\n" + b"256 " * 60),
+        ("a.ppm", False, b"P6 4 5 255\n" + b"\xff" * 60), ("a.pgm", True, b"P5 4 5 1023\n" + b"\x03\xff" * 20),
+        ("a.tif", True, tiff()), ("a.tif", False, tiff(8)),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "",
+)  # fmt: skip
+def test_images_of_16_bits_are_refused_in_every_form(tmp_path, name, deep, content):
+    (tmp_path / name).write_bytes(content)
+    if deep:
+        with pytest.raises(ValueError, match=rf"images of 8 bits a value, got .*{name} of (16|mode I): convert"):
+            load(tmp_path)
+    else:
+        np.testing.assert_array_equal(load(tmp_path).images, np.full((1, 5, 4, 3), 255))
 
 
 @pytest.mark.parametrize(
