@@ -39,8 +39,18 @@ def save_weights(path: Path, tensors: Mapping[str, ArrayLike], description: Desc
 
 
 def save_half(source: str | Path, path: Path) -> None:
-    """Copy a run's weights in float16, half the size, for sharing: another classifier, to be certified anew."""
+    """Copy a run's weights in float16, half the size, for sharing: another classifier, to be certified anew.
+
+    Raises:
+      ValueError: as for `read_weights`, and where a value is beyond float16.
+    """
     tensors, description = read_weights(source)
+    for name, value in tensors.items():
+        if not (largest := np.max(np.abs(value), initial=0)) <= np.finfo(np.float16).max:
+            raise ValueError(
+                f"Expected values of at most 65504, float16's largest, in {source}, got {largest:g} in {name}: share "
+                "the file itself."
+            )
     save_weights(path, {name: value.astype(np.float16) for name, value in tensors.items()}, description)
 
 

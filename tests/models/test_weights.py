@@ -69,6 +69,14 @@ def test_half_precision_copies(saved, tmp_path):
     np.testing.assert_allclose(full(images), small(images), rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("value", [-65600.0, np.nan])
+def test_half_precision_copies_hold_what_float16_can(saved, tmp_path, value):
+    rewrite(saved, lambda tensors, metadata: tensors["head.bias"].__setitem__(1, value))
+    with pytest.raises(ValueError, match=r"at most 65504, .* got (65600|nan) in head\.bias: share"):
+        models.save_half(saved, tmp_path / "half.safetensors")
+    assert not (tmp_path / "half.safetensors").exists()
+
+
 def test_hash_is_of_the_tensors(saved):
     before = models.load_classifier(saved).sha256
     rewrite(saved, lambda tensors, metadata: None)
