@@ -1,5 +1,6 @@
 """Checkpoints of PyTorch as NumPy arrays. A file whose loading would run code is refused."""
 
+import contextlib
 import pickle
 import re
 import warnings
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 
 from idrc_jax.core import extras
@@ -44,18 +44,27 @@ def read(path: Path) -> Checkpoint:
     of the normalisation are read where they are stored.
 
     Raises:
-      ValueError: no such file, a damaged one, one that is more than tensors and plain values, no state dict, or a
-        tensor that is not plain: complex, sparse, quantised, or of floats of 8 bits, whose scales are elsewhere.
+      ValueError: no such file, a damaged one, one that is more than tensors and plain values, no state dict, a tensor
+        that is not plain: complex, sparse, quantised, or of floats of 8 bits, whose scales are elsewhere; a mean or
+        standard deviation that is no numbers, without the other, or another beside than among the tensors.
     """
     if not path.is_file():
         raise ValueError(f"Expected a checkpoint, got no file {path}.")
     tensors, said = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
-    network, moments = _unwrap(tensors)
-    moments = {**{name: said[name] for name in ("mean", "std") if name in said}, **moments}
+    network, stored = _unwrap(tensors)
+    beside = {name: _numbers(said[name], name, path) for name in ("mean", "std") if said.get(name) is not None}
+    among = {name: _numbers(value, name, path) for name, value in stored.items()}
+    for name in beside.keys() & among.keys():
+        if beside[name] != among[name]:
+            raise ValueError(
+                f"Expected one {name} in {path}, got {beside[name]} beside the tensors and {among[name]} among them: "
+                "take one of them out."
+            )
+    moments = beside | among
     if len(moments) == 1:
         raise ValueError(f"Expected a mean and a standard deviation in {path}, got only {', '.join(moments)}.")
     arch = said.get("arch", "")
-    return Checkpoint(network, arch if isinstance(arch, str) else "", **{k: _numbers(v) for k, v in moments.items()})
+    return Checkpoint(network, arch if isinstance(arch, str) else "", **moments)
 
 
 def _safetensors(path: Path) -> tuple[Arrays, dict[str, Any]]:
@@ -94,7 +103,8 @@ def _torch(path: Path) -> tuple[Arrays, dict[str, Any]]:
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"Expected a whole checkpoint, got {path}: {why}.") from None
     state = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not state or not all(isinstance(one, torch.Tensor) for one in state.values()):
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not named or not state or not all(isinstance(one, torch.Tensor) for one in state.values()):
         got = ", ".join(map(str, list(state)[:5])) if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"Expected a state dict in {path}, plain or under 'state_dict', got {got or 'nothing'}.")
     tensors = {}
@@ -131,6 +141,10 @@ def _bare(tensors: Arrays) -> Arrays:
     return tensors
 
 
-def _numbers(values: ArrayLike) -> tuple[float, ...]:
+def _numbers(values: Any, what: str, path: Path) -> tuple[float, ...]:
     """Channel values as the shortest decimals that are the same float32: .485 stays .485."""
-    return tuple(float(str(value)) for value in np.asarray(values, np.float32).ravel())
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        numbers = np.asarray(values)
+        if numbers.dtype.kind in "iuf":
+            return tuple(float(str(value)) for value in numbers.astype(np.float32).ravel())
+    raise ValueError(f"Expected numbers as {what} in {path}, got {type(values).__name__}: write a list of them.")

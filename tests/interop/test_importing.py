@@ -410,11 +410,32 @@ def test_what_is_no_state_dict_is_refused(tmp_path):
             ({"a": torch.zeros(2, 2).to_sparse()}, "sparse"),
             ({"a": torch.zeros(2).to(torch.float8_e4m3fn)}, "got a of torch.float8_e4m3fn"),
             ({"a": torch.zeros(2, device="meta")}, "on meta"),
+            ({1: torch.zeros(2), 2: torch.zeros(2)}, "got 1, 2"),
         ]
     ):
         torch.save(content, tmp_path / f"{number}.pt")
         with pytest.raises(ValueError, match=message):
             torch_files.read(tmp_path / f"{number}.pt")
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    ("mean", "message"),
+    [
+        ({"x": 1}, "Expected numbers as mean in .*x\\.pt, got dict"), ("abc", "numbers as mean in .*x\\.pt, got str"),
+        ("0.5", "got str"), ([[0.5], [0.5, 0.5]], "got list"),
+        ([0.5, 0.4, 0.5], r"one mean in .*x\.pt, got \(0.5, 0.4, 0.5\) beside the tensors and \(0.5, 0.5, 0.5\) among"),
+    ],
+)  # fmt: skip
+def test_a_normalisation_that_is_none_or_two_is_refused(tmp_path, mean, message):
+    torch = pytest.importorskip("torch")
+    state = {"0.means": torch.tensor([0.5] * 3), "0.sds": torch.tensor([0.2] * 3), "1.conv1.weight": torch.zeros(3)}
+    torch.save({"state_dict": state, "mean": [0.5] * 3, "std": torch.tensor([0.2] * 3)}, tmp_path / "x.pt")
+    assert torch_files.read(tmp_path / "x.pt").mean == (0.5, 0.5, 0.5)
+    torch.save({"state_dict": state, "mean": mean, "std": [0.2] * 3}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=message) as raised:
+        torch_files.read(tmp_path / "x.pt")
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.peers
