@@ -324,8 +324,14 @@ def _program(torch: ModuleType, exported: "ExportedProgram") -> tuple[Program, A
         raise ValueError(f"Expected operations that idrc_jax.interop.torch_operators has, got also {names}.")
     if len(results) != 1:
         raise ValueError("Expected a module that changes none of its tensors, got one that does.")
-    tensors = {target: stored[target].detach().numpy() for target in inputs.values()}
+    tensors = {target: _numpy(torch, stored[target].detach()) for target in inputs.values()}
     return Program(tuple(inputs.values()), tuple(instructions), numbers[results[0].name]), tensors
+
+
+def _numpy(torch: ModuleType, tensor: "Tensor") -> np.ndarray:
+    """As float32 where NumPy has no such floats."""
+    wide = tensor.dtype in (torch.float16, torch.float32, torch.float64)
+    return (tensor.float() if tensor.is_floating_point() and not wide else tensor).numpy()
 
 
 def _operation(target: Callable[..., Any]) -> tuple[str, Operation | None]:

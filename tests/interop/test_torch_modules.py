@@ -379,6 +379,13 @@ def test_a_translation_that_disagrees_is_refused(monkeypatch, make):
         from_torch(make())
 
 
+def test_constants_in_bfloat16_are_read():
+    scale = torch.tensor([1.5, 2.5, 0.5], dtype=torch.bfloat16)
+    module = nn.Sequential(small(), Function(lambda x: x * scale)).eval()
+    classifier, batch = from_torch(module, mean=0.0, std=1.0), images(4, 32, 32)
+    np.testing.assert_allclose(classifier(batch), logits(module, batch), atol=1e-5)
+
+
 def test_what_all_logits_share_may_round():
     assert from_torch(nn.Sequential(small(), Function(lambda x: x + 1e4)).eval()).classes == 3
 
