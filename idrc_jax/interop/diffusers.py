@@ -169,6 +169,9 @@ def _unet(said: dict[str, Any], size: int, path: Path) -> tuple[dict[str, Any], 
     sides = sides if isinstance(sides, list) else [sides, sides]
     if len(sides) != 2 or not all(map(_is_count, sides)):
         raise ValueError(f"Expected sample_size in {path}, got {config['sample_size']!r}: give --size.")
+    multiple = 2 ** (len(widths) - 1)
+    if any(side % multiple for side in sides):
+        raise ValueError(f"Expected images with sides in multiples of {multiple} for {path}, got {sides}: give --size.")
     return settings, (sides[0], sides[1])
 
 

@@ -118,6 +118,8 @@ def test_the_other_layouts_of_a_folder(tmp_path):
         "schedule": {"kind": "cosine", "steps": 500, "beta_start": 0.0001, "beta_end": 0.02}, "prediction": "v",
     }  # fmt: skip
     assert diffusers.import_unet(tmp_path, size=16)[1]["image_shape"] == [16, 16, 3]
+    with pytest.raises(ValueError, match=r"multiples of 4 for .*, got \[9, 9\]: give --size"):
+        diffusers.import_unet(tmp_path, size=9)
     network.save_pretrained(tmp_path / "unet", safe_serialization=False)
     (tmp_path / "unet/diffusion_pytorch_model.safetensors").unlink()
     same(diffusers.import_unet(tmp_path)[0], tensors)
@@ -237,6 +239,7 @@ REFUSED = [
     (config(attention_head_dim="all"), "Expected attention_head_dim >= 1 or null in"),
     (config(attention_head_dim=12), "multiples of 12 per head"),
     (config(sample_size=None), "give --size"),
+    (config(sample_size=[8, 9]), "Expected images with sides in multiples of 2 for"),
     (config(out_channels=4), "Expected 3 or 6 (with a learned variance) out_channels in"),
     (schedule(_class_name="FlowMatchEulerDiscreteScheduler"), 'Expected _class_name "DDPMScheduler" or'),
     (schedule(beta_schedule="sigmoid"), 'Expected beta_schedule "linear" or "scaled_linear" or'),
