@@ -98,7 +98,11 @@ def _arange(start: Number, end: Number, step: Number = 1, dtype: DTypeLike | Non
 
 
 def _to_copy(x: jax.Array, dtype: DTypeLike | None = None, non_blocking: bool = False) -> jax.Array:
-    return x if dtype is None else x.astype(dtype)
+    if dtype is None:
+        return x
+    if jnp.issubdtype(x.dtype, jnp.floating) and jnp.issubdtype(dtype, jnp.integer):
+        x = jnp.trunc(x)  # XLA on CPUs (jaxlib 0.10) leaves a cast to 8 bits out before a sum over pixels
+    return x.astype(dtype)
 
 
 def _copy(x: jax.Array, source: jax.Array, non_blocking: bool = False) -> jax.Array:

@@ -401,6 +401,15 @@ def test_an_operation_that_disagrees_beyond_the_pixels_range_is_refused():
     assert from_torch(Function(lambda x: as_bytes(x.clamp(0, 1))).eval(), mean=0.0, std=1.0).classes == 3072
 
 
+@pytest.mark.parametrize("small_integer", [torch.uint8, torch.int8, torch.int16])
+def test_a_cast_to_integers_is_not_left_out_before_a_mean(small_integer):
+    module = Function(lambda x: (100 * x.clamp(0, 1)).to(small_integer).float().mean((2, 3))).eval()
+    classifier = from_torch(module, mean=0.0, std=1.0)
+    for count in (1, 9, 33):
+        batch = images(count, 32, 32)
+        np.testing.assert_allclose(classifier(batch), logits(module, batch), atol=1e-3)
+
+
 def test_without_pytorch_the_way_out_is_named(monkeypatch):
     module = small()
     monkeypatch.setitem(sys.modules, "torch", None)
