@@ -87,6 +87,8 @@ kills: $(VENV)/.quickstart  ## Kill training, certification and audit at KILLS=9
 	$(BIN)/python -m benchmarks.kills --kills $(KILLS) $(ARGS)
 
 FULL = results/cifar10_resnet110_0.25/gaussian
+RESNET_110 = "ResNet-110, σ = .12"=results/cifar10_resnet110_0.12/gaussian "ResNet-110, σ = .25"=$(FULL) \
+  "ResNet-110, σ = .5"=results/cifar10_resnet110_0.5/gaussian "ResNet-110, σ = 1"=results/cifar10_resnet110_1.0/gaussian
 # The paper's columns, as far as they are drawn.
 COLUMN_A = $(wildcard results/cifar10_resnet110_*/gaussian)
 OTHER_COLUMNS = $(foreach one,l1 l2 uniform inverse_sqrt_norm,$(wildcard results/cifar10_resnet110_*/$(one)))
@@ -112,9 +114,8 @@ TRAINED = results/cifar10_resnet20_0.5
 TRAINED_RUNS = "noise augmentation, σ = .5"=$(TRAINED)/gaussian "consistency, σ = .5"=$(TRAINED)/consistency \
   "consistency, three cycles"=$(TRAINED)/consistency_three_500 "ensemble of three"=$(TRAINED)/ensemble "macer, σ = .5"=$(TRAINED)/macer \
   "smoothadv, σ = .5"=$(TRAINED)/smoothadv "consistency, σ = .25"=$(NOISE_025)/consistency \
-  "consistency, σ = 1"=results/cifar10_resnet20_1.0/consistency "ResNet-110, σ = .25"=$(FULL) \
-  "ResNet-110, σ = .5"=results/cifar10_resnet110_0.5/gaussian "ResNet-110, l1"=results/cifar10_resnet110_0.25/l1 \
-  "ResNet-110, l2"=results/cifar10_resnet110_0.25/l2
+  "consistency, σ = 1"=results/cifar10_resnet20_1.0/consistency $(RESNET_110) \
+  "ResNet-110, l1"=results/cifar10_resnet110_0.25/l1 "ResNet-110, l2"=results/cifar10_resnet110_0.25/l2
 
 figures: $(VENV)/.quickstart  ## Make the README's figure and tables from results/; with DATA=FOLDER the report with its pictures.
 	$(BIN)/idrc-figures accuracy $(FIRST_RUNS) --title "CIFAR-10, ResNet-20, n = 2,000" \
@@ -122,8 +123,8 @@ figures: $(VENV)/.quickstart  ## Make the README's figure and tables from result
 	$(BIN)/idrc-figures probabilities $(NOISE_025)/gaussian $(RANGE)/gaussian --out docs/images/probabilities.png
 	$(BIN)/idrc-figures accuracy "ResNet-110"=$(FULL) "ResNet-20"=$(NOISE_025)/gaussian --title "CIFAR-10, gaussian, σ = .25" \
 	  --out docs/images/cifar10_resnet110_0.25.png
-	$(BIN)/idrc-tables runs "ResNet-110, σ = .25"=$(FULL) "ResNet-110, σ = .5"=results/cifar10_resnet110_0.5/gaussian \
-	  "ResNet-20, σ = .25"=$(NOISE_025)/gaussian --kind valid --paper --at $(PAPER_RADII) --out README.md --mark gaussian
+	$(BIN)/idrc-tables runs $(RESNET_110) "ResNet-20, σ = .25"=$(NOISE_025)/gaussian \
+	  --kind valid --paper --at $(PAPER_RADII) --out README.md --mark gaussian
 	$(BIN)/idrc-tables sigmas $(COLUMN_A) --kind valid --paper --at $(PAPER_RADII) --out docs/paper.md --mark column-a
 	$(BIN)/idrc-tables runs $(OTHER_COLUMNS) --paper --at .25 .5 .75 --out docs/paper.md --mark other-columns
 	$(BIN)/idrc-figures sigmas $(COLUMN_A) $(OTHER_COLUMNS) --out docs/images/paper_sigmas.png
