@@ -92,6 +92,7 @@ RESNET_110 = "ResNet-110, σ = .12"=results/cifar10_resnet110_0.12/gaussian "Res
 # The paper's columns, as far as they are drawn.
 COLUMN_A = $(wildcard results/cifar10_resnet110_*/gaussian)
 OTHER_COLUMNS = $(foreach one,l1 l2 uniform inverse_sqrt_norm,$(wildcard results/cifar10_resnet110_*/$(one)))
+UNDER_05 = $(sort $(wildcard results/cifar10_resnet110_*/gaussian_under_0.5) results/cifar10_resnet110_0.5/gaussian)
 PAPER_RADII = .25 .5 .75 1 1.25 1.5
 NOISE_025 = results/cifar10_resnet20_0.25
 RANGE = results/cifar10_resnet20_0.1-0.45
@@ -128,6 +129,7 @@ figures: $(VENV)/.quickstart  ## Make the README's figure and tables from result
 	$(BIN)/idrc-tables sigmas $(COLUMN_A) --kind valid --paper --at $(PAPER_RADII) --out docs/paper.md --mark column-a
 	$(BIN)/idrc-tables runs $(OTHER_COLUMNS) --paper --at .25 .5 .75 --out docs/paper.md --mark other-columns
 	$(BIN)/idrc-figures sigmas $(COLUMN_A) $(OTHER_COLUMNS) --out docs/images/paper_sigmas.png
+	$(BIN)/idrc-figures training $(UNDER_05) --out docs/images/paper_training.png
 	$(BIN)/idrc-tables runs $(wordlist 2,5,$(FIRST_RUNS)) --at 0 .25 .5 .75 --out docs/reference/results.md --mark schemes
 	$(BIN)/idrc-tables runs "gaussian, σ = .3"=$(RANGE)/gaussian \
 	  "stepped, 2 bins: σ = .246, .354"=$(RANGE)/stepped_2_bins \

@@ -1,7 +1,10 @@
 """Runs on disk for the tests of reports: hostile, long, of one kind or broken."""
 
+import base64
 import dataclasses
+import gzip
 import json
+import re
 
 import numpy as np
 
@@ -70,3 +73,9 @@ def write_audit(folder, *, finished=True, same=False):
     one = {"idx": [0], "predict": [1], "rival": [2], "distance": [0.9], "image": pixels, "original": 1 - pixels}
     np.savez(folder / audit_rows.IMAGES, **{name: np.asarray(value) for name, value in one.items()})
     return folder
+
+
+def charts(page):
+    """The data that a page carries for its charts, by chart."""
+    (packed,) = re.findall(r'<script type="application/gzip" id="data">(.*?)</script>', page)
+    return json.loads(gzip.decompress(base64.b64decode(packed)))

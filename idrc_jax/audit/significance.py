@@ -44,7 +44,7 @@ def threshold(level: float, attempts: int, votes: int, share: float = 0.5) -> fl
       share: of the votes, which a class has to exceed for a break: see `breaks.largest_share`.
     """
     largest = level / max(attempts, 1)
-    if share**votes > largest:
+    if attempts and share**votes > largest:
         raise SettingError(
             f"Expected votes >= {math.ceil(math.log(largest, share))}, the fewest that can claim a break at level "
             f"{level:g} in {attempts:,} attempts, got {votes}.",

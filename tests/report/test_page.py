@@ -1,5 +1,4 @@
 import base64
-import gzip
 import html.parser
 import io
 import json
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import running
 from conftest import ROOT
-from pages import HOSTILE, write_audit, write_run
+from pages import HOSTILE, charts, write_audit, write_run
 from PIL import Image
 
 from idrc_jax import report
@@ -24,6 +23,7 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
+        self.charts = charts(text)
         self.tags, self.texts, self.scripts, self.open = [], [], [], []
         self.feed(text)
         assert not self.open, self.open
@@ -42,10 +42,6 @@ class Page(html.parser.HTMLParser):
     @property
     def text(self):
         return " ".join(" ".join(self.texts).split())
-
-    @property
-    def charts(self):
-        return json.loads(gzip.decompress(base64.b64decode(self.scripts[1])))
 
 
 def page_of(*arguments, **more):

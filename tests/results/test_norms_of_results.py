@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import running
 from conftest import ROOT
+from pages import charts
 
 from idrc_jax import certification, results
 from idrc_jax.certificates import sampling_plans, schemes
@@ -143,7 +144,7 @@ def test_every_table_names_its_norm(run, tmp_path):
     heads = re.findall(r'<th scope="col">([\d.]+)</th>', page)
     assert heads[:7] == ["0.0", *DOWN]
     assert "within that ℓ∞ distance" in page
-    assert "linf radius (pixels in [0, 1])" in page
+    assert "linf radius (pixels in [0, 1])" in json.dumps(charts(page))
     assert "l2 radius (pixels" not in page
 
 
