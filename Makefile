@@ -116,7 +116,7 @@ TRAINED_RUNS = "noise augmentation, σ = .5"=$(TRAINED)/gaussian "consistency, �
   "consistency, three cycles"=$(TRAINED)/consistency_three_500 "ensemble of three"=$(TRAINED)/ensemble "macer, σ = .5"=$(TRAINED)/macer \
   "smoothadv, σ = .5"=$(TRAINED)/smoothadv "consistency, σ = .25"=$(NOISE_025)/consistency \
   "consistency, σ = 1"=results/cifar10_resnet20_1.0/consistency $(RESNET_110) \
-  "ResNet-110, l1"=results/cifar10_resnet110_0.25/l1 "ResNet-110, l2"=results/cifar10_resnet110_0.25/l2
+  $(foreach one,l1 l2 uniform,"ResNet-110, $(one)"=results/cifar10_resnet110_0.25/$(one))
 
 figures: $(VENV)/.quickstart  ## Make the README's figure and tables from results/; with DATA=FOLDER the report with its pictures.
 	$(BIN)/idrc-figures accuracy $(FIRST_RUNS) --title "CIFAR-10, ResNet-20, n = 2,000" \

@@ -23,16 +23,6 @@ from idrc_jax.certificates.schemes import Scheme, Splitting
 from idrc_jax.several_levels import routed
 
 
-def largest_share(scheme: Scheme) -> float:
-    """The share of votes that a class has to exceed in the hardest part of a way to lose; 0 where votes are the truth.
-
-    All of n votes for it have the p-value share**n, the least that there is.
-    """
-    if isinstance(scheme, Splitting):
-        return 0.0
-    return max(0.5, *scheme.thresholds) if isinstance(scheme, Cascade) else 0.5
-
-
 def likeliest(scheme: Scheme, votes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The way in which each class loses most probably, and how clearly: above 1/2 it does, by these votes.
 

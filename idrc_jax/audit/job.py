@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from idrc_jax import certification, data, results, sampling
-from idrc_jax.audit import breaks, significance
+from idrc_jax.audit import significance
 from idrc_jax.audit.search import Search, Searcher
 from idrc_jax.audit.settings import Settings
 from idrc_jax.certificates import confidence_bounds, sampling_plans, user_schemes
@@ -77,7 +77,7 @@ def audit_certificates(
     certified = [row for row in seen if row.predict != confidence_bounds.ABSTAIN and cells(row, settings)]
     distances = [[radius * fraction for _, radius, fraction in cells(row, settings)] for row in certified]
     attempts = sum(settings.attempts(len(set(some))) for some in distances)
-    threshold = significance.threshold(settings.level, attempts, settings.votes, breaks.largest_share(scheme))
+    threshold = significance.threshold(settings.level, attempts, settings.votes)
     pixels = data.to_unit(dataset.images[np.asarray([row.idx for row in certified], int)])
     images = sampling.check_images(pixels, classifier, scheme)
     manifest = {

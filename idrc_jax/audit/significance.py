@@ -34,19 +34,18 @@ def break_p_value(votes: Sequence[int] | np.ndarray, predict: int, rival: int) -
     return float(stats.binom.sf(int(votes[rival]) - 1, n, 0.5)) if n else 1.0
 
 
-def threshold(level: float, attempts: int, votes: int, share: float = 0.5) -> float:
+def threshold(level: float, attempts: int, votes: int) -> float:
     """Return the largest p-value at which a break is claimed, level / M.
 
     Args:
       level: probability that anything at all is claimed wrongly.
       attempts: M, the most confirmations that there can be, counted before the search.
       votes: of each confirmation. ValueError for so few that even if all of them were for B nothing could be claimed.
-      share: of the votes, which a class has to exceed for a break: see `breaks.largest_share`.
     """
     largest = level / max(attempts, 1)
-    if attempts and share**votes > largest:
+    if 0.5**votes > largest:
         raise SettingError(
-            f"Expected votes >= {math.ceil(math.log(largest, share))}, the fewest that can claim a break at level "
+            f"Expected votes >= {math.ceil(-math.log2(largest))}, the fewest that can claim a break at level "
             f"{level:g} in {attempts:,} attempts, got {votes}.",
             "votes",
         )

@@ -164,7 +164,7 @@ def _head(path: Path) -> tuple[str, int, int]:
     """Mode, height and width of an image; ValueError for one of more than 8 bits a value."""
     with _opened(path) as image:
         if image.mode not in _MODES or _deep(image):
-            got = f"mode {image.mode}" if image.mode not in _MODES else "16"
+            got = f"mode {image.mode}" if image.mode not in _MODES else "more"
             raise ValueError(f"Expected images of 8 bits a value, got {path} of {got}: convert it.")
         return image.mode, image.height, image.width
 

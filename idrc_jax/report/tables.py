@@ -27,7 +27,7 @@ PUBLISHED = "Accuracy at published {norm} radii, which are no certificates but f
 _KINDS = {False: VALID, True: PUBLISHED}  # of radii, by whether they are the published ones
 _PAPER = "Rows of the paper are at its published radii (ResNet-110, n = 100,000)"
 _MIXED = "The runs are not of the same images, so none is marked as the best"
-_UNEQUAL = "With unequal n, alpha or k none is marked as the best"
+_UNEQUAL = "Unless n, alpha and k are known to be equal none is marked as the best"
 _TO_RADIUS = (
     "Under the plan to_radius the ACR, and accuracy at radii that it was not asked for (0, too), are too low to compare"
 )
@@ -195,7 +195,7 @@ def by_method(
     """
     radii = _positive_radii(several) if radii is None else radii
     methods: dict[str, list[Run]] = {}
-    mixed = _mixed(several)
+    mixed = _mixed(several) or equal_terms.claim_differs(several)
     for run in several:
         methods.setdefault(run.name, []).append(run)
     rows, singles = [], []

@@ -73,7 +73,7 @@ def new(job: Job, start: Start, optimiser: optax.GradientTransformation, mesh: M
         warnings.warn(told, stacklevel=2)
     seen = np.setdiff1d(job.held_out, validation.unseen(start.description, job.train_set))
     if len(seen) and jax.process_index() == 0:
-        told = f"{job.start} was trained on {len(seen)} of the {len(job.held_out)} images that are held out"
+        told = f"{job.start} may have been trained on {len(seen)} of the {len(job.held_out)} images that are held out"
         warnings.warn(f"{told}: their scores are not those of unseen images.", stacklevel=2)
     params, stats = ({name: start.tensors.get(name, one) for name, one in part.items()} for part in (params, stats))
     params, stats = jax.tree.map(jnp.asarray, (params, stats))

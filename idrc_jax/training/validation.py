@@ -76,17 +76,17 @@ def held_out(seed: int, count: int, images: int) -> np.ndarray:
 
 
 def unseen(description: Description, train_set: Dataset) -> np.ndarray:
-    """List the images of a set that a network, as far as its description knows, was not trained on: ascending indices.
+    """List the images of a set that a network, as its description says, was not trained on: ascending indices.
 
     They are those that its training held out, and that of all weights that it started from, where that was on this
-    set; of an ensemble those that all its members were not trained on.
+    set; none where it does not say on what these were trained. Of an ensemble those that no member was trained on.
     """
     found, known = np.arange(len(train_set)), train_set.fingerprint()
     for network in description.get("members", [description]):
         training = network.get("training")
         while training:
-            if training.get("data_sha256") == known:
-                own = held_out(training["seed"], training.get("held_out", 0), len(train_set))
+            if training.get("data_sha256", known) == known:
+                own = held_out(training.get("seed", 0), training.get("held_out", 0), len(train_set))
                 found = np.intersect1d(found, own)
             training = training.get("start")
     return found
@@ -183,7 +183,7 @@ def evaluate(classifier: Classifier, train_set: Dataset, scheme: Scheme, mesh: M
     out = held_out(training["seed"], training["held_out"], len(train_set))
     seen = np.setdiff1d(out, unseen(classifier.description, train_set))
     if len(seen):
-        told = f"Weights that the network started from were trained on {len(seen)} of the {len(out)} held-out images"
+        told = f"Weights that the network started from may have seen {len(seen)} of the {len(out)} held-out images"
         warnings.warn(f"{told}: their scores are not those of unseen images.", stacklevel=2)
     images, labels = train_set.images[out], train_set.labels[out]
     validator = Validator(images, labels, out, scheme, training["seed"], mesh, samples, lambda _: classifier)

@@ -438,18 +438,6 @@ def test_the_threshold_is_bonferronis_and_needs_votes_that_can_reach_it():
     assert break_p_value(np.array([0, 20, 0]), 0, 1) <= 1e-6 < break_p_value(np.array([0, 19, 0]), 0, 1)
 
 
-def test_every_way_to_lose_can_be_claimed_by_the_fewest_votes():
-    cascade = schemes.Cascade(sigma=0.4, levels=(1.0, 0.5), thresholds=(0.9,))
-    largest = significance.threshold(0.001, 500, 125, breaks.largest_share(cascade))
-    with pytest.raises(ValueError, match="Expected votes >= 125, the fewest"):
-        significance.threshold(0.001, 500, 124, breaks.largest_share(cascade))
-    sure = np.array([[0, 125, 0], [125, 0, 0]])  # the first level is sure of class 1
-    assert breaks.p_value(cascade, sure, 0, 1) == (pytest.approx(0.9**125), 0)
-    assert 0.9**125 <= largest < 0.9**124
-    assert breaks.largest_share(SCHEMES["gaussian"]) == 0.5
-    assert significance.threshold(0.001, 500, 1, breaks.largest_share(schemes.Splitting(sigma=0.5))) == 2e-6
-
-
 def test_under_splitting_breaks_are_of_another_answer_and_never_within_the_radius():
     """One pixel decides, and half of the offsets reach it: radii are whole numbers of grey levels, and attained."""
     scheme = schemes.Splitting(sigma=60 / (2 * 3**0.5 * 255))

@@ -156,6 +156,7 @@ FUNCTIONS = [
     "how",
     [
         {"scale_factor": 1.3}, {"scale_factor": 1.55}, {"scale_factor": 0.7}, {"scale_factor": 2.0},
+        {"scale_factor": 2.03},
         {"scale_factor": (1.3, 0.55)}, {"scale_factor": (1.7, 1.03)}, {"size": (19, 5)},
         {"scale_factor": 1.3, "recompute_scale_factor": True},
     ],

@@ -14,6 +14,9 @@ from idrc_jax.results import runs
 pytestmark = pytest.mark.peers
 READY = "return document.getElementById(arguments[0])?.dataset.ready === 'true'"
 # The first chart embedded is that of the curves.
+# Milliseconds from the call of the page until the first chart is there.
+WAIT = """const done = arguments[0]; const chart = document.getElementById("curves"); chart.scrollIntoView();
+  const look = () => chart.dataset.ready ? done(performance.now()) : requestAnimationFrame(look); look()"""
 VISIBLE = """return Bokeh.documents[0].roots()[0].renderers
   .filter((one) => one.visible && one.tags[0] === 'line').map((one) => one.tags.slice(1).join('-'))"""
 BANDS = VISIBLE.replace("'line'", "'band'")
@@ -257,8 +260,7 @@ def test_ten_thousand_rows_load_in_three_seconds(browser, tmp_path):
     loads, toggles = [], []
     while len(loads) < 5 and not (loads and min(loads) <= 3000 and min(toggles) <= 500):
         browser.refresh()
-        ready(browser, "curves")
-        loads.append(browser.execute_script("return performance.now()"))
+        loads.append(browser.execute_async_script(WAIT))
         toggles.append(
             browser.execute_async_script("""const done = arguments[0]; const start = performance.now();
               document.querySelector("input[value=both]").click();

@@ -115,7 +115,7 @@ def test_of_other_claims_none_is_the_best(term, value):
     other.results.manifest["guarantee"] |= {term: value}
     table = tables.by_run([L1, other], [0.1])
     assert not any(any(row) for row in table.best())
-    assert "With unequal n, alpha or k none is marked as the best" in table.caption
+    assert "Unless n, alpha and k are known to be equal none is marked as the best" in table.caption
     other.results.manifest["guarantee"] |= {term: L1.results.manifest["guarantee"].get(term)}
     assert any(any(row) for row in tables.by_run([L1, other], [0.1]).best())
 

@@ -166,7 +166,7 @@ def test_what_cannot_be_compared_is_refused_without_a_word_of_its_terms(pair, lo
 def test_tables_and_the_report_warn_in_one_line(pair, tmp_path):
     said = "Not on equal terms: n is 400 for “a”, 50 for “b”."
     _, out, error = running.run(tables.main, "runs", *pair, "--kind", "valid")
-    unmarked = "With unequal n, alpha or k none is marked as the best."
+    unmarked = "Unless n, alpha and k are known to be equal none is marked as the best."
     assert out.startswith(f"Certified accuracy (valid l2 radii). {said} {unmarked}\n")
     assert error.startswith(f"warning: {said} idrc-recertify --n and --alpha")
     assert error.count("\n") == 1

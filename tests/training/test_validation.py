@@ -82,7 +82,7 @@ def test_a_network_has_seen_what_any_training_of_its_weights_has(synthetic):
         (out, first),
         (out | {"start": of}, []),
         (out | {"start": elsewhere}, first),
-        (out | {"start": {"weights_sha256": "of before"}}, first),
+        (out | {"start": {"weights_sha256": "of before"}}, []),
         (out | {"start": other}, np.intersect1d(first, second)),
         (out | {"start": of | {"held_out": 10}}, few),
         (out | {"start": elsewhere | {"start": other}}, np.intersect1d(first, second)),
@@ -112,7 +112,7 @@ def test_images_that_the_start_was_trained_on_are_told_at_once_and_of_the_weight
         )
 
     monkeypatch.setattr(loop, "_IN_FLIGHT", 0)
-    with pytest.warns(UserWarning, match="start was trained on 40 of the 40 images"):
+    with pytest.warns(UserWarning, match="start may have been trained on 40 of the 40 images"):
         assert not fine_tune(tmp_path / "start", budget=budgets.Three())
     start = json.loads((tmp_path / "on" / "train_config.json").read_text())["training"]["start"]
     assert list(start) == ["weights_sha256"]

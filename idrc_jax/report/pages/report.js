@@ -153,7 +153,8 @@
       if (!entry.isIntersecting) continue;
       seen.unobserve(entry.target);
       queue = queue.then(() => embed(entry.target.id)).catch((error) => {
-        entry.target.textContent = `This chart could not be drawn (${error.message}); it needs a browser of 2023 or later.`;
+        const needs = window.DecompressionStream ? "" : "; it needs a browser of 2023 or later";
+        entry.target.textContent = `This chart could not be drawn (${error.message})${needs}.`;
         console.error(error);
       });
     }
