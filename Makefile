@@ -150,7 +150,7 @@ ifneq ($(DATA),)
 	$(BIN)/idrc-gallery $(BEHIND)/denoised_0.25 $(BEHIND)/tuned_0.5 --denoiser $(DENOISER) --data $(DATA)
 	$(BIN)/idrc-figures noisy $(FIRST_RUNS) $(SECOND_RUNS) --out docs/images/noisy.png
 	$(BIN)/idrc-report $(FIRST_RUNS) $(SECOND_RUNS) $(PLAN_RUNS) $(TRAINED_RUNS) \
-	  denoised=$(BEHIND)/denoised_0.25 "denoised, fine-tuned"=$(BEHIND)/tuned_0.5 --pictures 2 --out docs/report
+	  denoised=$(BEHIND)/denoised_0.25 "denoised, fine-tuned"=$(BEHIND)/tuned_0.5 --pictures 1 --out docs/report
 endif
 
 throughput: $(VENV)/.benchmarks  ## Time certification beside PyTorch and ART, on an idle machine: DATA=FOLDER.

@@ -155,7 +155,7 @@ def tiff(bits=16):
 def test_images_of_16_bits_are_refused_in_every_form(tmp_path, name, deep, content):
     (tmp_path / name).write_bytes(content)
     if deep:
-        with pytest.raises(ValueError, match=rf"images of 8 bits a value, got .*{name} of (16|mode I): convert"):
+        with pytest.raises(ValueError, match=rf"images of 8 bits a value, got .*{name} of (more|mode I): convert"):
             load(tmp_path)
     else:
         np.testing.assert_array_equal(load(tmp_path).images, np.full((1, 5, 4, 3), 255))
