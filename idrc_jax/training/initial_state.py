@@ -71,10 +71,8 @@ def new(job: Job, start: Start, optimiser: optax.GradientTransformation, mesh: M
     if start.tensors and params.keys() - start.tensors.keys() and jax.process_index() == 0:
         told = f"{job.start} has another number of classes: the last layer is drawn anew."
         warnings.warn(told, stacklevel=2)
-    seen = np.setdiff1d(job.held_out, validation.unseen(start.description, job.train_set))
-    if len(seen) and jax.process_index() == 0:
-        told = f"{job.start} may have been trained on {len(seen)} of the {len(job.held_out)} images that are held out"
-        warnings.warn(f"{told}: their scores are not those of unseen images.", stacklevel=2)
+    if jax.process_index() == 0:
+        validation.warn_of_seen(job.start, start.description, job.held_out, job.train_set)
     params, stats = ({name: start.tensors.get(name, one) for name, one in part.items()} for part in (params, stats))
     params, stats = jax.tree.map(jnp.asarray, (params, stats))
     return devices.replicate(_state(job, optimiser, params, stats), mesh)

@@ -92,6 +92,14 @@ def unseen(description: Description, train_set: Dataset) -> np.ndarray:
     return found
 
 
+def warn_of_seen(who: str, description: Description, out: np.ndarray, train_set: Dataset) -> None:
+    """Warn of those held-out images that a network (or one that it started from) may have been trained on."""
+    seen = np.setdiff1d(out, unseen(description, train_set))
+    if len(seen):
+        told = f"{who} may have been trained on {len(seen)} of the {len(out)} images that are held out"
+        warnings.warn(f"{told}: their scores are not those of unseen images.", stacklevel=2)
+
+
 def _key(seed: int, branch: int) -> jax.Array:
     """The key of what is drawn for validation: 0, the choice of images, or 1, their noise."""
     return jax.random.fold_in(random_keys.stage(random_keys.root(seed), random_keys.VALIDATION), branch)
@@ -181,10 +189,7 @@ def evaluate(classifier: Classifier, train_set: Dataset, scheme: Scheme, mesh: M
             f"{train_set.source}: set data.dir."
         )
     out = held_out(training["seed"], training["held_out"], len(train_set))
-    seen = np.setdiff1d(out, unseen(classifier.description, train_set))
-    if len(seen):
-        told = f"Weights that the network started from may have seen {len(seen)} of the {len(out)} held-out images"
-        warnings.warn(f"{told}: their scores are not those of unseen images.", stacklevel=2)
+    warn_of_seen("Weights that the network started from", classifier.description, out, train_set)
     images, labels = train_set.images[out], train_set.labels[out]
     validator = Validator(images, labels, out, scheme, training["seed"], mesh, samples, lambda _: classifier)
     return validator({})

@@ -121,7 +121,7 @@ def test_images_that_the_start_was_trained_on_are_told_at_once_and_of_the_weight
     assert made["training"]["start"] == start | trained_on(synthetic)
     status, _, said = running.run(train.main, "--eval_only", f"--workdir={tmp_path / 'on'}", *GIVEN)
     assert (status, said.count("\n")) == (0, 1)
-    assert said.startswith("warning: Weights that the network started from may have seen 40 of the 40 held-out")
+    assert said.startswith("warning: Weights that the network started from may have been trained on 40 of the 40")
 
 
 def test_a_start_that_held_the_same_images_out_needs_no_word(synthetic, validated, tmp_path):
