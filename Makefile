@@ -91,8 +91,11 @@ RESNET_110 = "ResNet-110, σ = .12"=results/cifar10_resnet110_0.12/gaussian "Res
   "ResNet-110, σ = .5"=results/cifar10_resnet110_0.5/gaussian "ResNet-110, σ = 1"=results/cifar10_resnet110_1.0/gaussian
 # The paper's columns, as far as they are drawn.
 COLUMN_A = $(wildcard results/cifar10_resnet110_*/gaussian)
-OTHER_COLUMNS = $(foreach one,l1 l2 uniform inverse_sqrt_norm,$(wildcard results/cifar10_resnet110_*/$(one)))
-UNDER_05 = $(sort $(wildcard results/cifar10_resnet110_*/gaussian_under_0.5) results/cifar10_resnet110_0.5/gaussian)
+TABLE_1 = $(foreach one,l1 l2,$(wildcard results/cifar10_resnet110_*/$(one)))
+TABLE_2 = $(wildcard results/cifar10_resnet110_*/uniform)
+OTHER_REFS = $(wildcard results/cifar10_resnet110_*/inverse_sqrt_norm results/cifar10_resnet110_*/*_own_ref)
+UNDER_05 = $(foreach one,gaussian uniform,\
+  $(sort $(wildcard results/cifar10_resnet110_*/$(one)_under_0.5) $(wildcard results/cifar10_resnet110_0.5/$(one))))
 PAPER_RADII = .25 .5 .75 1 1.25 1.5
 NOISE_025 = results/cifar10_resnet20_0.25
 RANGE = results/cifar10_resnet20_0.1-0.45
@@ -127,8 +130,10 @@ figures: $(VENV)/.quickstart  ## Make the README's figure and tables from result
 	$(BIN)/idrc-tables runs $(RESNET_110) "ResNet-20, σ = .25"=$(NOISE_025)/gaussian \
 	  --kind valid --paper --at $(PAPER_RADII) --out README.md --mark gaussian
 	$(BIN)/idrc-tables sigmas $(COLUMN_A) --kind valid --paper --at $(PAPER_RADII) --out docs/paper.md --mark column-a
-	$(BIN)/idrc-tables runs $(OTHER_COLUMNS) --paper --at .25 .5 .75 --out docs/paper.md --mark other-columns
-	$(BIN)/idrc-figures sigmas $(COLUMN_A) $(OTHER_COLUMNS) --out docs/images/paper_sigmas.png
+	$(BIN)/idrc-tables sigmas $(TABLE_1) --paper --at $(PAPER_RADII) --out docs/paper.md --mark table1
+	$(BIN)/idrc-tables sigmas $(TABLE_2) --kind published --paper --at $(PAPER_RADII) --out docs/paper.md --mark table2
+	$(BIN)/idrc-tables runs $(OTHER_REFS) --at .25 .5 .75 --out docs/paper.md --mark other-refs
+	$(BIN)/idrc-figures sigmas $(COLUMN_A) $(TABLE_1) $(TABLE_2) --out docs/images/paper_sigmas.png
 	$(BIN)/idrc-figures training $(UNDER_05) --out docs/images/paper_training.png
 	$(BIN)/idrc-tables runs $(wordlist 2,5,$(FIRST_RUNS)) --at 0 .25 .5 .75 --out docs/reference/results.md --mark schemes
 	$(BIN)/idrc-tables runs "gaussian, σ = .3"=$(RANGE)/gaussian \
@@ -194,6 +199,7 @@ $(VENV)/.python:
 	@touch $@
 
 $(VENV)/.quickstart: $(VENV)/.python pyproject.toml
+	@echo "Installing JAX and the rest into $(VENV): some minutes, once."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[quickstart]'
 	@touch $@
 

@@ -2,10 +2,11 @@
 
 import math
 import sys
+from dataclasses import replace
 
 from idrc_jax.core import command_line
 from idrc_jax.results import equal_terms, metrics, runs
-from idrc_jax.results.compare import acr_difference, compare, radii_to_compare, table, usual_radii
+from idrc_jax.results.compare import acr_difference, common, compare, radii_to_compare, table, usual_radii
 
 
 def main() -> None:
@@ -20,12 +21,16 @@ def main() -> None:
         parser.add_argument(
             "--published", action="store_true", help="compare published radii, which are no certificates"
         )
+        parser.add_argument("--common", action="store_true", help="on the images alone that both runs have")
         parser.add_argument(
             "--equal-terms", action="store_true", help="both at the smaller n and alpha, from the votes that are stored"
         )
         asked = parser.parse_args()
         a, b = runs.read([asked.a, asked.b])
         told = []
+        if asked.common:
+            a, b = (replace(run, results=one) for run, one in zip((a, b), common(a.results, b.results), strict=True))
+            told.append(f"On the {len(a.results)} images that both have.")
         if asked.equal_terms:
             a, b, done = equal_terms.equalised(a, b)
             told.append(done)

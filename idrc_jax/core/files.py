@@ -91,9 +91,11 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"Expected a workdir that can be made, got {folder}: {error.strerror}.") from None
+        raise ValueError(
+            f"Expected a workdir that can be made, got {folder}: {error.strerror}. Choose another."
+        ) from None
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"Expected a workdir that can be written, got {folder}.")
+        raise ValueError(f"Expected a workdir that can be written, got {folder}. Choose another.")
 
 
 @contextlib.contextmanager

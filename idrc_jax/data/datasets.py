@@ -313,7 +313,9 @@ def _npz(directory: str, split: str) -> Dataset:
         raise ValueError(f"Expected a readable .npz file, got {path}: {error}.") from None
     if "images" not in found:
         with np.load(path) as file:
-            raise ValueError(f"Expected arrays images and labels in {path}, got {sorted(file.files)}.")
+            raise ValueError(
+                f"Expected an array images, and labels if there are any, in {path}, got {sorted(file.files)}."
+            )
     return from_arrays(found["images"], found.get("labels"), name="npz", split=split, source=str(path))
 
 

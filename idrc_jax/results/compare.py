@@ -6,7 +6,7 @@ exact: if neither certified more, each of them would fall to either run with pro
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -76,6 +76,19 @@ def compare(
     return [Difference(*one, p_holm=corrected) for one, corrected in zip(made, holm(p_values), strict=True)]
 
 
+def common(first: Results, second: Results) -> tuple[Results, Results]:
+    """Both runs, of the images alone that both have (by index); ValueError where there is none."""
+    shared = _shared(first, second)
+    if not shared:
+        raise ValueError(f"Expected runs with images in common in {first.path} and {second.path}, got none.")
+    a, b = (replace(one, rows=tuple(row for row in one.rows if row.idx in shared)) for one in (first, second))
+    return a, b
+
+
+def _shared(first: Results, second: Results) -> set[int]:
+    return {row.idx for row in first.rows} & {row.idx for row in second.rows}
+
+
 def usual_radii(first: Results, second: Results) -> tuple[float, ...]:
     """The radii that the plans asked for, in both runs if both plans ask for some; where there are none
     `metrics.RADII_IN`.
@@ -106,7 +119,9 @@ def paired_radii(first: Results, second: Results, *, published: bool = False) ->
     runs.norm_of([first, second])
     other = runs.other_images(first, second)
     if other:
-        raise ValueError(f"Expected runs of the same images in {first.path} and {second.path}, got {other}.")
+        some = _shared(first, second) and not runs.other_images(*common(first, second))
+        hint = ": idrc-compare --common compares those" if some else ""
+        raise ValueError(f"Expected runs of the same images in {first.path} and {second.path}, got {other}{hint}.")
     found = []
     for one in (first, second):
         there = metrics.has_published(one) if published else metrics.has_certificates(one)

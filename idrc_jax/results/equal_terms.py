@@ -9,7 +9,7 @@ from dataclasses import replace
 from idrc_jax.certificates import sampling_plans, user_schemes
 from idrc_jax.certificates.level_schemes import Cascade, Routed
 from idrc_jax.core.json_values import Json
-from idrc_jax.results import runs
+from idrc_jax.results import metrics, runs
 from idrc_jax.results.recertify import recertify
 from idrc_jax.results.runs import Run
 
@@ -25,13 +25,14 @@ def differences(several: Sequence[Run]) -> str:
 
     Files of other projects do not say their terms, which counts as a difference.
     """
-    known = [(run.name, run.results.manifest["guarantee"]) for run in several if run.results.manifest]
+    known = [(run, run.results.manifest["guarantee"]) for run in several if run.results.manifest]
     told = []
     one_plan = len({made["plan"] for _, made in known}) < 2
     for term in (*_TERMS, *(_OF_ONE_PLAN if one_plan else ())):
         names: dict[str, list[str]] = {}
-        for name, made in known:
-            names.setdefault(_text(_term(made, term)), []).append(name)
+        for run, made in known:
+            if term != "published" or not metrics.published_is_valid(run.results):  # else they are decided in any case
+                names.setdefault(_text(_term(made, term)), []).append(run.name)
         if len(names) > 1:
             told.append(f"{term} is {', '.join(f'{value} for {_named(own)}' for value, own in names.items())}")
     silent = [run.name for run in several if not run.results.manifest]

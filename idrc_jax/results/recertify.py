@@ -332,5 +332,8 @@ def _votes(
     """One count a class, then those whose logits were not finite; ValueError unless they are n in all, a look's."""
     counts = tuple(votes.get(number, 0) for number in (*range(classes), -1))
     if n is None or sum(counts) != n or sum(votes.values()) != n or n not in looks:
-        raise ValueError(f"Expected {n} votes for {classes} classes at image {idx} of {path}, got {votes}.")
+        raise ValueError(
+            f"Expected {n} votes for {classes} classes at image {idx} of {path}, got {sum(votes.values())}, {votes}: "
+            "the file was changed, or is of other settings."
+        )
     return counts

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+import re
 from fractions import Fraction
 from math import comb
 
@@ -149,10 +150,28 @@ def test_the_acr_of_plans_that_end_at_different_radii_is_not_compared():
     assert "ACR: B - A = -0.0107" in out
 
 
+def test_runs_are_compared_on_the_images_that_both_have():
+    """As two files are in which the other rows were never written; with no image in common they are refused."""
+    a, b = read_results(RUNS / "gaussian"), read_results(ROOT / "results/cifar10_resnet20_0.25/l1")
+    shared = sorted({row.idx for row in a} & {row.idx for row in b})
+    assert 0 < len(shared) < len(a)
+    by_hand = [[row for row in one if row.idx in shared] for one in (a, b)]
+    status, out, _ = running.run(command.main, "--common", RUNS / "gaussian", ROOT / "results/cifar10_resnet20_0.25/l1")
+    assert status == 0
+    assert f"On the {len(shared)} images that both have." in out
+    accuracies = [sum(row.correct and row.radius >= 0.25 for row in rows) / len(shared) for rows in by_hand]
+    assert re.search(r"^ *0\.25 +{:.3f} +{:.3f} ".format(*accuracies), out, re.M)
+    odd, even = (dataclasses.replace(a, rows=a.rows[start::2]) for start in (0, 1))
+    with pytest.raises(ValueError, match="images in common"):
+        compare.common(odd, even)
+    with pytest.raises(ValueError, match=r"0 of them in both\.$"):
+        compare.compare(odd, even)
+
+
 @pytest.mark.parametrize(
     ("b", "message"),
     [
-        ("results/cifar10_resnet20_0.25/l1", "100 of them in both"),
+        ("results/cifar10_resnet20_0.25/l1", "100 of them in both: idrc-compare --common compares those."),
         ("results/nowhere", "no such file"),
         ("results/cifar10_resnet20_0.1-0.45/training_metrics.csv", "Expected a header"),
     ],

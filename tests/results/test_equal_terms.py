@@ -44,6 +44,13 @@ def test_each_term_that_differs_is_named_with_its_runs_in_one_line(long):
     pair = [named("a", long, plan="to_radius", radii=[0.5]), named("b", long, plan="to_radius", radii=[0.5, 1.0])]
     assert equal_terms.differences(pair) == "Not on equal terms: radii is (0.5) for “a”, (0.5, 1) for “b”."
     assert "n0 is 100 for “a”, 7 for “b”" in equal_terms.differences([named("a", long), named("b", long, n0=7)])
+    pair = [
+        named(name, long, plan="to_radius", radii=[0.5], **more)
+        for name, more in (("a", {}), ("b", {"published": True}))
+    ]
+    assert equal_terms.differences(pair) == ""  # under gaussian both radii are one
+    pair = [named(one.name, one.results, scheme="l1") for one in pair]
+    assert equal_terms.differences(pair) == "Not on equal terms: published is False for “a”, True for “b”."
     log = Run("log", dataclasses.replace(long, manifest=None))
     told = equal_terms.differences([named("a", long), log])
     assert told == "Not on equal terms: no plan, n and alpha are known of “log”."
@@ -98,6 +105,13 @@ def test_fewer_votes_are_offered_beside_another_plan_where_they_can_be_taken(lon
         (named("a", long, scheme="own", scheme_class="a:Own"), named("b", long, **adaptive, n=50)),
     ):
         assert equal_terms.offer(first, other).endswith("would have drawn.")
+    pair = [
+        named(name, long, plan="to_radius", radii=[0.5], **more)
+        for name, more in (("a", {}), ("b", {"published": True}))
+    ]
+    assert equal_terms.differences(pair) == ""  # under gaussian both radii are one
+    pair = [named(one.name, one.results, scheme="l1") for one in pair]
+    assert equal_terms.differences(pair) == "Not on equal terms: published is False for “a”, True for “b”."
     log = Run("log", dataclasses.replace(long, manifest=None))
     assert equal_terms.offer(a, log).endswith("has no votes.")
 
