@@ -133,7 +133,7 @@ def test_bad_npz_files(tmp_path):
     with pytest.raises(ValueError, match="readable"):
         data.load("npz", "test", directory=str(path))
     np.savez(path, labels=np.zeros(1, int))
-    with pytest.raises(ValueError, match="images and labels"):
+    with pytest.raises(ValueError, match="Expected an array images"):
         data.load("npz", "test", directory=str(path))
     np.savez(path, images=np.array([object()], dtype=object), labels=np.array([0]))
     with pytest.raises(ValueError, match=r"x\.npz: .*pickle"):  # never unpickled
