@@ -93,7 +93,6 @@ RESNET_110 = "ResNet-110, σ = .12"=results/cifar10_resnet110_0.12/gaussian "Res
 COLUMN_A = $(wildcard results/cifar10_resnet110_*/gaussian)
 TABLE_1 = $(foreach one,l1 l2,$(wildcard results/cifar10_resnet110_*/$(one)))
 TABLE_2 = $(wildcard results/cifar10_resnet110_*/uniform)
-OTHER_REFS = $(wildcard results/cifar10_resnet110_*/inverse_sqrt_norm results/cifar10_resnet110_*/*_own_ref)
 UNDER_05 = $(foreach one,gaussian uniform,\
   $(sort $(wildcard results/cifar10_resnet110_*/$(one)_under_0.5) $(wildcard results/cifar10_resnet110_0.5/$(one))))
 PAPER_RADII = .25 .5 .75 1 1.25 1.5
@@ -119,7 +118,7 @@ TRAINED_RUNS = "noise augmentation, σ = .5"=$(TRAINED)/gaussian "consistency, �
   "consistency, three cycles"=$(TRAINED)/consistency_three_500 "ensemble of three"=$(TRAINED)/ensemble "macer, σ = .5"=$(TRAINED)/macer \
   "smoothadv, σ = .5"=$(TRAINED)/smoothadv "consistency, σ = .25"=$(NOISE_025)/consistency \
   "consistency, σ = 1"=results/cifar10_resnet20_1.0/consistency $(RESNET_110) \
-  $(foreach one,l1 l2 uniform,"ResNet-110, $(one)"=results/cifar10_resnet110_0.25/$(one))
+  $(foreach one,l1 l2 uniform inverse_sqrt_norm,"ResNet-110, $(one)"=results/cifar10_resnet110_0.25/$(one))
 
 figures: $(VENV)/.quickstart  ## Make the README's figure and tables from results/; with DATA=FOLDER the report with its pictures.
 	$(BIN)/idrc-figures accuracy $(FIRST_RUNS) --title "CIFAR-10, ResNet-20, n = 2,000" \
@@ -132,7 +131,6 @@ figures: $(VENV)/.quickstart  ## Make the README's figure and tables from result
 	$(BIN)/idrc-tables sigmas $(COLUMN_A) --kind valid --paper --at $(PAPER_RADII) --out docs/paper.md --mark column-a
 	$(BIN)/idrc-tables sigmas $(TABLE_1) --paper --at $(PAPER_RADII) --out docs/paper.md --mark table1
 	$(BIN)/idrc-tables sigmas $(TABLE_2) --kind published --paper --at $(PAPER_RADII) --out docs/paper.md --mark table2
-	$(BIN)/idrc-tables runs $(OTHER_REFS) --at .25 .5 .75 --out docs/paper.md --mark other-refs
 	$(BIN)/idrc-figures sigmas $(COLUMN_A) $(TABLE_1) $(TABLE_2) --out docs/images/paper_sigmas.png
 	$(BIN)/idrc-figures training $(UNDER_05) --out docs/images/paper_training.png
 	$(BIN)/idrc-tables runs $(wordlist 2,5,$(FIRST_RUNS)) --at 0 .25 .5 .75 --out docs/reference/results.md --mark schemes

@@ -63,7 +63,7 @@ def _certify(values: flags.FlagValues) -> int:
         plan = certify_settings.plan
         print(
             f"Dry run: {said.images} images, at most {said.samples:,} samples ({scheme.name}, sigma {scheme.sigma:g}, "
-            f"n {plan.n:,}, plan {plan.name}): {_duration(said.seconds)} for so many, "
+            f"n {plan.n:,}, plan {plan.name}): at most about {_duration(said.seconds)} "
             f"at {said.samples_per_second:,.0f}/s; memory {memory}."
         )
         return 0

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from idrc_jax.core import command_line
 from idrc_jax.results import equal_terms, metrics, runs
-from idrc_jax.results.compare import acr_difference, common, compare, radii_to_compare, table, usual_radii
+from idrc_jax.results.compare import acr_difference, compare, on_common_images, radii_to_compare, table, usual_radii
 
 
 def main() -> None:
@@ -29,8 +29,9 @@ def main() -> None:
         a, b = runs.read([asked.a, asked.b])
         told = []
         if asked.common:
-            a, b = (replace(run, results=one) for run, one in zip((a, b), common(a.results, b.results), strict=True))
-            told.append(f"On the {len(a.results)} images that both have.")
+            both, counts = on_common_images(a.results, b.results), (len(a.results), len(b.results))
+            a, b = (replace(run, results=one) for run, one in zip((a, b), both, strict=True))
+            told.append(f"On the {len(a.results)} images that both have, of {counts[0]} and {counts[1]}.")
         if asked.equal_terms:
             a, b, done = equal_terms.equalised(a, b)
             told.append(done)

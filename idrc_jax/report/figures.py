@@ -83,6 +83,7 @@ def plot_panels(several: Sequence[Run], label: Callable[[Run], str], title: str 
             raise ValueError(f"Expected one run a curve, got {', '.join(twice)} for {scheme}: name them, NAME=RUN.")
         for run in inside:
             _draw(axes, run.results, names.index(label(run)), label(run))
+    for axes, scheme in zip(panels, schemes, strict=True):  # after all curves, whose limits the panels share
         _finish(axes, norm, scheme)
     for axes in panels[1:]:
         axes.set_ylabel("")

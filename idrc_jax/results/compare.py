@@ -13,7 +13,7 @@ from scipy import stats
 
 from idrc_jax.certificates import confidence_bounds
 from idrc_jax.core import validate
-from idrc_jax.results import metrics, runs
+from idrc_jax.results import metrics, result_file, runs
 from idrc_jax.results.result_rows import Results
 
 # The 5 % by which an interval may err: for the share of differing images that fall to the second run, and for how many
@@ -76,17 +76,31 @@ def compare(
     return [Difference(*one, p_holm=corrected) for one, corrected in zip(made, holm(p_values), strict=True)]
 
 
-def common(first: Results, second: Results) -> tuple[Results, Results]:
-    """Both runs, of the images alone that both have (by index); ValueError where there is none."""
-    shared = _shared(first, second)
+def on_common_images(first: Results, second: Results) -> tuple[Results, Results]:
+    """Both runs, of the images alone that both have (by index): what chose them must not depend on votes.
+
+    Raises ValueError where there is no such image; and for a run that was cut short so that votes or classes chose its
+    images, or one worker's file of several: paired tests would not hold.
+    """
+    for one in (first, second):
+        if told := runs.cut_short(one):
+            raise ValueError(f"Expected whole runs, got {one.path}: {told}")
+        if result_file.of_one_worker(one.path):
+            raise ValueError(f"Expected whole runs, got one worker's of several, {one.path}: unite them (idrc-merge).")
+    shared = {row.idx for row in first.rows} & {row.idx for row in second.rows}
     if not shared:
         raise ValueError(f"Expected runs with images in common in {first.path} and {second.path}, got none.")
     a, b = (replace(one, rows=tuple(row for row in one.rows if row.idx in shared)) for one in (first, second))
     return a, b
 
 
-def _shared(first: Results, second: Results) -> set[int]:
-    return {row.idx for row in first.rows} & {row.idx for row in second.rows}
+def _offer(first: Results, second: Results) -> str:
+    """What can be done about runs of other images, if anything."""
+    try:
+        other = runs.other_images(*on_common_images(first, second))
+    except ValueError:
+        return ""
+    return "" if other else ": idrc-compare --common compares those"
 
 
 def usual_radii(first: Results, second: Results) -> tuple[float, ...]:
@@ -119,9 +133,8 @@ def paired_radii(first: Results, second: Results, *, published: bool = False) ->
     runs.norm_of([first, second])
     other = runs.other_images(first, second)
     if other:
-        some = _shared(first, second) and not runs.other_images(*common(first, second))
-        hint = ": idrc-compare --common compares those" if some else ""
-        raise ValueError(f"Expected runs of the same images in {first.path} and {second.path}, got {other}{hint}.")
+        told = f"{other}{_offer(first, second)}"
+        raise ValueError(f"Expected runs of the same images in {first.path} and {second.path}, got {told}.")
     found = []
     for one in (first, second):
         there = metrics.has_published(one) if published else metrics.has_certificates(one)

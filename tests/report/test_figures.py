@@ -72,6 +72,13 @@ def test_a_letter_stands_for_one_name_in_all_panels_and_nothing_certified_has_on
     assert len(legend(figure)) == 3
 
 
+def test_all_panels_show_the_largest_radius_of_any():
+    far = [3 * radius for radius in radii(2)]
+    for several in (("gaussian", radii(1)), ("l1", far)), (("gaussian", far), ("l1", radii(1))):
+        figure = figures.plot_sigmas([run("", own, scheme=scheme, sigma=1) for scheme, own in several])
+        assert all(axes.get_xlim()[0] == 0 and axes.get_xlim()[1] > max(far) for axes in figure.axes)
+
+
 def test_labels_must_fit():
     with pytest.raises(ValueError, match="Expected 1 labels"):
         figures.plot_certified_accuracy([GAUSSIAN], labels=["a", "b"])

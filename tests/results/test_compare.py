@@ -158,14 +158,49 @@ def test_runs_are_compared_on_the_images_that_both_have():
     by_hand = [[row for row in one if row.idx in shared] for one in (a, b)]
     status, out, _ = running.run(command.main, "--common", RUNS / "gaussian", ROOT / "results/cifar10_resnet20_0.25/l1")
     assert status == 0
-    assert f"On the {len(shared)} images that both have." in out
+    assert f"On the {len(shared)} images that both have, of {len(a)} and {len(b)}." in out
     accuracies = [sum(row.correct and row.radius >= 0.25 for row in rows) / len(shared) for rows in by_hand]
     assert re.search(r"^ *0\.25 +{:.3f} +{:.3f} ".format(*accuracies), out, re.M)
     odd, even = (dataclasses.replace(a, rows=a.rows[start::2]) for start in (0, 1))
     with pytest.raises(ValueError, match="images in common"):
-        compare.common(odd, even)
+        compare.on_common_images(odd, even)
     with pytest.raises(ValueError, match=r"0 of them in both\.$"):
         compare.compare(odd, even)
+
+
+def test_a_log_is_compared_on_the_images_of_a_run_and_others_are_not_offered(tmp_path):
+    """A log of more images; one of another label, or a run on other data, is refused without an offer."""
+    run = read_results(RUNS / "gaussian")
+    head, few = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n", dataclasses.replace(run, rows=run.rows[::2])
+    lines = [f"{row.idx}\t{row.label}\t{row.label}\t0.3\t1\t0:00:01\n" for row in run]
+    (tmp_path / "log").write_text(head + "".join(lines))
+    log = read_results(tmp_path / "log")
+    with pytest.raises(ValueError, match="--common"):
+        compare.compare(few, log, [0.25])
+    (one,) = compare.compare(*compare.on_common_images(few, log), [0.25])
+    assert (one.first, one.second) == (metrics.certified_accuracy(few, 0.25), 1.0)
+    idx, label = run.rows[0].idx, run.rows[0].label
+    (tmp_path / "log").write_text(head + f"{idx}\t{1 - min(label, 1)}\t0\t0.3\t1\t0:00:01\n" + "".join(lines[1:]))
+    manifest = {**run.manifest, "guarantee": run.manifest["guarantee"] | {"data_sha256": "0" * 64}}
+    for other in (read_results(tmp_path / "log"), dataclasses.replace(run, manifest=manifest)):
+        for pair in ((few, other), compare.on_common_images(few, other)):
+            with pytest.raises(ValueError, match="Expected runs of the same images") as refused:
+                compare.compare(*pair, [0.25])
+            assert "--common" not in str(refused.value)
+
+
+def test_images_that_votes_chose_are_no_common_ones(tmp_path):
+    """An adaptive run without its last rows, as under its own name as under one worker's."""
+    whole = read_results(ROOT / "results/cifar10_resnet110_0.5/gaussian")
+    by_votes = sorted(whole.rows, key=lambda row: row.n)
+    cut = dataclasses.replace(whole, rows=tuple(by_votes[:70]))
+    with pytest.raises(ValueError, match="55 of 125 images have no row, and votes chose which"):
+        compare.on_common_images(cut, whole)
+    with pytest.raises(ValueError, match=r"70 of them in both\.$"):
+        compare.compare(whole, cut)
+    worker = dataclasses.replace(cut, path=tmp_path / "certificates.0-of-2.tsv")
+    with pytest.raises(ValueError, match="idrc-merge"):
+        compare.on_common_images(whole, worker)
 
 
 @pytest.mark.parametrize(
