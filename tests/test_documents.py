@@ -76,7 +76,7 @@ def test_the_tables_of_the_documents_are_those_of_make_figures(tmp_path, monkeyp
         (own, theirs) = (re.search(rf"<!-- {mark} -->.*<!-- /{mark} -->", text, re.S)[0] for text in texts)
         assert own == theirs
         assert own.count("|") > 15
-    assert len(made) == 9
+    assert len(made) == 10
 
 
 def test_the_comparison_in_the_documentation(monkeypatch):

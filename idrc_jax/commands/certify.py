@@ -63,8 +63,8 @@ def _certify(values: flags.FlagValues) -> int:
         plan = certify_settings.plan
         print(
             f"Dry run: {said.images} images, at most {said.samples:,} samples ({scheme.name}, sigma {scheme.sigma:g}, "
-            f"n {plan.n:,}, plan {plan.name}): at most about {_duration(said.seconds)} "
-            f"at {said.samples_per_second:,.0f}/s; memory {memory}."
+            f"n {plan.n:,}, plan {plan.name}) at {said.samples_per_second:,.0f}/s: at most about "
+            f"{_duration(said.seconds)}; memory {memory}."
         )
         return 0
     _warn_of_training_images(classifier, dataset, indices, settings)

@@ -214,9 +214,7 @@ def read_rows(path: str | Path) -> Results:
     """`results.read_results`, but for whether what is certified follows from the votes."""
     path = Path(path) / NAME if Path(path).is_dir() else Path(path)
     if not path.is_file():
-        raise ValueError(
-            f"Expected a result file at {path}, got no such file: give a run's folder, or its certificates.tsv."
-        )
+        raise ValueError(f"Expected a result file at {path}, got no such file: give it, or a run's folder.")
     found, whole = read_as_it_is(path)
     if not whole:
         warnings.warn(f"The last line of {path} was cut off by a crash and is left out.", stacklevel=3)

@@ -371,7 +371,4 @@ def test_the_command(tmp_path):
     assert {"versions", "started"} <= audit_rows.read_audit(tmp_path / "found").manifest["sessions"][0].keys()
     refused = call("-c", "from idrc_jax.commands import audit; audit.main()", "nowhere", network)
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert (
-        refused.stderr
-        == "error: Expected a result file at nowhere, got no such file: give a run's folder, or its certificates.tsv.\n"
-    )
+    assert refused.stderr == "error: Expected a result file at nowhere, got no such file: give it, or a run's folder.\n"
