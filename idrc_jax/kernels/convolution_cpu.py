@@ -14,7 +14,7 @@ import numpy as np
 from idrc_jax.kernels import build
 
 Padding = Sequence[tuple[int, int]]
-_LANES = 16
+_CHANNELS = 16
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
@@ -27,7 +27,7 @@ def available() -> bool:
 def serves(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Padding) -> bool:
     """Say whether the kernel does this convolution.
 
-    It does 3x3 and 1x1, of stride 1 or 2, in float32, padded by half the kernel, to 16 channels or a multiple of 32.
+    It does 3x3 and 1x1, of stride 1 or 2, in float32, padded by half the kernel, to a multiple of 16 channels.
 
     Args:
       x: [N, H, W, C].
@@ -39,7 +39,7 @@ def serves(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Pad
         kernel.shape[:2] in ((1, 1), (3, 3))
         and tuple(strides) in ((1, 1), (2, 2))
         and [tuple(pair) for pair in padding] == [(size // 2, size // 2)] * 2
-        and (features == _LANES or features % (2 * _LANES) == 0)
+        and features % _CHANNELS == 0
         and x.dtype == kernel.dtype == jnp.float32
     )
 

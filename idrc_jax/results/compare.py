@@ -210,7 +210,7 @@ def table(
             f"{one.second - one.first:+7.3f}  {interval:>18}  {one.p_value:7.2g}  {one.p_holm:8.2g}"
         )
     if acr is None:
-        lines.append("ACR: not compared, as the plans asked for radii up to different ones.")
+        lines.append("ACR: not compared, as radii are decided up to different ones in A and B.")
     else:
         lines.append(f"ACR: B - A = {acr[0]:+.4f} ± {acr[1]:.4f} (95 %, normal approximation)")
     return "\n".join([*lines, verdict(differences), *explanations(differences, acr)])

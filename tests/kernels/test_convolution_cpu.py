@@ -57,6 +57,14 @@ def exactly(x, kernel, gradient, stride):
         (9, 16, 16, 16, 32, 1, 2),
         (9, 9, 7, 32, 64, 1, 2),
         (2, 6, 10, 32, 32, 3, 1),
+        *[
+            (count, height, width, channels, features, 3, 1)
+            for count, height, width in ((1, 4, 4), (9, 8, 4), (5, 16, 16))
+            for channels, features in ((16, 32), (96, 16), (32, 48), (48, 112), (112, 64), (176, 144))
+        ],
+        (3, 12, 10, 48, 112, 3, 1),
+        (5, 9, 7, 32, 48, 3, 2),
+        (5, 9, 7, 48, 80, 1, 2),
     ],
 )
 def test_convolution_and_gradients(count, height, width, channels, features, size, stride):
@@ -68,11 +76,11 @@ def test_convolution_and_gradients(count, height, width, channels, features, siz
     assert "idrc_convolution" in apply.lower(x, kernel).as_text()
     ours, pullback = jax.vjp(apply, x, kernel)
     for got, expected in zip((ours, *pullback(gradient)), exactly(x, kernel, gradient, stride), strict=True):
-        np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
-    "changed", [{"stride": 3}, {"size": 5}, {"features": 8}, {"features": 48}, {"dtype": "float16"}]
+    "changed", [{"stride": 3}, {"size": 5}, {"features": 8}, {"features": 40}, {"dtype": "float16"}]
 )
 def test_other_convolutions_are_xlas(changed):
     case = {"stride": 1, "size": 3, "features": 16, "dtype": "float32"} | changed

@@ -143,7 +143,7 @@ def test_a_plan_that_stops_at_its_radii_is_said():
 def test_the_acr_of_plans_that_end_at_different_radii_is_not_compared():
     trained = ROOT / "results/cifar10_resnet20_0.5"
     _, out, _ = running.run(command.main, f"a={trained / 'consistency'}", f"b={trained / 'consistency_three_500'}")
-    assert "ACR: not compared, as the plans asked for radii up to different ones." in out
+    assert "ACR: not compared, as radii are decided up to different ones in A and B." in out
     assert "ACR: B - A" not in out
     assert "The ACR's interval" not in out
     _, out, _ = running.run(command.main, f"a={trained / 'ensemble'}", f"b={trained / 'consistency_three_500'}")

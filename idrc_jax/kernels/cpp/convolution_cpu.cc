@@ -16,7 +16,9 @@ namespace ffi = xla::ffi;
 namespace idrc {
 namespace {
 
-constexpr int kShares = 8;  // of a batch: sums are made share by share, so that they do not depend on the threads
+// Sums are made by shares of a batch, so that they do not depend on the threads: so many at most, and of no fewer pixels
+// than make passing over the sums worth it. By minimal filtering so many channels are summed at a time.
+constexpr int kShares = 8, kSharePixels = 512, kPart = 64;
 
 // What is to be convolved: `count` images, whose copies get a border, with weights [size, size, in, out].
 struct Problem {
@@ -24,10 +26,9 @@ struct Problem {
   int count, size, stride;
 
   bool Filtered() const {
-    return size == 3 && stride == 1 && in.channels == out.channels && out.channels <= 64 && Winograd::Fits(in);
+    return size == 3 && stride == 1 && in.channels % kNarrow == 0 && Winograd::Fits(in);
   }
   std::size_t Weights() const { return static_cast<std::size_t>(size) * size * in.channels * out.channels; }
-  std::size_t Transformed() const { return static_cast<std::size_t>(Winograd::kPositions) * in.channels * out.channels; }
   std::ptrdiff_t Input() const { return static_cast<std::ptrdiff_t>(in.height) * in.width * in.channels; }
 };
 
@@ -45,7 +46,7 @@ bool Read(ffi::Span<const std::int64_t> images, ffi::Span<const std::int64_t> we
                     problem->out.width == (problem->in.width + stride - 1) / stride && weights[1] == size &&
                     weights[2] == images[3] && weights[3] == channels && results[0] == images[0];
   return fits && (size == 1 || size == 3) && (stride == 1 || stride == 2) &&
-         (channels == kNarrow || channels % kWide == 0);
+         channels % kNarrow == 0;
 }
 
 ffi::Error Refusal() {
@@ -74,7 +75,7 @@ ffi::Error Forward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buff
   const Layer layer{weights.typed_data(), nullptr, false, false};
   const int group = std::clamp(problem.count / std::max(static_cast<int>(pool.num_threads()), 1), 1, kGroup);
   ForEachTask(pool, (problem.count + group - 1) / group, [&] {
-    return [&, bordered = Bordered(in), scratch = Zeros(filtered ? Winograd::Scratch(in.channels) : 0)](
+    return [&, bordered = Bordered(in), scratch = Zeros(filtered ? Winograd::Scratch(in.channels, out.channels) : 0)](
                int task) mutable {
       const int first = task * group, count = std::min(group, problem.count - first);
       const float* copy = bordered.Copy(images.typed_data() + first * problem.Input(), count);
@@ -90,44 +91,46 @@ ffi::Error Forward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buff
   return ffi::Error::Success();
 }
 
-ffi::Error WeightGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> gradient,
+ffi::Error WeightGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> from, ffi::Buffer<ffi::F32> gradient,
                           ffi::ResultBuffer<ffi::F32> result, std::int64_t stride) {
   Problem problem;
-  if (!Read(images.dimensions(), result->dimensions(), gradient.dimensions(), stride, &problem)) return Refusal();
+  if (!Read(from.dimensions(), result->dimensions(), gradient.dimensions(), stride, &problem)) return Refusal();
   const Shape in = problem.in, out = problem.out;
   const bool filtered = problem.Filtered();
-  const std::size_t size = filtered ? problem.Transformed() : problem.Weights();
-  const int share_size = (problem.count + kShares - 1) / kShares;
-  Buffer sums = Zeros(kShares * size);
-  ForEachTask(pool, kShares, [&] {
-    return [&, bordered = Bordered(in), scratch = Zeros(filtered ? Winograd::Scratch(in.channels) : 0)](
-               int share) mutable {
-      float* own = sums.get() + share * size;
-      const int end = std::min(problem.count, (share + 1) * share_size);
-      for (int first = share * share_size; first < end; first += kGroup) {
+  // Shares of the batch, and of the channels: what is not the last of them is as large as the others.
+  const int most = std::clamp(problem.count * out.height * out.width / kSharePixels, 1, kShares);
+  const int images = (problem.count + most - 1) / most, shares = (problem.count + images - 1) / images;
+  const int width = filtered ? std::min(out.channels, kPart) : out.channels;
+  const int parts = (out.channels + width - 1) / width;
+  Buffer sums = Zeros(shares * problem.Weights());
+  ForEachTask(pool, shares * parts, [&] {
+    return [&, bordered = Bordered(in), own = Uninitialised(filtered ? Winograd::kPositions * in.channels * width : 0),
+            scratch = Zeros(filtered ? Winograd::GradientScratch(in.channels, width) : 0)](int task) mutable {
+      const int share = task / parts, channel = task % parts * width, now = std::min(width, out.channels - channel);
+      float* to = sums.get() + share * problem.Weights();
+      const int end = std::min(problem.count, (share + 1) * images);
+      if (filtered) std::fill_n(own.get(), Winograd::kPositions * in.channels * now, 0.0f);
+      for (int first = share * images; first < end; first += kGroup) {
         const int count = std::min(kGroup, end - first);
-        const float* copy = bordered.Copy(images.typed_data() + first * problem.Input(), count);
-        const float* back = gradient.typed_data() + first * out.Size();
+        const float* copy = bordered.Copy(from.typed_data() + first * problem.Input(), count);
+        const float* back = gradient.typed_data() + first * out.Size() + channel;
         if (filtered) {
-          Winograd::Accumulate(copy, in, count, back, out, own, scratch.get());
+          Winograd::Accumulate(copy, in, count, back, out, now, own.get(), scratch.get());
           continue;
         }
         WithConstants(problem, [&](auto kernel, auto step) {
           for (int i = 0; i < count; ++i) {
-            AccumulateWeights<kernel, step>(copy + i * in.Size(), in, back + i * out.Size(), out, own);
+            AccumulateWeights<kernel, step>(copy + i * in.Size(), in, back + i * out.Size(), out, to);
           }
         });
       }
+      if (filtered) Winograd::GatherWeights(own.get(), in.channels, now, out.channels, to + channel);
     };
   });
-  for (int share = 1; share < kShares; ++share) {
-    for (std::size_t i = 0; i < size; ++i) sums[i] += sums[share * size + i];
+  for (int share = 1; share < shares; ++share) {
+    for (std::size_t i = 0; i < problem.Weights(); ++i) sums[i] += sums[share * problem.Weights() + i];
   }
-  if (filtered) {
-    Winograd::GatherWeights(sums.get(), in.channels, result->typed_data());
-  } else {
-    std::copy_n(sums.get(), size, result->typed_data());
-  }
+  std::copy_n(sums.get(), problem.Weights(), result->typed_data());
   return ffi::Error::Success();
 }
 

@@ -44,7 +44,7 @@ __attribute__((noinline)) void ConvolvePixels(const Layer& layer, const float* f
 
 template <int kSize, int kStride>
 void Convolve(const Layer& layer, const float* from, Shape in, Shape out, const float* shortcut, float* to) {
-  const bool narrow = out.channels == kNarrow;
+  const bool narrow = out.channels % kWide != 0;
   auto* run = narrow ? ConvolvePixels<kSize, kStride, Tile<kNarrow>::kRows, Tile<kNarrow>::kVectors>
                      : ConvolvePixels<kSize, kStride, Tile<kWide>::kRows, Tile<kWide>::kVectors>;
   for (int y = 0; y < out.height; ++y) {
@@ -78,7 +78,7 @@ __attribute__((noinline)) void AccumulateTap(const float* from, Shape in, const 
 // Adds to `sums` [size, size, in, out] the gradient with respect to the weights, of one image.
 template <int kSize, int kStride>
 void AccumulateWeights(const float* from, Shape in, const float* gradient, Shape out, float* sums) {
-  const bool narrow = out.channels == kNarrow;
+  const bool narrow = out.channels % kWide != 0;
   auto* run = narrow ? AccumulateTap<kStride, Tile<kNarrow>::kRows, Tile<kNarrow>::kVectors>
                      : AccumulateTap<kStride, Tile<kWide>::kRows, Tile<kWide>::kVectors>;
   for (int ky = 0; ky < kSize; ++ky) {
@@ -130,7 +130,7 @@ __attribute__((noinline)) void AdjointPixels(const float* turned, const float* g
 // results, which has a border. Those of 1x1 reach only pixels of even row and column: the others are left as they are.
 template <int kSize>
 void ConvolveAdjoint(const float* turned, const float* gradient, Shape out, Shape in, float* to) {
-  const bool narrow = in.channels == kNarrow;
+  const bool narrow = in.channels % kWide != 0;
   auto* run = narrow ? AdjointPixels<kSize, Tile<kNarrow>::kRows, Tile<kNarrow>::kVectors>
                      : AdjointPixels<kSize, Tile<kWide>::kRows, Tile<kWide>::kVectors>;
   constexpr int kStep = kSize == 1 ? 2 : 1;

@@ -30,7 +30,7 @@ inline bool ConvolutionsAgree(int channels) {
   for (float& value : bias) value = draw();
   std::vector<float> direct(shape.Size()), filtered(shape.Size());
   const Layer layer{weights.data(), bias.data(), true, false};
-  const Buffer scratch = Zeros(Winograd::Scratch(channels));
+  const Buffer scratch = Zeros(Winograd::Scratch(channels, channels));
   Convolve<3, 1>(layer, image.data(), shape, shape, nullptr, direct.data());
   Winograd::Run(layer, image.data(), shape, 1, shape, nullptr, filtered.data(), scratch.get());
   double error = 0, largest = 0;

@@ -11,7 +11,7 @@
 
 namespace idrc {
 
-// Channels that are computed together: every layer has kNarrow of them, or a multiple of kWide.
+// Channels that are computed together, of layers that have a multiple of kNarrow of them.
 constexpr int kNarrow = 16, kWide = 32;
 
 // The tile of sums for so many channels: its vectors and, so that it fits the registers, its rows.

@@ -16,50 +16,59 @@ class Winograd {
   static constexpr int kTile = 4, kSide = 6, kPositions = kSide * kSide;
   // Tiles that are multiplied together: a multiple of the rows of sums.
   static constexpr int kBlock = kLanes == 16 ? 16 : 12;
-  static constexpr int kSpan = 2;  // blocks that share weights, where those are not transformed all at once
+  static constexpr int kSpan = 2;  // blocks that share weights where those are not transformed all at once, or sums
 
   static bool Fits(Shape shape) { return shape.height % kTile == 0 && shape.width % kTile == 0; }
 
-  // Numbers of working memory.
-  static std::size_t Scratch(int channels) {
-    const std::size_t filters = channels * Width(channels) + kPadding, tiles = Step(channels);
-    return kPositions * std::max(filters + Step(Width(channels)) + kSpan * tiles, 2 * tiles);
+  // Numbers of working memory for so many channels before and after.
+  static std::size_t Scratch(int in, int out) {
+    const std::size_t filters = in * Width(out) + kPadding;
+    return kPositions * (filters + Step(Width(out)) + kSpan * Step(in));
   }
 
-  // The same layer of 16 channels or a multiple of 32 for `count` images that lie one after another, with a border of
-  // 1 before it.
+  // The same layer, of channels that are multiples of 16, for `count` images that lie one after another, with a border
+  // of 1 before it.
   static void Run(const Layer& layer, const float* from, Shape in, int count, Shape out, const float* shortcut,
                   float* to, float* scratch) {
-    auto* run = in.channels == kNarrow ? RunOf<kNarrow> : RunOf<kWide>;
+    auto* run = Width(out.channels) == kNarrow ? RunOf<kNarrow> : RunOf<kWide>;
     run(layer, from, in, count, out, shortcut, to, scratch);
   }
 
-  // Adds to `sums` [36, in, out] the gradient with respect to the transformed weights: the adjoint of `Run`.
-  static void Accumulate(const float* from, Shape in, int count, const float* gradient, Shape out, float* sums,
-                         float* scratch) {
-    const int channels = in.channels, step = Step(channels), square = channels * channels;
+  // Numbers of working memory to accumulate gradients of so many channels before and after.
+  static std::size_t GradientScratch(int in, int out) { return kPositions * kSpan * (Step(in) + Step(out)); }
+
+  // Adds to `sums` [36, in, width] the gradient with respect to the transformed weights of `width` channels, from that of
+  // the results, where it has the first of them: the adjoint of `Run`.
+  static void Accumulate(const float* from, Shape in, int count, const float* gradient, Shape out, int width,
+                         float* sums, float* scratch) {
+    const int step = Step(in.channels), spread_step = Step(width), matrix = in.channels * width;
     float* transformed = scratch;
-    float* spread = scratch + kPositions * step;
-    auto* add = channels == kNarrow ? AddProducts<kNarrow> : AddProducts<kWide>;
-    for (int first = 0; first < count * Tiles(in); first += kBlock) {
-      const int block = std::min(kBlock, count * Tiles(in) - first);
-      for (int t = 0; t < block; ++t) {
-        Transform(from + Corner(in, first + t), in.Row(), channels, transformed + t * kPanel);
-        Spread(gradient + First(out, first + t), out.Row(), channels, spread + t * kPanel);
+    float* spread = scratch + kPositions * kSpan * step;
+    auto* add = Width(width) == kNarrow ? AddProducts<kNarrow> : AddProducts<kWide>;
+    const int all = count * Tiles(in);
+    for (int first = 0; first < all; first += kSpan * kBlock) {
+      const int tiles = std::min(kSpan * kBlock, all - first);
+      for (int t = 0; t < tiles; ++t) {
+        const int block = t / kBlock * kPositions, row = t % kBlock * kPanel;
+        Transform(from + Corner(in, first + t), in.Row(), in.channels, transformed + block * step + row);
+        Spread(gradient + First(out, first + t), out, width, spread + block * spread_step + row);
       }
       for (int p = 0; p < kPositions; ++p) {
-        add(transformed + p * step, spread + p * step, channels, block, sums + p * square);
+        add(transformed + p * step, in.channels, spread + p * spread_step, width, tiles, sums + p * matrix);
       }
     }
   }
 
-  // The gradient with respect to weights [3, 3, in, out] from that of the transformed ones: G' s G.
-  static void GatherWeights(const float* sums, int channels, float* to) {
-    const std::ptrdiff_t square = channels * channels;
-    for (std::ptrdiff_t at = 0; at < square; at += kLanes) {
-      Separable<kSide, 3>(
-          Narrow, [&](int y, int x) { return Load(sums + (y * kSide + x) * square + at); },
-          [&](int y, int x, Vector value) { Store(to + (y * 3 + x) * square + at, value); });
+  // The gradient with respect to weights [3, 3, in, out], of whose channels `to` is the first of `width`, from that of
+  // the transformed ones: G' s G.
+  static void GatherWeights(const float* sums, int in, int width, int out, float* to) {
+    const std::ptrdiff_t matrix = static_cast<std::ptrdiff_t>(in) * width;
+    for (int k = 0; k < in; ++k) {
+      for (int c = 0; c < width; c += kLanes) {
+        Separable<kSide, 3>(
+            Narrow, [&](int y, int x) { return Load(sums + (y * kSide + x) * matrix + k * width + c); },
+            [&](int y, int x, Vector value) { Store(to + ((y * 3 + x) * in + k) * out + c, value); });
+      }
     }
   }
 
@@ -71,7 +80,7 @@ class Winograd {
   static constexpr int kPadding = 16;
 
   // Output channels that are computed together.
-  static constexpr int Width(int channels) { return std::min(channels, kWide); }
+  static constexpr int Width(int channels) { return channels % kWide == 0 ? kWide : kNarrow; }
   // Numbers from one position to the next of a block.
   static constexpr int Step(int channels) { return kBlock * channels + kPadding; }
 
@@ -82,16 +91,16 @@ class Winograd {
                     float* to, float* scratch) {
     constexpr int kProducts = Step(kWidth);
     const int channels = in.channels, step = Step(channels), filter = channels * kWidth + kPadding;
-    // Where all channels are computed at once, products take the place of the tiles that they are made of.
-    const bool at_once = channels == kWidth;
+    // Where all channels are computed at once, tiles are needed once, and of as many channels products take their place.
+    const bool at_once = out.channels == kWidth, in_place = at_once && channels == kWidth;
     const int all = count * Tiles(in), span = at_once ? all : kSpan * kBlock;
     float* filters = scratch;
     float* products = filters + kPositions * filter;
-    float* transformed = at_once ? products : products + kPositions * kProducts;
+    float* transformed = in_place ? products : products + kPositions * kProducts;
     for (int start = 0; start < all; start += span) {
       const int end = std::min(start + span, all);
-      for (int c = 0; c < channels; c += kWidth) {
-        TransformWeights<kWidth>(layer.weights + c, channels, filters);
+      for (int c = 0; c < out.channels; c += kWidth) {
+        TransformWeights<kWidth>(layer.weights + c, channels, out.channels, filters);
         float* tiles = transformed;
         for (int first = start; first < end; first += kBlock) {
           const int block = std::min(kBlock, end - first);  // what lies behind it in a block is never read
@@ -145,29 +154,37 @@ class Winograd {
     }
   }
 
-  // sums [channels, channels] += [block, channels]' x [block, channels].
+  // sums [in, width] += [tiles, in]' x [tiles, width], of one or more blocks.
   template <int kWidth>
-  static void AddProducts(const float* tiles, const float* gradients, int channels, int block, float* sums) {
-    for (int k = 0; k < channels; k += kPanel, tiles += kPanelSize, sums += kPanel * channels) {
-      for (int c = 0; c < channels; c += kWidth) {
-        AddRows<Tile<kWidth>::kRows, Tile<kWidth>::kVectors>(tiles, gradients + c * kBlock, channels, kPanel, block,
-                                                             sums + c);
+  static void AddProducts(const float* transformed, int in, const float* gradients, int width, int tiles, float* sums) {
+    const std::ptrdiff_t next = kPositions * Step(in), next_gradients = kPositions * Step(width);
+    for (int k = 0; k < in; k += kPanel, transformed += kPanelSize, sums += kPanel * width) {
+      for (int c = 0; c < width; c += kWidth) {
+        AddRows<Tile<kWidth>::kRows, Tile<kWidth>::kVectors>(transformed, next, gradients + c * kBlock, next_gradients,
+                                                             width, kPanel, tiles, sums + c);
       }
     }
   }
 
-  // `rows` rows of the sums: kRows at a time, the rest by halves of that.
+  // `rows` rows of the sums: kRows at a time, the rest by halves of that. Blocks lie `next` numbers apart.
   template <int kRows, int kVectors>
-  __attribute__((noinline)) static void AddRows(const float* tiles, const float* gradients, int channels, int rows,
-                                                int block, float* sums) {
-    for (; rows >= kRows; rows -= kRows, tiles += kRows, sums += kRows * channels) {
+  __attribute__((noinline)) static void AddRows(const float* transformed, std::ptrdiff_t next, const float* gradients,
+                                                std::ptrdiff_t next_gradients, int width, int rows, int tiles,
+                                                float* sums) {
+    for (; rows >= kRows; rows -= kRows, transformed += kRows, sums += kRows * width) {
       Sums<kRows, kVectors> tile;
-      tile.Read(sums, channels);
-      for (int t = 0; t < block; ++t) tile.Add(tiles + t * kPanel, 1, gradients + t * kPanel, kPanelSize);
-      tile.Write(sums, channels);
+      tile.Read(sums, width);
+      const float *left = transformed, *right = gradients;
+      for (int rest = tiles; rest > 0; rest -= kBlock, left += next, right += next_gradients) {
+        const int block = std::min(rest, kBlock);
+        for (int t = 0; t < block; ++t) tile.Add(left + t * kPanel, 1, right + t * kPanel, kPanelSize);
+      }
+      tile.Write(sums, width);
     }
     if constexpr (kRows > 1) {
-      if (rows > 0) AddRows<kRows / 2, kVectors>(tiles, gradients, channels, rows, block, sums);
+      if (rows > 0) {
+        AddRows<kRows / 2, kVectors>(transformed, next, gradients, next_gradients, width, rows, tiles, sums);
+      }
     }
   }
 
@@ -223,12 +240,12 @@ class Winograd {
 
   // Weights [3, 3, in, out] of some output channels: [36, in, width].
   template <int kWidth>
-  static void TransformWeights(const float* weights, int channels, float* to) {
-    const int filter = channels * kWidth + kPadding;
-    for (int k = 0; k < channels; ++k) {
+  static void TransformWeights(const float* weights, int in, int out, float* to) {
+    const int filter = in * kWidth + kPadding;
+    for (int k = 0; k < in; ++k) {
       for (int c = 0; c < kWidth; c += kLanes) {
         Separable<3, kSide>(
-            Widen, [&](int y, int x) { return Load(weights + ((y * 3 + x) * channels + k) * channels + c); },
+            Widen, [&](int y, int x) { return Load(weights + ((y * 3 + x) * in + k) * out + c); },
             [&](int y, int x, Vector value) { Store(to + (y * kSide + x) * filter + k * kWidth + c, value); });
       }
     }
@@ -246,12 +263,12 @@ class Winograd {
   }
 
   // The adjoint of `Gather`: 6x6 numbers a channel from a tile of 4x4.
-  static void Spread(const float* from, int row, int channels, float* to) {
-    const int step = Step(channels);
-    for (int c = 0; c < channels; c += kLanes) {
+  static void Spread(const float* from, Shape shape, int width, float* to) {
+    const int step = Step(width);
+    for (int c = 0; c < width; c += kLanes) {
       float* at = to + Place(c);
       Separable<kTile, kSide>(
-          OutputAdjoint, [&](int y, int x) { return Load(from + y * row + x * channels + c); },
+          OutputAdjoint, [&](int y, int x) { return Load(from + y * shape.Row() + x * shape.channels + c); },
           [&](int y, int x, Vector value) { Store(at + (y * kSide + x) * step, value); });
     }
   }

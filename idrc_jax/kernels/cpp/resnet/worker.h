@@ -57,7 +57,7 @@ class Cuts {
 class Worker {
  public:
   explicit Worker(const Network& network)
-      : network_(network), input_(Zeros(network.image.Size())), scratch_(Zeros(Winograd::Scratch(64))) {
+      : network_(network), input_(Zeros(network.image.Size())), scratch_(Zeros(Winograd::Scratch(64, 64))) {
     for (const Stage& stage : network.stages) {
       const int images = &stage == &network.stages.back() ? kTask : stage.group;
       now_.push_back(Zeros(images * stage.shape.Size()));
