@@ -192,8 +192,8 @@ def table(
     Args:
       first, second: names of the runs.
       differences: of the second against the first, a row each.
-      acr: difference of the average certified radii and half its interval (`acr_difference`); None where the plans
-        asked for radii up to different ones, which the average follows.
+      acr: difference of the average certified radii and half its interval (`acr_difference`); None where radii
+        are decided up to different ones, which the average follows.
       kind: which radii these are, for the head.
     """
     lines = [

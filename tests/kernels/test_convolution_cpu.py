@@ -102,11 +102,12 @@ def test_weights_that_are_no_numbers_are_seen(features, size, stride):
     np.testing.assert_array_equal(np.isnan(made), np.broadcast_to(np.arange(features) == 5, made.shape))
 
 
-def test_gradients_do_not_depend_on_the_run():
-    """Threads share the batch as they come; sums are made in a fixed order."""
+@pytest.mark.parametrize("channels", [32, 112])
+def test_gradients_do_not_depend_on_the_run(channels):
+    """Threads share the batch and the channels as they come; sums are made in a fixed order."""
     random = np.random.default_rng(0)
-    x, gradient = random.normal(size=(2, 64, 16, 16, 32)).astype(np.float32)
-    kernel = random.normal(size=(3, 3, 32, 32)).astype(np.float32)
+    x, gradient = random.normal(size=(2, 64, 16, 16, channels)).astype(np.float32)
+    kernel = random.normal(size=(3, 3, channels, channels)).astype(np.float32)
     run = jax.jit(lambda: jax.vjp(lambda k: convolve(x, k), kernel)[1](gradient)[0])
     first = np.asarray(run())
     for _ in range(20):
