@@ -16,8 +16,8 @@ namespace ffi = xla::ffi;
 namespace idrc {
 namespace {
 
-// Sums are made by shares of a batch, so that they do not depend on the threads: so many at most, and of no fewer pixels
-// than make passing over the sums worth it. By minimal filtering so many channels are summed at a time.
+// Sums are made by shares of a batch, so that they do not depend on the threads: so many at most. By minimal filtering a
+// share has no fewer pixels than make passing over the sums worth it, and so many channels are summed at a time.
 constexpr int kShares = 8, kSharePixels = 512, kPart = 64;
 
 // What is to be convolved: `count` images, whose copies get a border, with weights [size, size, in, out].
@@ -45,8 +45,7 @@ bool Read(ffi::Span<const std::int64_t> images, ffi::Span<const std::int64_t> we
   const bool fits = problem->out.height == (problem->in.height + stride - 1) / stride &&
                     problem->out.width == (problem->in.width + stride - 1) / stride && weights[1] == size &&
                     weights[2] == images[3] && weights[3] == channels && results[0] == images[0];
-  return fits && (size == 1 || size == 3) && (stride == 1 || stride == 2) &&
-         channels % kNarrow == 0;
+  return fits && (size == 1 || size == 3) && (stride == 1 || stride == 2) && channels % kNarrow == 0;
 }
 
 ffi::Error Refusal() {
@@ -98,11 +97,12 @@ ffi::Error WeightGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> from, ffi:
   const Shape in = problem.in, out = problem.out;
   const bool filtered = problem.Filtered();
   // Shares of the batch, and of the channels: what is not the last of them is as large as the others.
-  const int most = std::clamp(problem.count * out.height * out.width / kSharePixels, 1, kShares);
-  const int images = (problem.count + most - 1) / most, shares = (problem.count + images - 1) / images;
+  const int pixels = problem.count * out.height * out.width;
+  const int most = filtered ? std::clamp(pixels / kSharePixels, 1, kShares) : kShares;
+  const int images = std::max((problem.count + most - 1) / most, 1), shares = (problem.count + images - 1) / images;
   const int width = filtered ? std::min(out.channels, kPart) : out.channels;
   const int parts = (out.channels + width - 1) / width;
-  Buffer sums = Zeros(shares * problem.Weights());
+  Buffer sums = Zeros(std::max(shares, 1) * problem.Weights());
   ForEachTask(pool, shares * parts, [&] {
     return [&, bordered = Bordered(in), own = Uninitialised(filtered ? Winograd::kPositions * in.channels * width : 0),
             scratch = Zeros(filtered ? Winograd::GradientScratch(in.channels, width) : 0)](int task) mutable {
