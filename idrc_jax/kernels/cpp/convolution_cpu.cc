@@ -19,6 +19,8 @@ namespace {
 // Sums are made by shares of a batch, so that they do not depend on the threads: so many at most. By minimal filtering a
 // share has no fewer pixels than make passing over the sums worth it, and so many channels are summed at a time.
 constexpr int kShares = 8, kSharePixels = 512, kPart = 64;
+// Pixels of a group of images for which transforming weights pays.
+constexpr int kFilteredPixels = kGroup * Winograd::kTile * Winograd::kTile;
 
 // What is to be convolved: `count` images, whose copies get a border, with weights [size, size, in, out].
 struct Problem {
@@ -72,7 +74,9 @@ ffi::Error Forward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buff
   const Shape in = problem.in, out = problem.out;
   const bool filtered = problem.Filtered();
   const Layer layer{weights.typed_data(), nullptr, false, false};
-  const int group = std::clamp(problem.count / std::max(static_cast<int>(pool.num_threads()), 1), 1, kGroup);
+  const int each = problem.count / std::max(static_cast<int>(pool.num_threads()), 1);
+  const int least = filtered ? std::max(kFilteredPixels / (out.height * out.width), 1) : 1;
+  const int group = std::clamp(each, least, kGroup);
   ForEachTask(pool, (problem.count + group - 1) / group, [&] {
     return [&, bordered = Bordered(in), scratch = Zeros(filtered ? Winograd::Scratch(in.channels, out.channels) : 0)](
                int task) mutable {
