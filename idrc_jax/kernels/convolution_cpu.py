@@ -40,6 +40,7 @@ def serves(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Pad
         and tuple(strides) in ((1, 1), (2, 2))
         and [tuple(pair) for pair in padding] == [(size // 2, size // 2)] * 2
         and features % _CHANNELS == 0
+        and min(*x.shape[1:3], features) > 0
         and x.dtype == kernel.dtype == jnp.float32
     )
 

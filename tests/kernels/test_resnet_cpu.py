@@ -364,8 +364,8 @@ for shape in ((32, 32, 3), (9, 7, 3), (20, 12, 3)):
     images = noisy(19, shape)
     expected = np.asarray(twin(plain, images))
     np.testing.assert_allclose(kernel(params, images), expected, atol=1e-5 * np.abs(expected).max())
-for channels in (16, 32, 64):
-    x, w = noisy(9, (8, 8, channels)), noisy(3, (3, channels, channels)) / channels
+for channels, features in ((16, 16), (32, 32), (64, 64), (48, 112)):
+    x, w = noisy(9, (8, 8, channels)), noisy(3, (3, channels, features)) / channels
     pair = [
         jax.grad(lambda x, w: jnp.sum(jnp.sin(conv(x, w, (1, 1), ((1, 1), (1, 1)), **OPTIONS))), (0, 1))(x, w)
         for conv in (convolution_cpu.conv_general_dilated, jax.lax.conv_general_dilated)

@@ -17,7 +17,7 @@ namespace idrc {
 namespace {
 
 // Sums are made by shares of a batch, so that they do not depend on the threads: so many at most. By minimal filtering a
-// share has no fewer pixels than make passing over the sums worth it, and so many channels are summed at a time.
+// share has about as many pixels as make passing over the sums worth it, and so many channels are summed at a time.
 constexpr int kShares = 8, kSharePixels = 512, kPart = 64;
 // Pixels of a group of images for which transforming weights pays.
 constexpr int kFilteredPixels = kGroup * Winograd::kTile * Winograd::kTile;
@@ -47,7 +47,8 @@ bool Read(ffi::Span<const std::int64_t> images, ffi::Span<const std::int64_t> we
   const bool fits = problem->out.height == (problem->in.height + stride - 1) / stride &&
                     problem->out.width == (problem->in.width + stride - 1) / stride && weights[1] == size &&
                     weights[2] == images[3] && weights[3] == channels && results[0] == images[0];
-  return fits && (size == 1 || size == 3) && (stride == 1 || stride == 2) && channels % kNarrow == 0;
+  const bool some = problem->in.height > 0 && problem->in.width > 0 && channels > 0;
+  return fits && some && (size == 1 || size == 3) && (stride == 1 || stride == 2) && channels % kNarrow == 0;
 }
 
 ffi::Error Refusal() {
@@ -100,16 +101,18 @@ ffi::Error WeightGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> from, ffi:
   if (!Read(from.dimensions(), result->dimensions(), gradient.dimensions(), stride, &problem)) return Refusal();
   const Shape in = problem.in, out = problem.out;
   const bool filtered = problem.Filtered();
-  // Shares of the batch, and of the channels: what is not the last of them is as large as the others.
-  const int pixels = problem.count * out.height * out.width;
-  const int most = filtered ? std::clamp(pixels / kSharePixels, 1, kShares) : kShares;
+  // Shares of the batch, and parts of the channels: all but the last are equally large.
+  const std::ptrdiff_t pixels = static_cast<std::ptrdiff_t>(problem.count) * out.height * out.width;
+  const int most = filtered ? static_cast<int>(std::clamp<std::ptrdiff_t>(pixels / kSharePixels, 1, kShares)) : kShares;
   const int images = std::max((problem.count + most - 1) / most, 1), shares = (problem.count + images - 1) / images;
   const int width = filtered ? std::min(out.channels, kPart) : out.channels;
   const int parts = (out.channels + width - 1) / width;
-  Buffer sums = Zeros(std::max(shares, 1) * problem.Weights());
+  // What is gathered at a share's end needs no zeros.
+  const std::size_t numbers = std::max(shares, 1) * problem.Weights();
+  Buffer sums = filtered && shares > 0 ? Uninitialised(numbers) : Zeros(numbers);
   ForEachTask(pool, shares * parts, [&] {
     return [&, bordered = Bordered(in), own = Uninitialised(filtered ? Winograd::kPositions * in.channels * width : 0),
-            scratch = Zeros(filtered ? Winograd::GradientScratch(in.channels, width) : 0)](int task) mutable {
+            scratch = Uninitialised(filtered ? Winograd::GradientScratch(in.channels, width) : 0)](int task) mutable {
       const int share = task / parts, channel = task % parts * width, now = std::min(width, out.channels - channel);
       float* to = sums.get() + share * problem.Weights();
       const int end = std::min(problem.count, (share + 1) * images);

@@ -91,7 +91,7 @@ class Winograd {
                     float* to, float* scratch) {
     constexpr int kProducts = Step(kWidth);
     const int channels = in.channels, step = Step(channels), filter = channels * kWidth + kPadding;
-    // Where all channels are computed at once, tiles are needed once, and of as many channels products take their place.
+    // Where all channels are computed at once, tiles are needed once; as many before as after are overwritten by products.
     const bool at_once = out.channels == kWidth, in_place = at_once && channels == kWidth;
     const int all = count * Tiles(in), span = at_once ? all : kSpan * kBlock;
     float* filters = scratch;
@@ -103,7 +103,7 @@ class Winograd {
         TransformWeights<kWidth>(layer.weights + c, channels, out.channels, filters);
         float* tiles = transformed;
         for (int first = start; first < end; first += kBlock) {
-          const int block = std::min(kBlock, end - first);  // what lies behind it in a block is never read
+          const int block = std::min(kBlock, end - first);  // products of what lies behind it in a block are never used
           if (c == 0) {
             for (int t = 0; t < block; ++t) {
               Transform(from + Corner(in, first + t), in.Row(), channels, tiles + t * kPanel);
