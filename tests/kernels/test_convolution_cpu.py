@@ -77,8 +77,9 @@ def test_convolution_and_gradients(count, height, width, channels, features, siz
     apply = jax.jit(lambda x, k: convolve(x, k, stride))
     assert "idrc_convolution" in apply.lower(x, kernel).as_text()
     ours, pullback = jax.vjp(apply, x, kernel)
+    tolerance = 1e-5 if max(channels, features) <= 64 else 2e-5  # more products, more rounding
     for got, expected in zip((ours, *pullback(gradient)), exactly(x, kernel, gradient, stride), strict=True):
-        np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max(initial=0))
+        np.testing.assert_allclose(got, expected, atol=tolerance * np.abs(expected).max(initial=0))
 
 
 @pytest.mark.parametrize(
